@@ -1,0 +1,122 @@
+"""Held-out parts, subsets and inner splits: by class, and never tearing a group apart (section 2.3)."""
+
+import hashlib
+import warnings
+
+import numpy as np
+import pandas as pd
+
+from medq.datasets.index import DatasetWarning
+from medq.errors import UserError
+
+PARTS = ("train", "held_out")
+
+
+def folds(index, spec, seed=42, n=None):
+    """In which held-out part each image stands: DataFrame [image_id, label, group, fold], in the index's order.
+
+    `index` is a frame of medq.datasets.index; `n` the number of folds (default: spec.folds.n). With folds 0 … n - 1,
+    fold k is held out in turn and all others train. A release with a fixed split has the one fold 0, its held-out
+    part; the images of its training part are in no fold and carry -1. Section 2.3: stratified by class, and by group
+    where the dataset has groups (scikit-learn's StratifiedKFold and StratifiedGroupKFold, shuffled with `seed`).
+    Raises UserError for classes with fewer images, or groups, than folds.
+    """
+    table = index[["image_id", "label", "group"]].reset_index(drop=True)
+    if spec.folds.scheme == "fixed":
+        return table.assign(fold=np.where(index["split"].to_numpy() == "held_out", 0, -1))
+    n = spec.folds.n if n is None else n
+    unit = "group" if spec.grouped else "image_id"
+    few = [f"{name} ({count})" for label, name in enumerate(spec.classes)
+           if (count := table.loc[table["label"] == label, unit].nunique()) < n]
+    if few:
+        units = "groups" if spec.grouped else "images"
+        raise UserError(f"{spec.name}: {n} folds need at least {n} {units} of each class, but there are only "
+                        f"{', '.join(few)}: add images or lower folds.n in params/datasets.yaml.")
+    fold = np.empty(len(table), dtype=np.int64)
+    for k, (_, held_out) in enumerate(_splits(table, spec, seed, n)):
+        fold[held_out] = k
+        absent = sorted(set(range(len(spec.classes))) - set(table["label"].to_numpy()[held_out]))
+        if absent:
+            warnings.warn(f"{spec.name}: fold {k} holds no {', '.join(spec.classes[label] for label in absent)}",
+                          DatasetWarning, stacklevel=2)
+    return table.assign(fold=fold)
+
+
+def _splits(table, spec, seed, n):
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    splitter = StratifiedGroupKFold if spec.grouped else StratifiedKFold
+    labels, groups = table["label"].to_numpy(), table["group"].to_numpy(dtype=object)
+    return splitter(n, shuffle=True, random_state=seed).split(labels, labels, groups if spec.grouped else None)
+
+
+def subset(folds, sizes=None, fold=0, seed=42):
+    """The images of one cell: DataFrame [image_id, label, group, fold, part], part being "train" or "held_out".
+
+    `sizes` {"train": n or None, "held_out": n or None} limits each part (None: all). A limited part keeps the shares
+    of the classes, at least one image of each, and whole groups; so it may fall short of n by a few images. The
+    choice depends on ids and seed alone. Raises UserError for an unknown fold or a size below the number of classes.
+    """
+    known = sorted(set(folds["fold"]) - {-1})
+    if fold not in known:
+        raise UserError(f"unknown fold {fold!r}: known are {', '.join(map(str, known))}.")
+    chosen = []
+    for part in PARTS:
+        rows = folds[(folds["fold"] == fold) == (part == "held_out")]
+        size = (sizes or {}).get(part)
+        n_classes = rows["label"].nunique()
+        if size is not None and size < n_classes:
+            raise UserError(f"sizes.{part} is {size}: at least one image for each of {n_classes} classes is needed.")
+        kept = rows if size is None or size >= len(rows) else rows[_drawn(rows, size, seed)]
+        chosen.append(kept.assign(part=part))
+    return pd.concat(chosen, ignore_index=True)
+
+
+def inner_split(train, fraction=0.2, seed=42):
+    """Split the training rows for model selection inside them: (fit, selection), two frames like `train`.
+
+    `train` has image_id, label and group; about `fraction` of each class goes to the second frame, whole groups only,
+    at least one of each class on either side. Raises UserError for classes with fewer than two groups.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must lie between 0 and 1, not {fraction}")
+    lone = sorted(train.groupby("label")["group"].nunique().loc[lambda n: n < 2].index)
+    if lone:
+        raise UserError("selection: inner needs two images (or groups) of each class in the training part; "
+                        f"label {', '.join(map(str, lone))} has one.")
+    taken = _drawn(train, max(train["label"].nunique(), round(fraction * len(train))), seed, leave=1)
+    return train[~taken].reset_index(drop=True), train[taken].reset_index(drop=True)
+
+
+def _drawn(rows, size, seed, leave=0):
+    """Boolean mask over `rows`: about `size` images in the classes' shares, whole groups, `leave` groups left out.
+
+    Groups come in the order of a hash of seed and name, so that neither other rows nor a library's generator matter;
+    one that would overshoot its class's share is passed over, unless the class has none yet.
+    """
+    groups = rows.groupby("group", sort=True).agg(label=("label", "first"), images=("label", "size"))
+    rank = [hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in groups.index]
+    groups = groups.assign(rank=rank).sort_values("rank")
+    shares = _shares(groups.groupby("label")["images"].sum(), size)
+    taken = set()
+    for label, of_class in groups.groupby("label"):
+        room, most = shares[label], len(of_class) - leave
+        smallest = of_class["images"].min()
+        for name, images in of_class["images"].items():
+            first = room == shares[label] and images <= max(room, smallest)
+            if most > 0 and (images <= room or first):
+                taken.add(name)
+                room, most = room - images, most - 1
+    return rows["group"].isin(taken).to_numpy()
+
+
+def _shares(available, size):
+    """`size` divided among classes in proportion to `available` (largest remainders), at least 1 each."""
+    exact = available * size / available.sum()
+    share = np.maximum(1, np.floor(exact).astype(int))
+    while share.sum() > size:
+        share[(share - exact).where(share > 1, -np.inf).idxmax()] -= 1
+    for label in (exact - np.floor(exact)).sort_values(ascending=False, kind="stable").index:
+        if share.sum() < size and share[label] < available[label]:
+            share[label] += 1
+    return share

@@ -1,0 +1,225 @@
+"""Decode the images of a dataset once, into one uint8 array that every later cell maps (section 2.2)."""
+
+import hashlib
+import json
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from medq import artefacts
+from medq.datasets.index import named
+from medq.errors import UserError
+
+DECODER = 1  # part of the fingerprint: raise it whenever the same file would give other pixels
+_CHUNK = 256  # images in flight
+_log = logging.getLogger(__name__)
+
+
+def pixels(index, image_size, cache_dir):
+    """The images of `index` as a read-only memory map: uint8 [n, image_size, image_size, 3], rows in the index's order.
+
+    Section 2.2: decoded by PIL, converted to RGB, resized (bilinear with PIL's antialiasing, aspect not kept). The
+    first call decodes and writes `<cache_dir>/<key>.npy` and, last, its record `<key>.json`; a later call maps them.
+    The record holds a fingerprint of the files' contents. Sizes and modification times tell whether contents must be
+    read again: a touched file changes nothing, a changed one or a damaged cache is decoded anew. Cells that start
+    together decode once (file lock).
+    Raises UserError that names every unreadable image at once, and when the cache cannot be written.
+    """
+    return _ensure(index, image_size, cache_dir)[0]
+
+
+def fingerprint(index, image_size, cache_dir):
+    """SHA-256 over ids and contents of the images, image size and decoder: what `pixels` maps, in one string.
+
+    It does not depend on where the files lie. Decodes first if that has not happened yet.
+    """
+    return _ensure(index, image_size, cache_dir)[1]
+
+
+def read_image(path, image_size=None):
+    """One image as uint8 [height, width, 3], or [image_size, image_size, 3] when a size is given.
+
+    As PIL's `convert("RGB")`: transparency is dropped, palettes are looked up, CMYK is converted, the first frame
+    counts; the orientation noted in EXIF is not applied (the paper's pipeline does not). 16-bit grey values are
+    scaled to 8 bits instead of being clipped to white. A suffix that does not fit the contents does not matter.
+    Raises ValueError for images of more than PIL's limit of pixels (decompression bombs) and for floating-point
+    images, whose white is not defined; whatever PIL raises for a damaged file.
+    """
+    from PIL import Image
+
+    if path.startswith("phantom:"):
+        from medq.datasets import phantoms
+
+        image = Image.fromarray(phantoms.draw(path))
+    else:
+        image = _rgb(path)
+    if image_size is not None and image.size != (image_size, image_size):
+        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def _rgb(path):
+    from PIL import Image
+
+    with Image.open(path) as image:
+        if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+            raise ValueError(f"{image.width} × {image.height} pixels are too many")
+        if image.mode == "F":
+            raise ValueError("floating-point pixels have no defined white: save it with 8 or 16 bits")
+        if image.mode.startswith("I"):
+            grey = np.asarray(image).astype(np.int64)
+            return Image.fromarray(((grey.clip(0, 65535) + 128) // 257).astype(np.uint8)).convert("RGB")
+        return image.convert("RGB")
+
+
+def _ensure(index, image_size, cache_dir):
+    import filelock
+
+    if image_size < 1:
+        raise ValueError(f"image_size must be at least 1, not {image_size}")
+    ids, paths = index["image_id"].tolist(), index["path"].tolist()
+    stem = Path(cache_dir) / f"{image_size}px-{_digest([DECODER, image_size, ids, paths])[:20]}"
+    array, record = Path(f"{stem}.npy"), Path(f"{stem}.json")
+    stats, lost = _stats(paths)
+    if lost:
+        raise UserError(f"images are gone: {named(lost)}.")
+    found = _mapped(array, record, stats, image_size)
+    if found:
+        return found
+    try:
+        array.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{stem}.lock"):
+            found = _mapped(array, record, stats, image_size)
+            if found:
+                return found
+            content = _content(ids, paths, image_size)
+            if _recorded(record).get("fingerprint") != content or _map(array, len(paths), image_size) is None:
+                record.unlink(missing_ok=True)
+                _decode(paths, image_size, array)
+            artefacts.write_json(record, {"fingerprint": content, "stats": stats, "images": len(paths)})
+            return _map(array, len(paths), image_size), content
+    except OSError as error:
+        raise UserError(f"the pixel cache {str(array)!r} cannot be written: {error.strerror or error}; make its folder "
+                        "writable or choose another.") from None
+
+
+def _mapped(array, record, stats, image_size):
+    """(memory map, fingerprint) if the cache is whole and the files look untouched, else None."""
+    known = _recorded(record)
+    if known.get("stats") != stats:
+        return None
+    mapped = _map(array, known["images"], image_size)
+    return None if mapped is None else (mapped, known["fingerprint"])
+
+
+def _recorded(record):
+    try:
+        known = json.loads(record.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) and {"fingerprint", "stats", "images"} <= set(known) else {}
+
+
+def _map(array, n, image_size):
+    """The memory map, or None where the file is missing, cut short or of another shape."""
+    try:
+        mapped = np.lib.format.open_memmap(array, mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    whole = mapped.shape == (n, image_size, image_size, 3) and mapped.dtype == np.uint8
+    return mapped if whole else None
+
+
+def _stats(paths):
+    """Digest over sizes and modification times of all files, and the files that are no longer there."""
+    seen, lost = [], []
+    for path in paths:
+        if path.startswith("phantom:"):
+            seen.append(path)
+            continue
+        try:
+            stat = os.stat(path)
+        except OSError:
+            lost.append(path)
+        else:
+            seen.append((stat.st_size, stat.st_mtime_ns))
+    return _digest(seen), lost
+
+
+def _content(ids, paths, image_size):
+    """The fingerprint, from the contents of all files. Raises UserError naming those that cannot be read."""
+    with ThreadPoolExecutor(_workers()) as pool:
+        hashed = list(pool.map(_attempt(_file_digest), paths))
+    _refuse(paths, hashed)
+    return _digest([DECODER, image_size, [list(pair) for pair in zip(ids, hashed, strict=True)]])
+
+
+def _file_digest(path):
+    if path.startswith("phantom:"):
+        from medq.datasets import phantoms
+
+        return f"{path} drawn by version {phantoms.VERSION}"
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _decode(paths, image_size, array):
+    """Decode all `paths` in threads (PIL releases the lock) into `array`, which is either whole or absent."""
+    from tqdm import tqdm
+
+    _log.info("decoding %d images at %d pixels", len(paths), image_size)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(paths), image_size, image_size, 3)}
+    read = _attempt(lambda path: read_image(path, image_size))
+    offenders = {}
+    # Written as a stream: on a full disk a write fails with a reason, where a memory map would kill the process.
+    with (artefacts.replacing(array) as scratch, open(scratch, "wb") as file,
+          ThreadPoolExecutor(_workers()) as pool,
+          tqdm(total=len(paths), desc="decode", unit=" images", disable=None) as bar):
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, len(paths), _CHUNK):
+            chunk = paths[start:start + _CHUNK]
+            for path, image in zip(chunk, pool.map(read, chunk), strict=True):
+                if isinstance(image, Exception):
+                    offenders[path] = image
+                elif not offenders:
+                    file.write(image.tobytes())
+            bar.update(len(chunk))
+        _refuse(offenders, offenders.values())
+
+
+def _attempt(function):
+    """`function`, but returning its exception: one damaged file must not hide the others."""
+    def attempt(path):
+        try:
+            return function(path)
+        except Exception as error:  # PIL's plugins raise almost anything on damaged files
+            return error
+    return attempt
+
+
+def _refuse(paths, results):
+    bad = [f"{path} ({_why(result)})" for path, result in zip(paths, results, strict=True)
+           if isinstance(result, Exception)]
+    if bad:
+        raise UserError(f"{len(bad)} unreadable image{'s' if len(bad) > 1 else ''}: {named(bad)}; "
+                        "fetch them again or remove them.")
+
+
+def _why(error):
+    text = " ".join(str(error).split())
+    if type(error).__name__ == "UnidentifiedImageError":
+        return "no image"
+    if type(error).__name__ == "DecompressionBombError":
+        return "too many pixels"
+    return (error.strerror if isinstance(error, OSError) else None) or text or type(error).__name__
+
+
+def _workers():
+    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _digest(value):
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

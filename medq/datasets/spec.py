@@ -1,0 +1,204 @@
+"""What one entry of params/datasets.yaml may say, and the reader that refuses anything else."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from medq.errors import UserError
+
+CATALOGUE = Path(__file__).parents[2] / "params" / "datasets.yaml"
+SPLITS = ("train", "held_out")
+
+Name = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Table(_Entry):
+    """A CSV with one row per image: which file, which columns, and the folders where the images may lie.
+
+    `group` names the column of patients or lesions that must not be torn apart by a split; `split` a column with the
+    release's own split. A group with two labels is an error unless `mixed_groups` allows it (patients may have two
+    findings, a lesion has one diagnosis).
+    """
+
+    file: Name
+    alternatives: tuple[Name, ...] = ()
+    image: Name
+    label: Name
+    group: Name | None = None
+    split: Name | None = None
+    mixed_groups: bool = False
+    folders: Annotated[tuple[Name, ...], Field(min_length=1)]
+
+
+class Folds(_Entry):
+    """How held-out parts are made (section 2.3)."""
+
+    scheme: Literal["fixed", "stratified", "stratified-group"]
+    n: Annotated[int, Field(ge=1)] = 5
+
+    @model_validator(mode="after")
+    def _enough(self):
+        if self.scheme != "fixed" and self.n < 2:
+            raise ValueError(f"{self.scheme} folds need n of 2 or more")
+        if self.scheme == "fixed" and self.n != 1:
+            raise ValueError("a fixed split has one held-out part: set n to 1")
+        return self
+
+
+class Phantom(_Entry):
+    """Which dataset the generated images stand for, their side in pixels, and the seed of everything drawn."""
+
+    stands_for: Literal["BrainMRI", "ChestXray", "SkinCancer"]
+    image_size: Annotated[int, Field(ge=16, le=512)] = 64
+    seed: Annotated[int, Field(ge=0)] = 42
+
+
+class DatasetSpec(_Entry):
+    """One dataset: where its images and labels are, how it is split, what its release holds, who made it."""
+
+    name: Name
+    title: Name
+    layout: Literal["folders", "table", "phantom"]
+    classes: Annotated[tuple[Name, ...], Field(min_length=2)]
+    titles: dict[str, Name] = {}
+    folder: tuple[Name, ...] = ()
+    splits: dict[Literal["train", "held_out"], Name] = {}
+    pattern: Name | None = None
+    table: Table | None = None
+    phantom: Phantom | None = None
+    folds: Folds
+    release: dict[Literal["all", "train", "held_out"], dict[str, Count]] = {}
+    source: Name | None = None
+    kaggle: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
+    licence: Name | None = None
+    citation: tuple[Name, ...] = ()
+
+    @property
+    def grouped(self):
+        """Whether images share groups (lesions, patients), so that splits and resampling must respect them."""
+        return self.folds.scheme == "stratified-group"
+
+    def class_titles(self):
+        """What tables and figures print for the classes, in label order."""
+        return [self.titles.get(name, name) for name in self.classes]
+
+    @model_validator(mode="after")
+    def _fits_together(self):
+        problems = [*_layout_problems(self), *_name_problems(self), *_split_problems(self)]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def _layout_problems(spec):
+    needs = {"folders": "pattern", "table": "table", "phantom": "phantom"}
+    for layout, key in needs.items():
+        if spec.layout == layout and getattr(spec, key) is None:
+            yield f"layout {layout} needs the key {key!r}"
+        if spec.layout != layout and getattr(spec, key) is not None:
+            yield f"the key {key!r} belongs to layout {layout}"
+    if spec.layout == "phantom" and not spec.release:
+        yield "layout phantom needs 'release': the number of images to draw"
+    if spec.layout != "phantom" and not spec.folder:
+        yield "the key 'folder' is missing: where the dataset lies below the data root"
+    if spec.pattern is not None:
+        *folders, last = spec.pattern.split("/")
+        if "{class}" not in spec.pattern or any("*" in part for part in folders) or "{" in last:
+            yield "pattern must name {class} as a folder and may have * in its last part only"
+        if ("{split}" in spec.pattern) != bool(spec.splits):
+            yield "pattern names {split} exactly if there are 'splits'"
+    if spec.layout == "table" and spec.table and (spec.table.split is not None) != bool(spec.splits):
+        yield "table needs a 'split' column exactly if there are 'splits'"
+    paths = [*spec.folder, *([spec.pattern] if spec.pattern else [])]
+    paths += [spec.table.file, *spec.table.alternatives, *spec.table.folders] if spec.table else []
+    for path in paths:
+        if Path(path).is_absolute() or ".." in Path(path).parts:
+            yield f"{path!r} must be a path below the data root"
+
+
+def _name_problems(spec):
+    repeated = sorted({name for name in spec.classes if spec.classes.count(name) > 1})
+    if repeated:
+        yield f"classes are repeated: {', '.join(repeated)}"
+    for name in spec.classes:
+        if "/" in name or "\\" in name or name in (".", ".."):
+            yield f"class {name!r} is not a plain name"
+    for key, names in [("titles", spec.titles), *((f"release of {part}", held) for part, held in spec.release.items())]:
+        unknown = sorted(set(names) - set(spec.classes))
+        if unknown:
+            yield f"{key} names classes that are not in 'classes': {', '.join(unknown)}"
+    for part, counts in spec.release.items():
+        missing = [name for name in spec.classes if name not in counts]
+        if missing:
+            yield f"release of {part} lacks {', '.join(missing)}"
+
+
+def _split_problems(spec):
+    if spec.splits and set(spec.splits) != set(SPLITS):
+        yield "splits needs both 'train' and 'held_out'"
+    fixed = spec.folds.scheme == "fixed"
+    if fixed and spec.layout != "phantom" and not spec.splits:
+        yield "fixed folds need 'splits'"
+    if spec.release and set(spec.release) != (set(SPLITS) if fixed or spec.splits else {"all"}):
+        yield f"release must have {'train and held_out' if fixed or spec.splits else 'all'}"
+    if spec.folds.scheme == "stratified-group" and spec.layout == "folders":
+        yield "stratified-group folds need a table with a 'group' column"
+    if spec.folds.scheme == "stratified-group" and spec.table and spec.table.group is None:
+        yield "stratified-group folds need the table's 'group' column"
+
+
+def load_catalogue(path=None):
+    """Read and validate params/datasets.yaml (or `path`): {name: DatasetSpec}, in the file's order.
+
+    Raises UserError with every mistake of the file in one sentence; an unknown key comes with the nearest known one.
+    """
+    path = Path(path or CATALOGUE)
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8: save it with that encoding.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(entries, dict) or not all(isinstance(name, str) for name in entries):
+        raise UserError(f"{path} must map names of datasets to their descriptions.")
+    catalogue, problems = {}, []
+    for name, entry in entries.items():
+        if not isinstance(entry, dict) or "name" in entry:
+            problems.append(f"{name}: must be a mapping of keys, without a 'name' of its own")
+            continue
+        try:
+            catalogue[name] = DatasetSpec(name=name, **{str(key): value for key, value in entry.items()})
+        except ValidationError as error:
+            problems += [f"{name}: {problem}" for problem in _sentences(error)]
+    if problems:
+        raise UserError(f"{path}: {'; '.join(problems)}.")
+    return catalogue
+
+
+def _sentences(error):
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = _fields(item["loc"][:-1])
+            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+            hint = f"did you mean {near[0]!r}" if near else f"known are {', '.join(known)}"
+            yield f"unknown key {where!r} ({hint})"
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            yield f"{where}: {message}" if where else message
+
+
+def _fields(loc):
+    nested = {"table": Table, "folds": Folds, "phantom": Phantom}
+    model = nested[loc[0]] if loc and loc[0] in nested else DatasetSpec
+    return [name for name in model.model_fields if name != "name"]
