@@ -7,25 +7,28 @@ columns, so that a half-finished batch can be shown, and says what it lacks.
 import json
 import os
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
-from medq.errors import UserError, one_of
+import pandas as pd
 
-BACKBONES = {  # name: (label as in the paper's tables, family), in the paper's order
-    "resnet18": ("ResNet-18", "cnn"), "resnet50": ("ResNet-50", "cnn"), "densenet121": ("DenseNet-121", "cnn"),
-    "efficientnet_b0": ("EfficientNet-B0", "cnn"), "mobilenetv2": ("MobileNetV2", "cnn"),
-    "convnext_tiny": ("ConvNeXt-T", "cnn"), "swin_tiny": ("Swin-T", "transformer"),
-    "vit_base": ("ViT-B", "transformer")}
+from medq import paths
+from medq.errors import UserError
+from medq.params import read_yaml
+
 REGIMES = {  # name: label as in the paper's tables; the last is our control, not one of the paper's six
     "fp32": "FP32", "fp16": "FP16", "ptq-fbgemm": "INT8-PTQ (FBGEMM)", "ptq-qnnpack": "INT8-PTQ (QNNPACK)",
     "qat-fbgemm": "INT8-QAT (FBGEMM)", "qat-qnnpack": "INT8-QAT (QNNPACK)", "fp32-continued": "FP32 continued"}
 CONTROL = "fp32-continued"
-DATASETS = ("BrainMRI", "ChestXray", "SkinCancer")
 PHANTOM = "phantom-"
+ENGINES = ("fbgemm", "qnnpack")
+METRICS = {"auroc": "ROC-AUC", "auprc": "AUPRC", "ece": "ECE", "ece_top_label": "ECE (top label)", "brier": "Brier",
+           "accuracy": "Accuracy", "ece_adaptive": "ECE (equal mass)", "nll": "Negative log-likelihood",
+           "brier_calibration": "Brier: calibration", "brier_refinement": "Brier: refinement"}
+LOWER_IS_BETTER = {"ece", "ece_top_label", "ece_adaptive", "brier", "nll", "brier_calibration", "brier_refinement"}
 
-# File -> columns. This is the one place that defines the tidy files; key columns are text and must be there,
-# the others are numbers (or text where named in TEXT) and read as missing where a file lacks them.
+# File -> columns. This is the one place that defines the tidy files. Columns in KEYS are text and must be there; the
+# others are numbers (or text where named in TEXT) and read as missing where a file lacks them.
 SCHEMA = {
     "cells.csv": ["dataset", "backbone", "regime", "fold", "status", "reason", "train_seconds", "epochs",
                   "engine_agrees", "engine_note"],
@@ -62,7 +65,7 @@ SCHEMA = {
 KEYS = {"dataset", "backbone", "regime", "regime_a", "regime_b", "method_a", "method_b", "fold", "recipe", "stage",
         "metric", "class", "subset", "remedy", "layer", "runtime", "precision"}
 TEXT = {"status", "reason", "engine_agrees", "engine_note", "baseline", "engine", "run_engine", "device", "operator",
-        "note", "weights", "activations", "reduce_range", "fused", "training_mode", "normalised", "source"}
+        "note", "weights", "activations", "reduce_range", "fused", "training_mode", "normalised"}
 FOLD_COLUMNS = ["image_id", "label", "group", "fold"]
 
 # What provenance.json holds. Every key may be missing: the banner says what it knows.
@@ -70,9 +73,374 @@ PROVENANCE = {
     "profile": "name of the profile",
     "created": "date and time of the collection, ISO 8601, UTC",
     "commit": "git commit of the code",
-    "params": "the profile's parameters, whole: image_size, weights, selection, epochs, folds, seed, ...",
+    "params": "the profile's parameters, whole: datasets, backbones, image_size, weights, subset, folds, seed, ...",
     "versions": "{package: version}",
     "hardware": "{cpu, cores, threads, instruction_set, memory_gb, gpu}",
-    "data": "{dataset: {fingerprint, n_images, n_expected, folds_done, n_folds, fixed_split}}",
+    "data": "{dataset: {fingerprint, n_images, n_release}}",
     "seeds": "{what: seed}",
+    "source": "only where nothing was run: a sentence that says where the numbers are from",
 }
+
+
+def _read(path, columns):
+    """One tidy file as a DataFrame with exactly `columns`; empty where the file is missing."""
+    if not path.is_file():
+        return pd.DataFrame({c: pd.Series(dtype="str" if c in KEYS | TEXT else "float64") for c in columns})
+    text = [c for c in columns if c in KEYS | TEXT]
+    numbers = [c for c in columns if c not in text]
+    try:
+        if path.suffix == ".parquet":
+            frame = pd.read_parquet(path)
+            frame = frame.astype({c: "str" for c in text if c in frame})
+        else:  # only numbers may be missing: a class may well be called "NA"
+            frame = pd.read_csv(path, dtype=dict.fromkeys(text, "str"), keep_default_na=False,
+                                na_values={c: ["", "nan", "NaN"] for c in numbers})
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as a table ({error}); collect the results again.") from None
+    lacking = [c for c in text if c in KEYS and c not in frame]
+    if lacking:
+        raise UserError(f"{path}: lacks the column {lacking[0]!r}; collect the results again with this version.")
+    for column in columns:
+        if column not in frame:
+            frame[column] = "" if column in text else float("nan")
+    return frame[columns]
+
+
+def _file(name):
+    def read(self):
+        return _read(self.path / name, SCHEMA[name])
+    read.__doc__ = f"`{name}` (columns in `SCHEMA`), empty where the folder lacks it."
+    return cached_property(read)
+
+
+@dataclass(frozen=True)
+class Results:
+    """A result folder. Every file is read once, when first asked for; do not change what you get."""
+
+    name: str
+    path: Path
+
+    cells = _file("cells.csv")
+    metrics = _file("metrics.csv")
+    intervals = _file("intervals.csv")
+    latency = _file("latency.csv")
+    latency_raw = _file("latency_raw.parquet")
+    bootstrap = _file("bootstrap.csv")
+    calibration_size = _file("calibration_size.csv")
+    ablation = _file("ablation.csv")
+    layers = _file("layers.csv")
+    remedies = _file("remedies.csv")
+    silent = _file("silent.csv")
+    flips = _file("flips.csv")
+    leak = _file("leak.csv")
+    peers = _file("peers.csv")
+    history = _file("history.csv")
+    ratios = _file("ratios.csv")
+
+    @cached_property
+    def provenance(self):
+        """`provenance.json` as a dict (keys in `PROVENANCE`), empty where the folder lacks it."""
+        path = self.path / "provenance.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError as error:
+            raise UserError(f"{path}: is not valid JSON ({error}); collect the results again.") from None
+
+    def folds(self, dataset):
+        """`folds/<dataset>.csv`: image_id, label, group, fold as text; empty where the folder lacks it."""
+        path = self.path / "folds" / f"{dataset}.csv"
+        if not path.is_file():
+            return pd.DataFrame(columns=FOLD_COLUMNS, dtype="str")
+        return pd.read_csv(path, dtype="str", keep_default_na=False)
+
+    def predictions(self, dataset, backbone, regime, variant=""):
+        """Stored predictions of a cell, all folds: image_id, fold, label, `p_<class>` in label order.
+
+        `variant` is "" (what would be deployed), "fake-quant" or "mended". Empty where the folder lacks them.
+        """
+        stem = f"{regime}.{variant}" if variant else regime
+        path = self.path / "predictions" / dataset / backbone / f"{stem}.parquet"
+        if path.is_file():
+            return pd.read_parquet(path)
+        return pd.DataFrame(columns=["image_id", "fold", "label", *(f"p_{c}" for c in self.classes(dataset))])
+
+    def classes(self, dataset):
+        """Class names of a dataset in label order: from its predictions, else the catalogue, else the metrics."""
+        for path in sorted((self.path / "predictions" / dataset).glob("*/*.parquet")):
+            import pyarrow.parquet
+
+            return [c[2:] for c in pyarrow.parquet.read_schema(path).names if c.startswith("p_")]
+        known = _catalogue("datasets").get(dataset, {}).get("classes")
+        seen = self.metrics.loc[self.metrics["dataset"] == dataset, "class"]
+        return list(known or dict.fromkeys(c for c in seen if c))
+
+    def _named(self, column, known):
+        """Names in `column` of the main files and the profile, known ones first and in their order."""
+        keys = ["regimes", "controls"] if column == "regime" else [column + "s"]
+        planned = [name for key in keys for name in self.provenance.get("params", {}).get(key, [])]
+        frames = (self.cells, self.metrics, self.latency, self.calibration_size)
+        seen = dict.fromkeys([*planned, *(n for f in frames for n in f[column].unique())])
+        names = [n for n in seen if n not in ("", "mean", "all", "cnn", "transformer")]  # not backbones: groups
+        return [n for n in known if n in names] + [n for n in names if n not in known]
+
+    @cached_property
+    def datasets(self):
+        """Datasets in these results or planned by their profile, in the paper's order."""
+        return self._named("dataset", list(_catalogue("datasets")))
+
+    @cached_property
+    def backbones(self):
+        """Backbones in these results or planned by their profile, in the paper's order."""
+        return self._named("backbone", list(_catalogue("backbones")))
+
+    @cached_property
+    def regimes(self):
+        """Regimes in these results or planned by their profile, in the paper's order; the control comes last."""
+        return self._named("regime", list(REGIMES))
+
+    @cached_property
+    def status(self):
+        """What became of each cell: dataset, backbone, regime, status, reason, folds_done, folds, engine_agrees, note.
+
+        Over a cell's folds, `done` wins over `unsupported`, and that over `failed`; a cell that no file mentions is
+        `missing`. `engine_agrees` is False as soon as one fold's kernels disagree with their own simulation.
+        """
+        grid = pd.MultiIndex.from_product([self.datasets, self.backbones, self.regimes],
+                                          names=["dataset", "backbone", "regime"])
+        groups = dict(list(self.cells.groupby(["dataset", "backbone", "regime"])))
+        measured = set(self.metrics[["dataset", "backbone", "regime"]].itertuples(index=False, name=None))
+        n_folds = self.cells.groupby("dataset")["fold"].nunique()
+        rows = [_cell_status(groups.get(cell), cell in measured) | {"folds": int(n_folds.get(cell[0], 0))}
+                for cell in grid]
+        columns = ["status", "reason", "folds_done", "engine_agrees", "note", "folds"]
+        return pd.DataFrame(rows, index=grid, columns=columns).reset_index()
+
+    def banner(self):
+        """Markdown: what these numbers are and are not, computed from `provenance.json` and the cells."""
+        return "\n\n".join(filter(None, (_banner_study(self), _banner_machine(self), _banner_gaps(self))))
+
+
+def _cell_status(rows, measured):
+    if rows is None:
+        return {"status": "done" if measured else "missing", "reason": "", "folds_done": int(measured),
+                "engine_agrees": "", "note": ""}
+    status = next((s for s in ("done", "unsupported", "failed") if (rows["status"] == s).any()), "missing")
+    chosen = rows[rows["status"] == status]
+    reasons = dict.fromkeys(r for r in chosen["reason"] if r)
+    wrong = rows[rows["engine_agrees"].str.lower() == "false"]
+    right = (rows["engine_agrees"].str.lower() == "true").any()
+    return {"status": status, "reason": "; ".join(reasons), "folds_done": int((rows["status"] == "done").sum()),
+            "engine_agrees": False if len(wrong) else True if right else "",
+            "note": "; ".join(dict.fromkeys(n for n in wrong["engine_note"] if n))}
+
+
+# --- what the numbers are --------------------------------------------------------------------------------------------
+
+def _banner_study(results):
+    p = results.provenance
+    if "source" in p:
+        return p["source"]
+    params, data = p.get("params", {}), p.get("data", {})
+    facts = []
+    for dataset in results.datasets:
+        known = data.get(dataset, {})
+        n, release = known.get("n_images"), known.get("n_release")
+        count = f"{n:,} of the release's {release:,} images" if n and release and n != release else \
+            f"all {n:,} images" if n and release else f"{n:,} images" if n else "image count not recorded"
+        facts.append(f"{title(dataset)} ({count}; {_folds_said(results, dataset)})")
+    phantoms = [d for d in results.datasets if d.startswith(PHANTOM)]
+    said = [f"**Which numbers these are.** Profile `{p.get('profile', results.name)}`: {', '.join(facts) or 'no data'}."]
+    if phantoms:
+        said.append("**Generated phantoms, not medical images**: each is shown beside the paper's dataset that it "
+                    "stands for, and says nothing about it.")
+    size = params.get("image_size")
+    if size:
+        said.append(f"Images of {size} × {size} pixels" + ("." if size == 224 else "; the paper used 224 × 224."))
+    subset = {k: v for k, v in (params.get("subset") or {}).items() if v}
+    if subset:
+        said.append("A stratified subset of the images: at most "
+                    + " and ".join(f"{v:,} to {'train' if k == 'train' else 'evaluate'}" for k, v in subset.items())
+                    + ".")
+    weights = params.get("weights")
+    said.append({None: "Starting weights are not recorded.", "none": "Trained **from scratch**; the paper fine-tuned "
+                 "ImageNet weights.", "imagenet": "Fine-tuned from ImageNet weights, as in the paper."}
+                .get(weights, f"Fine-tuned from `{weights}`; the paper used ImageNet weights."))
+    return " ".join(said)
+
+
+def _folds_said(results, dataset):
+    cells = results.cells
+    done = sorted(cells.loc[(cells["dataset"] == dataset) & (cells["status"] == "done"), "fold"].unique())
+    scheme = _catalogue("datasets").get(dataset, {}).get("folds", {})
+    if not done:
+        return "no cell done"
+    if scheme.get("n") == 1:
+        return "fixed split"
+    of = f" of {scheme['n']}" if scheme.get("n") else ""
+    return f"fold{'s' if len(done) > 1 else ''} {', '.join(done)}{of}"
+
+
+def _banner_machine(results):
+    p = results.provenance
+    hardware = p.get("hardware", {})
+    parts = [hardware.get("cpu"), f"{hardware['cores']} cores" if hardware.get("cores") else None,
+             hardware.get("instruction_set"), hardware.get("gpu") or ("no GPU" if hardware else None)]
+    parts = [str(part) for part in parts if part]
+    torch = p.get("versions", {}).get("torch")
+    said = [f"on {', '.join(parts)}" if parts else "on a machine that was not recorded",
+            f"with PyTorch {torch}" if torch else None, f"on {p['created'][:10]}" if p.get("created") else None,
+            f"from commit `{p['commit'][:10]}`" if p.get("commit") else None]
+    return None if "source" in p else "Measured " + ", ".join(filter(None, said)) + "."
+
+
+def _banner_gaps(results):
+    status = results.status
+    if "source" in results.provenance:
+        return None
+    if status.empty:
+        return "**There are no results here yet.**"
+    counts = status["status"].value_counts()
+    said = [f"{counts.get('done', 0)} of {len(status)} cells done"]
+    said += [f"**{counts[s]} {s}**" for s in ("unsupported", "failed", "missing") if s in counts]
+    wrong = status[status["engine_agrees"].eq(False)]
+    more = (f" In {len(wrong)} cell{'s' if len(wrong) > 1 else ''} the engine's kernels do not compute what the "
+            "model's own fake-quantized simulation says; they are marked." if len(wrong) else "")
+    return ", ".join(said) + "." + more
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+@cache
+def _catalogue(kind):
+    """`params/<kind>.yaml` as a plain dict: labels and order of what is known."""
+    return read_yaml(paths.PARAMS / f"{kind}.yaml")
+
+
+def title(name):
+    """How tables and figures print a dataset, backbone, regime or metric; an unknown name stays as it is."""
+    known = REGIMES.get(name) or METRICS.get(name)
+    if known:
+        return known
+    entry = _catalogue("backbones").get(name) or {}
+    if entry:
+        return entry["title"]
+    return name.replace(PHANTOM, "phantom ") if name.startswith(PHANTOM) else name
+
+
+def class_title(dataset, name):
+    """How tables and figures print a class of a dataset."""
+    return _catalogue("datasets").get(dataset, {}).get("titles", {}).get(name, name)
+
+
+def family(backbone):
+    """`cnn` or `transformer`, from the catalogue; a backbone it does not know counts as a CNN."""
+    return _catalogue("backbones").get(backbone, {}).get("family", "cnn")
+
+
+def counterpart(dataset):
+    """The paper's dataset that `dataset` is compared with: itself, what a phantom stands for, or None."""
+    entry = _catalogue("datasets").get(dataset, {})
+    name = entry.get("phantom", {}).get("stands_for", dataset.removeprefix(PHANTOM))
+    return name if name in ("BrainMRI", "ChestXray", "SkinCancer") else None
+
+
+# --- finding results -------------------------------------------------------------------------------------------------
+
+def load(path_or_name):
+    """The result folder at a path, or of that name under `results/`; `UserError` where there is none."""
+    path = Path(path_or_name)
+    for candidate in (path, paths.RESULTS / path):
+        if candidate.is_dir():
+            return Results(candidate.resolve().name, candidate.resolve())
+    known = sorted(p.name for p in paths.RESULTS.glob("*") if p.is_dir())
+    raise UserError(f"{path_or_name}: no such result folder; known under results/: {', '.join(known) or 'none'}.")
+
+
+def published():
+    """The paper's own numbers (Tables 1 to 4) as a result set.
+
+    Table 1: backbone `mean`; INT8 at stage `fake-quant` (section 3.2). Table 3 names neither engine nor stage: regimes
+    `ptq` and `qat`, stage empty. Table 2: backbone `cnn` or `transformer`, batch 32 (throughput times p50). Table 4:
+    dataset empty (medians over the three), batch 1, its ratios in `ratios`.
+    """
+    return load(paths.RESULTS / "published")
+
+
+def current():
+    """The results that the book shows: `MEDQ_RESULTS` (a path or a name), else `reference`, else `smoke`."""
+    chosen = os.environ.get("MEDQ_RESULTS")
+    if chosen:
+        return load(chosen)
+    return load("reference" if (paths.RESULTS / "reference" / "metrics.csv").is_file() else "smoke")
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+CELL = ["dataset", "backbone", "regime"]
+
+
+def scores(results, metric, *, stage="converted", klass="", recipe="default"):
+    """One metric of every cell: dataset, backbone, regime, value, low, high, n_folds.
+
+    `stage` chooses between the INT8 stages (`converted` or `fake-quant`); floating-point regimes have only one. `klass`
+    names a class; empty is the macro average. The value is that of the pooled predictions where they were pooled, else
+    the mean over folds. `low` and `high` are the 95 % bootstrap interval within the cell, missing where none is stored.
+    """
+    m = results.metrics
+    m = m[(m["metric"] == metric) & (m["class"] == klass) & m["recipe"].isin([recipe, ""])
+          & m["stage"].isin(["float", stage, ""]) & (m["backbone"] != "mean") & m["value"].notna()]
+    pooled = m[m["fold"].isin(["pooled", ""])].set_index(CELL)["value"]
+    apart = m[~m["fold"].isin(["pooled", ""])].groupby(CELL)["value"].agg(["mean", "size"])
+    value = pooled.combine_first(apart["mean"]) if len(apart) else pooled
+    out = value.rename("value").to_frame()
+    i = results.intervals
+    i = i[(i["metric"] == metric) & (i["class"] == klass) & i["stage"].isin(["float", stage, ""])]
+    bounds = i.drop_duplicates(CELL).set_index(CELL)[["low", "high"]]
+    out = out.join(bounds if recipe == "default" else bounds.iloc[:0])
+    out["n_folds"] = apart["size"].reindex(out.index).fillna(1).astype(int) if len(apart) else 1
+    return _in_order(results, out.reset_index())
+
+
+def _in_order(results, frame):
+    """Rows in the order of the paper's tables."""
+    def rank(column):
+        names = getattr(results, column.name + "s")
+        return column.map({name: k for k, name in enumerate(names)}).fillna(len(names))
+
+    return frame.sort_values([c for c in CELL if c in frame], key=rank).reset_index(drop=True)
+
+
+def means(results, metric, *, stage="converted"):
+    """One metric averaged over backbones: dataset, regime, value, low, high, between_std, backbones (a tuple).
+
+    `low` and `high` are the stored 95 % bootstrap interval of the mean (the same resamples for every backbone), and
+    `between_std` the sample standard deviation between backbones: two different things, kept apart.
+    """
+    m = results.metrics
+    given = m[(m["backbone"] == "mean") & (m["metric"] == metric) & m["stage"].isin(["float", stage])]
+    if len(given):
+        out = given[["dataset", "regime", "value"]].assign(between_std=float("nan"), low=float("nan"),
+                                                           high=float("nan"), backbones=[()] * len(given))
+        return out[["dataset", "regime", "value", "low", "high", "between_std", "backbones"]].reset_index(drop=True)
+    s = scores(results, metric, stage=stage)
+    groups = s.groupby(["dataset", "regime"], sort=False)
+    out = groups["value"].agg(value="mean", between_std="std")
+    out["backbones"] = groups["backbone"].agg(tuple)
+    i = results.intervals
+    i = i[(i["metric"] == metric) & (i["class"] == "") & (i["backbone"] == "mean")
+          & i["stage"].isin(["float", stage])]
+    out = out.join(i.drop_duplicates(["dataset", "regime"]).set_index(["dataset", "regime"])[["low", "high"]])
+    out = out.reset_index()[["dataset", "regime", "value", "low", "high", "between_std", "backbones"]]
+    return _in_order(results, out)
+
+
+def timings(results, batch_size, *, device="cpu", baseline="eager"):
+    """Latency per backbone and regime: the median over datasets, as in Tables 2 and 4 (columns of `latency.csv`).
+
+    `baseline` chooses among the floating-point baselines; INT8 rows have only one.
+    """
+    t = results.latency
+    t = t[(t["batch_size"] == batch_size) & t["device"].isin([device, ""])]
+    t = t[~t["regime"].isin(["fp32", "fp16"]) | t["baseline"].isin([baseline, ""])]
+    numbers = [c for c in SCHEMA["latency.csv"] if c not in KEYS | TEXT and c != "batch_size"]
+    return _in_order(results, t.groupby(["backbone", "regime"])[numbers].median().reset_index())
