@@ -54,11 +54,16 @@ class Folds(_Entry):
 
 
 class Phantom(_Entry):
-    """Which dataset the generated images stand for, their side in pixels, and the seed of everything drawn."""
+    """Which dataset the generated images stand for, their side in pixels, and the seed of everything drawn.
+
+    Two knobs for how hard they are: `contrast` of the findings, and the share of subjects with a mistaken label.
+    """
 
     stands_for: Literal["BrainMRI", "ChestXray", "SkinCancer"]
     image_size: Annotated[int, Field(ge=16, le=512)] = 64
     seed: Annotated[int, Field(ge=0)] = 42
+    contrast: Annotated[float, Field(gt=0, le=1)] = 1.0
+    label_noise: Annotated[float, Field(ge=0, lt=0.5)] = 0.03
 
 
 class DatasetSpec(_Entry):
