@@ -1,7 +1,7 @@
 """Result folders: what their files hold (`SCHEMA`), and one lazy, read-only view of a folder (`Results`).
 
-Everything in the book is a function of such a folder. A file that is not there reads as an empty table with the right
-columns, so that a half-finished batch can be shown, and says what it lacks.
+Everything in the book is a function of such a folder. A file that is not there reads as an empty table with
+the right columns, so that a half-finished batch can be shown, and says what it lacks.
 """
 
 import json
@@ -18,66 +18,69 @@ from medq.params import read_yaml
 
 REGIMES = {  # name: label as in the paper's tables; the last is our control, not one of the paper's six
     "fp32": "FP32", "fp16": "FP16", "ptq-fbgemm": "INT8-PTQ (FBGEMM)", "ptq-qnnpack": "INT8-PTQ (QNNPACK)",
-    "qat-fbgemm": "INT8-QAT (FBGEMM)", "qat-qnnpack": "INT8-QAT (QNNPACK)", "fp32-continued": "FP32 continued"}
+    "qat-fbgemm": "INT8-QAT (FBGEMM)", "qat-qnnpack": "INT8-QAT (QNNPACK)",
+    "fp32-continued": "FP32 continued"}
 CONTROL = "fp32-continued"
 PHANTOM = "phantom-"
 ENGINES = ("fbgemm", "qnnpack")
-METRICS = {"auroc": "ROC-AUC", "auprc": "AUPRC", "ece": "ECE", "ece_top_label": "ECE (top label)", "brier": "Brier",
-           "accuracy": "Accuracy", "ece_adaptive": "ECE (equal mass)", "nll": "Negative log-likelihood",
-           "brier_calibration": "Brier: calibration", "brier_refinement": "Brier: refinement"}
-LOWER_IS_BETTER = {"ece", "ece_top_label", "ece_adaptive", "brier", "nll", "brier_calibration", "brier_refinement"}
+METRICS = {"auroc": "ROC-AUC", "auprc": "AUPRC", "ece": "ECE", "ece_top_label": "ECE (top label)",
+           "brier": "Brier", "accuracy": "Accuracy", "ece_adaptive": "ECE (equal mass)",
+           "nll": "Negative log-likelihood", "brier_calibration": "Brier: calibration",
+           "brier_refinement": "Brier: refinement"}
+LOWER_IS_BETTER = {"ece", "ece_top_label", "ece_adaptive", "brier", "nll", "brier_calibration",
+                   "brier_refinement"}
 
-# File -> columns. This is the one place that defines the tidy files. Columns in KEYS are text and must be there; the
-# others are numbers (or text where named in TEXT) and read as missing where a file lacks them.
-SCHEMA = {
-    "cells.csv": ["dataset", "backbone", "regime", "fold", "status", "reason", "train_seconds", "epochs",
-                  "engine_agrees", "engine_note"],
-    "metrics.csv": ["dataset", "backbone", "regime", "recipe", "stage", "fold", "metric", "class", "value"],
-    "intervals.csv": ["dataset", "backbone", "regime", "stage", "metric", "class", "value", "low", "high",
-                      "between_std"],
-    "latency.csv": ["dataset", "backbone", "regime", "baseline", "engine", "device", "batch_size", "threads",
-                    "n_batches", "mean_ms", "p50_ms", "p50_low", "p50_high", "p90_ms", "p99_ms", "p99_low",
-                    "p99_high", "throughput", "convert_seconds", "size_mb"],
-    "latency_raw.parquet": ["dataset", "backbone", "regime", "baseline", "batch_size", "batch", "ms"],
-    "bootstrap.csv": ["dataset", "backbone", "method_a", "method_b", "metric", "n_resamples", "delta_pp", "low_pp",
-                      "high_pp", "p_value", "p_holm"],
-    "calibration_size.csv": ["dataset", "backbone", "regime", "fold", "n_calibration", "subset", "auprc"],
-    "ablation.csv": ["dataset", "backbone", "recipe", "engine", "run_engine", "fold", "stage", "weights",
-                     "activations", "reduce_range", "fused", "training_mode", "normalised", "auprc", "auroc", "ece",
-                     "ece_top_label", "brier"],
-    "layers.csv": ["dataset", "backbone", "regime", "fold", "layer", "operator", "sqnr_db", "saturation",
-                   "weight_range_ratio", "kernel_sqnr_db", "kernel_max_steps"],
-    "remedies.csv": ["dataset", "backbone", "regime", "fold", "remedy", "auprc", "ece", "ece_top_label", "brier",
-                     "p50_ms"],
-    "silent.csv": ["dataset", "backbone", "regime", "stage", "fold", "class", "threshold", "sensitivity_reference",
-                   "sensitivity", "specificity_reference", "specificity", "prevalence_reference", "prevalence",
-                   "crossed_up", "crossed_down", "n"],
-    "flips.csv": ["dataset", "backbone", "regime_a", "regime_b", "fold", "flipped", "flipped_to_right",
-                  "flipped_to_wrong", "n"],
-    "leak.csv": ["dataset", "backbone", "regime", "stage", "metric", "subset", "n", "value"],
-    "peers.csv": ["dataset", "backbone", "runtime", "precision", "batch_size", "auroc", "auprc", "ece",
-                  "ece_top_label", "brier", "p50_ms", "p99_ms", "p50_low", "p50_high", "p99_low", "p99_high",
-                  "size_mb", "convert_seconds", "note"],
-    "history.csv": ["dataset", "backbone", "regime", "fold", "epoch", "train_loss", "train_accuracy", "accuracy"],
-    # Table 4's two ratios, which the paper prints beside the milliseconds; only results/published has this file.
-    "ratios.csv": ["dataset", "backbone", "regime", "batch_size", "speedup", "size_ratio"],
-}
-KEYS = {"dataset", "backbone", "regime", "regime_a", "regime_b", "method_a", "method_b", "fold", "recipe", "stage",
-        "metric", "class", "subset", "remedy", "layer", "runtime", "precision"}
-TEXT = {"status", "reason", "engine_agrees", "engine_note", "baseline", "engine", "run_engine", "device", "operator",
-        "note", "weights", "activations", "reduce_range", "fused", "training_mode", "normalised"}
+# File -> columns. This is the one place that defines the tidy files. Columns in KEYS are text and must be
+# there; the others are numbers (or text where named in TEXT) and read as missing where a file lacks them.
+# ratios.csv holds Table 4's two ratios, which the paper prints beside the milliseconds: only published/ has
+# it.
+SCHEMA = {file: columns.split() for file, columns in {
+    "cells.csv": "dataset backbone regime fold status reason train_seconds epochs engine_agrees engine_note",
+    "metrics.csv": "dataset backbone regime recipe stage fold metric class value",
+    "intervals.csv": "dataset backbone regime stage metric class value low high between_std",
+    "latency.csv":
+        "dataset backbone regime baseline engine device batch_size threads n_batches mean_ms p50_ms p50_low "
+        "p50_high p90_ms p99_ms p99_low p99_high throughput convert_seconds size_mb",
+    "latency_raw.parquet": "dataset backbone regime baseline batch_size batch ms",
+    "bootstrap.csv":
+        "dataset backbone method_a method_b metric n_resamples delta_pp low_pp high_pp p_value p_holm",
+    "calibration_size.csv": "dataset backbone regime fold n_calibration subset auprc",
+    "ablation.csv":
+        "dataset backbone recipe engine run_engine fold stage weights activations reduce_range fused "
+        "training_mode normalised auprc auroc ece ece_top_label brier",
+    "layers.csv":
+        "dataset backbone regime fold layer operator sqnr_db saturation weight_range_ratio kernel_sqnr_db "
+        "kernel_max_steps",
+    "remedies.csv": "dataset backbone regime fold remedy auprc ece ece_top_label brier p50_ms",
+    "silent.csv":
+        "dataset backbone regime stage fold class threshold sensitivity_reference sensitivity "
+        "specificity_reference specificity prevalence_reference prevalence crossed_up crossed_down n",
+    "flips.csv": "dataset backbone regime_a regime_b fold flipped flipped_to_right flipped_to_wrong n",
+    "leak.csv": "dataset backbone regime stage metric subset n value",
+    "peers.csv":
+        "dataset backbone runtime precision batch_size auroc auprc ece ece_top_label brier p50_ms p99_ms "
+        "p50_low p50_high p99_low p99_high size_mb convert_seconds note",
+    "history.csv": "dataset backbone regime fold epoch train_loss train_accuracy accuracy",
+    "ratios.csv": "dataset backbone regime batch_size speedup size_ratio",
+}.items()}
+KEYS = set("dataset backbone regime regime_a regime_b method_a method_b fold recipe stage metric class "
+           "subset remedy layer runtime precision".split())
+TEXT = set("status reason engine_agrees engine_note baseline engine run_engine device operator note weights "
+           "activations reduce_range fused training_mode normalised".split())
 FOLD_COLUMNS = ["image_id", "label", "group", "fold"]
 
-# What provenance.json holds. Every key may be missing: the banner says what it knows.
+# What provenance.json holds, named as in a cell's manifest. Every key may be missing: the banner says what
+# it knows.
 PROVENANCE = {
     "profile": "name of the profile",
-    "created": "date and time of the collection, ISO 8601, UTC",
-    "commit": "git commit of the code",
-    "params": "the profile's parameters, whole: datasets, backbones, image_size, weights, subset, folds, seed, ...",
-    "versions": "{package: version}",
-    "hardware": "{cpu, cores, threads, instruction_set, memory_gb, gpu}",
+    "parameters": "the profile, whole: datasets, backbones, image_size, weights, subset, latency, ...",
     "data": "{dataset: {fingerprint, n_images, n_release}}",
-    "seeds": "{what: seed}",
+    "versions": "{package: version}",
+    "platform": "operating system",
+    "cpu": "{model, machine, cores, instructions: [...]}",
+    "gpu": "{name, memory_gib, capability, cuda} or null",
+    "commit": "{hash, modified} of the code, or null",
+    "written": "date and time of the collection, ISO 8601, UTC",
     "source": "only where nothing was run: a sentence that says where the numbers are from",
 }
 
@@ -99,7 +102,7 @@ def _read(path, columns):
         raise UserError(f"{path}: cannot be read as a table ({error}); collect the results again.") from None
     lacking = [c for c in text if c in KEYS and c not in frame]
     if lacking:
-        raise UserError(f"{path}: lacks the column {lacking[0]!r}; collect the results again with this version.")
+        raise UserError(f"{path}: lacks the column {lacking[0]!r}; collect the results again.")
     for column in columns:
         if column not in frame:
             frame[column] = "" if column in text else float("nan")
@@ -165,7 +168,8 @@ class Results:
         return pd.DataFrame(columns=["image_id", "fold", "label", *(f"p_{c}" for c in self.classes(dataset))])
 
     def classes(self, dataset):
-        """Class names of a dataset in label order: from its predictions, else the catalogue, else the metrics."""
+        """Class names of a dataset in label order: from its predictions, else the catalogue, else the
+        metrics."""
         for path in sorted((self.path / "predictions" / dataset).glob("*/*.parquet")):
             import pyarrow.parquet
 
@@ -177,10 +181,10 @@ class Results:
     def _named(self, column, known):
         """Names in `column` of the main files and the profile, known ones first and in their order."""
         keys = ["regimes", "controls"] if column == "regime" else [column + "s"]
-        planned = [name for key in keys for name in self.provenance.get("params", {}).get(key, [])]
+        planned = [name for key in keys for name in self.provenance.get("parameters", {}).get(key, [])]
         frames = (self.cells, self.metrics, self.latency, self.calibration_size)
         seen = dict.fromkeys([*planned, *(n for f in frames for n in f[column].unique())])
-        names = [n for n in seen if n not in ("", "mean", "all", "cnn", "transformer")]  # not backbones: groups
+        names = [n for n in seen if n not in ("", "mean", "all", "cnn", "transformer")]  # no groups
         return [n for n in known if n in names] + [n for n in names if n not in known]
 
     @cached_property
@@ -195,15 +199,18 @@ class Results:
 
     @cached_property
     def regimes(self):
-        """Regimes in these results or planned by their profile, in the paper's order; the control comes last."""
+        """Regimes in these results or planned by their profile, in the paper's order; the control comes
+        last."""
         return self._named("regime", list(REGIMES))
 
     @cached_property
     def status(self):
-        """What became of each cell: dataset, backbone, regime, status, reason, folds_done, folds, engine_agrees, note.
+        """What became of each cell: dataset, backbone, regime, status, reason, folds_done, folds,
+        engine_agrees, note.
 
-        Over a cell's folds, `done` wins over `unsupported`, and that over `failed`; a cell that no file mentions is
-        `missing`. `engine_agrees` is False as soon as one fold's kernels disagree with their own simulation.
+        Over a cell's folds, `done` wins over `unsupported`, and that over `failed`; a cell that no file
+        mentions is `missing`. `engine_agrees` is False as soon as one fold's kernels disagree with their
+        own simulation.
         """
         grid = pd.MultiIndex.from_product([self.datasets, self.backbones, self.regimes],
                                           names=["dataset", "backbone", "regime"])
@@ -229,18 +236,19 @@ def _cell_status(rows, measured):
     reasons = dict.fromkeys(r for r in chosen["reason"] if r)
     wrong = rows[rows["engine_agrees"].str.lower() == "false"]
     right = (rows["engine_agrees"].str.lower() == "true").any()
-    return {"status": status, "reason": "; ".join(reasons), "folds_done": int((rows["status"] == "done").sum()),
+    return {"status": status, "reason": "; ".join(reasons),
+            "folds_done": int((rows["status"] == "done").sum()),
             "engine_agrees": False if len(wrong) else True if right else "",
             "note": "; ".join(dict.fromkeys(n for n in wrong["engine_note"] if n))}
 
 
-# --- what the numbers are --------------------------------------------------------------------------------------------
+# --- what the numbers are -------------------------------------------------------------------------
 
 def _banner_study(results):
     p = results.provenance
     if "source" in p:
         return p["source"]
-    params, data = p.get("params", {}), p.get("data", {})
+    params, data = p.get("parameters", {}), p.get("data", {})
     facts = []
     for dataset in results.datasets:
         known = data.get(dataset, {})
@@ -249,21 +257,23 @@ def _banner_study(results):
             f"all {n:,} images" if n and release else f"{n:,} images" if n else "image count not recorded"
         facts.append(f"{title(dataset)} ({count}; {_folds_said(results, dataset)})")
     phantoms = [d for d in results.datasets if d.startswith(PHANTOM)]
-    said = [f"**Which numbers these are.** Profile `{p.get('profile', results.name)}`: {', '.join(facts) or 'no data'}."]
+    said = [f"**Which numbers these are.** Profile `{p.get('profile', results.name)}`: "
+            f"{', '.join(facts) or 'no data'}."]
     if phantoms:
-        said.append("**Generated phantoms, not medical images**: each is shown beside the paper's dataset that it "
-                    "stands for, and says nothing about it.")
+        said.append("**Generated phantoms, not medical images**: each is shown beside the paper's dataset "
+                    "that it stands for, and says nothing about it.")
     size = params.get("image_size")
     if size:
-        said.append(f"Images of {size} × {size} pixels" + ("." if size == 224 else "; the paper used 224 × 224."))
-    subset = {k: v for k, v in (params.get("subset") or {}).items() if v}
+        more = "." if size == 224 else "; the paper used 224 × 224."
+        said.append(f"Images of {size} × {size} pixels{more}")
+    purpose = {"train": "to train on", "held_out": "to evaluate on"}
+    subset = [f"{n:,} {purpose.get(part, part)}" for part, n in (params.get("subset") or {}).items() if n]
     if subset:
-        said.append("A stratified subset of the images: at most "
-                    + " and ".join(f"{v:,} to {'train' if k == 'train' else 'evaluate'}" for k, v in subset.items())
-                    + ".")
+        said.append(f"A stratified subset of the images: at most {' and '.join(subset)}.")
     weights = params.get("weights")
-    said.append({None: "Starting weights are not recorded.", "none": "Trained **from scratch**; the paper fine-tuned "
-                 "ImageNet weights.", "imagenet": "Fine-tuned from ImageNet weights, as in the paper."}
+    said.append({None: "Starting weights are not recorded.",
+                 "none": "Trained **from scratch**; the paper fine-tuned ImageNet weights.",
+                 "imagenet": "Fine-tuned from ImageNet weights, as in the paper."}
                 .get(weights, f"Fine-tuned from `{weights}`; the paper used ImageNet weights."))
     return " ".join(said)
 
@@ -282,15 +292,19 @@ def _folds_said(results, dataset):
 
 def _banner_machine(results):
     p = results.provenance
-    hardware = p.get("hardware", {})
-    parts = [hardware.get("cpu"), f"{hardware['cores']} cores" if hardware.get("cores") else None,
-             hardware.get("instruction_set"), hardware.get("gpu") or ("no GPU" if hardware else None)]
-    parts = [str(part) for part in parts if part]
+    if "source" in p:
+        return None
+    cpu, gpu, commit = p.get("cpu") or {}, p.get("gpu") or {}, p.get("commit") or {}
+    parts = [cpu.get("model"), f"{cpu['cores']} cores" if cpu.get("cores") else None,
+             "with VNNI" if any("vnni" in i for i in cpu.get("instructions", [])) else
+             "without VNNI" if cpu else None, gpu.get("name") or ("no GPU" if cpu else None)]
     torch = p.get("versions", {}).get("torch")
-    said = [f"on {', '.join(parts)}" if parts else "on a machine that was not recorded",
-            f"with PyTorch {torch}" if torch else None, f"on {p['created'][:10]}" if p.get("created") else None,
-            f"from commit `{p['commit'][:10]}`" if p.get("commit") else None]
-    return None if "source" in p else "Measured " + ", ".join(filter(None, said)) + "."
+    size = p.get("parameters", {}).get("latency", {}).get("image_size")
+    said = [f"on {', '.join(filter(None, parts))}" if cpu else "on a machine that was not recorded",
+            f"PyTorch {torch}" if torch else None, p["written"][:10] if p.get("written") else None,
+            f"commit `{commit['hash'][:10]}`" if commit.get("hash") else None]
+    timed = f" Timings at {size} × {size} pixels." if size and len(results.latency) else ""
+    return f"Measured {', '.join(filter(None, said))}.{timed}"
 
 
 def _banner_gaps(results):
@@ -303,12 +317,12 @@ def _banner_gaps(results):
     said = [f"{counts.get('done', 0)} of {len(status)} cells done"]
     said += [f"**{counts[s]} {s}**" for s in ("unsupported", "failed", "missing") if s in counts]
     wrong = status[status["engine_agrees"].eq(False)]
-    more = (f" In {len(wrong)} cell{'s' if len(wrong) > 1 else ''} the engine's kernels do not compute what the "
-            "model's own fake-quantized simulation says; they are marked." if len(wrong) else "")
+    more = (f" In {len(wrong)} cell{'s' if len(wrong) > 1 else ''} the engine's kernels do not compute what "
+            "the model's own fake-quantized simulation says; they are marked." if len(wrong) else "")
     return ", ".join(said) + "." + more
 
 
-# --- names -----------------------------------------------------------------------------------------------------------
+# --- names ----------------------------------------------------------------------------------------
 
 @cache
 def _catalogue(kind):
@@ -344,7 +358,7 @@ def counterpart(dataset):
     return name if name in ("BrainMRI", "ChestXray", "SkinCancer") else None
 
 
-# --- finding results -------------------------------------------------------------------------------------------------
+# --- finding results ------------------------------------------------------------------------------
 
 def load(path_or_name):
     """The result folder at a path, or of that name under `results/`; `UserError` where there is none."""
@@ -353,15 +367,16 @@ def load(path_or_name):
         if candidate.is_dir():
             return Results(candidate.resolve().name, candidate.resolve())
     known = sorted(p.name for p in paths.RESULTS.glob("*") if p.is_dir())
-    raise UserError(f"{path_or_name}: no such result folder; known under results/: {', '.join(known) or 'none'}.")
+    raise UserError(f"{path_or_name}: no such result folder; results/ holds {', '.join(known) or 'none'}.")
 
 
 def published():
     """The paper's own numbers (Tables 1 to 4) as a result set.
 
-    Table 1: backbone `mean`; INT8 at stage `fake-quant` (section 3.2). Table 3 names neither engine nor stage: regimes
-    `ptq` and `qat`, stage empty. Table 2: backbone `cnn` or `transformer`, batch 32 (throughput times p50). Table 4:
-    dataset empty (medians over the three), batch 1, its ratios in `ratios`.
+    Table 1: backbone `mean`; INT8 at stage `fake-quant` (section 3.2). Table 3 names neither engine nor
+    stage: regimes `ptq` and `qat`, stage empty. Table 2: backbone `cnn` or `transformer`, batch 32
+    (throughput times p50). Table 4: dataset empty (medians over the three), batch 1, its ratios in
+    `ratios`.
     """
     return load(paths.RESULTS / "published")
 
@@ -374,7 +389,7 @@ def current():
     return load("reference" if (paths.RESULTS / "reference" / "metrics.csv").is_file() else "smoke")
 
 
-# --- numbers ---------------------------------------------------------------------------------------------------------
+# --- numbers --------------------------------------------------------------------------------------
 
 CELL = ["dataset", "backbone", "regime"]
 
@@ -382,9 +397,10 @@ CELL = ["dataset", "backbone", "regime"]
 def scores(results, metric, *, stage="converted", klass="", recipe="default"):
     """One metric of every cell: dataset, backbone, regime, value, low, high, n_folds.
 
-    `stage` chooses between the INT8 stages (`converted` or `fake-quant`); floating-point regimes have only one. `klass`
-    names a class; empty is the macro average. The value is that of the pooled predictions where they were pooled, else
-    the mean over folds. `low` and `high` are the 95 % bootstrap interval within the cell, missing where none is stored.
+    `stage` chooses between the INT8 stages (`converted` or `fake-quant`); floating-point regimes have only
+    one. `klass` names a class; empty is the macro average. The value is that of the pooled predictions
+    where they were pooled, else the mean over folds. `low` and `high` are the 95 % bootstrap interval
+    within the cell, missing where none is stored.
     """
     m = results.metrics
     m = m[(m["metric"] == metric) & (m["class"] == klass) & m["recipe"].isin([recipe, ""])
@@ -411,17 +427,19 @@ def _in_order(results, frame):
 
 
 def means(results, metric, *, stage="converted"):
-    """One metric averaged over backbones: dataset, regime, value, low, high, between_std, backbones (a tuple).
+    """One metric averaged over backbones: dataset, regime, value, low, high, between_std, backbones (a
+    tuple).
 
-    `low` and `high` are the stored 95 % bootstrap interval of the mean (the same resamples for every backbone), and
-    `between_std` the sample standard deviation between backbones: two different things, kept apart.
+    `low` and `high` are the stored 95 % bootstrap interval of the mean (the same resamples for every
+    backbone), and `between_std` the sample standard deviation between backbones: two different things, kept
+    apart.
     """
     m = results.metrics
     given = m[(m["backbone"] == "mean") & (m["metric"] == metric) & m["stage"].isin(["float", stage])]
     if len(given):
-        out = given[["dataset", "regime", "value"]].assign(between_std=float("nan"), low=float("nan"),
-                                                           high=float("nan"), backbones=[()] * len(given))
-        return out[["dataset", "regime", "value", "low", "high", "between_std", "backbones"]].reset_index(drop=True)
+        out = given[["dataset", "regime", "value"]].reset_index(drop=True)
+        return out.assign(low=float("nan"), high=float("nan"), between_std=float("nan"),
+                          backbones=[()] * len(out))
     s = scores(results, metric, stage=stage)
     groups = s.groupby(["dataset", "regime"], sort=False)
     out = groups["value"].agg(value="mean", between_std="std")
@@ -435,7 +453,8 @@ def means(results, metric, *, stage="converted"):
 
 
 def timings(results, batch_size, *, device="cpu", baseline="eager"):
-    """Latency per backbone and regime: the median over datasets, as in Tables 2 and 4 (columns of `latency.csv`).
+    """Latency per backbone and regime: the median over datasets, as in Tables 2 and 4 (columns of
+    `latency.csv`).
 
     `baseline` chooses among the floating-point baselines; INT8 rows have only one.
     """
