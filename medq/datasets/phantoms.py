@@ -153,21 +153,21 @@ def _grey(image):
 
 TISSUES = {  # scalp, skull, cerebrospinal fluid, grey matter, white matter, oedema, enhancing tumour
     "T1": (0.78, 0.10, 0.14, 0.40, 0.55, 0.33, 0.86),
-    "T2": (0.55, 0.07, 0.80, 0.52, 0.36, 0.66, 0.62),
+    "T2": (0.55, 0.07, 0.80, 0.50, 0.36, 0.74, 0.92),
 }
 
 
 def _brain(own, view, name, x, y, contrast):
-    scalp, skull, fluid, grey, white, oedema, tumour = TISSUES["T1" if own() < 0.75 else "T2"]
+    scalp, skull, fluid, grey, white, oedema, tumour = TISSUES["T1" if own() < 0.8 else "T2"]
     axes = own(0.66, 0.76), own(0.80, 0.92)
     u, v = _turned(x - own(-0.05, 0.05), y - own(-0.04, 0.04), own.turn(0.06))
     u, v = u / axes[0], v / axes[1]
     rho = np.sqrt(u * u + v * v) + 0.05 * (own.clouds(u, v, 4) - 0.5)
-    gyri = own.clouds(u + 0.12 * own.clouds(u, v, 6), v + 0.12 * own.clouds(u, v, 6), 13)
+    gyri = own.clouds(u + 0.14 * own.clouds(u, v, 6), v + 0.14 * own.clouds(u, v, 6), 15)
     folds = 1 - np.abs(2 * gyri - 1)
     depth = own(0.80, 0.85) - rho
     tissue = _mix(grey, white, _smooth((depth - 0.10 - 0.22 * folds) / 0.10))
-    tissue = _mix(tissue, fluid, _smooth(folds * 2.4 - 1.5) * _smooth(1 - depth / 0.16) * 0.8)
+    tissue = _mix(tissue, fluid, _smooth(folds * 2.4 - 1.4) * _smooth(1 - depth / 0.24))
     fissure = np.abs(u + 0.05 * (own.clouds(u, v, 3) - 0.5))
     tissue = _mix(tissue, fluid, 0.75 * _smooth(1 - fissure / 0.045) * _smooth((np.abs(v) - 0.22) / 0.15))
     size, lean, height = own(0.75, 1.35), own(0.10, 0.20), own(-0.14, 0.0)
@@ -179,7 +179,7 @@ def _brain(own, view, name, x, y, contrast):
                             (0.060 * size, 0.17 * size), _unit(1, -end * side * lean * 2))
             tissue = _mix(tissue, fluid, _inside(horn - 1, 0.5))
     tissue = _mix(tissue, fluid, 0.7 * _inside(_ellipse(u, v, (0, height + 0.22), (0.03, 0.09)) - 1, 0.6))
-    strength = contrast * own(0.12, 0.95)
+    strength = contrast * own(0.45, 1.0)
     tissue = _tumour(own, name, u, v, tissue, (fluid, oedema, tumour), strength)
     image = _mix(0.02, scalp, _inside(rho - 1, 0.05))
     image = _mix(image, skull, _inside(rho - own(0.92, 0.95), 0.04))
@@ -202,27 +202,27 @@ def _tumour(own, name, u, v, tissue, levels, strength):
     fluid, oedema, tumour = levels
     ragged = own.rough(u, v, 5) - 0.5
     if name == "glioma":
-        centre, r = (own.sign() * own(0.20, 0.48), own(-0.48, 0.45)), own(0.12, 0.30)
+        centre, r = (own.sign() * own(0.20, 0.48), own(-0.48, 0.45)), own(0.18, 0.34)
         radius = _ellipse(u, v, centre, (r, r * own(0.8, 1.25)), own.turn()) + 1.1 * ragged
         tissue = _mix(tissue, oedema, strength * _inside(radius - 1.7, 0.8))
         rim = tumour * (0.75 + 0.5 * own.clouds(u, v, 12))
         tissue = _mix(tissue, rim, strength * _inside(radius - 1, 0.35))
         return _mix(tissue, fluid, strength * own(0.2, 0.9) * _inside(radius - own(0.3, 0.7), 0.5))
     if name == "meningioma":
-        r, (c, s) = own(0.10, 0.25), own.turn()
+        r, (c, s) = own(0.15, 0.29), own.turn()
         reach = 0.82 - 0.6 * r
         falx = own() < 0.25
         centre = (own.sign() * 0.7 * r, own.sign() * own(0.3, 0.6)) if falx else (own.sign() * reach * c, reach * s)
         radius = _ellipse(u, v, centre, (r, r * own(0.85, 1.15))) + 0.25 * ragged
         return _mix(tissue, tumour, strength * _inside(radius - 1, 0.25))
     if name == "pituitary":
-        r = own(0.07, 0.17)
+        r = own(0.10, 0.20)
         cistern = _ellipse(u, v, (0, own(0.16, 0.26)), (r + 0.08, r + 0.05)) + 0.6 * ragged
         tissue = _mix(tissue, fluid, 0.8 * _inside(cistern - 1, 0.4))
         radius = _ellipse(u, v, (own(-0.04, 0.04), own(0.16, 0.28)), (r * own(0.9, 1.3), r)) + 0.3 * ragged
         return _mix(tissue, tumour, strength * _inside(radius - 1, 0.3))
     for _ in range(own.choice((0, 1, 1, 2))):
-        vessel = _ellipse(u, v, (own(-0.5, 0.5), own(-0.6, 0.6)), (own(0.02, 0.07), own(0.02, 0.07)))
+        vessel = _ellipse(u, v, (own(-0.5, 0.5), own(-0.6, 0.6)), (own(0.03, 0.08), own(0.03, 0.08)))
         tissue = _mix(tissue, tumour, strength * _inside(vessel - 1, 0.6))
     return tissue
 
@@ -244,7 +244,7 @@ def _chest(own, view, name, x, y, contrast):
     hilum = _bump(_ellipse(across, y, (0.16, 0.02), (0.42, 0.50)))
     vessels = 1 - np.abs(2 * own.clouds(x, y, 14) - 1)
     air = air + 0.30 * hilum * (0.35 + 0.65 * vessels * vessels)
-    haze = _opacities(own, name, x, y, edge) * contrast * own(0.10, 0.60)
+    haze = _opacities(own, name, x, y, edge) * contrast * own(0.35, 0.95)
     image = _mix(image, _mix(air, 0.78, haze.clip(0, 1)), lungs)
     for k in range(9):  # ribs: the rear ones fall outwards, the front ones inwards
         height = -0.82 + 0.185 * k
@@ -266,7 +266,7 @@ def _lungs(own, x, y):
     """(share of lung in each pixel, normalised distance from the lungs' middle: 1 at their edge)."""
     top, wide = own(0.62, 0.74), own(0.33, 0.39)
     dome = {-1: own(0.44, 0.56), 1: own(0.50, 0.62)}
-    heart = _ellipse(x, y, (own(0.08, 0.15), 0.30), (own(0.25, 0.36), 0.34), _unit(1, 0.35))
+    heart = _ellipse(x, y, (own(0.08, 0.15), 0.32), (own(0.28, 0.40), 0.30), _unit(1, 0.6))
     lungs, edge = np.zeros_like(x), np.full_like(x, 9.0)
     for side in (-1, 1):
         centre = (side * own(0.43, 0.47), 0.10)
@@ -292,7 +292,7 @@ def _opacities(own, name, x, y, edge):
         streaks = 1 - np.abs(2 * own.rough(x, y, 9) - 1)
         spread = _bump(_ellipse(np.abs(x), y, (0.22, own(-0.05, 0.15)), (own(0.55, 0.75), own(0.8, 1.1))))
         return spread * (0.35 + 0.9 * streaks * streaks)
-    if own() < 0.35:
+    if own() < 0.25:
         centre = own.sign() * own(0.25, 0.65), own(-0.4, 0.5)
         haze = _bump(_ellipse(x, y, centre, (own(0.15, 0.3), own(0.15, 0.3)))) * own(0.3, 0.9)
     return haze
@@ -341,17 +341,17 @@ def _pattern(own, name, u, v, radius, lesion, strength):
     def paint(colour, share):
         return _mix(lesion, np.array(colour), (share * strength)[..., None])
 
-    fine = own.clouds(u, v, 12)
+    fine = own.clouds(0.8 * u + 0.6 * v, 0.8 * v - 0.6 * u, 20)
     ridges = 1 - np.abs(2 * fine - 1)
     if name == "nv":
-        return paint((0.30, 0.19, 0.15), 0.55 * _smooth(ridges * 2 - 1) * _inside(radius - 0.9, 0.6))
+        return paint((0.30, 0.19, 0.15), 0.6 * _smooth(ridges * 2 - 1) * _inside(radius - 0.9, 0.6))
     if name == "mel":
         lesion = paint((0.10, 0.08, 0.10), 0.8 * _smooth(own.clouds(u, v, 5) * 3 - 1.6))
         lesion = paint((0.42, 0.45, 0.55), 0.7 * own() * _smooth(own.clouds(u, v, 4) * 3 - 1.5))
         return paint((0.62, 0.34, 0.28), 0.5 * own() * _smooth(own.clouds(u, v, 4) * 3 - 1.5))
     if name == "bkl":
-        lesion = paint((0.90, 0.82, 0.70), 0.75 * _smooth(fine * 5 - 3.4))
-        return paint((0.34, 0.23, 0.18), 0.6 * _smooth(own.clouds(u, v, 13) * 5 - 3.4))
+        lesion = paint((0.90, 0.82, 0.70), 0.75 * _smooth(fine * 5 - 3.2))
+        return paint((0.34, 0.23, 0.18), 0.6 * _smooth(own.clouds(u, v, 18) * 5 - 3.2))
     if name == "bcc":
         lesion = paint((0.36, 0.36, 0.44), 0.8 * _smooth(own.clouds(u, v, 7) * 4 - 2.4))
         branches = 1 - np.abs(2 * own.clouds(u, v, 6) - 1)
@@ -359,7 +359,7 @@ def _pattern(own, name, u, v, radius, lesion, strength):
     if name == "df":
         return paint((0.93, 0.86, 0.82), 0.85 * _inside(radius - own(0.3, 0.6), 0.5) * (0.6 + 0.4 * fine))
     if name == "akiec":
-        lesion = paint((0.95, 0.88, 0.80), 0.6 * _smooth(own.clouds(u, v, 9) * 4 - 2.3))
+        lesion = paint((0.95, 0.88, 0.80), 0.6 * _smooth(own.clouds(u, v, 15) * 4 - 2.2))
         return paint((0.66, 0.26, 0.26), 0.5 * _smooth(ridges * 3 - 2))
     return paint((0.30, 0.06, 0.14), 0.8 * _smooth(own.clouds(u, v, 8) * 4 - 2))
 
