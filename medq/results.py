@@ -67,6 +67,7 @@ KEYS = set("dataset backbone regime regime_a regime_b method_a method_b fold rec
            "subset remedy layer runtime precision".split())
 TEXT = set("status reason engine_agrees engine_note baseline engine run_engine device operator note weights "
            "activations reduce_range fused training_mode normalised".split())
+CELL = ["dataset", "backbone", "regime"]
 FOLD_COLUMNS = ["image_id", "label", "group", "fold"]
 
 # What provenance.json holds, named as in a cell's manifest. Every key may be missing: the banner says what
@@ -221,6 +222,15 @@ class Results:
                 for cell in grid]
         columns = ["status", "reason", "folds_done", "engine_agrees", "note", "folds"]
         return pd.DataFrame(rows, index=grid, columns=columns).reset_index()
+
+    @cached_property
+    def _states(self):
+        return {tuple(row[c] for c in CELL): row for row in self.status.to_dict("records")}
+
+    def state(self, dataset, backbone, regime):
+        """The row of `status` of one cell as a dict; status `missing` where nothing mentions the cell."""
+        return self._states.get((dataset, backbone, regime), {"status": "missing", "reason": "", "note": "",
+                                                              "engine_agrees": "", "folds_done": 0, "folds": 0})
 
     def banner(self):
         """Markdown: what these numbers are and are not, computed from `provenance.json` and the cells."""
@@ -390,9 +400,6 @@ def current():
 
 
 # --- numbers --------------------------------------------------------------------------------------
-
-CELL = ["dataset", "backbone", "regime"]
-
 
 def scores(results, metric, *, stage="converted", klass="", recipe="default"):
     """One metric of every cell: dataset, backbone, regime, value, low, high, n_folds.

@@ -173,7 +173,7 @@ def _cell(folder, cell, dataset, world, wrong, predictions):
         out["metrics"] += [(*cell, recipe, stage, "pooled", *key, value) for key, value in values.items()]
         if recipe == "default":
             out["intervals"] += [(*cell, stage, *key, v, max(0, v - .01), v + .01, np.nan)
-                                 for key, v in values.items() if key[0] in ("auroc", "auprc", "ece", "ece_top_label", "brier")]
+                                 for key, v in values.items() if key[0] not in ("accuracy", "nll")]
             if stage != "fake-quant":
                 out["scores"][cell] = values
         if predictions:
@@ -350,4 +350,5 @@ def _folds(folder, named, n, folds):
     for name, dataset in named.items():
         y = labels(dataset, n)
         pd.DataFrame({"image_id": [f"i{k}" for k in range(n)], "label": y,
-                      "group": [f"g{k // 2}" for k in range(n)], "fold": np.arange(n) % folds}).to_csv(folder / "folds" / f"{name}.csv", index=False)
+                      "group": [f"g{k // 2}" for k in range(n)], "fold": np.arange(n) % folds,
+                      }).to_csv(folder / "folds" / f"{name}.csv", index=False)
