@@ -7,7 +7,7 @@ the right columns, so that a half-finished batch can be shown, and says what it 
 import json
 import os
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, wraps
 from pathlib import Path
 
 import pandas as pd
@@ -213,10 +213,11 @@ class Results:
         mentions is `missing`. `engine_agrees` is False as soon as one fold's kernels disagree with their
         own simulation.
         """
-        grid = pd.MultiIndex.from_product([self.datasets, self.backbones, self.regimes],
-                                          names=["dataset", "backbone", "regime"])
-        groups = dict(list(self.cells.groupby(["dataset", "backbone", "regime"])))
-        measured = set(self.metrics[["dataset", "backbone", "regime"]].itertuples(index=False, name=None))
+        grid = pd.MultiIndex.from_product([self.datasets, self.backbones, self.regimes], names=CELL)
+        groups = {}
+        for row in self.cells.to_dict("records"):
+            groups.setdefault(tuple(row[c] for c in CELL), []).append(row)
+        measured = set(self.metrics[CELL].drop_duplicates().itertuples(index=False, name=None))
         n_folds = self.cells.groupby("dataset")["fold"].nunique()
         rows = [_cell_status(groups.get(cell), cell in measured) | {"folds": int(n_folds.get(cell[0], 0))}
                 for cell in grid]
@@ -230,7 +231,8 @@ class Results:
     def state(self, dataset, backbone, regime):
         """The row of `status` of one cell as a dict; status `missing` where nothing mentions the cell."""
         return self._states.get((dataset, backbone, regime), {"status": "missing", "reason": "", "note": "",
-                                                              "engine_agrees": "", "folds_done": 0, "folds": 0})
+                                                              "engine_agrees": "", "folds_done": 0,
+                                                              "folds": 0})
 
     def banner(self):
         """Markdown: what these numbers are and are not, computed from `provenance.json` and the cells."""
@@ -238,18 +240,18 @@ class Results:
 
 
 def _cell_status(rows, measured):
-    if rows is None:
+    """One row of `Results.status` from a cell's rows of cells.csv (dicts), one per fold."""
+    if not rows:
         return {"status": "done" if measured else "missing", "reason": "", "folds_done": int(measured),
                 "engine_agrees": "", "note": ""}
-    status = next((s for s in ("done", "unsupported", "failed") if (rows["status"] == s).any()), "missing")
-    chosen = rows[rows["status"] == status]
-    reasons = dict.fromkeys(r for r in chosen["reason"] if r)
-    wrong = rows[rows["engine_agrees"].str.lower() == "false"]
-    right = (rows["engine_agrees"].str.lower() == "true").any()
-    return {"status": status, "reason": "; ".join(reasons),
-            "folds_done": int((rows["status"] == "done").sum()),
-            "engine_agrees": False if len(wrong) else True if right else "",
-            "note": "; ".join(dict.fromkeys(n for n in wrong["engine_note"] if n))}
+    states = [row["status"] for row in rows]
+    status = next((s for s in ("done", "unsupported", "failed") if s in states), "missing")
+    reasons = dict.fromkeys(row["reason"] for row in rows if row["status"] == status and row["reason"])
+    agreed = {row["engine_agrees"].lower() for row in rows}
+    notes = dict.fromkeys(row["engine_note"] for row in rows if row["engine_agrees"].lower() == "false")
+    return {"status": status, "reason": "; ".join(reasons), "folds_done": states.count("done"),
+            "engine_agrees": False if "false" in agreed else True if "true" in agreed else "",
+            "note": "; ".join(n for n in notes if n)}
 
 
 # --- what the numbers are -------------------------------------------------------------------------
@@ -401,6 +403,19 @@ def current():
 
 # --- numbers --------------------------------------------------------------------------------------
 
+def _remembered(function):
+    """Keep what a function returns for a result folder as long as that folder's `Results` lives."""
+    @wraps(function)
+    def call(results, metric, **options):
+        kept = vars(results).setdefault("_kept", {})
+        key = (function.__name__, metric, *sorted(options.items()))
+        if key not in kept:
+            kept[key] = function(results, metric, **options)
+        return kept[key]
+    return call
+
+
+@_remembered
 def scores(results, metric, *, stage="converted", klass="", recipe="default"):
     """One metric of every cell: dataset, backbone, regime, value, low, high, n_folds.
 
@@ -433,6 +448,7 @@ def _in_order(results, frame):
     return frame.sort_values([c for c in CELL if c in frame], key=rank).reset_index(drop=True)
 
 
+@_remembered
 def means(results, metric, *, stage="converted"):
     """One metric averaged over backbones: dataset, regime, value, low, high, between_std, backbones (a
     tuple).

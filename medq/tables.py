@@ -1,17 +1,21 @@
 """Tables 1 to 4 in the paper's own layout, and the tables beyond it: pure functions of a result folder.
 
-A table beside the paper has two levels of columns: the paper's column, and a field of `FIELDS`. `ours` with its 95 %
-interval `low` .. `high` stands beside `paper`; `state` says in words what is missing, unsupported or doubtful. `show`
-renders any table of this module as HTML, and `data` returns what lies behind each table and figure, one row per number.
+A table beside the paper has two levels of columns: the paper's column, and a field of `FIELDS`. `ours` with
+its 95 % interval `low` .. `high` stands beside `paper`; `state` says in words what is missing, unsupported
+or doubtful. `show` renders any table of this module as HTML, and `data` returns what lies behind each table
+and figure, one row per number.
 """
 
 import math
+import re
+from functools import cache
 
 import numpy as np
 import pandas as pd
 
 from medq.errors import one_of
-from medq.results import (CELL, CONTROL, ENGINES, LOWER_IS_BETTER, REGIMES, class_title, counterpart, family, means,
+from medq.results import (CELL, CONTROL, ENGINES, LOWER_IS_BETTER, REGIMES, class_title, counterpart, family,
+                          means,
                           published as paper_results, scores, timings, title)
 
 FIELDS = ("ours", "low", "high", "paper", "state")
@@ -27,7 +31,8 @@ def _caption(frame, caption, *notes, **attributes):
 
 
 def _wide(tidy, rows, column, order):
-    """Tidy entries as the paper's layout: `rows` down, `column` across in `order`, FIELDS below each column."""
+    """Tidy entries as the paper's layout: `rows` down, `column` across in `order`, FIELDS below each
+    column."""
     columns = pd.MultiIndex.from_product([order, FIELDS], names=[column, "field"])
     if tidy.empty:
         return pd.DataFrame(columns=columns, index=pd.MultiIndex.from_arrays([[]] * len(rows), names=rows))
@@ -78,7 +83,8 @@ def mean_state(results, dataset, regime, used, stage):
 # --- Table 1 --------------------------------------------------------------------------------------
 
 def table1_data(results, published=None, *, stage="fake-quant"):
-    """ECE and Brier, mean over backbones: dataset, metric, regime, ours, low, high, paper, state, between_std."""
+    """ECE and Brier, mean over backbones: dataset, metric, regime, ours, low, high, paper, state,
+    between_std."""
     published = published or paper_results()
     rows = []
     for metric in ("ece", "brier"):
@@ -89,7 +95,8 @@ def table1_data(results, published=None, *, stage="fake-quant"):
                 mine = ours.get((dataset, regime))
                 theirs = paper.get((counterpart(dataset), regime), {}).get("value", math.nan)
                 state = mean_state(results, dataset, regime, mine["backbones"] if mine else (), stage)
-                rows.append({"dataset": dataset, "metric": metric, "regime": regime, **_entry(mine, theirs, state),
+                rows.append({"dataset": dataset, "metric": metric, "regime": regime, **_entry(mine, theirs,
+                                                                                              state),
                              "between_std": mine["between_std"] if mine else math.nan})
     order = {d: k for k, d in enumerate(results.datasets)}
     frame = pd.DataFrame(rows, columns=["dataset", "metric", "regime", *FIELDS, "between_std"])
@@ -102,9 +109,11 @@ def _regimes(results):
 
 
 def table1(results, published=None, *, stage="fake-quant"):
-    """Table 1: calibration summary across backbones. `stage` `fake-quant` is the paper's, `converted` what is deployed.
+    """Table 1: calibration summary across backbones. `stage` `fake-quant` is the paper's, `converted` what
+    is deployed.
 
-    Rows (dataset, metric); columns (regime, field). The control `fp32-continued` comes last and is not among the six.
+    Rows (dataset, metric); columns (regime, field). The control `fp32-continued` comes last and is not
+    among the six.
     """
     tidy = table1_data(results, published, stage=stage)
     frame = _wide(tidy, ["dataset", "metric"], "regime", _regimes(results))
@@ -117,7 +126,8 @@ def table1(results, published=None, *, stage="fake-quant"):
 
 # --- Table 2 --------------------------------------------------------------------------------------
 
-TABLE2 = {"throughput": "Throughput (images/s)", "p50_ms": "p50 (ms per batch)", "convert_seconds": "Convert (s)",
+TABLE2 = {"throughput": "Throughput (images/s)", "p50_ms": "p50 (ms per batch)",
+          "convert_seconds": "Convert (s)",
           "against_fbgemm": "Throughput, times FBGEMM's"}
 
 
@@ -135,7 +145,8 @@ def table2_data(results, published=None, *, batch_size=32):
             for engine in ENGINES:
                 for quantity in TABLE2:
                     values = _efficiency(ours, engine, quantity)
-                    row = {} if values.empty else {"value": values.median(), "low": values.min(), "high": values.max()}
+                    row = {} if values.empty else {"value": values.median(), "low": values.min(),
+                                                   "high": values.max()}
                     theirs = _efficiency(paper, engine, quantity)
                     state = "" if len(values) else _untimed(results, dataset, kind, f"ptq-{engine}")
                     rows.append({"dataset": dataset, "family": kind, "engine": engine, "quantity": quantity,
@@ -147,12 +158,14 @@ def _family_rows(results, dataset, kind, regime, batch_size):
     t = results.latency
     t = t[t["dataset"].isin([dataset, ""]) & (t["regime"] == regime) & (t["batch_size"] == batch_size)
           & t["device"].isin(["cpu", ""])]
-    return t[[family(b) == kind for b in t["backbone"]]].drop_duplicates("backbone", keep="last").set_index("backbone")
+    return t[[family(b) == kind for b in t["backbone"]]].drop_duplicates("backbone",
+                                                                         keep="last").set_index("backbone")
 
 
 def _published_family(published, dataset, kind, regime):
     t = published.latency
-    return t[(t["dataset"] == dataset) & (t["backbone"] == kind) & (t["regime"] == regime)].set_index("backbone")
+    return t[(t["dataset"] == dataset) & (t["backbone"] == kind)
+             & (t["regime"] == regime)].set_index("backbone")
 
 
 def _efficiency(frames, engine, quantity):
@@ -170,18 +183,21 @@ def _untimed(results, dataset, kind, regime):
 def table2(results, published=None, *, batch_size=32):
     """Table 2: CPU efficiency of INT8-PTQ, the median across backbones within a family.
 
-    Rows (dataset, family, engine); columns (quantity, field). Milliseconds are the machine's: only the ratio of
-    qnnpack to fbgemm is compared with the paper's.
+    Rows (dataset, family, engine); columns (quantity, field). Milliseconds are the machine's: only the
+    ratio of qnnpack to fbgemm is compared with the paper's.
     """
-    frame = _wide(table2_data(results, published, batch_size=batch_size), ["dataset", "family", "engine"], "quantity",
+    frame = _wide(table2_data(results, published, batch_size=batch_size), ["dataset", "family", "engine"],
+                  "quantity",
                   list(TABLE2))
     once = results.latency["dataset"].eq("").any()
     return _caption(frame, f"CPU efficiency of INT8-PTQ at batch {batch_size} (median across backbones within family)",
                     "In parentheses the least and the greatest of the family's backbones.",
-                    "Timed once per backbone, not per dataset: only the classifier's width differs." if once else "",
+                    "Timed once per backbone, not per dataset: only the classifier's width differs."
+                    if once else "",
                     "Seconds and milliseconds belong to the machine; the last column is what can be compared.",
                     formats={"throughput": "{:.1f}", "p50_ms": "{:.0f}", "convert_seconds": "{:.1f}",
-                             "against_fbgemm": "{:.2f}"}, compared=["against_fbgemm"], labels=TABLE2)
+                             "against_fbgemm": "{:.2f}"},
+                    compared=["against_fbgemm"], labels=TABLE2, interval="the range of our backbones")
 
 
 # --- Table 3 --------------------------------------------------------------------------------------
@@ -190,12 +206,17 @@ def table3_data(results, published=None, *, backbone="resnet50", engine="fbgemm"
     """Per-class metrics of one backbone: dataset, class, regime, metric, ours, low, high, paper, state."""
     published = published or paper_results()
     one_of("engine", engine, ENGINES)
+
+    @cache
+    def known(metric, klass):
+        return (_at(scores(results, metric, stage=stage, klass=klass), CELL),
+                _at(scores(published, metric, klass=klass), CELL))
+
     rows = []
     for metric in ("auprc", "auroc"):
         for dataset in results.datasets:
             for klass in results.classes(dataset):
-                ours = _at(scores(results, metric, stage=stage, klass=klass), CELL)
-                paper = _at(scores(published, metric, klass=klass), CELL)
+                ours, paper = known(metric, klass)
                 for regime in ("fp32", f"ptq-{engine}", f"qat-{engine}"):
                     key = (counterpart(dataset), backbone, regime.removesuffix(f"-{engine}"))
                     rows.append({"dataset": dataset, "class": klass, "regime": regime, "metric": metric,
@@ -210,20 +231,22 @@ def table3_data(results, published=None, *, backbone="resnet50", engine="fbgemm"
 def table3(results, published=None, dataset=None, *, backbone="resnet50", engine="fbgemm", stage="converted"):
     """Table 3: per-class AUPRC and ROC-AUC of one backbone.
 
-    With a `dataset`, the paper's subtable: rows are regimes, columns (class and metric, field). Without, all datasets:
-    rows (dataset, class), columns (regime and metric, field). The paper does not say which engine its PTQ and QAT rows
-    mean; `engine` chooses ours.
+    With a `dataset`, the paper's subtable: rows are regimes, columns (class and metric, field). Without,
+    all datasets: rows (dataset, class), columns (regime and metric, field). The paper does not say which
+    engine its PTQ and QAT rows mean; `engine` chooses ours.
     """
     tidy = table3_data(results, published, backbone=backbone, engine=engine, stage=stage)
     if dataset is not None:
         tidy = tidy[tidy["dataset"] == one_of("dataset", dataset, results.datasets)]
         across = [(c, m) for c in results.classes(dataset) for m in ("auprc", "auroc")]
         labels = {f"{c} {m}": f"{class_title(dataset, c)} {title(m)}" for c, m in across}
-        frame = _wide(tidy.assign(column=tidy["class"] + " " + tidy["metric"]), ["regime"], "column", list(labels))
+        frame = _wide(tidy.assign(column=tidy["class"] + " " + tidy["metric"]), ["regime"], "column",
+                      list(labels))
     else:
         labels = {f"{r} {m}": f"{title(r)} {title(m)}" for m in ("auprc", "auroc")
                   for r in ("fp32", f"ptq-{engine}", f"qat-{engine}")}
-        frame = _wide(tidy.assign(column=tidy["regime"] + " " + tidy["metric"]), ["dataset", "class"], "column",
+        frame = _wide(tidy.assign(column=tidy["regime"] + " " + tidy["metric"]), ["dataset", "class"],
+                      "column",
                       list(labels))
     where = f", {title(dataset)}" if dataset else ""
     digits = "{:.2f}" if counterpart(dataset or "") == "SkinCancer" else "{:.3f}"
@@ -237,7 +260,8 @@ def table3(results, published=None, dataset=None, *, backbone="resnet50", engine
 
 TABLE4 = {"fp32_p50": "FP32 p50 (ms)", "fp32_p99": "FP32 p99 (ms)", "int8_p50": "INT8-PTQ p50 (ms)",
           "int8_p99": "INT8-PTQ p99 (ms)", "fp32_tail": "FP32 p99/p50", "int8_tail": "INT8-PTQ p99/p50",
-          "speedup": "Speedup (×)", "best_speedup": "Speedup over the best FP32 (×)", "size_ratio": "Size ↓ (×)"}
+          "speedup": "Speedup (×)", "best_speedup": "Speedup over the best FP32 (×)",
+          "size_ratio": "Size ↓ (×)"}
 
 
 def table4_data(results, published=None, *, batch_size=1, engine="fbgemm"):
@@ -246,7 +270,8 @@ def table4_data(results, published=None, *, batch_size=1, engine="fbgemm"):
     one_of("engine", engine, ENGINES)
     regime = f"ptq-{engine}"
     ours, paper = _latency_rows(results, batch_size, regime), _latency_rows(published, batch_size, regime)
-    ratios = published.ratios[(published.ratios["batch_size"] == batch_size) & (published.ratios["regime"] == regime)]
+    ratios = published.ratios[(published.ratios["batch_size"] == batch_size)
+                              & (published.ratios["regime"] == regime)]
     for row in ratios.to_dict("records"):  # the paper prints these itself, from numbers it does not print
         for quantity in ("speedup", "size_ratio"):
             paper.setdefault(row["backbone"], {})[quantity] = {"value": row[quantity]}
@@ -293,8 +318,9 @@ def _latency_rows(results, batch_size, regime):
 def speedups(results, *, batch_size=1, regime="ptq-fbgemm", n_resamples=500, seed=42):
     """Speed-up of an INT8 regime over every FP32 baseline: backbone, baseline, value, low, high, best.
 
-    The ratio of throughputs, as in Table 4, with a 95 % bootstrap interval over the raw batch times where they are
-    stored. `best` marks the fastest FP32 baseline of the backbone, which is what a user would really have.
+    The ratio of throughputs, as in Table 4, with a 95 % bootstrap interval over the raw batch times where
+    they are stored. `best` marks the fastest FP32 baseline of the backbone, which is what a user would
+    really have.
     """
     t = results.latency
     t = t[(t["batch_size"] == batch_size) & t["device"].isin(["cpu", ""])]
@@ -325,13 +351,16 @@ def _ratio_interval(slow, fast, n_resamples, rng):
 def table4(results, published=None, *, batch_size=1, engine="fbgemm"):
     """Table 4: CPU latency at single-image inference, speed-up and size, FP32 against INT8-PTQ.
 
-    Rows are backbones; columns (quantity, field). Milliseconds are the machine's: ratios are compared with the paper's.
+    Rows are backbones; columns (quantity, field). Milliseconds are the machine's: ratios are compared with
+    the paper's.
     """
-    frame = _wide(table4_data(results, published, batch_size=batch_size, engine=engine), ["backbone"], "quantity",
+    frame = _wide(table4_data(results, published, batch_size=batch_size, engine=engine), ["backbone"],
+                  "quantity",
                   list(TABLE4))
     return _caption(frame, f"CPU latency at batch {batch_size} under FP32 and INT8-PTQ ({engine}), speed-up and size",
                     "In parentheses a 95 % interval: distribution-free for percentiles, bootstrap for ratios of "
-                    "throughputs.", "Milliseconds belong to the machine; the ratios are what can be compared.",
+                    "throughputs.",
+                    "Milliseconds belong to the machine; the ratios are what can be compared.",
                     formats={"speedup": "{:.2f}", "best_speedup": "{:.2f}", "size_ratio": "{:.2f}",
                              "fp32_tail": "{:.2f}", "int8_tail": "{:.2f}", None: "{:.1f}"}, labels=TABLE4,
                     compared=["fp32_tail", "int8_tail", "speedup", "size_ratio"])
@@ -342,8 +371,9 @@ def table4(results, published=None, *, batch_size=1, engine="fbgemm"):
 def engine_check(results, metric="brier"):
     """Does each INT8 engine compute what the model's own simulation says? One row per INT8 cell, worst first.
 
-    Columns: dataset, backbone, regime, agrees, fp32, simulated, converted, mended, gap (converted - simulated, in the
-    direction of worse), worst_layer, max_steps (largest error of a kernel, in quantization steps), note.
+    Columns: dataset, backbone, regime, agrees, fp32, simulated, converted, mended, gap (converted -
+    simulated, in the direction of worse), worst_layer, max_steps (largest error of a kernel, in
+    quantization steps), note.
     """
     simulated, converted = (_at(scores(results, metric, stage=s), CELL) for s in ("fake-quant", "converted"))
     mended = _at(scores(results, metric, recipe="mended"), CELL)
@@ -357,14 +387,19 @@ def engine_check(results, metric="brier"):
         value = {n: f.get(key, {}).get("value", math.nan) for n, f in
                  (("simulated", simulated), ("converted", converted), ("mended", mended))}
         layer = layers.get(key, {})
-        rows.append({**dict(zip(CELL, key)), "agrees": {True: "yes", False: "NO"}.get(cell["engine_agrees"], ""),
+        rows.append({**dict(zip(CELL, key)), "agrees": {True: "yes", False: "NO"}.get(cell["engine_agrees"],
+                                                                                      ""),
                      "fp32": converted.get((*key[:2], "fp32"), {}).get("value", math.nan), **value,
-                     "gap": sign * (value["converted"] - value["simulated"]), "worst_layer": layer.get("layer", ""),
+                     "gap": sign * (value["converted"] - value["simulated"]),
+                     "worst_layer": layer.get("layer", ""),
                      "max_steps": layer.get("kernel_max_steps", math.nan),
                      "note": cell["note"] or cell_state(results, *key)})
-    columns = [*CELL, "agrees", "fp32", "simulated", "converted", "mended", "gap", "worst_layer", "max_steps", "note"]
-    frame = pd.DataFrame(rows, columns=columns).sort_values("gap", ascending=False, kind="stable", na_position="last")
-    return _caption(frame.reset_index(drop=True), f"Converted models against their own simulation ({title(metric)})",
+    columns = [*CELL, "agrees", "fp32", "simulated", "converted", "mended", "gap", "worst_layer", "max_steps",
+               "note"]
+    frame = pd.DataFrame(rows, columns=columns).sort_values("gap", ascending=False, kind="stable",
+                                                            na_position="last")
+    return _caption(frame.reset_index(drop=True),
+                    f"Converted models against their own simulation ({title(metric)})",
                     "gap: how much worse the converted model is than its fake-quantized simulation.",
                     formats={None: "{:.4f}", "max_steps": "{:.0f}"})
 
@@ -373,7 +408,8 @@ FACTORS = ("weights", "activations", "reduce_range", "fused", "training_mode", "
 
 
 def _ablation_means(results, stage):
-    """One row per dataset, backbone, engine and recipe, averaged over folds; with the number and names of changes."""
+    """One row per dataset, backbone, engine and recipe, averaged over folds; with the number and names of
+    changes."""
     a = results.ablation
     a = a[a["stage"].isin([stage, ""])] if (a["stage"] == stage).any() else a
     keys = ["dataset", "backbone", "engine", "recipe"]
@@ -389,15 +425,18 @@ def _ablation_means(results, stage):
 def _changes(row, default):
     changed = [f"{f.replace('_', ' ')}: {row[f] or 'engine default'}" for f in FACTORS
                if default is not None and row[f] != default[f]]
-    return changed + ([f"run under {row['run_engine']}"] if row["run_engine"] not in ("", row["engine"]) else [])
+    return changed + ([f"run under {row['run_engine']}"] if row["run_engine"] not in ("", row["engine"])
+                      else [])
 
 
 def ablation(results, *, stage="converted"):
-    """The smallest change of recipe that turns a sound model into a collapsed one, per dataset, backbone and engine.
+    """The smallest change of recipe that turns a sound model into a collapsed one, per dataset, backbone
+    and engine.
 
     Columns: dataset, backbone, engine, recipe, changes, n_changes, auprc_before, auprc, ece_before, ece,
-    ece_top_label_before, ece_top_label, tried. Collapsed: AUPRC lower, or top-label ECE higher, by `COLLAPSE` than under
-    the default recipe. Of several recipes with equally few changes the one that costs most AUPRC counts.
+    ece_top_label_before, ece_top_label, tried. Collapsed: AUPRC lower, or top-label ECE higher, by
+    `COLLAPSE` than under the default recipe. Of several recipes with equally few changes the one that costs
+    most AUPRC counts.
     """
     frame, rows = _ablation_means(results, stage), []
     for key, group in frame.groupby(["dataset", "backbone", "engine"], sort=False):
@@ -418,18 +457,21 @@ def ablation(results, *, stage="converted"):
         else:
             row |= {"recipe": "", "changes": "the default recipe is missing"}
         rows.append(row)
-    columns = ["dataset", "backbone", "engine", "recipe", "changes", "n_changes", "auprc_before", "auprc", "ece_before",
+    columns = ["dataset", "backbone", "engine", "recipe", "changes", "n_changes", "auprc_before", "auprc",
+               "ece_before",
                "ece", "ece_top_label_before", "ece_top_label", "tried"]
-    return _caption(pd.DataFrame(rows, columns=columns), "The smallest change of recipe that makes PTQ collapse",
+    return _caption(pd.DataFrame(rows, columns=columns),
+                    "The smallest change of recipe that makes PTQ collapse",
                     f"Collapsed: {COLLAPSE:.2f} less AUPRC, or {COLLAPSE:.2f} more top-label ECE, than the default recipe.",
                     formats={None: "{:.3f}", "n_changes": "{:.0f}", "tried": "{:.0f}"})
 
 
 def ablation_means(results, published=None, *, stage="converted"):
-    """Can the paper's Table 1 averages be produced by a recipe? ECE and Brier, mean over backbones, per recipe.
+    """Can the paper's Table 1 averages be produced by a recipe? ECE and Brier, mean over backbones, per
+    recipe.
 
-    Columns: dataset, engine, recipe, n_backbones, ece, brier, paper_ece, paper_brier, distance (of the two from the
-    paper's, Euclidean); nearest first within dataset and engine.
+    Columns: dataset, engine, recipe, n_backbones, ece, brier, paper_ece, paper_brier, distance (of the two
+    from the paper's, Euclidean); nearest first within dataset and engine.
     """
     published = published or paper_results()
     frame = _ablation_means(results, stage)
@@ -450,11 +492,12 @@ GAP = 0.002  # a PTQ - FP32 gap smaller than this is too small to speak of closi
 
 
 def remedies(results):
-    """Share of the PTQ to FP32 gap that each remedy closes, and what it costs in latency, one row per cell and remedy.
+    """Share of the PTQ to FP32 gap that each remedy closes, and what it costs in latency, one row per cell
+    and remedy.
 
-    Columns: dataset, backbone, regime, remedy, then for auprc, ece, ece_top_label, brier the value and `<metric>_closed`
-    (1: as good as FP32; below 0: worse than PTQ; missing where PTQ is within `GAP` of FP32), and `slowdown` (p50 over
-    untreated PTQ's).
+    Columns: dataset, backbone, regime, remedy, then for auprc, ece, ece_top_label, brier the value and
+    `<metric>_closed` (1: as good as FP32; below 0: worse than PTQ; missing where PTQ is within `GAP` of
+    FP32), and `slowdown` (p50 over untreated PTQ's).
     """
     metrics = ["auprc", "ece", "ece_top_label", "brier"]
     frame = results.remedies.groupby([*CELL, "remedy"], sort=False)[[*metrics, "p50_ms"]].mean().reset_index()
@@ -472,21 +515,25 @@ def remedies(results):
         out["slowdown"] = row["p50_ms"] / before.get("p50_ms", math.nan)
         rows.append(out)
     percent = {f"{m}_closed": "{:.0%}" for m in metrics}
-    return _caption(pd.DataFrame(rows, columns=columns), "Remedies without retraining: share of the PTQ to FP32 gap closed",
+    return _caption(pd.DataFrame(rows, columns=columns),
+                    "Remedies without retraining: share of the PTQ to FP32 gap closed",
                     f"No share is given where PTQ lies within {GAP} of FP32.",
                     formats={None: "{:.4f}", **percent, "slowdown": "{:.2f}×"})
 
 
 def silent(results, *, stage="converted"):
-    """What crosses a decision threshold fixed on the FP32 model: one row per cell and class, worst sensitivity first.
+    """What crosses a decision threshold fixed on the FP32 model: one row per cell and class, worst
+    sensitivity first.
 
-    Columns: dataset, backbone, regime, class, n, threshold, sensitivity_reference, sensitivity, sensitivity_change,
-    specificity_change, prevalence_change, crossed_up, crossed_down.
+    Columns: dataset, backbone, regime, class, n, threshold, sensitivity_reference, sensitivity,
+    sensitivity_change, specificity_change, prevalence_change, crossed_up, crossed_down.
     """
     s = results.silent[results.silent["stage"].isin([stage, ""])]
     counts = ["crossed_up", "crossed_down", "n"]
-    rates = ["threshold", *(f"{r}{e}" for r in ("sensitivity", "specificity", "prevalence") for e in ("_reference", ""))]
-    frame = s.groupby([*CELL, "class"], sort=False).agg(dict.fromkeys(rates, "mean") | dict.fromkeys(counts, "sum"))
+    rates = ["threshold", *(f"{r}{e}" for r in ("sensitivity", "specificity", "prevalence")
+                            for e in ("_reference", ""))]
+    frame = s.groupby([*CELL, "class"], sort=False).agg(dict.fromkeys(rates, "mean")
+                                                        | dict.fromkeys(counts, "sum"))
     frame = frame.reset_index()
     for rate in ("sensitivity", "specificity", "prevalence"):
         frame[f"{rate}_change"] = frame[rate] - frame[f"{rate}_reference"]
@@ -501,7 +548,8 @@ def silent(results, *, stage="converted"):
 def flips(results):
     """Images whose predicted class changes between two regimes, summed over folds, the most first."""
     counts = ["flipped", "flipped_to_right", "flipped_to_wrong", "n"]
-    frame = results.flips.groupby(["dataset", "backbone", "regime_a", "regime_b"], sort=False)[counts].sum().reset_index()
+    frame = results.flips.groupby(["dataset", "backbone", "regime_a", "regime_b"],
+                                  sort=False)[counts].sum().reset_index()
     frame["share"] = frame["flipped"] / frame["n"]
     frame = frame.sort_values("share", ascending=False, kind="stable").reset_index(drop=True)
     return _caption(frame, "Label flips between regimes", formats={None: "{:.0f}", "share": "{:.1%}"})
@@ -510,7 +558,8 @@ def flips(results):
 def leak(results, metric="auroc"):
     """What images that stand on both sides of the split do to a metric: one row per cell.
 
-    Columns: dataset, backbone, regime, stage, all, without_identical, without_twins, effect (all - without twins).
+    Columns: dataset, backbone, regime, stage, all, without_identical, without_twins, effect (all - without
+    twins).
     """
     frame = results.leak[results.leak["metric"] == metric]
     wide = frame.pivot_table(index=[*CELL, "stage"], columns="subset", values="value", sort=False)
@@ -522,9 +571,11 @@ def leak(results, metric="auroc"):
 
 
 def qat_control(results, metric="auprc", *, engine="fbgemm", stage="converted"):
-    """What quantization-aware training gives that training on in FP32 does not: one row per dataset and backbone.
+    """What quantization-aware training gives that training on in FP32 does not: one row per dataset and
+    backbone.
 
-    Columns: dataset, backbone, fp32, continued, qat, training_on (continued - fp32), awareness (qat - continued).
+    Columns: dataset, backbone, fp32, continued, qat, training_on (continued - fp32), awareness (qat -
+    continued).
     """
     value = {k: r["value"] for k, r in _at(scores(results, metric, stage=stage), CELL).items()}
     rows = [{"dataset": d, "backbone": b,
@@ -539,7 +590,8 @@ def qat_control(results, metric="auprc", *, engine="fbgemm", stage="converted"):
 
 
 def peers(results, *, batch_size=1):
-    """Other runtimes on the same checkpoints and images; `pareto` marks rows that none beats in both p50 and ECE."""
+    """Other runtimes on the same checkpoints and images; `pareto` marks rows that none beats in both p50
+    and ECE."""
     frame = results.peers[results.peers["batch_size"].isin([batch_size])].reset_index(drop=True)
     best = pd.Series(False, index=frame.index)
     for _, group in frame.groupby(["dataset", "backbone"]):
@@ -550,11 +602,13 @@ def peers(results, *, batch_size=1):
     frame = frame.assign(pareto=best).drop(columns="batch_size")
     return _caption(frame, f"The same models in other INT8 runtimes, batch {batch_size}",
                     "pareto: no other row of the model is at least as fast and as well calibrated, and better in one.",
-                    formats={None: "{:.2f}", **dict.fromkeys(("auroc", "auprc", "ece", "ece_top_label", "brier"), "{:.4f}")})
+                    formats={None: "{:.2f}", **dict.fromkeys(("auroc", "auprc", "ece", "ece_top_label",
+                                                              "brier"), "{:.4f}")})
 
 
 def coverage(results):
-    """What became of every cell: rows (dataset, backbone), a column per regime, entries as in `Results.status`."""
+    """What became of every cell: rows (dataset, backbone), a column per regime, entries as in
+    `Results.status`."""
     frame = results.status.pivot(index=["dataset", "backbone"], columns="regime", values="status")
     rows = pd.MultiIndex.from_product([results.datasets, results.backbones], names=["dataset", "backbone"])
     frame = frame.reindex(index=rows, columns=results.regimes)
@@ -562,11 +616,283 @@ def coverage(results):
 
 
 def worst_layers(results, dataset, backbone, regime, n=3):
-    """The `n` layers with the lowest signal-to-quantization-noise ratio of a cell, worst first (columns of layers.csv)."""
+    """The `n` layers with the lowest signal-to-quantization-noise ratio of a cell, worst first (columns of
+    layers.csv)."""
     frame = results.layers
-    frame = frame[(frame["dataset"] == dataset) & (frame["backbone"] == backbone) & (frame["regime"] == regime)]
+    frame = frame[(frame["dataset"] == dataset) & (frame["backbone"] == backbone)
+                  & (frame["regime"] == regime)]
     frame = frame.groupby(["layer", "operator"], sort=False)[["sqnr_db", "saturation", "weight_range_ratio",
                                                                "kernel_sqnr_db", "kernel_max_steps"]].mean()
     frame = frame.nsmallest(n, "sqnr_db").reset_index()
     return _caption(frame, f"Worst layers of {title(backbone)}, {title(regime)}, {title(dataset)}",
                     formats={None: "{:.1f}", "saturation": "{:.2%}", "weight_range_ratio": "{:.1f}×"})
+
+
+# --- HTML -----------------------------------------------------------------------------------------
+
+STYLE = """<style>
+.medq-scroll {overflow-x: auto}
+.medq-scroll table {border-collapse: collapse; font-size: .9em; margin: 0}
+.medq-scroll th, .medq-scroll td {padding: .3em .6em; text-align: right; vertical-align: top;
+  border-bottom: 1px solid rgba(128, 128, 128, .4); white-space: nowrap}
+.medq-scroll th {white-space: normal; vertical-align: bottom}
+.medq-scroll td.text {text-align: left; white-space: normal}
+.medq-scroll td span {display: block; font-size: .85em}
+.medq-scroll td.outside span.paper {text-decoration: underline wavy 1px; text-underline-offset: .2em}
+.medq-notes {font-size: .85em; margin-top: .4em}
+</style>"""
+STATUS = {"done": "✓ done", "unsupported": "∅ unsupported", "failed": "✗ failed", "missing": "· missing"}
+
+
+def show(frame, *, caption=False):
+    """Any table of this module as HTML text, in one scrolling block with its notes.
+
+    Beside the paper's: ours, its interval in parentheses, the paper's value below, `≠` where that lies
+    outside our interval, bold for the best of a row (ours and the paper's apart), and lettered notes for
+    what is missing, unsupported or computed by kernels that disagree with their simulation.
+    """
+    from html import escape
+
+    notes = _Notes(frame.attrs.get("interval", "our 95 % interval"))
+    wide = isinstance(frame.columns, pd.MultiIndex) and set(FIELDS) <= set(frame.columns.get_level_values(-1))
+    cells, classes = _beside_paper(frame, notes) if wide else _flat(frame)
+    styler = cells.style.hide(axis="index").set_td_classes(classes).set_table_attributes('class="medq-table"')
+    styler.uuid, styler.cell_ids = "medq", False
+    if caption:
+        styler = styler.set_caption(escape(frame.attrs.get("caption", "")))
+    label = escape(frame.attrs.get("caption", "Table"), quote=True)
+    lines = [*frame.attrs.get("notes", []), *notes.lines()]
+    below = "".join(f"<div>{escape(line)}</div>" for line in lines)
+    return (f'{STYLE}\n<div class="medq-scroll" role="region" tabindex="0" aria-label="{label}">'
+            f'{styler.to_html(doctype_html=False)}</div>\n<div class="medq-notes">{below}</div>')
+
+
+class _Notes:
+    """Lettered notes, one letter per distinct sentence, and the marks that were used."""
+
+    def __init__(self, interval):
+        self.sentences, self.marks, self.interval = {}, set(), interval
+
+    def letter(self, sentence):
+        return self.sentences.setdefault(sentence, chr(ord("a") + len(self.sentences) % 26))
+
+    def lines(self):
+        said = {"≠": f"≠ the paper's value lies outside {self.interval}.",
+                "bold": "Bold: the best of the row."}
+        return [said[m] for m in said if m in self.marks] + [f"{k}: {s}." for s, k in self.sentences.items()]
+
+
+def _beside_paper(frame, notes):
+    """HTML of each cell (a DataFrame of text) and its CSS classes, from columns with FIELDS below them."""
+    attrs, names = frame.attrs, list(dict.fromkeys(frame.columns.get_level_values(0)))
+    formats, labels = attrs.get("formats", {}), attrs.get("labels", {})
+    among = [n for n in attrs.get("best_among", names) if n in names]
+    index = frame.index.to_frame(index=False)
+    cells, classes = [], []
+    for (_, row), keys in zip(frame.iterrows(), index.to_dict("records")):
+        best = {f: _best(row, among, f) if attrs.get("best") == "min" else None for f in ("ours", "paper")}
+        text = {_head(k): _name(k, v, keys) for k, v in keys.items()}
+        style = dict.fromkeys(text, "text")
+        for name in names:
+            form = formats.get(name, formats.get(None, "{:.4g}"))
+            compared = name in attrs.get("compared", names)
+            bold = {f for f in best if name in among and best[f] is not None and row[name][f] == best[f]}
+            head = labels.get(name, title(name))
+            text[head], style[head] = _cell(row[name], form, compared, bold, notes)
+        cells.append(text)
+        classes.append(style)
+    columns = [_head(k) for k in index.columns] + [labels.get(n, title(n)) for n in names]
+    return pd.DataFrame(cells, columns=columns), pd.DataFrame(classes, columns=columns)
+
+
+def _best(row, among, field):
+    values = [row[n][field] for n in among if not _absent(row[n][field])]
+    return min(values) if values else None
+
+
+def _absent(value):
+    return value is None or isinstance(value, float) and math.isnan(value)
+
+
+def _cell(entry, form, compared, bold, notes):
+    from html import escape
+
+    state = entry["state"] if isinstance(entry["state"], str) else ""
+    mark = f"<sup>{notes.letter(state)}</sup>" if state else ""
+    doubt = "⚠ " if DISAGREES in state else ""
+    if _absent(entry["ours"]):
+        ours = escape(state.split(":")[0]) or "missing"
+    else:
+        ours = form.format(entry["ours"])
+        ours = f"<strong>{ours}</strong>" if "ours" in bold else ours
+    interval = "" if _absent(entry["low"]) else f"<span>({form.format(entry['low'])}–{form.format(entry['high'])})</span>"
+    outside = compared and is_outside(entry)
+    paper = ""
+    if not _absent(entry["paper"]):
+        value = form.format(entry["paper"])
+        value = f"<strong>{value}</strong>" if "paper" in bold else value
+        paper = f'<span class="paper">paper {value}{" ≠" if outside else ""}</span>'
+    notes.marks |= ({"≠"} if outside else set()) | ({"bold"} if bold else set())
+    return f"{doubt}{ours}{mark}{interval}{paper}", "outside" if outside else "number"
+
+
+def is_outside(entry):
+    """Whether the paper's value lies outside our interval; False where either is missing."""
+    if any(_absent(entry[f]) for f in ("low", "high", "paper")):
+        return False
+    return not entry["low"] <= entry["paper"] <= entry["high"]
+
+
+TERMS = {"auroc": "ROC-AUC", "p50 ms": "p50 (ms)", "p99 ms": "p99 (ms)"}
+
+
+def _head(name):
+    """A column's name as it is printed."""
+    words = str(name).replace("_", " ")
+    for short in ("auroc", "auprc", "ece", "fp32", "ptq", "qat", "p50 ms", "p99 ms"):
+        words = re.sub(rf"\b{short}\b", TERMS.get(short, short.upper()), words)
+    return words[:1].upper() + words[1:]
+
+
+def _name(kind, value, row):
+    """A key as it is printed, escaped: dataset, class, backbone, regime, metric by their titles."""
+    from html import escape
+
+    if kind == "class":
+        value = class_title(row.get("dataset", ""), value)
+    elif kind == "engine":
+        value = value.upper()
+    elif kind == "family":
+        value = {"cnn": "CNN", "transformer": "Transformer"}.get(value, value)
+    elif kind in ("dataset", "backbone", "regime", "metric", "regime_a", "regime_b"):
+        value = title(value)
+    return escape(str(value))
+
+
+def _flat(frame):
+    """HTML of each cell and its CSS classes, of a table without the paper's numbers."""
+    from html import escape
+
+    formats = frame.attrs.get("formats", {})
+    index = frame.index.names != [None]
+    plain = frame.reset_index() if index else frame.reset_index(drop=True)
+    cells = pd.DataFrame(index=plain.index)
+    classes = pd.DataFrame(index=plain.index)
+    for column in plain:
+        values, head = plain[column], title(column) if column in REGIMES else _head(column)
+        if pd.api.types.is_bool_dtype(values):
+            cells[head] = values.map({True: "✓", False: ""})
+        elif pd.api.types.is_numeric_dtype(values):
+            form = formats.get(column, formats.get(None, "{:.4g}"))
+            cells[head] = ["–" if _absent(v) else form.format(v) for v in values.astype(float)]
+        else:
+            cells[head] = [STATUS.get(v) or _name(column, v, r) if isinstance(v, str) else escape(str(v))
+                           for v, r in zip(values, plain.to_dict("records"))]
+            classes[head] = "text"
+            continue
+        classes[head] = "number"
+    return cells, classes
+
+
+# --- what lies behind tables and figures ----------------------------------------------------------
+
+def regimes_data(results, metric, published=None, *, stage="converted"):
+    """Figures 1 and 5: dataset, backbone (or `mean`), regime, value, low, high, between_std, paper, state."""
+    cells = scores(results, metric, stage=stage)
+    mean = means(results, metric, stage=stage)
+    paper = _at(means(published or paper_results(), metric, stage="fake-quant"), ["dataset", "regime"])
+    mean = mean.assign(backbone="mean", paper=[paper.get((counterpart(d), r), {}).get("value", math.nan)
+                                               for d, r in zip(mean["dataset"], mean["regime"])],
+                       state=[mean_state(results, d, r, b, stage) for d, r, b in
+                              zip(mean["dataset"], mean["regime"], mean["backbones"])])
+    cells = cells.assign(state=[cell_state(results, *key, stage) for key in zip(*(cells[c] for c in CELL))])
+    columns = [*CELL, "value", "low", "high", "between_std", "paper", "state"]
+    return pd.concat([cells.reindex(columns=columns), mean.reindex(columns=columns)], ignore_index=True)
+
+
+def tradeoff_data(results, *, engine="fbgemm", batch_size=1, metric="auprc"):
+    """Figure 2: dataset, backbone, regime (fp32 or qat), value, low, high, p50_ms, p50_low, p50_high."""
+    cells = scores(results, metric)
+    cells = cells[cells["regime"].isin(["fp32", f"qat-{engine}"])]
+    timed = timings(results, batch_size)[["backbone", "regime", "p50_ms", "p50_low", "p50_high"]]
+    if f"qat-{engine}" not in set(timed["regime"]):  # the same integer kernels run, whatever the weights
+        ptq = timed[timed["regime"] == f"ptq-{engine}"].assign(regime=f"qat-{engine}")
+        timed = pd.concat([timed, ptq], ignore_index=True)
+    return cells.merge(timed, on=["backbone", "regime"], how="left").drop(columns="n_folds")
+
+
+PAIRS = (("fp32", "ptq"), ("fp32", "qat"), ("ptq", "qat"))  # top to bottom in Figure 3
+
+
+def forest_data(results, *, metric="auprc", engine="fbgemm"):
+    """Figure 3: rows of `bootstrap.csv` for the paper's three pairs, with `pair` as the figure labels it."""
+    b = results.bootstrap
+    parts = []
+    for first, second in PAIRS:
+        names = [f"{k}-{engine}" if k != "fp32" else k for k in (first, second)]
+        rows = b[(b["method_a"] == names[0]) & (b["method_b"] == names[1]) & (b["metric"] == metric)]
+        parts.append(rows.assign(pair=" vs ".join("FP32" if k == "fp32" else f"INT8-{k.upper()}"
+                                                  for k in (first, second))))
+    return pd.concat(parts, ignore_index=True)
+
+
+def calibration_data(results, *, regime="ptq-fbgemm"):
+    """Figure 4: dataset, backbone, n_calibration, mean, std, n, spread (over `folds` or over `subsets` of
+    one fold)."""
+    c = results.calibration_size
+    c = c[c["regime"] == regime]
+    keys = ["dataset", "backbone", "n_calibration"]
+    several = c.groupby("dataset")["fold"].nunique().gt(1)
+    per_fold = c.groupby([*keys, "fold"], sort=False)["auprc"].mean().reset_index()
+    parts = [(per_fold if several.get(d, False) else c)[lambda f, d=d: f["dataset"] == d].assign(
+        spread="folds" if several.get(d, False) else "subsets") for d in c["dataset"].unique()]
+    if not parts:
+        return pd.DataFrame(columns=[*keys, "mean", "std", "n", "spread"])
+    grouped = pd.concat(parts).groupby([*keys, "spread"], sort=False)["auprc"]
+    return grouped.agg(mean="mean", std="std", n="size").reset_index()[[*keys, "mean", "std", "n", "spread"]]
+
+
+def latency_data(results, published=None, *, engine="fbgemm", batch_size=1):
+    """Figure 6: backbone, regime (fp32 or ptq), p50_ms, p50_low, p50_high, p99_ms, paper_p50_ms."""
+    columns = ["backbone", "regime", "p50_ms", "p50_low", "p50_high", "p99_ms"]
+    ours, paper = (timings(r, batch_size)[columns] for r in (results, published or paper_results()))
+    ours = ours[ours["regime"].isin(["fp32", f"ptq-{engine}"])]
+    paper = paper[["backbone", "regime", "p50_ms"]].rename(columns={"p50_ms": "paper_p50_ms"})
+    return ours.merge(paper, on=["backbone", "regime"], how="left")
+
+
+def reliability_data(results, *, backbone="resnet50", engine="fbgemm", kind="top-label"):
+    """Figure 7: dataset, regime, bin, lower, upper, confidence, frequency, count, of the deployed models."""
+    from medq.metrics import reliability_curve
+
+    parts = []
+    for dataset in results.datasets:
+        for regime in ("fp32", f"ptq-{engine}", f"qat-{engine}"):
+            p = results.predictions(dataset, backbone, regime)
+            if len(p):
+                curve = reliability_curve(p["label"].to_numpy(), p.filter(regex="^p_").to_numpy(), kind=kind)
+                parts.append(pd.DataFrame(curve._asdict()).assign(dataset=dataset, regime=regime))
+    columns = ["dataset", "regime", "bin", "lower", "upper", "confidence", "frequency", "count"]
+    frame = pd.concat(parts) if parts else pd.DataFrame(columns=columns)
+    return frame.rename_axis("bin").reset_index()[columns] if parts else frame
+
+
+DATA = {
+    "table1": table1_data, "table2": table2_data, "table3": table3_data, "table4": table4_data,
+    "figure1": lambda r, p: regimes_data(r, "auroc", p), "figure2": lambda r, p: tradeoff_data(r),
+    "figure3": lambda r, p: forest_data(r), "figure4": lambda r, p: calibration_data(r),
+    "figure5": lambda r, p: regimes_data(r, "auprc", p), "figure6": latency_data,
+    "figure7": lambda r, p: reliability_data(r), "engine_check": lambda r, p: engine_check(r),
+    "ablation": lambda r, p: r.ablation, "remedies": lambda r, p: remedies(r), "layers": lambda r,
+    p: r.layers,
+    "silent": lambda r, p: silent(r), "flips": lambda r, p: flips(r), "leak": lambda r, p: r.leak,
+    "qat_control": lambda r, p: qat_control(r), "peers": lambda r, p: r.peers, "speedups": lambda r,
+    p: speedups(r),
+    "coverage": lambda r, p: r.status,
+}
+
+
+def data(name, results, published=None):
+    """The tidy numbers behind a table or figure (names in `DATA`), for download; `UserError` for an unknown
+    name."""
+    return DATA[one_of("table or figure", name, DATA)](results, published)
