@@ -95,8 +95,8 @@ def table1_data(results, published=None, *, stage="fake-quant"):
                 mine = ours.get((dataset, regime))
                 theirs = paper.get((counterpart(dataset), regime), {}).get("value", math.nan)
                 state = mean_state(results, dataset, regime, mine["backbones"] if mine else (), stage)
-                rows.append({"dataset": dataset, "metric": metric, "regime": regime, **_entry(mine, theirs,
-                                                                                              state),
+                rows.append({"dataset": dataset, "metric": metric, "regime": regime,
+                             **_entry(mine, theirs, state),
                              "between_std": mine["between_std"] if mine else math.nan})
     order = {d: k for k, d in enumerate(results.datasets)}
     frame = pd.DataFrame(rows, columns=["dataset", "metric", "regime", *FIELDS, "between_std"])
@@ -119,7 +119,7 @@ def table1(results, published=None, *, stage="fake-quant"):
     frame = _wide(tidy, ["dataset", "metric"], "regime", _regimes(results))
     what = ("fake-quantized models, as in the paper's Table 1" if stage == "fake-quant" else
             "converted models, as they would be deployed")
-    return _caption(frame, f"Calibration summary across backbones: ECE and Brier score ({what}; lower is better)",
+    return _caption(frame, f"Calibration summary across backbones: ECE and Brier ({what}; lower is better)",
                     "Mean over backbones, with the 95 % bootstrap interval of that mean.", best="min",
                     formats={None: "{:.4f}"}, best_among=PAPER_REGIMES)
 
@@ -158,8 +158,8 @@ def _family_rows(results, dataset, kind, regime, batch_size):
     t = results.latency
     t = t[t["dataset"].isin([dataset, ""]) & (t["regime"] == regime) & (t["batch_size"] == batch_size)
           & t["device"].isin(["cpu", ""])]
-    return t[[family(b) == kind for b in t["backbone"]]].drop_duplicates("backbone",
-                                                                         keep="last").set_index("backbone")
+    t = t[[family(b) == kind for b in t["backbone"]]]
+    return t.drop_duplicates("backbone", keep="last").set_index("backbone")
 
 
 def _published_family(published, dataset, kind, regime):
@@ -190,11 +190,11 @@ def table2(results, published=None, *, batch_size=32):
                   "quantity",
                   list(TABLE2))
     once = results.latency["dataset"].eq("").any()
-    return _caption(frame, f"CPU efficiency of INT8-PTQ at batch {batch_size} (median across backbones within family)",
+    return _caption(frame, f"CPU efficiency of INT8-PTQ at batch {batch_size} (median within the family)",
                     "In parentheses the least and the greatest of the family's backbones.",
                     "Timed once per backbone, not per dataset: only the classifier's width differs."
                     if once else "",
-                    "Seconds and milliseconds belong to the machine; the last column is what can be compared.",
+                    "Seconds and milliseconds belong to the machine; the last column can be compared.",
                     formats={"throughput": "{:.1f}", "p50_ms": "{:.0f}", "convert_seconds": "{:.1f}",
                              "against_fbgemm": "{:.2f}"},
                     compared=["against_fbgemm"], labels=TABLE2, interval="the range of our backbones")
@@ -250,7 +250,7 @@ def table3(results, published=None, dataset=None, *, backbone="resnet50", engine
                       list(labels))
     where = f", {title(dataset)}" if dataset else ""
     digits = "{:.2f}" if counterpart(dataset or "") == "SkinCancer" else "{:.3f}"
-    return _caption(frame, f"Per-class AUPRC and ROC-AUC for {title(backbone)} across precision regimes{where}",
+    return _caption(frame, f"Per-class AUPRC and ROC-AUC of {title(backbone)} across regimes{where}",
                     "In parentheses the 95 % bootstrap interval within the cell.",
                     "" if backbone == "resnet50" else "The paper's Table 3 is for ResNet-50 alone.",
                     formats={None: digits}, labels=labels)
@@ -357,10 +357,9 @@ def table4(results, published=None, *, batch_size=1, engine="fbgemm"):
     frame = _wide(table4_data(results, published, batch_size=batch_size, engine=engine), ["backbone"],
                   "quantity",
                   list(TABLE4))
-    return _caption(frame, f"CPU latency at batch {batch_size} under FP32 and INT8-PTQ ({engine}), speed-up and size",
-                    "In parentheses a 95 % interval: distribution-free for percentiles, bootstrap for ratios of "
-                    "throughputs.",
-                    "Milliseconds belong to the machine; the ratios are what can be compared.",
+    return _caption(frame, f"CPU latency at batch {batch_size}, FP32 and INT8-PTQ ({engine}), speed-up and size",
+                    "In parentheses a 95 % interval: distribution-free for percentiles, bootstrap for speed-ups.",
+                    "Milliseconds belong to the machine; the ratios can be compared.",
                     formats={"speedup": "{:.2f}", "best_speedup": "{:.2f}", "size_ratio": "{:.2f}",
                              "fp32_tail": "{:.2f}", "int8_tail": "{:.2f}", None: "{:.1f}"}, labels=TABLE4,
                     compared=["fp32_tail", "int8_tail", "speedup", "size_ratio"])
@@ -387,8 +386,8 @@ def engine_check(results, metric="brier"):
         value = {n: f.get(key, {}).get("value", math.nan) for n, f in
                  (("simulated", simulated), ("converted", converted), ("mended", mended))}
         layer = layers.get(key, {})
-        rows.append({**dict(zip(CELL, key)), "agrees": {True: "yes", False: "NO"}.get(cell["engine_agrees"],
-                                                                                      ""),
+        rows.append({**dict(zip(CELL, key)),
+                     "agrees": {True: "yes", False: "NO"}.get(cell["engine_agrees"], ""),
                      "fp32": converted.get((*key[:2], "fp32"), {}).get("value", math.nan), **value,
                      "gap": sign * (value["converted"] - value["simulated"]),
                      "worst_layer": layer.get("layer", ""),
@@ -462,7 +461,8 @@ def ablation(results, *, stage="converted"):
                "ece", "ece_top_label_before", "ece_top_label", "tried"]
     return _caption(pd.DataFrame(rows, columns=columns),
                     "The smallest change of recipe that makes PTQ collapse",
-                    f"Collapsed: {COLLAPSE:.2f} less AUPRC, or {COLLAPSE:.2f} more top-label ECE, than the default recipe.",
+                    f"Collapsed: {COLLAPSE:.2f} less AUPRC, or {COLLAPSE:.2f} more top-label ECE, than the "
+                    "default recipe gives.",
                     formats={None: "{:.3f}", "n_changes": "{:.0f}", "tried": "{:.0f}"})
 
 
@@ -601,7 +601,7 @@ def peers(results, *, batch_size=1):
             best[k] = not beaten.any() and not math.isnan(row["p50_ms"])
     frame = frame.assign(pareto=best).drop(columns="batch_size")
     return _caption(frame, f"The same models in other INT8 runtimes, batch {batch_size}",
-                    "pareto: no other row of the model is at least as fast and as well calibrated, and better in one.",
+                    "Pareto: no other row of the model is as fast and as well calibrated, and better in one.",
                     formats={None: "{:.2f}", **dict.fromkeys(("auroc", "auprc", "ece", "ece_top_label",
                                                               "brier"), "{:.4f}")})
 
@@ -725,7 +725,8 @@ def _cell(entry, form, compared, bold, notes):
     else:
         ours = form.format(entry["ours"])
         ours = f"<strong>{ours}</strong>" if "ours" in bold else ours
-    interval = "" if _absent(entry["low"]) else f"<span>({form.format(entry['low'])}–{form.format(entry['high'])})</span>"
+    bounds = [form.format(entry[f]) for f in ("low", "high") if not _absent(entry[f])]
+    interval = f"<span>({'–'.join(bounds)})</span>" if len(bounds) == 2 else ""
     outside = compared and is_outside(entry)
     paper = ""
     if not _absent(entry["paper"]):
@@ -883,11 +884,11 @@ DATA = {
     "figure3": lambda r, p: forest_data(r), "figure4": lambda r, p: calibration_data(r),
     "figure5": lambda r, p: regimes_data(r, "auprc", p), "figure6": latency_data,
     "figure7": lambda r, p: reliability_data(r), "engine_check": lambda r, p: engine_check(r),
-    "ablation": lambda r, p: r.ablation, "remedies": lambda r, p: remedies(r), "layers": lambda r,
-    p: r.layers,
+    "ablation": lambda r, p: r.ablation, "remedies": lambda r, p: remedies(r),
+    "layers": lambda r, p: r.layers,
     "silent": lambda r, p: silent(r), "flips": lambda r, p: flips(r), "leak": lambda r, p: r.leak,
-    "qat_control": lambda r, p: qat_control(r), "peers": lambda r, p: r.peers, "speedups": lambda r,
-    p: speedups(r),
+    "qat_control": lambda r, p: qat_control(r), "peers": lambda r, p: r.peers,
+    "speedups": lambda r, p: speedups(r),
     "coverage": lambda r, p: r.status,
 }
 
