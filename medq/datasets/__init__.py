@@ -4,10 +4,11 @@ A function and its module share a name: `medq.datasets.index` is the function. I
 PIL, scikit-learn and the rest of the heavy ones are imported where they are used.
 """
 
+from medq.datasets.audit import audit, held_out_twins, twins_to_remove
 from medq.datasets.folds import folds, inner_split, subset
 from medq.datasets.index import DatasetWarning, dataset_root, index
 from medq.datasets.pixels import fingerprint, pixels, read_image
 from medq.datasets.spec import DatasetSpec, load_catalogue
 
-__all__ = ["DatasetSpec", "DatasetWarning", "dataset_root", "fingerprint", "folds", "index", "inner_split",
-           "load_catalogue", "pixels", "read_image", "subset"]
+__all__ = ["DatasetSpec", "DatasetWarning", "audit", "dataset_root", "fingerprint", "folds", "held_out_twins", "index",
+           "inner_split", "load_catalogue", "pixels", "read_image", "subset", "twins_to_remove"]

@@ -8,6 +8,7 @@ by itself: `phantom:<stands_for>/<class>/<number>/<view>?side=64&seed=42&contras
 They are drawings for exercising software. No conclusion about medicine can be drawn from them.
 """
 
+import functools
 import hashlib
 from urllib.parse import parse_qsl
 
@@ -55,8 +56,9 @@ def generate(spec):
     return np.stack([draw(path) for path in frame["path"]]), frame
 
 
+@functools.lru_cache(maxsize=4096)
 def draw(path):
-    """The image that `path` of a phantom's index names: uint8 [side, side, 3]."""
+    """The image that `path` of a phantom's index names: uint8 [side, side, 3], read-only (kept for the next call)."""
     subject, _, query = path.removeprefix("phantom:").partition("?")
     stands_for, name, number, view = subject.split("/")
     options = dict(parse_qsl(query))
@@ -68,7 +70,9 @@ def draw(path):
     centres = (np.arange(side) * 2 + 1 - side) / side
     x, y = np.meshgrid(centres, centres)
     image = painter(own, _Draw(seed, subject, "view"), name, x, y, float(options["contrast"]))
-    return np.floor(image.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+    pixels = np.floor(image.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+    pixels.flags.writeable = False
+    return pixels
 
 
 class _Draw:
