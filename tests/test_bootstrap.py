@@ -1,0 +1,320 @@
+"""The bootstrap against a loop over scikit-learn, its equations to the letter, and its coverage."""
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn import config_context
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from medq import bootstrap, metrics
+
+RESAMPLES = 100  # more than one chunk of 64
+
+
+def softmax(logits):
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def two_models(n=120, n_classes=4, seed=0, ties=False):
+    """Labels, two models' probabilities and lesions of 1 to 4 images; `ties` rounds to k / 10."""
+    rng = np.random.default_rng(seed)
+    labels = np.concatenate([np.arange(n_classes), rng.integers(0, n_classes, size=n - n_classes)])
+    logits = rng.normal(size=(n, n_classes)) + 1.5 * np.eye(n_classes)[labels]
+    a, b = softmax(logits), softmax(logits + rng.normal(size=logits.shape))
+    if ties:
+        a, b = (np.array([rng.multinomial(10, row) for row in probs]) / 10 for probs in (a, b))
+    groups = np.repeat([f"lesion {i}" for i in range(n)], rng.integers(1, 5, size=n))[:n]
+    return labels, a.astype(np.float32), b.astype(np.float32), rng.permutation(groups)
+
+
+def resampled(n, groups=None, n_resamples=RESAMPLES, seed=42):
+    """The same resamples as image numbers."""
+    return [np.repeat(np.arange(n), counts)
+            for counts in bootstrap.resample_counts(n, n_resamples, groups=groups, seed=seed)]
+
+
+def by_sklearn(metric, labels, probs):
+    """Macro mean over the classes that are present, by scikit-learn."""
+    function = {"auprc": average_precision_score, "auroc": roc_auc_score}[metric]
+    with config_context(skip_parameter_validation=True, assume_finite=True):
+        return np.mean([function(labels == c, probs[:, c]) for c in np.unique(labels)])
+
+
+# The resamples
+
+
+@pytest.mark.parametrize("metric", ["auprc", "auroc"])
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("ties", [False, True])
+def test_replicates_equal_the_loop_over_sklearn(metric, grouped, ties):
+    labels, a, b, groups = two_models(ties=ties)
+    groups = groups if grouped else None
+    result = bootstrap.paired(labels, a, b, metric, n_resamples=RESAMPLES, groups=groups)
+
+    def difference(i):
+        return 100 * (by_sklearn(metric, labels[i], a[i]) - by_sklearn(metric, labels[i], b[i]))
+
+    expected = [difference(i) for i in resampled(len(labels), groups)]
+    np.testing.assert_allclose(result.replicates, expected, rtol=0, atol=1e-12)
+    assert result.delta == pytest.approx(difference(slice(None)))
+
+
+@pytest.mark.parametrize("metric", metrics.METRICS)
+@pytest.mark.parametrize("ties", [False, True])
+def test_replicates_equal_the_metric_on_each_resample(metric, ties):
+    """Every metric by name, each class and combined, among them a class that many resamples lack."""
+    labels, a, b, groups = two_models(n=40, n_classes=5, ties=ties)
+    labels[labels == 4] = 0
+    labels[7] = 4
+    values = bootstrap.replicates(labels, [a, b], [metric], n_resamples=RESAMPLES, groups=groups)[metric]
+    for k, probs in enumerate((a, b)):
+        drawn = resampled(40, groups)
+        assert any(4 not in labels[i] for i in drawn)
+        expected = [metrics.METRICS[metric](labels[i], probs[i]) for i in drawn]
+        np.testing.assert_allclose(metrics.combine(metric, values[:, k]), expected, rtol=0, atol=1e-12)
+        if metric in metrics.PER_CLASS:
+            expected = [metrics.per_class(labels[i], probs[i], metric) for i in drawn]
+            np.testing.assert_allclose(values[:, k], expected, rtol=0, atol=1e-12)
+
+
+def test_resamples_are_draws_with_replacement():
+    counts = np.array(list(bootstrap.resample_counts(50, 20_000, seed=1))).astype(int)
+    assert (counts.sum(axis=1) == 50).all()
+    # each count is binomial(50, 1/50): mean 1, variance 0.98; two counts of a resample have correlation -1/49
+    assert counts.mean(axis=0) == pytest.approx(1, abs=5 * np.sqrt(0.98 / 20_000))
+    assert counts.var(axis=0).mean() == pytest.approx(0.98, abs=0.01)
+    correlation = np.corrcoef(counts.T)[np.triu_indices(50, 1)]
+    assert correlation.mean() == pytest.approx(-1 / 49, abs=0.002)
+    assert correlation.std() == pytest.approx(1 / np.sqrt(20_000), rel=0.1)
+    assert (counts == 0).mean() == pytest.approx((49 / 50) ** 50, abs=0.002)
+
+
+def test_groups_come_along_whole():
+    *_, groups = two_models()
+    names, first, number = np.unique(groups, return_index=True, return_inverse=True)
+    for counts in bootstrap.resample_counts(len(groups), RESAMPLES, groups=groups):
+        assert (counts == counts[first][number]).all()
+        assert counts[first].sum() == len(names)
+
+
+def test_a_lesion_s_copies_add_no_information():
+    """Three identical images of each lesion give the replicates of one image of each."""
+    labels, a, b, _ = two_models(n=60)
+    single = bootstrap.paired_auprc(labels, a, b, n_resamples=RESAMPLES)
+    copied = bootstrap.paired_auprc(*(np.repeat(x, 3, axis=0) for x in (labels, a, b)), n_resamples=RESAMPLES,
+                                    groups=np.repeat(np.arange(60), 3))
+    np.testing.assert_allclose(copied.replicates, single.replicates, rtol=0, atol=1e-12)
+    images = bootstrap.paired_auprc(*(np.repeat(x, 3, axis=0) for x in (labels, a, b)), n_resamples=RESAMPLES)
+    assert images.high - images.low < 0.75 * (single.high - single.low)
+
+
+def test_draws_depend_on_the_seed_alone(monkeypatch):
+    labels, a, b, groups = two_models()
+    reference = bootstrap.paired_auprc(labels, a, b, n_resamples=300, groups=groups)
+    for threads in (1, 3):
+        again = bootstrap.paired_auprc(labels, a, b, n_resamples=300, groups=groups, threads=threads)
+        assert (again.replicates == reference.replicates).all() and again.p_value == reference.p_value
+    shorter = bootstrap.paired_auprc(labels, a, b, n_resamples=70, groups=groups)
+    assert (shorter.replicates == reference.replicates[:70]).all()
+    other = bootstrap.paired_auprc(labels, a, b, n_resamples=300, groups=groups, seed=43)
+    assert not np.isin(other.replicates, reference.replicates).any()
+    monkeypatch.setattr(bootstrap, "DRAWN_AT_ONCE", 500)  # as with images too many to draw all lanes at once
+    piecewise = bootstrap.paired_auprc(labels, a, b, n_resamples=300, groups=groups)
+    assert (piecewise.replicates == reference.replicates).all()
+
+
+# The statistics
+
+
+def test_both_methods_see_the_same_resamples():
+    labels, a, b, _ = two_models()
+    result = bootstrap.paired_auprc(labels, a, b, n_resamples=RESAMPLES)
+    alone = [bootstrap.interval(labels, probs, n_resamples=RESAMPLES).replicates for probs in (a, b)]
+    np.testing.assert_allclose(result.replicates, 100 * (alone[0] - alone[1]), rtol=0, atol=1e-12)
+    swapped = bootstrap.paired_auprc(labels, b, a, n_resamples=RESAMPLES)
+    assert (swapped.replicates == -result.replicates).all() and swapped.delta == -result.delta
+
+
+def test_equations_2_and_3_to_the_letter():
+    for seed in range(5):
+        labels, a, b, _ = two_models(seed=seed)
+        result = bootstrap.paired_auprc(labels, a, b, n_resamples=200)
+        at_least_0 = sum(1 for difference in result.replicates if difference >= 0) / 200
+        below_0 = sum(1 for difference in result.replicates if difference < 0) / 200
+        assert result.p_value == min(1, 2 * min(at_least_0, below_0))
+        assert (result.low, result.high) == pytest.approx(np.percentile(result.replicates, [2.5, 97.5]))
+        assert result.bias == pytest.approx(result.replicates.mean() - result.delta)
+    assert bootstrap._p_value(np.array([0.0, -1.0, 1.0, 2.0])) == 0.5  # 0 counts as not below
+    assert bootstrap._p_value(np.array([-1.0, 1.0])) == 1
+
+
+def test_methods_that_agree_everywhere():
+    labels, a, _, _ = two_models()
+    result = bootstrap.paired_auprc(labels, a, a, n_resamples=RESAMPLES)
+    assert (result.replicates == 0).all() and result.delta == result.low == result.high == 0
+    assert result.p_value == 0 and result.p_conservative == 1
+    worst = bootstrap.paired_auprc(labels, a, softmax(np.zeros_like(a)), n_resamples=199)
+    assert worst.p_value == 0 and worst.p_conservative == pytest.approx(2 / 200)
+
+
+def test_pooling_is_the_mean_over_pairs_on_the_same_resamples():
+    models = [two_models(seed=s)[1:3] for s in range(3)]
+    labels = two_models(seed=0)[0]
+    first, second = [a for a, _ in models], [b for _, b in models]
+    pooled = bootstrap.paired_auprc(labels, first, second, n_resamples=RESAMPLES)
+    single = [bootstrap.paired_auprc(labels, a, b, n_resamples=RESAMPLES) for a, b in models]
+    np.testing.assert_allclose(pooled.replicates, np.mean([r.replicates for r in single], axis=0), atol=1e-12)
+    assert pooled.delta == pytest.approx(np.mean([r.delta for r in single]))
+    stacked = bootstrap.paired_auprc(labels, np.stack(first), np.stack(second), n_resamples=RESAMPLES)
+    assert (stacked.replicates == pooled.replicates).all()
+
+
+def test_a_class_absent_from_a_resample():
+    labels, a, b, _ = two_models(n=30, n_classes=3)
+    labels[labels == 2] = 0
+    labels[3] = 2
+    absent = np.array([2 not in labels[i] for i in resampled(30)])
+    values = bootstrap.replicates(labels, [a], ["auprc", "auroc"], n_resamples=RESAMPLES)
+    for metric, replicate in values.items():
+        assert 0 < absent.sum() < RESAMPLES
+        assert (np.isnan(replicate[:, 0, 2]) == absent).all(), metric
+        assert not np.isnan(metrics.combine(metric, replicate)).any()
+    rows = bootstrap.intervals(labels, {"net": a}, ["auprc"], n_resamples=RESAMPLES)
+    rare = rows[(rows["class"] == "2") & (rows["backbone"] == "net")].iloc[0]
+    present = values["auprc"][~absent, 0, 2]
+    assert (rare["low"], rare["high"]) == pytest.approx(tuple(np.percentile(present, [2.5, 97.5])))
+
+
+def test_what_is_undefined_stays_nan():
+    labels, probs = np.zeros(5, dtype=int), np.full((5, 2), 0.5)
+    result = bootstrap.paired(labels, probs, probs, "auroc", n_resamples=10)
+    assert result.n_defined == 0
+    assert np.isnan([result.delta, result.low, result.high, result.p_value, result.p_conservative]).all()
+    one_image = bootstrap.paired([1], [[0.3, 0.7]], [[0.2, 0.8]], "brier", n_resamples=10)
+    assert one_image.low == one_image.high == pytest.approx(one_image.delta) == pytest.approx(10)
+    # three images, one of another class: AUROC is undefined wherever that one is missing or alone
+    some = bootstrap.paired([0, 0, 1], [[0.9, 0.1], [0.4, 0.6], [0.5, 0.5]], np.full((3, 2), 0.5), "auroc",
+                            n_resamples=500)
+    assert some.n_defined == np.sum(~np.isnan(some.replicates)) == pytest.approx(500 * (1 - 9 / 27), abs=50)
+    assert (some.low, some.high) == pytest.approx(tuple(np.nanpercentile(some.replicates, [2.5, 97.5])))
+    assert some.p_value == 2 * min(np.sum(some.replicates >= 0), np.sum(some.replicates < 0)) / some.n_defined
+
+
+def test_intervals_are_tidy_and_those_of_interval():
+    labels, a, b, groups = two_models()
+    options = {"n_resamples": RESAMPLES, "groups": groups}
+    rows = bootstrap.intervals(labels, {"x": a, "y": b}, classes=["k", "l", "m", "n"], **options)
+    assert list(rows.columns) == ["backbone", "metric", "class", "value", "low", "high", "between_std"]
+    assert set(rows["metric"]) == set(metrics.METRICS) - {"ece_adaptive"}
+    rows = rows.set_index(["backbone", "metric", "class"])
+    for metric in ("auprc", "ece_top_label", "brier"):
+        for backbone, probs in (("x", a), ("y", b), ("mean", [a, b])):
+            alone = bootstrap.interval(labels, probs, metric, **options)
+            row = rows.loc[(backbone, metric, "")]
+            assert tuple(row[["value", "low", "high"]]) == pytest.approx((alone.value, alone.low, alone.high))
+            assert alone.low <= alone.value <= alone.high
+        points = [metrics.METRICS[metric](labels, probs) for probs in (a, b)]
+        assert rows.loc[("mean", metric, ""), "between_std"] == pytest.approx(np.std(points, ddof=1))
+        assert np.isnan(rows.loc[("x", metric, ""), "between_std"])
+    for metric in ("auroc", "brier"):
+        point = [rows.loc[("y", metric, name), "value"] for name in "klmn"]
+        assert point == pytest.approx(metrics.per_class(labels, b, metric))
+        drawn = [metrics.per_class(labels[i], b[i], metric) for i in resampled(120, groups)]
+        for end, percentile in (("low", 2.5), ("high", 97.5)):
+            ends = [rows.loc[("y", metric, name), end] for name in "klmn"]
+            assert ends == pytest.approx(np.percentile(drawn, percentile, axis=0))
+    assert bootstrap.intervals(labels, {"x": a}, ["nll"], n_resamples=5)["between_std"].isna().all()
+
+
+def test_interval_of_a_calibration_error_holds_its_value():
+    """A well-calibrated model's ECE lies below every replicate; the interval is moved to hold it."""
+    rng = np.random.default_rng(0)
+    probs = rng.dirichlet(np.ones(3), size=400)
+    labels = (rng.random(400)[:, None] > probs.cumsum(axis=1)).sum(axis=1)
+    result = bootstrap.interval(labels, probs, "ece", n_resamples=500)
+    assert np.percentile(result.replicates, 2.5) > result.value and result.bias > 0
+    assert 0 <= result.low < result.value < result.high
+    assert result.high - result.low == pytest.approx(np.ptp(np.percentile(result.replicates, [2.5, 97.5])))
+
+
+@pytest.mark.parametrize("true_difference", [False, True])
+def test_interval_covers_the_truth(true_difference):
+    """The 95 % interval covers it in 93 to 97 % of 1,000 repetitions (at 95 %, the standard error is 0.7 %).
+
+    Both methods see the same signal with noise of their own; where the noise is equal they do not differ. The
+    true difference is that of a population of 400,000 images.
+    """
+    rng = np.random.default_rng(2024)
+
+    def sample(n):
+        labels = rng.integers(0, 3, size=n)
+        signal = rng.normal(size=(n, 3)) + 1.5 * np.eye(3)[labels]
+        noise = (0.7, 1.2 if true_difference else 0.7)
+        return labels, *(softmax(signal + scale * rng.normal(size=signal.shape)) for scale in noise)
+
+    labels, a, b = sample(400_000)
+    truth = 100 * (metrics.auprc(labels, a) - metrics.auprc(labels, b)) if true_difference else 0.0
+    assert truth > 5 or not true_difference
+    results = [bootstrap.paired_auprc(*sample(400), n_resamples=512, seed=i, threads=1) for i in range(1000)]
+    covered = np.mean([result.low <= truth <= result.high for result in results])
+    assert 0.93 <= covered <= 0.97
+    if not true_difference:  # the test of equation 3 is the interval's other face
+        assert 0.03 <= np.mean([result.p_value < 0.05 for result in results]) <= 0.07
+
+
+def test_holm():
+    p_values = [0.01, 0.04, 0.03, 0.005]
+    assert bootstrap.holm(p_values) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert bootstrap.holm([0.5, np.nan, 0.6]) == pytest.approx([1, np.nan, 1], nan_ok=True)
+    assert bootstrap.holm([]).shape == (0,) and bootstrap.holm([0.02]) == pytest.approx([0.02])
+    rng = np.random.default_rng(0)
+    for _ in range(50):  # by definition: the largest of the stepwise products up to each rank
+        p_values = rng.random(7).round(1)
+        ranked = np.sort(p_values)
+        expected = [min(1, max((7 - j) * ranked[j] for j in range(7) if ranked[j] <= p)) for p in p_values]
+        assert bootstrap.holm(p_values) == pytest.approx(expected)
+
+
+# Refusals, and the compiled kernels' cache
+
+
+@pytest.mark.parametrize("change, sentence", [
+    ({"prob_b": np.full((10, 3), 1 / 3)}, "differ in shape"),
+    ({"prob_a": np.full((10, 2), 0.7)}, "does not sum to 1"),
+    ({"y_true": np.full(10, 2)}, "runs from 2 to 2"),
+    ({"prob_a": [np.full((10, 2), 0.5)] * 2}, "go in pairs"),
+    ({"prob_a": [], "prob_b": []}, "no model was given"),
+    ({"metric": "f1"}, "known are auroc, auprc"),
+    ({"n_resamples": 0}, "whole number from 1 up"),
+    ({"groups": np.arange(9)}, "one group for each of 10 images"),
+    ({"groups": ["a"] * 9 + [None]}, "groups is missing for 1 of 10 images"),
+    ({"groups": [np.nan] * 3 + [1.0] * 7}, "groups is missing for 3 of 10 images"),
+])
+def test_refuses_with_a_sentence(change, sentence):
+    even = np.full((10, 2), 0.5)
+    arguments = {"y_true": np.arange(10) % 2, "prob_a": even, "prob_b": even, "n_resamples": 10} | change
+    with pytest.raises(ValueError, match=sentence) as caught:
+        bootstrap.paired(**arguments)
+    assert str(caught.value).endswith(".")
+
+
+def test_works_where_no_cache_can_be_written(tmp_path):
+    """Neither the package folder nor a home folder takes the kernels' cache."""
+    package = tmp_path / "medq"
+    package.mkdir()
+    for name in ("__init__.py", "metrics.py", "bootstrap.py"):
+        shutil.copy(Path(bootstrap.__file__).with_name(name), package)
+    (package / "__pycache__").write_text("in the way")
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    environment |= {"HOME": os.devnull, "XDG_CACHE_HOME": os.devnull, "PYTHONPATH": str(tmp_path)}
+    program = ("from medq import bootstrap as b; print(b.__file__); p = [[.8, .2], [.1, .9]]; "
+               "print(b.paired([0, 1], p, p, 'brier', n_resamples=9).delta)")
+    done = subprocess.run([sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True,
+                          text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(package / "bootstrap.py"), "0.0"]
