@@ -1,14 +1,16 @@
-"""Datasets: what there is (spec), the images of each (index), held-out parts (folds), pixels, audit, phantoms, fetch.
+"""Datasets: spec (what there is), index (the images of each), folds, pixels, audit, phantoms, fetch.
 
-A function and its module share a name: `medq.datasets.index` is the function. Imported eagerly for that reason;
-PIL, scikit-learn and the rest of the heavy ones are imported where they are used.
+A function and its module share a name: `medq.datasets.index` is the function. Imported eagerly for that
+reason; PIL, scikit-learn and the rest of the heavy ones are imported where they are used.
 """
 
 from medq.datasets.audit import audit, held_out_twins, twins_to_remove
+from medq.datasets.fetch import check, fetch
 from medq.datasets.folds import folds, inner_split, subset
 from medq.datasets.index import DatasetWarning, dataset_root, index
 from medq.datasets.pixels import fingerprint, pixels, read_image
 from medq.datasets.spec import DatasetSpec, load_catalogue
 
-__all__ = ["DatasetSpec", "DatasetWarning", "audit", "dataset_root", "fingerprint", "folds", "held_out_twins", "index",
-           "inner_split", "load_catalogue", "pixels", "read_image", "subset", "twins_to_remove"]
+__all__ = ["DatasetSpec", "DatasetWarning", "audit", "check", "dataset_root", "fetch", "fingerprint", "folds",
+           "held_out_twins", "index", "inner_split", "load_catalogue", "pixels", "read_image", "subset",
+           "twins_to_remove"]

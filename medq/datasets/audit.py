@@ -1,12 +1,14 @@
 """Find images that a dataset holds more than once, and those that stand on both sides of a split.
 
 Three kinds, each a statement about pairs of decoded images:
-identical: the same pixels in RGB at full size.
-near:      the same picture re-encoded, rescaled or re-lit: normalised cross-correlation of the grey 64 × 64 reductions
-           of at least 0.995.
-mirrored:  the same after a left-right or up-down flip, or both.
-On the BrainMRI release the best correlation of a test image with a training image is never between 0.992 and 0.997, in
-any of the four orientations: copies lie above, neighbouring slices below. The threshold stands in that gap.
+identical  the same pixels in RGB at full size.
+near       the same picture re-encoded, rescaled or re-lit: the normalised cross-correlation of the grey
+           reductions to 64 × 64 is at least 0.995.
+mirrored   the same after a left-right or up-down flip, or both.
+
+On the BrainMRI release the best correlation of a test image with a training image is never between 0.992
+and 0.997, in any of the four orientations: copies lie above, neighbouring slices below. The threshold stands
+in that gap.
 """
 
 import hashlib
@@ -30,24 +32,24 @@ _log = logging.getLogger(__name__)
 def audit(index, folds=None, kinds=KINDS):
     """Groups of images that are copies of each other.
 
-    `index` is a frame of medq.datasets.index; `folds` one of medq.datasets.folds (default: the index's own split says
-    on which side an image stands). Returns a DataFrame [image_id, group_id (int), kind, spans (bool), label], one row
-    per image and group, sorted. Groups of each kind stand for themselves: a `near` group is joined by near or identical
-    pairs and has at least one that is not identical, a `mirrored` group by pairs of all three kinds and has at least
-    one mirrored; `spans` says that the group's images stand on both sides of the split, or in more than one fold.
-    10,000 images of 224 pixels take about a minute on one core, two thirds of it decoding. Raises UserError for
-    unreadable images.
+    `index` is a frame of medq.datasets.index; `folds` one of medq.datasets.folds (default: the index's own
+    split says on which side an image stands). Returns a DataFrame [image_id, group_id (int), kind, spans
+    (bool), label], one row per image and group, sorted. Groups of each kind stand for themselves: a `near`
+    group is joined by near or identical pairs and has at least one that is not identical, a `mirrored` group
+    by pairs of all three kinds and has at least one mirrored; `spans` says that the group's images stand on
+    both sides of the split, or in more than one fold. 10,000 images of 224 pixels take about a minute on one
+    core, two thirds of it decoding. Raises UserError for unreadable images.
     """
     _log.info("auditing %d images", len(index))
     digests, fine, coarse = _reduced(index["path"].tolist())
-    unique = np.unique(np.array(digests, dtype=object), return_index=True)[1] if digests else np.array([], int)
-    unique.sort()
+    unique = np.array(sorted({digest: i for i, digest in reversed(list(enumerate(digests)))}.values()), int)
     pairs = {"identical": _same(digests)}
     for kind in kinds:
         if kind != "identical":
             alike = _alike(fine[unique], coarse[unique], _FLIPS[kind])
             pairs[kind] = {(int(unique[i]), int(unique[j])) for i, j in alike}
     side = index["split"] if folds is None else index["image_id"].map(folds.set_index("image_id")["fold"])
+    ids, labels = index["image_id"].tolist(), index["label"].tolist()
     rows, group_id, joined = [], 0, set()
     for kind in KINDS:
         new = pairs.get(kind, set()) - joined
@@ -56,7 +58,7 @@ def audit(index, folds=None, kinds=KINDS):
             continue
         for members in _components(joined, {i for pair in new for i in pair}):
             spans = side.iloc[members].nunique() > 1
-            rows += [(index["image_id"].iloc[i], group_id, kind, spans, index["label"].iloc[i]) for i in members]
+            rows += [(ids[i], group_id, kind, spans, labels[i]) for i in members]
             group_id += 1
     frame = pd.DataFrame(rows, columns=["image_id", "group_id", "kind", "spans", "label"])
     return frame.astype({"group_id": "int64", "spans": bool, "label": "int64"})
@@ -76,7 +78,7 @@ def summary(audit):
 
 
 def twins_to_remove(audit, folds, fold=0, kinds=KINDS):
-    """image_ids, sorted, of the training side of `fold` that have a copy in its held-out part (`deduplicate: true`)."""
+    """image_ids, sorted, on the training side of `fold` with a copy in the held-out part (`deduplicate`)."""
     return _across(audit, folds, fold, kinds)[0]
 
 
@@ -93,7 +95,7 @@ def _across(audit, folds, fold, kinds):
 
 
 def _reduced(paths):
-    """(digest of each image's pixels, grey reductions uint8 [n, 64, 64], and [n, 32, 32]), decoding each file once."""
+    """Digest of each image's pixels, and its grey reductions uint8 [n, 64, 64] and [n, 32, 32]."""
     from tqdm import tqdm
 
     with ThreadPoolExecutor(_workers()) as pool, tqdm(total=len(paths), desc="audit", unit=" images",
@@ -115,7 +117,8 @@ def _reduce(path):
     digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
     grey = Image.fromarray(image).convert("L")
     # PIL's bilinear reduction treats left and right alike; its box filter does not at odd ratios.
-    return digest, *(np.asarray(grey.resize((side, side), Image.Resampling.BILINEAR)) for side in (_SIDE, _COARSE))
+    sides = ((_SIDE, _SIDE), (_COARSE, _COARSE))
+    return digest, *(np.asarray(grey.resize(side, Image.Resampling.BILINEAR)) for side in sides)
 
 
 def _same(digests):
@@ -125,7 +128,7 @@ def _same(digests):
 
 
 def _alike(fine, coarse, flips):
-    """Pairs i < j whose reductions correlate, one of them flipped along one of `flips` (none: as they are)."""
+    """Pairs i < j whose reductions correlate, one flipped along one of `flips` (none: as they are)."""
     found = set()
     b = _standardised(coarse)
     for axes in flips or ((),):
@@ -143,7 +146,7 @@ def _alike(fine, coarse, flips):
 
 
 def _standardised(images):
-    """float32 [n, pixels] of mean 0 and length 1 each, so that a dot product is a correlation; flat images become 0."""
+    """float32 [n, pixels], of mean 0 and length 1, so that dot products are correlations; flat images: 0."""
     flat = images.reshape(len(images), -1).astype(np.float32)
     flat -= flat.mean(1, keepdims=True)
     length = np.linalg.norm(flat, axis=1, keepdims=True)
@@ -151,7 +154,7 @@ def _standardised(images):
 
 
 def _components(pairs, seeds):
-    """Connected groups of positions that hold one of `seeds`: sorted lists, in the order of their first member."""
+    """Connected groups of positions that hold one of `seeds`: sorted lists, by their first member."""
     parent = {}
 
     def root(i):

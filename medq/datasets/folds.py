@@ -13,13 +13,13 @@ PARTS = ("train", "held_out")
 
 
 def folds(index, spec, seed=42, n=None):
-    """In which held-out part each image stands: DataFrame [image_id, label, group, fold], in the index's order.
+    """The held-out part each image stands in: DataFrame [image_id, label, group, fold], in the index's order.
 
-    `index` is a frame of medq.datasets.index; `n` the number of folds (default: spec.folds.n). With folds 0 … n - 1,
-    fold k is held out in turn and all others train. A release with a fixed split has the one fold 0, its held-out
-    part; the images of its training part are in no fold and carry -1. Section 2.3: stratified by class, and by group
-    where the dataset has groups (scikit-learn's StratifiedKFold and StratifiedGroupKFold, shuffled with `seed`).
-    Raises UserError for classes with fewer images, or groups, than folds.
+    `index` is a frame of medq.datasets.index; `n` the number of folds (default: spec.folds.n). With folds 0 …
+    n - 1, fold k is held out in turn and all others train. A release with a fixed split has the one fold 0,
+    its held-out part; the images of its training part are in no fold and carry -1. Section 2.3: stratified by
+    class, and by group where the dataset has groups (scikit-learn's StratifiedKFold and StratifiedGroupKFold,
+    shuffled with `seed`). Raises UserError for classes with fewer images, or groups, than folds.
     """
     table = index[["image_id", "label", "group"]].reset_index(drop=True)
     if spec.folds.scheme == "fixed":
@@ -37,25 +37,27 @@ def folds(index, spec, seed=42, n=None):
         fold[held_out] = k
         absent = sorted(set(range(len(spec.classes))) - set(table["label"].to_numpy()[held_out]))
         if absent:
-            warnings.warn(f"{spec.name}: fold {k} holds no {', '.join(spec.classes[label] for label in absent)}",
-                          DatasetWarning, stacklevel=2)
+            names = ", ".join(spec.classes[label] for label in absent)
+            warnings.warn(f"{spec.name}: fold {k} holds no {names}", DatasetWarning, stacklevel=2)
     return table.assign(fold=fold)
 
 
 def _splits(table, spec, seed, n):
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    splitter = StratifiedGroupKFold if spec.grouped else StratifiedKFold
     labels, groups = table["label"].to_numpy(), table["group"].to_numpy(dtype=object)
-    return splitter(n, shuffle=True, random_state=seed).split(labels, labels, groups if spec.grouped else None)
+    splitter = StratifiedGroupKFold if spec.grouped else StratifiedKFold
+    splits = splitter(n, shuffle=True, random_state=seed)
+    return splits.split(labels, labels, groups if spec.grouped else None)
 
 
 def subset(folds, sizes=None, fold=0, seed=42):
-    """The images of one cell: DataFrame [image_id, label, group, fold, part], part being "train" or "held_out".
+    """The images of one cell: DataFrame [image_id, label, group, fold, part], part: "train" or "held_out".
 
-    `sizes` {"train": n or None, "held_out": n or None} limits each part (None: all). A limited part keeps the shares
-    of the classes, at least one image of each, and whole groups; so it may fall short of n by a few images. The
-    choice depends on ids and seed alone. Raises UserError for an unknown fold or a size below the number of classes.
+    `sizes` {"train": n or None, "held_out": n or None} limits each part (None: all). A limited part keeps the
+    shares of the classes, at least one image of each, and whole groups; so it may fall short of n by a few
+    images. The choice depends on ids and seed alone. Raises UserError for an unknown fold or a size below the
+    number of classes.
     """
     known = sorted(set(folds["fold"]) - {-1})
     if fold not in known:
@@ -66,7 +68,7 @@ def subset(folds, sizes=None, fold=0, seed=42):
         size = (sizes or {}).get(part)
         n_classes = rows["label"].nunique()
         if size is not None and size < n_classes:
-            raise UserError(f"sizes.{part} is {size}: at least one image for each of {n_classes} classes is needed.")
+            raise UserError(f"subset.{part} is {size}: {n_classes} classes need at least one image each.")
         kept = rows if size is None or size >= len(rows) else rows[_drawn(rows, size, seed)]
         chosen.append(kept.assign(part=part))
     return pd.concat(chosen, ignore_index=True)
@@ -75,8 +77,9 @@ def subset(folds, sizes=None, fold=0, seed=42):
 def inner_split(train, fraction=0.2, seed=42):
     """Split the training rows for model selection inside them: (fit, selection), two frames like `train`.
 
-    `train` has image_id, label and group; about `fraction` of each class goes to the second frame, whole groups only,
-    at least one of each class on either side. Raises UserError for classes with fewer than two groups.
+    `train` has image_id, label and group; about `fraction` of each class goes to the second frame, whole
+    groups only, at least one of each class on either side. Raises UserError for classes with fewer than two
+    groups.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must lie between 0 and 1, not {fraction}")
@@ -89,10 +92,10 @@ def inner_split(train, fraction=0.2, seed=42):
 
 
 def _drawn(rows, size, seed, leave=0):
-    """Boolean mask over `rows`: about `size` images in the classes' shares, whole groups, `leave` groups left out.
+    """Mask over `rows`: about `size` images in the classes' shares, whole groups, `leave` groups left out.
 
-    Groups come in the order of a hash of seed and name, so that neither other rows nor a library's generator matter;
-    one that would overshoot its class's share is passed over, unless the class has none yet.
+    Groups come in the order of a hash of seed and name, so that neither other rows nor a library's generator
+    matter; one that would overshoot its class's share is passed over, unless the class has none yet.
     """
     groups = rows.groupby("group", sort=True).agg(label=("label", "first"), images=("label", "size"))
     rank = [hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in groups.index]

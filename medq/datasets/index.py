@@ -23,9 +23,9 @@ class DatasetWarning(UserWarning):
 def dataset_root(spec, data_root=None):
     """The folder that holds the dataset's images.
 
-    Looks below `MEDQ_DATA` where that is set, else below `data_root` (the profile's), for the first of `spec.folder`
-    that exists; a folder that itself has one of these names is taken as it is. None for a phantom. Raises UserError
-    that names both ways to say where the data is.
+    Looks below `MEDQ_DATA` where that is set, else below `data_root` (the profile's), for the first of
+    `spec.folder` that exists; a folder that itself has one of these names is taken as it is. None for a
+    phantom. Raises UserError that names both ways to say where the data is.
     """
     if spec.layout == "phantom":
         return None
@@ -35,10 +35,10 @@ def dataset_root(spec, data_root=None):
             f"{spec.name} needs images: set the environment variable MEDQ_DATA, or data_root in the profile, "
             f"to the folder that holds {spec.folder[0]!r}."
         )
-    return _below(spec, Path(given).expanduser())
+    return below(spec, Path(given).expanduser())
 
 
-def _below(spec, root):
+def below(spec, root):
     """The dataset's own folder: one of `spec.folder` below `root`, or `root` itself if it is one."""
     for folder in spec.folder:
         if (root / folder).is_dir():
@@ -46,7 +46,7 @@ def _below(spec, root):
     if root.is_dir() and any(root.resolve().match(folder) for folder in spec.folder):
         return root
     raise UserError(
-        f"{spec.name} is not in {str(root)!r}: expected a folder {' or '.join(map(repr, spec.folder))} there; "
+        f"{spec.name} is not in {str(root)!r}: expected {' or '.join(map(repr, spec.folder))} there; "
         "set MEDQ_DATA, or data_root in the profile, to the folder that holds it."
     )
 
@@ -55,19 +55,19 @@ def index(spec, root=None):
     """One row per image, sorted by image_id.
 
     Parameters: `spec`, a DatasetSpec; `root`, the data root or the dataset's own folder (default: MEDQ_DATA).
-    Returns a DataFrame [image_id (str, unique, the same wherever the data lies and whatever the files' suffix), path
-    (str), label (int, position in spec.classes), group (str; the image_id where the dataset has no groups), split
-    ("train", "held_out", or "" where the release has no split)].
-    Files that are no images (masks' folders, text, thumbnails' databases) are passed over; images are not opened.
-    Raises UserError that names every offender at once. Warns (DatasetWarning) of fewer images than the release's.
+    Returns a DataFrame [image_id (str, unique, the same wherever the data lies and whatever the files'
+    suffix), path (str), label (int, position in spec.classes), group (str; the image_id where the dataset has
+    no groups), split ("train", "held_out", or "" where the release has no split)]. Files that are no images
+    (masks' folders, text, thumbnails' databases) are passed over; images are not opened. Raises UserError
+    that names every offender at once. Warns (DatasetWarning) of fewer images than the release's.
     """
     if spec.layout == "phantom":
         from medq.datasets import phantoms
 
         return phantoms.index(spec)
-    root = dataset_root(spec) if root is None else _below(spec, Path(root))
+    root = dataset_root(spec) if root is None else below(spec, Path(root))
     problems = []
-    rows = _folder_rows(spec, root, problems) if spec.layout == "folders" else _table_rows(spec, root, problems)
+    rows = (_folder_rows if spec.layout == "folders" else _table_rows)(spec, root, problems)
     # With a problem at hand an empty class is often its consequence; named it is all the same.
     problems += _empty_classes(spec, rows)
     if problems:
@@ -105,7 +105,8 @@ def shortfalls(spec, frame):
         return []
     where = [f"{row['class']}{'' if row['split'] == 'all' else ' (' + row['split'] + ')'} {row['found']} of "
              f"{row['release']}" for _, row in short.iterrows()]
-    return [f"{spec.name}: {table['found'].sum()} images, the release has {table['release'].sum()}: {', '.join(where)}"]
+    return [f"{spec.name}: {table['found'].sum()} images, the release has {table['release'].sum()}: "
+            f"{', '.join(where)}"]
 
 
 def _empty_classes(spec, rows):
@@ -119,7 +120,7 @@ def _empty_classes(spec, rows):
 
 
 def _images(folder, problems, pattern="*"):
-    """Paths of the images directly in `folder` that match `pattern`, sorted; [] where there is no such folder."""
+    """Paths of the images directly in `folder` that match `pattern`, sorted; [] without such a folder."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except FileNotFoundError:
@@ -172,7 +173,7 @@ def _folder_rows(spec, root, problems):
 
 
 def _relative_ids(paths, root):
-    """Paths below `root` without suffix, so that a re-encoded copy has the same ids; with it where that is ambiguous."""
+    """Paths below `root` without suffix, so that re-encoded copies keep their ids; with it if ambiguous."""
     whole = [Path(path).relative_to(root).as_posix() for path in paths]
     stems = [os.path.splitext(name)[0] for name in whole]
     repeated = Counter(stems)
@@ -193,7 +194,8 @@ def _table_rows(spec, root, problems):
         where |= _by_name(folder, _images(root / folder, problems), problems)
     missing = [name for name in frame[table.image] if name and name not in where]
     if missing:
-        problems.append(f"{file.name} names images without a file in {' or '.join(table.folders)}: {named(missing)}")
+        problems.append(f"{file.name} names images without a file in {' or '.join(table.folders)}: "
+                        f"{named(missing)}")
     labels = {name: label for label, name in enumerate(spec.classes)}
     parts = {value: part for part, value in spec.splits.items()}
     rows = []
@@ -212,12 +214,13 @@ def _read_table(file, columns):
     except UnicodeError:
         raise UserError(f"{str(file)!r} is not UTF-8: save it with that encoding.") from None
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        raise UserError(f"{str(file)!r} cannot be read as a CSV table: {' '.join(str(error).split())}.") from None
+        why = " ".join(str(error).split())
+        raise UserError(f"{str(file)!r} is not a readable CSV table: {why}.") from None
     header = [str(name).strip() for name in frame.iloc[0]]
     lacking = [name for name in columns if name not in header]
     repeated = [name for name in columns if header.count(name) > 1]
     if lacking or repeated:
-        problem = f"lacks the column {', '.join(map(repr, lacking))}" if lacking else f"has {', '.join(repeated)} twice"
+        problem = f"lacks the column {named(lacking)}" if lacking else f"has {named(repeated)} twice"
         raise UserError(f"{str(file)!r} {problem}: its columns are {', '.join(header)}.")
     frame = frame.iloc[1:].set_axis(header, axis=1)[columns].fillna("")
     return frame.apply(lambda column: column.astype(str).str.strip())

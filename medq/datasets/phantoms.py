@@ -1,9 +1,10 @@
 """Generated images that stand in for the three datasets: no download, the same bytes on every machine.
 
-Every value comes from PCG64's raw 64-bit output, and from nothing but +, -, ×, ÷, square root and comparison of
-doubles, element by element: operations that IEEE 754 rounds alike everywhere. No sine, no exponential, no matrix
-product, no sum whose order a library may choose. Each image depends on its own path alone, so that it can be drawn
-by itself: `phantom:<stands_for>/<class>/<number>/<view>?side=64&seed=42&contrast=1.0&noise=0.04`.
+Every value comes from PCG64's raw 64-bit output, and from nothing but +, -, ×, ÷, square root and comparison
+of doubles, element by element: operations that IEEE 754 rounds alike everywhere. No sine, no exponential, no
+matrix product, no sum whose order a library may choose. Each image depends on its own path alone, so that it
+can be drawn by itself:
+`phantom:<stands_for>/<class>/<number>/<view>?side=64&seed=42&contrast=1.0&noise=0.04`.
 
 They are drawings for exercising software. No conclusion about medicine can be drawn from them.
 """
@@ -22,8 +23,8 @@ VIEWS = (1, 1, 1, 1, 1, 1, 2, 2, 3, 3)  # views per lesion, drawn from: HAM10000
 def index(spec):
     """Index of a phantom dataset, as medq.datasets.index gives for one on disk; `path` says what to draw.
 
-    Counts come from `spec.release`. For the grouped dataset (SkinCancer) an image is one of several views of a lesion
-    and `group` is the lesion.
+    Counts come from `spec.release`. For the grouped dataset (SkinCancer) an image is one of several views of
+    a lesion and `group` is the lesion.
     """
     rows = []
     for label, name in enumerate(spec.classes):
@@ -37,14 +38,15 @@ def index(spec):
 
 def _rows(spec, label, name, part, first, wanted):
     phantom, rows, number = spec.phantom, [], first
-    query = f"side={phantom.image_size}&seed={phantom.seed}&contrast={phantom.contrast}&noise={phantom.label_noise}"
+    query = (f"side={phantom.image_size}&seed={phantom.seed}&contrast={phantom.contrast}"
+             f"&noise={phantom.label_noise}")
     while len(rows) < wanted:
         subject = f"{phantom.stands_for}/{name}/{number}"
         draw = _Draw(phantom.seed, subject, "views")
         views = VIEWS[int(draw() * len(VIEWS))] if spec.grouped else 1
         for view in range(min(views, wanted - len(rows))):
-            image_id = "/".join([*([part] if part else []), name, f"{number:04d}", *([str(view)] if spec.grouped else [])])
-            group = f"{name}/{number:04d}" if spec.grouped else image_id
+            group = "/".join([*([part] if part else []), name, f"{number:04d}"])
+            image_id = f"{group}/{view}" if spec.grouped else group
             rows.append((image_id, f"phantom:{subject}/{view}?{query}", label, group, part))
         number += 1
     return rows, number
@@ -58,7 +60,7 @@ def generate(spec):
 
 @functools.lru_cache(maxsize=4096)
 def draw(path):
-    """The image that `path` of a phantom's index names: uint8 [side, side, 3], read-only (kept for the next call)."""
+    """The image that a phantom's path names: uint8 [side, side, 3], read-only (kept for the next call)."""
     subject, _, query = path.removeprefix("phantom:").partition("?")
     stands_for, name, number, view = subject.split("/")
     options = dict(parse_qsl(query))
@@ -76,7 +78,7 @@ def draw(path):
 
 
 class _Draw:
-    """A stream of uniform doubles for one subject and purpose, from PCG64's raw output (stable across versions)."""
+    """A stream of uniform doubles for one subject and purpose, from PCG64's raw (and stable) output."""
 
     def __init__(self, seed, subject, purpose):
         key = hashlib.sha256(f"{seed}/{subject}/{purpose}".encode()).digest()
@@ -96,7 +98,7 @@ class _Draw:
         return 1.0 if self() < 0.5 else -1.0
 
     def turn(self, most=1.0):
-        """(cosine, sine) of an angle up to ±2 arctan(most): most = 1 is ±90°, rationally, without cos and sin."""
+        """(cosine, sine) of an angle within ±2 arctan(most), by rational functions: most = 1 is ±90°."""
         t = self(-most, most)
         return (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
 
@@ -105,7 +107,7 @@ class _Draw:
         return (self.array(shape) + self.array(shape) + self.array(shape) - 1.5) * 2.0
 
     def clouds(self, x, y, cells):
-        """Smooth noise in [0, 1] at coordinates in [-1, 1] (beyond them it is held): random lattice, interpolated."""
+        """Smooth noise in [0, 1] at coordinates in [-1, 1], held beyond: a random lattice, interpolated."""
         lattice = self.array((cells + 2, cells + 2))
         u, v = ((c + 1).clip(0, 2) * (cells / 2) for c in (x, y))
         i, j = np.floor(u).astype(int), np.floor(v).astype(int)
@@ -116,7 +118,8 @@ class _Draw:
 
     def rough(self, x, y, cells):
         """Clouds on three scales, in [0, 1]."""
-        return (4 * self.clouds(x, y, cells) + 2 * self.clouds(x, y, 2 * cells) + self.clouds(x, y, 4 * cells)) / 7
+        coarse, middle, fine = (self.clouds(x, y, times * cells) for times in (1, 2, 4))
+        return (4 * coarse + 2 * middle + fine) / 7
 
 
 def _smooth(t):
@@ -153,7 +156,7 @@ def _grey(image):
     return np.repeat(image[..., None], 3, axis=2)
 
 
-# Axial head slices --------------------------------------------------------------------------------------------------
+# Axial head slices
 
 TISSUES = {  # scalp, skull, cerebrospinal fluid, grey matter, white matter, oedema, enhancing tumour
     "T1": (0.78, 0.10, 0.14, 0.40, 0.55, 0.33, 0.86),
@@ -201,8 +204,8 @@ def _unit(c, s):
 
 
 def _tumour(own, name, u, v, tissue, levels, strength):
-    """Glioma: ragged, in a hemisphere, rim, dead core, oedema. Meningioma: smooth, even, at the skull or the falx.
-    Pituitary: small, even, on the midline. No tumour: a bright vessel or two."""
+    """Glioma: ragged, in a hemisphere, rim, dead core, oedema. Meningioma: smooth, even, at the skull or the
+    falx. Pituitary: small, even, on the midline. No tumour: a bright vessel or two."""
     fluid, oedema, tumour = levels
     ragged = own.rough(u, v, 5) - 0.5
     if name == "glioma":
@@ -216,7 +219,9 @@ def _tumour(own, name, u, v, tissue, levels, strength):
         r, (c, s) = own(0.15, 0.29), own.turn()
         reach = 0.82 - 0.6 * r
         falx = own() < 0.25
-        centre = (own.sign() * 0.7 * r, own.sign() * own(0.3, 0.6)) if falx else (own.sign() * reach * c, reach * s)
+        centre = own.sign() * reach * c, reach * s
+        if falx:
+            centre = own.sign() * 0.7 * r, own.sign() * own(0.3, 0.6)
         radius = _ellipse(u, v, centre, (r, r * own(0.85, 1.15))) + 0.25 * ragged
         return _mix(tissue, tumour, strength * _inside(radius - 1, 0.25))
     if name == "pituitary":
@@ -231,7 +236,7 @@ def _tumour(own, name, u, v, tissue, levels, strength):
     return tissue
 
 
-# Chest radiographs --------------------------------------------------------------------------------------------------
+# Chest radiographs
 
 
 def _chest(own, view, name, x, y, contrast):
@@ -254,10 +259,12 @@ def _chest(own, view, name, x, y, contrast):
         height = -0.82 + 0.185 * k
         rear = np.abs(y - height - 0.55 * (across - 0.1) * (across - 0.1) + 0.08)
         front = np.abs(y - height - 0.10 + 0.50 * (across - 0.15))
-        bone = 0.10 * _smooth(1 - rear / 0.055) + 0.05 * _smooth(1 - front / 0.05) * _smooth((across - 0.2) / 0.1)
+        bone = 0.05 * _smooth(1 - front / 0.05) * _smooth((across - 0.2) / 0.1)
+        bone = bone + 0.10 * _smooth(1 - rear / 0.055)
         image = image + bone * body * _smooth((0.92 - across) / 0.1) * _smooth((across - 0.10) / 0.05)
     clavicle = np.abs(y + 0.66 + 0.14 * (across - 0.3)) + 0.02
-    image = image + 0.14 * _smooth(1 - clavicle / 0.07) * _inside(across - 0.62, 0.1) * _smooth((across - 0.08) / 0.08)
+    clavicle = _smooth(1 - clavicle / 0.07) * _inside(across - 0.62, 0.1) * _smooth((across - 0.08) / 0.08)
+    image = image + 0.14 * clavicle
     spine = _smooth(1 - across / 0.11) * (0.8 + 0.2 * _smooth(np.abs((y * 6) % 2 - 1) * 2))
     image = image + 0.10 * spine * body
     if own() < 0.5:  # the side marker
@@ -274,7 +281,8 @@ def _lungs(own, x, y):
     lungs, edge = np.zeros_like(x), np.full_like(x, 9.0)
     for side in (-1, 1):
         centre = (side * own(0.43, 0.47), 0.10)
-        reach = _ellipse(x, y, centre, (wide + 0.10 * y.clip(-0.8, 0.5), top + 0.12)) + 0.08 * (own.clouds(x, y, 4) - 0.5)
+        reach = _ellipse(x, y, centre, (wide + 0.10 * y.clip(-0.8, 0.5), top + 0.12))
+        reach = reach + 0.08 * (own.clouds(x, y, 4) - 0.5)
         floor = dome[side] + 0.5 * (x - side * 0.36) * (x - side * 0.36) + y * 0
         lung = _inside(reach - 1, 0.16) * _inside(y - floor, 0.07)
         lungs, edge = np.maximum(lungs, lung), np.minimum(edge, reach)
@@ -282,15 +290,16 @@ def _lungs(own, x, y):
 
 
 def _opacities(own, name, x, y, edge):
-    """COVID: patches at the edge of the lower lungs. Viral pneumonia: streaks from the hila through all of both lungs.
-    Normal: now and then a faint patch anywhere."""
+    """COVID: patches at the edge of the lower lungs. Viral pneumonia: streaks from the hila through all of
+    both lungs. Normal: now and then a faint patch anywhere."""
     haze = np.zeros_like(x)
     patchy = own.rough(x, y, 6)
     if name == "COVID":
         for _ in range(own.choice((2, 3, 4, 5))):
             centre = own.sign() * own(0.42, 0.74), own(-0.30, 0.55)
             patch = _bump(_ellipse(x, y, centre, (own(0.16, 0.34), own(0.16, 0.36)), own.turn()))
-            haze = np.maximum(haze, patch * (0.6 + 0.8 * patchy) * (0.5 + 0.6 * _smooth(edge)) * own(0.7, 1.3))
+            patch = patch * (0.6 + 0.8 * patchy) * (0.5 + 0.6 * _smooth(edge))
+            haze = np.maximum(haze, patch * own(0.7, 1.3))
         return haze * 1.25
     if name == "Viral Pneumonia":
         streaks = 1 - np.abs(2 * own.rough(x, y, 9) - 1)
@@ -302,7 +311,7 @@ def _opacities(own, name, x, y, edge):
     return haze
 
 
-# Dermoscopy ---------------------------------------------------------------------------------------------------------
+# Dermoscopy
 
 SKIN = ((0.90, 0.74, 0.66), (0.84, 0.62, 0.55), (0.78, 0.60, 0.52), (0.88, 0.66, 0.62))
 LESIONS = {  # colours to mix between; size, raggedness of the border, its softness, elongation
@@ -325,7 +334,8 @@ def _skin(own, view, name, x, y, contrast):
     u, v = (c * view.sign() / (size * view(0.85, 1.15)) for c in (u, v))
     strength = (contrast * own(0.45, 1.0))
     pale, dark = (_mix(skin, np.array(colour) * own(0.88, 1.12), strength) for colour in colours)
-    radius = _ellipse(u, v, (0, 0), (stretch, 1 / stretch)) + ragged * own(0.5, 1.1) * (own.rough(u / 2, v / 2, 4) - 0.5)
+    radius = _ellipse(u, v, (0, 0), (stretch, 1 / stretch))
+    radius = radius + ragged * own(0.5, 1.1) * (own.rough(u / 2, v / 2, 4) - 0.5)
     image = skin * (1 + 0.10 * (own.rough(x, y, 9)[..., None] - 0.5))
     shade = own.rough(u / 2, v / 2, 5)
     lesion = _mix(pale, dark, (_smooth(shade * 1.6 - 0.3))[..., None])

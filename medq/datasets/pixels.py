@@ -19,14 +19,14 @@ _log = logging.getLogger(__name__)
 
 
 def pixels(index, image_size, cache_dir):
-    """The images of `index` as a read-only memory map: uint8 [n, image_size, image_size, 3], rows in the index's order.
+    """The images of `index`, in its order: a read-only memory map, uint8 [n, image_size, image_size, 3].
 
-    Section 2.2: decoded by PIL, converted to RGB, resized (bilinear with PIL's antialiasing, aspect not kept). The
-    first call decodes and writes `<cache_dir>/<key>.npy` and, last, its record `<key>.json`; a later call maps them.
-    The record holds a fingerprint of the files' contents. Sizes and modification times tell whether contents must be
-    read again: a touched file changes nothing, a changed one or a damaged cache is decoded anew. Cells that start
-    together decode once (file lock).
-    Raises UserError that names every unreadable image at once, and when the cache cannot be written.
+    Section 2.2: decoded by PIL, converted to RGB, resized (bilinear with PIL's antialiasing, aspect not
+    kept). The first call decodes and writes `<cache_dir>/<key>.npy` and, last, its record `<key>.json`; a
+    later call maps them. The record holds a fingerprint of the files' contents. Sizes and modification times
+    tell whether contents must be read again: a touched file changes nothing, a changed one or a damaged cache
+    is decoded anew. Cells that start together decode once (file lock). Raises UserError that names every
+    unreadable image at once, and when the cache cannot be written.
     """
     return _ensure(index, image_size, cache_dir)[0]
 
@@ -42,11 +42,11 @@ def fingerprint(index, image_size, cache_dir):
 def read_image(path, image_size=None):
     """One image as uint8 [height, width, 3], or [image_size, image_size, 3] when a size is given.
 
-    As PIL's `convert("RGB")`: transparency is dropped, palettes are looked up, CMYK is converted, the first frame
-    counts; the orientation noted in EXIF is not applied (the paper's pipeline does not). 16-bit grey values are
-    scaled to 8 bits instead of being clipped to white. A suffix that does not fit the contents does not matter.
-    Raises ValueError for images of more than PIL's limit of pixels (decompression bombs) and for floating-point
-    images, whose white is not defined; whatever PIL raises for a damaged file.
+    As PIL's `convert("RGB")`: transparency is dropped, palettes are looked up, CMYK is converted, the first
+    frame counts; the orientation noted in EXIF is not applied (the paper's pipeline does not). 16-bit grey
+    values are scaled to 8 bits instead of being clipped to white. A suffix that does not fit the contents
+    does not matter. Raises ValueError for images of more than PIL's limit of pixels (decompression bombs) and
+    for floating-point images, whose white is not defined; whatever PIL raises for a damaged file.
     """
     from PIL import Image
 
@@ -102,8 +102,8 @@ def _ensure(index, image_size, cache_dir):
             artefacts.write_json(record, {"fingerprint": content, "stats": stats, "images": len(paths)})
             return _map(array, len(paths), image_size), content
     except OSError as error:
-        raise UserError(f"the pixel cache {str(array)!r} cannot be written: {error.strerror or error}; make its folder "
-                        "writable or choose another.") from None
+        raise UserError(f"the pixel cache {str(array)!r} cannot be written: {error.strerror or error}; "
+                        "make its folder writable or choose another.") from None
 
 
 def _mapped(array, record, stats, image_size):
@@ -174,7 +174,7 @@ def _decode(paths, image_size, array):
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(paths), image_size, image_size, 3)}
     read = _attempt(lambda path: read_image(path, image_size))
     offenders = {}
-    # Written as a stream: on a full disk a write fails with a reason, where a memory map would kill the process.
+    # A stream: on a full disk a write fails with a reason, where a memory map would kill the process.
     with (artefacts.replacing(array) as scratch, open(scratch, "wb") as file,
           ThreadPoolExecutor(_workers()) as pool,
           tqdm(total=len(paths), desc="decode", unit=" images", disable=None) as bar):

@@ -23,9 +23,9 @@ class _Entry(BaseModel):
 class Table(_Entry):
     """A CSV with one row per image: which file, which columns, and the folders where the images may lie.
 
-    `group` names the column of patients or lesions that must not be torn apart by a split; `split` a column with the
-    release's own split. A group with two labels is an error unless `mixed_groups` allows it (patients may have two
-    findings, a lesion has one diagnosis).
+    `group` names the column of patients or lesions that must not be torn apart by a split; `split` a column
+    with the release's own split. A group with two labels is an error unless `mixed_groups` allows it
+    (patients may have two findings, a lesion has one diagnosis).
     """
 
     file: Name
@@ -56,7 +56,8 @@ class Folds(_Entry):
 class Phantom(_Entry):
     """Which dataset the generated images stand for, their side in pixels, and the seed of everything drawn.
 
-    Two knobs for how hard they are: `contrast` of the findings, and the share of subjects with a mistaken label.
+    Two knobs for how hard they are: `contrast` of the findings, and the share of subjects with a mistaken
+    label.
     """
 
     stands_for: Literal["BrainMRI", "ChestXray", "SkinCancer"]
@@ -88,7 +89,7 @@ class DatasetSpec(_Entry):
 
     @property
     def grouped(self):
-        """Whether images share groups (lesions, patients), so that splits and resampling must respect them."""
+        """Whether images share groups (lesions, patients) that splits and resampling must not tear apart."""
         return self.folds.scheme == "stratified-group"
 
     def class_titles(self):
@@ -122,6 +123,9 @@ def _layout_problems(spec):
             yield "pattern names {split} exactly if there are 'splits'"
     if spec.layout == "table" and spec.table and (spec.table.split is not None) != bool(spec.splits):
         yield "table needs a 'split' column exactly if there are 'splits'"
+    download = spec.kaggle.split("/")[1] if spec.kaggle else None
+    if download and download not in [Path(folder).parts[0] for folder in spec.folder]:
+        yield f"folder must list {download!r}, the folder that a download from Kaggle makes"
     paths = [*spec.folder, *([spec.pattern] if spec.pattern else [])]
     paths += [spec.table.file, *spec.table.alternatives, *spec.table.folders] if spec.table else []
     for path in paths:
@@ -136,7 +140,8 @@ def _name_problems(spec):
     for name in spec.classes:
         if "/" in name or "\\" in name or name in (".", ".."):
             yield f"class {name!r} is not a plain name"
-    for key, names in [("titles", spec.titles), *((f"release of {part}", held) for part, held in spec.release.items())]:
+    mappings = {"titles": spec.titles} | {f"release of {part}": held for part, held in spec.release.items()}
+    for key, names in mappings.items():
         unknown = sorted(set(names) - set(spec.classes))
         if unknown:
             yield f"{key} names classes that are not in 'classes': {', '.join(unknown)}"
@@ -163,7 +168,8 @@ def _split_problems(spec):
 def load_catalogue(path=None):
     """Read and validate params/datasets.yaml (or `path`): {name: DatasetSpec}, in the file's order.
 
-    Raises UserError with every mistake of the file in one sentence; an unknown key comes with the nearest known one.
+    Raises UserError with every mistake of the file in one sentence; an unknown key comes with the nearest
+    known one.
     """
     path = Path(path or CATALOGUE)
     try:
