@@ -73,8 +73,8 @@ def main():
     labels, a, b = two_models(args.images)
     start = time.perf_counter()
     bootstrap.paired_auprc(labels, a, b, n_resamples=1)
-    print(f"{os.cpu_count()} processors, import {imported:.2f} s, first call (kernels compiled or loaded from "
-          f"the cache) {time.perf_counter() - start:.2f} s")
+    print(f"{os.cpu_count()} processors, import {imported:.2f} s, first call (kernels compiled or loaded "
+          f"from the cache) {time.perf_counter() - start:.2f} s")
     before, fast = peak_mb(), {}
     for metric in METRICS:
         start = time.perf_counter()

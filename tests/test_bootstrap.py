@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from medq import bootstrap, metrics
 
-RESAMPLES = 100  # more than one chunk of 64
+RESAMPLES = 70  # more than one chunk of 64
 
 
 def softmax(logits):
