@@ -115,8 +115,8 @@ def unpack(archive, target):
             needed = sum(member.file_size for member in members.infolist())
             free = shutil.disk_usage(scratch).free
             if needed > free:
-                raise UserError(f"{archive.name} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free in "
-                                f"{str(target.parent)!r}.")
+                raise UserError(f"{archive.name} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free "
+                                f"in {str(target.parent)!r}.")
             members.extractall(scratch)
         scratch.chmod(0o755)
         os.replace(scratch, target)

@@ -221,7 +221,7 @@ def _read_table(file, columns):
     repeated = [name for name in columns if header.count(name) > 1]
     if lacking or repeated:
         problem = f"lacks the column {named(lacking)}" if lacking else f"has {named(repeated)} twice"
-        raise UserError(f"{str(file)!r} {problem}: its columns are {', '.join(header)}.")
+        raise UserError(f"{str(file)!r} {problem}: its columns are {named(header)}.")
     frame = frame.iloc[1:].set_axis(header, axis=1)[columns].fillna("")
     return frame.apply(lambda column: column.astype(str).str.strip())
 

@@ -1,0 +1,496 @@
+"""Catalogue, index, folds and subsets: what is found, how it is split, and what is refused how."""
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from medq.datasets import DatasetWarning, dataset_root, folds, index, inner_split, load_catalogue, subset
+from medq.datasets.spec import DatasetSpec
+from medq.errors import UserError
+
+CATALOGUE = load_catalogue()
+REAL = Path(os.environ.get("MEDQ_DATA") or Path(__file__).parents[2] / "shared" / "data")
+needs_images = pytest.mark.skipif(not REAL.is_dir(), reason="no real images: set MEDQ_DATA")
+
+
+def folder_spec(**changes):
+    entry = {"name": "Own", "title": "Own", "layout": "folders", "classes": ["cat", "dog"], "folder": ["own"],
+             "pattern": "{class}/images/*", "folds": {"scheme": "stratified", "n": 2}}
+    return DatasetSpec(**(entry | changes))
+
+
+def table_spec(**changes):
+    table = {"file": "meta.csv", "image": "image_id", "label": "dx", "group": "lesion", "folders": ["a", "b"]}
+    entry = {"name": "Own", "title": "Own", "layout": "table", "classes": ["cat", "dog"], "folder": ["own"],
+             "table": table | changes.pop("table", {}), "folds": {"scheme": "stratified-group", "n": 2}}
+    return DatasetSpec(**(entry | changes))
+
+
+def touch(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def write_table(root, rows, header="lesion,image_id,dx", encoding="utf-8"):
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "meta.csv").write_text("\n".join([header, *rows]) + "\n", encoding=encoding)
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_data_root(monkeypatch):
+    monkeypatch.delenv("MEDQ_DATA", raising=False)
+
+
+# Catalogue
+
+
+def test_catalogue_holds_the_three_datasets_and_their_stand_ins():
+    assert list(CATALOGUE) == ["BrainMRI", "ChestXray", "SkinCancer",
+                               "phantom-BrainMRI", "phantom-ChestXray", "phantom-SkinCancer"]
+    totals = {name: sum(sum(part.values()) for part in CATALOGUE[name].release.values())
+              for name in ("BrainMRI", "ChestXray", "SkinCancer")}
+    assert totals == {"BrainMRI": 7023, "ChestXray": 3616 + 10192 + 1345, "SkinCancer": 10015}
+    for name in ("BrainMRI", "ChestXray", "SkinCancer"):
+        phantom = CATALOGUE[f"phantom-{name}"]
+        assert phantom.classes == CATALOGUE[name].classes
+        assert phantom.folds == CATALOGUE[name].folds
+
+
+@pytest.mark.parametrize(("change", "expected"), [
+    ("  pattern: '{class}/*'\n  patern: x\n", "unknown key 'patern' (did you mean 'pattern')"),
+    ("  pattern: '{class}/*'\n  folds: {scheme: stratified, m: 3}\n", "unknown key 'folds.m'"),
+    ("  pattern: '*/{class}'\n", "pattern must name {class}"),
+    ("  pattern: '{class}/*'\n  table: {file: a.csv, image: i, label: l, folders: [x]}\n", "to layout table"),
+    ("  pattern: '{class}/*'\n  folds: {scheme: stratified, n: 1}\n", "n of 2 or more"),
+    ("  pattern: '{class}/*'\n  folds: {scheme: fixed, n: 1}\n", "fixed folds need 'splits'"),
+    ("  pattern: '../{class}/*'\n", "below the data root"),
+    ("  pattern: '{class}/*'\n  titles: {wolf: Wolf}\n", "wolf"),
+    ("  pattern: '{class}/*'\n  release: {all: {cat: 3}}\n", "lacks dog"),
+    ("  pattern: '{class}/*'\n  release: {all: {cat: 3, dog: -1}}\n", "release.all.dog"),
+])
+def test_catalogue_names_what_is_wrong(tmp_path, change, expected):
+    entry = {"  title": "Own", "  layout": "folders", "  classes": "[cat, dog]", "  folder": "[own]",
+             "  folds": "{scheme: stratified, n: 2}"}
+    lines = [f"{key}: {value}" for key, value in entry.items() if f"{key}:" not in change]
+    file = tmp_path / "datasets.yaml"
+    file.write_text("Own:\n" + "\n".join(lines) + "\n" + change)
+    with pytest.raises(UserError) as error:
+        load_catalogue(file)
+    assert expected in str(error.value) and str(file) in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"- a\n- b\n", b"3: {}\n", b"caf\xe9: {}\n", b"Own: 3\n", b"",
+                                     b"Own: {name: x}"])
+def test_catalogue_refuses_what_is_no_mapping(tmp_path, content):
+    file = tmp_path / "datasets.yaml"
+    file.write_bytes(content)
+    with pytest.raises(UserError):
+        load_catalogue(file)
+
+
+def test_catalogue_that_does_not_exist(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        load_catalogue(tmp_path / "none.yaml")
+
+
+def test_spec_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        CATALOGUE["BrainMRI"].title = "other"
+
+
+# Where the data lies
+
+
+def test_root_is_found_below_the_data_root_or_given_itself(tmp_path, root, monkeypatch):
+    spec = folder_spec()
+    assert dataset_root(spec, tmp_path) == root
+    monkeypatch.setenv("MEDQ_DATA", str(tmp_path))
+    assert dataset_root(spec) == root
+    assert dataset_root(spec, "/nowhere") == root  # the environment wins over the profile
+    monkeypatch.setenv("MEDQ_DATA", str(root))
+    assert dataset_root(spec) == root
+
+
+def test_missing_root_names_both_ways_out(tmp_path):
+    for given_root in (None, tmp_path / "nowhere", tmp_path):
+        with pytest.raises(UserError, match="MEDQ_DATA.*data_root"):
+            dataset_root(folder_spec(), given_root)
+    assert dataset_root(CATALOGUE["phantom-BrainMRI"]) is None
+
+
+# Folders
+
+
+def test_folders_pass_over_what_is_no_image(root):
+    touch(root, "cat/images/1.png", "cat/images/2.JPG", "cat/images/Thumbs.db", "cat/images/notes.txt",
+          "cat/images/._1.png", "cat/masks/1.png", "dog/images/1.png", "wolf/images/1.png", "readme.md")
+    (root / "cat" / "images" / "folder.png").mkdir()
+    frame = index(folder_spec(), root)
+    assert frame.columns.tolist() == ["image_id", "path", "label", "group", "split"]
+    assert frame["image_id"].tolist() == ["cat/images/1", "cat/images/2", "dog/images/1"]
+    assert frame["label"].tolist() == [0, 0, 1]
+    assert frame["group"].tolist() == frame["image_id"].tolist()
+    assert set(frame["split"]) == {""}
+    assert all(Path(path).is_file() for path in frame["path"])
+
+
+def test_ids_survive_another_suffix_and_stay_unique(root, tmp_path):
+    touch(root, "cat/images/1.png", "dog/images/1.png")
+    other = tmp_path / "copy" / "own"
+    touch(other, "cat/images/1.webp", "dog/images/1.jpg")
+    ids = index(folder_spec(), root)["image_id"].tolist()
+    assert index(folder_spec(), other)["image_id"].tolist() == ids
+    touch(root, "cat/images/1.jpg", "cat/images/1.jpg.bmp")
+    frame = index(folder_spec(), root)
+    assert frame["image_id"].is_unique and len(frame) == 4
+
+
+@pytest.mark.parametrize("name", ["with space", "it's \"quoted\"", "Häßlich ☃ 図", "a;b&c$(d)", "-dash",
+                                  "tab\there"])
+def test_any_name_will_do(tmp_path, name):
+    spec = folder_spec(classes=["cat", "dog"], folder=[name.strip()])
+    touch(tmp_path / name, f"cat/images/{name}.png", f"dog/images/{name}.png")
+    frame = index(spec, tmp_path)
+    assert [Path(path).is_file() for path in frame["path"]] == [True, True]
+    assert frame["image_id"].tolist() == [f"cat/images/{name}", f"dog/images/{name}"]
+
+
+def test_fixed_split(root):
+    spec = folder_spec(pattern="{split}/{class}/*", splits={"train": "Training", "held_out": "Testing"},
+                       folds={"scheme": "fixed", "n": 1})
+    touch(root, "Training/cat/1.png", "Training/dog/1.png", "Testing/cat/1.png", "Testing/dog/1.png")
+    frame = index(spec, root)
+    assert frame.set_index("image_id")["split"].to_dict() == {
+        "Training/cat/1": "train", "Training/dog/1": "train",
+        "Testing/cat/1": "held_out", "Testing/dog/1": "held_out"}
+    assert folds(frame, spec).set_index("image_id")["fold"].to_dict() == {
+        "Training/cat/1": -1, "Training/dog/1": -1, "Testing/cat/1": 0, "Testing/dog/1": 0}
+    (root / "Testing" / "dog" / "1.png").unlink()
+    with pytest.raises(UserError, match="no images in Testing of 'dog'"):
+        index(spec, root)
+
+
+def test_all_empty_classes_are_named(root):
+    with pytest.raises(UserError, match="'cat', 'dog'"):
+        index(folder_spec(), root)
+
+
+def test_links_that_lead_nowhere_are_named(root):
+    touch(root, "cat/images/1.png", "dog/images/1.png")
+    images = root / "cat" / "images"
+    (images / "loop.png").symlink_to("loop.png")
+    (images / "gone.png").symlink_to("elsewhere.png")
+    (images / "fine.png").symlink_to("1.png")
+    with pytest.raises(UserError) as error:
+        index(folder_spec(), root)
+    assert "loop.png (a loop" in str(error.value) and "gone.png (a symbolic link" in str(error.value)
+    assert "fine.png" not in str(error.value)
+
+
+def test_a_folder_that_is_a_loop(root):
+    touch(root, "dog/images/1.png")
+    (root / "cat").symlink_to("cat")
+    with pytest.raises(UserError, match="loop"):
+        index(folder_spec(), root)
+
+
+def test_a_name_that_is_not_utf8(root):
+    touch(root, "cat/images/1.png", "dog/images/1.png")
+    with open(os.fsencode(root / "cat" / "images") + b"/caf\xe9.png", "wb"):
+        pass
+    with pytest.raises(UserError, match="not UTF-8"):
+        index(folder_spec(), root)
+
+
+def test_fewer_images_than_the_release_warns_with_both_counts(root):
+    touch(root, "cat/images/1.png", "dog/images/1.png", "dog/images/2.png")
+    with pytest.warns(DatasetWarning, match="3 images, the release has 9: cat 1 of 7"):
+        index(folder_spec(release={"all": {"cat": 7, "dog": 2}}), root)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        index(folder_spec(release={"all": {"cat": 1, "dog": 1}}), root)
+
+
+# Tables
+
+
+def test_table_reads_several_folders_and_the_first_wins(root):
+    touch(root, "a/1.jpg", "b/1.jpg", "b/2.png", "b/2_mask.png", "b/3.jpg")
+    write_table(root, ["L1,1,cat", "L1,2,cat", "L2,3.jpg,dog"], encoding="utf-8-sig")
+    frame = index(table_spec(), root)
+    assert frame["image_id"].tolist() == ["1", "2", "3.jpg"]
+    found = [Path(path).relative_to(root).as_posix() for path in frame["path"]]
+    assert found == ["a/1.jpg", "b/2.png", "b/3.jpg"]
+    assert frame["group"].tolist() == ["L1", "L1", "L2"] and frame["label"].tolist() == [0, 0, 1]
+
+
+def test_table_with_its_own_split(root):
+    spec = table_spec(table={"split": "part"}, splits={"train": "tr", "held_out": "te"},
+                      folds={"scheme": "fixed", "n": 1})
+    touch(root, "a/1.jpg", "a/2.jpg", "a/3.jpg", "a/4.jpg")
+    rows, header = ["L1,1,cat,tr", "L2,2,dog,tr", "L3,3,cat,te", "L4,4,dog,te"], "lesion,image_id,dx,part"
+    write_table(root, rows, header)
+    assert index(spec, root)["split"].tolist() == ["train", "train", "held_out", "held_out"]
+    write_table(root, [row.replace("cat,te", "cat,tx") for row in rows], header)
+    with pytest.raises(UserError, match="'tx'.*known are tr, te"):
+        index(spec, root)
+
+
+def test_all_mistakes_of_a_table_in_one_sentence(root):
+    touch(root, "a/1.jpg", "a/2.jpg", "a/3.jpg", "a/3.png", "a/4.jpg")
+    write_table(root, ["L1,1,cat", "L1,2,dog", "L2,3,wolf", "L3,1,cat", ",4,dog", "L5,lost,dog"])
+    with pytest.raises(UserError) as error:
+        index(table_spec(), root)
+    message = str(error.value)
+    for part in ("more than one dx to the lesion 'L1'", "unknown values of dx: 'wolf'", "more than once: '1'",
+                 "no lesion in 'row 6'", "without a file in a or b: 'lost'", "two files for one image: '3'"):
+        assert part in message
+    assert message.count("\n") == 0
+
+
+def test_a_patient_may_have_two_findings_where_the_entry_says_so(root):
+    touch(root, "a/1.jpg", "a/2.jpg")
+    write_table(root, ["P1,1,cat", "P1,2,dog"])
+    assert len(index(table_spec(table={"mixed_groups": True}), root)) == 2
+
+
+def test_offenders_are_capped_and_counted(root):
+    touch(root, "a/x.jpg", "a/y.jpg")
+    write_table(root, ["L1,x,cat", "L2,y,dog", *(f"M{i},m{i:03d},cat" for i in range(45))])
+    with pytest.raises(UserError, match="'m019' and 25 more"):
+        index(table_spec(), root)
+
+
+@pytest.mark.parametrize(("content", "expected"), [
+    ("lesion,image_id,dx\nL1,1,caf\xe9\n".encode("latin-1"), "not UTF-8"),
+    ("lesion,image_id,dx\nL1,1,cat\n".encode("utf-16"), "UTF-8"),
+    (b"", "not a readable CSV"),
+    (b"lesion,image_id\nL1,1\n", "lacks the column 'dx'"),
+    (b"lesion,image_id,dx,dx\nL1,1,cat,dog\n", "'dx' twice"),
+    (b"lesion,image_id,dx\nL1,1,cat,more,and,more\n", "not a readable CSV"),
+    (b"lesion,image_id,dx\n", "no images of 'cat', 'dog'"),
+])
+def test_tables_that_cannot_be_read(root, content, expected):
+    touch(root, "a/1.jpg")
+    (root / "meta.csv").write_bytes(content)
+    with pytest.raises(UserError, match=expected):
+        index(table_spec(), root)
+
+
+def test_a_missing_table(root):
+    with pytest.raises(UserError, match="'meta.csv' is missing"):
+        index(table_spec(), root)
+
+
+# Random structures: a DataFrame or a UserError, never another exception
+
+names = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=6)
+suffixes = st.sampled_from([".png", ".JPG", ".jpeg", ".txt", "", ".png.tif"])
+folders = st.sampled_from(["cat/images", "dog/images", "dog", "cat/masks", ".", "cat/images/deep"])
+quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def attempt(spec, root):
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DatasetWarning)
+            frame = index(spec, root)
+    except UserError as error:
+        assert "\n" not in str(error)
+        return None
+    assert frame["image_id"].is_unique and frame["image_id"].is_monotonic_increasing and len(frame)
+    assert set(frame["label"]) == {0, 1}
+    return frame
+
+
+kinds = st.sampled_from(["file", "folder", "link", "loop"])
+
+
+@given(st.lists(st.tuples(folders, names, suffixes, kinds), max_size=8))
+@quick
+def test_random_folders(tmp_path_factory, entries):
+    root = tmp_path_factory.mktemp("random") / "own"
+    (root / "cat" / "images").mkdir(parents=True)
+    for folder, name, suffix, kind in entries:
+        path = root / folder / (name + suffix)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if kind == "file":
+                path.write_bytes(b"x")
+            elif kind == "folder":
+                path.mkdir()
+            else:
+                path.symlink_to(path.name if kind == "loop" else "elsewhere")
+        except OSError:
+            continue  # a name that this file system does not take
+    attempt(folder_spec(), root)
+
+
+known = st.sampled_from(["", "1", "2", "cat", "dog", "L1", " ", '"', ",", "image_id", "dx", "lesion"])
+cells = st.one_of(known, names)
+
+
+@given(st.lists(st.lists(cells, min_size=1, max_size=5), max_size=8), st.booleans(),
+       st.sampled_from([",", ";"]), st.sampled_from(["utf-8", "utf-16"]))
+@quick
+def test_random_tables(tmp_path_factory, rows, header, separator, encoding):
+    root = tmp_path_factory.mktemp("random") / "own"
+    touch(root, "a/1.png", "a/2.png", "b/2.png")
+    lines = [separator.join(row) for row in rows]
+    text = "\n".join((["lesion,image_id,dx"] if header else []) + lines)
+    (root / "meta.csv").write_bytes(text.encode(encoding, "replace"))
+    attempt(table_spec(), root)
+
+
+@given(st.binary(max_size=200))
+@quick
+def test_random_bytes_as_a_table(tmp_path_factory, content):
+    root = tmp_path_factory.mktemp("random") / "own"
+    touch(root, "a/1.png")
+    (root / "meta.csv").write_bytes(content)
+    attempt(table_spec(), root)
+
+
+# Folds, subsets, inner splits
+
+
+def frame_of(labels, groups=None):
+    ids = [f"i{k:04d}" for k in range(len(labels))]
+    groups = ids if groups is None else groups
+    return pd.DataFrame({"image_id": ids, "path": ids, "label": labels, "group": groups, "split": ""})
+
+
+def grouped_frame(seed=0, n_groups=120):
+    rng = np.random.default_rng(seed)
+    label = rng.choice([0, 0, 0, 1], n_groups)
+    label[:20] = [0, 1] * 10
+    sizes = rng.integers(1, 5, n_groups)
+    groups = np.repeat([f"g{k}" for k in range(n_groups)], sizes)
+    return frame_of(np.repeat(label, sizes).tolist(), groups.tolist())
+
+
+def test_stratified_folds_cover_each_image_once_in_the_same_shares():
+    frame = frame_of([0] * 100 + [1] * 50)
+    spec = folder_spec(folds={"scheme": "stratified", "n": 5})
+    table = folds(frame, spec, seed=42)
+    assert table.columns.tolist() == ["image_id", "label", "group", "fold"]
+    assert table.groupby(["fold", "label"]).size().unstack().to_numpy().tolist() == [[20, 10]] * 5
+    assert table["image_id"].tolist() == frame["image_id"].tolist()
+    assert folds(frame, spec, seed=42).equals(table) and not folds(frame, spec, seed=43).equals(table)
+    assert set(folds(frame, spec, n=3)["fold"]) == {0, 1, 2}
+
+
+def test_grouped_folds_never_tear_a_group_apart():
+    frame, spec = grouped_frame(), table_spec(folds={"scheme": "stratified-group", "n": 5})
+    table = folds(frame, spec)
+    assert (table.groupby("group")["fold"].nunique() == 1).all()
+    shares = table.groupby("fold")["label"].mean()
+    assert np.ptp(shares) < 0.1 and table.groupby("fold").size().min() > len(frame) / 7
+
+
+def test_classes_with_fewer_images_or_groups_than_folds_are_all_named():
+    spec = folder_spec(folds={"scheme": "stratified", "n": 5})
+    with pytest.raises(UserError, match=r"cat \(4\), dog \(3\)"):
+        folds(frame_of([0] * 4 + [1] * 3), spec)
+    grouped = table_spec(folds={"scheme": "stratified-group", "n": 3})
+    with pytest.raises(UserError, match=r"3 groups of each class.*dog \(2\)"):
+        folds(frame_of([0] * 9 + [1] * 9, [f"g{k}" for k in range(9)] + ["x", "y"] * 4 + ["x"]), grouped)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4)), min_size=6, max_size=60),
+       st.integers(3, 80), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_a_subset_keeps_groups_and_shares(groups, size, seed):
+    groups = [(0, 1), (1, 2), (2, 1), *groups]
+    labels = [label for label, n in groups for _ in range(n)]
+    table = frame_of(labels, [f"g{k}" for k, (_, n) in enumerate(groups) for _ in range(n)]).assign(fold=-1)
+    held_out = table.assign(fold=0, image_id="h" + table["image_id"], group="h" + table["group"])
+    both = pd.concat([table, held_out])
+    chosen = subset(both, {"train": size, "held_out": None}, fold=0, seed=seed)
+    train = chosen[chosen["part"] == "train"]
+    assert (chosen["part"] == "held_out").sum() == len(table)
+    assert set(train["label"]) == set(labels)
+    whole = table.groupby("group").size()
+    assert all(whole[name] == images for name, images in train.groupby("group").size().items())
+    assert len(train) <= size + 3 * 3  # at least one group of each class, even where its share is one image
+    shuffled = both.sample(frac=1, random_state=1)
+    assert set(subset(shuffled, {"train": size}, 0, seed)["image_id"]) == set(chosen["image_id"])
+
+
+def test_subset_takes_exactly_the_size_where_groups_are_single_images():
+    spec = folder_spec(folds={"scheme": "stratified", "n": 2})
+    table = folds(frame_of([0] * 300 + [1] * 100), spec)
+    chosen = subset(table, {"train": 41, "held_out": 20}, fold=1, seed=3)
+    counts = chosen.groupby(["part", "label"]).size()
+    assert counts["train"].tolist() == [31, 10] and counts["held_out"].tolist() == [15, 5]
+    assert (chosen["part"].eq("held_out") == chosen["fold"].eq(1)).all()
+    assert len(subset(table)) == 400
+    assert not chosen["image_id"].equals(subset(table, {"train": 41, "held_out": 20}, 1, seed=4)["image_id"])
+    with pytest.raises(UserError, match="unknown fold 7: known are 0, 1"):
+        subset(table, fold=7)
+    with pytest.raises(UserError, match="2 classes need at least one image each"):
+        subset(table, {"train": 1})
+
+
+def test_inner_split_is_disjoint_by_group_and_holds_all_classes():
+    train = grouped_frame(1)
+    fit, selection = inner_split(train, seed=42)
+    assert len(fit) + len(selection) == len(train)
+    assert not set(fit["group"]) & set(selection["group"])
+    assert set(fit["label"]) == set(selection["label"]) == {0, 1}
+    assert abs(len(selection) / len(train) - 0.2) < 0.05
+    again = inner_split(train, seed=42)
+    assert again[1].equals(selection) and not inner_split(train, seed=1)[1].equals(selection)
+    with pytest.raises(UserError, match="label 1"):
+        inner_split(frame_of([0, 0, 0, 1]))
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        inner_split(train, fraction=1.5)
+
+
+# Real images
+
+
+@needs_images
+def test_real_brain_images_and_their_fixed_split():
+    spec = CATALOGUE["BrainMRI"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the release is complete
+        frame = index(spec, REAL)
+    assert frame.groupby(["split", "label"]).size().tolist() == [300, 306, 405, 300, 1321, 1339, 1595, 1457]
+    assert (folds(frame, spec)["fold"] == 0).sum() == 1311
+
+
+@needs_images
+def test_real_skin_images_keep_lesions_whole():
+    spec = CATALOGUE["SkinCancer"]
+    frame = index(spec, REAL)
+    assert len(frame) == 10015 and frame["group"].nunique() == 7470
+    table = folds(frame, spec)
+    assert (table.groupby("group")["fold"].nunique() == 1).all()
+    assert table.groupby(["fold", "label"]).size().unstack().min().min() >= 20
+    chosen = subset(table, {"train": 480, "held_out": 240}, fold=2)
+    parts = chosen.groupby("part")["group"].agg(set)
+    assert not parts["train"] & parts["held_out"]
+    assert 470 <= (chosen["part"] == "train").sum() <= 485
+
+
+@needs_images
+def test_real_chest_images_are_a_part_of_the_release():
+    with pytest.warns(DatasetWarning, match="10284 images, the release has 15153"):
+        frame = index(CATALOGUE["ChestXray"], REAL)
+    assert frame.groupby("label").size().tolist() == [3350, 5596, 1338]
