@@ -357,8 +357,10 @@ def table4(results, published=None, *, batch_size=1, engine="fbgemm"):
     frame = _wide(table4_data(results, published, batch_size=batch_size, engine=engine), ["backbone"],
                   "quantity",
                   list(TABLE4))
-    return _caption(frame, f"CPU latency at batch {batch_size}, FP32 and INT8-PTQ ({engine}), speed-up and size",
-                    "In parentheses a 95 % interval: distribution-free for percentiles, bootstrap for speed-ups.",
+    return _caption(frame, f"CPU latency at batch {batch_size}, FP32 and INT8-PTQ ({engine}), speed-up and "
+                           "size",
+                    "In parentheses a 95 % interval: distribution-free for percentiles, bootstrap for "
+                    "speed-ups.",
                     "Milliseconds belong to the machine; the ratios can be compared.",
                     formats={"speedup": "{:.2f}", "best_speedup": "{:.2f}", "size_ratio": "{:.2f}",
                              "fp32_tail": "{:.2f}", "int8_tail": "{:.2f}", None: "{:.1f}"}, labels=TABLE4,
@@ -406,7 +408,7 @@ def engine_check(results, metric="brier"):
 FACTORS = ("weights", "activations", "reduce_range", "fused", "training_mode", "normalised")
 
 
-def _ablation_means(results, stage):
+def recipe_means(results, stage):
     """One row per dataset, backbone, engine and recipe, averaged over folds; with the number and names of
     changes."""
     a = results.ablation
@@ -437,7 +439,7 @@ def ablation(results, *, stage="converted"):
     `COLLAPSE` than under the default recipe. Of several recipes with equally few changes the one that costs
     most AUPRC counts.
     """
-    frame, rows = _ablation_means(results, stage), []
+    frame, rows = recipe_means(results, stage), []
     for key, group in frame.groupby(["dataset", "backbone", "engine"], sort=False):
         base = group[group["recipe"] == "default"]
         others = group[group["recipe"] != "default"]
@@ -474,7 +476,7 @@ def ablation_means(results, published=None, *, stage="converted"):
     from the paper's, Euclidean); nearest first within dataset and engine.
     """
     published = published or paper_results()
-    frame = _ablation_means(results, stage)
+    frame = recipe_means(results, stage)
     mean = frame.groupby(["dataset", "engine", "recipe"], sort=False).agg(
         n_backbones=("backbone", "nunique"), ece=("ece", "mean"), brier=("brier", "mean")).reset_index()
     for metric in ("ece", "brier"):

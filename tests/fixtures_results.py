@@ -172,7 +172,8 @@ def _cell(folder, cell, dataset, world, wrong, predictions):
         recipe = "mended" if variant == "mended" else "default"
         out["metrics"] += [(*cell, recipe, stage, "pooled", *key, value) for key, value in values.items()]
         if recipe == "default":
-            out["intervals"] += [(*cell, stage, *key, v, max(0, v - .01), v + .01, np.nan)
+            out["intervals"] += [(*cell, stage, *key, v, max(0, v - .01), min(2, v + .01)
+                                  if key[0] == "brier" else min(1, v + .01), np.nan)
                                  for key, v in values.items() if key[0] not in ("accuracy", "nll")]
             if stage != "fake-quant":
                 out["scores"][cell] = values
