@@ -367,8 +367,8 @@ def figure4_interactive(results, *, regime="ptq-fbgemm"):
     figure.update_xaxes(type="log", title="Calibration images",
                         tickvals=sorted(data["n_calibration"].unique()))
     figure.update_yaxes(title="AUPRC", col=1)
-    alt = _sweep_alt(data, results) if len(data) else "AUPRC against the number of calibration images: "
-                                                      "missing."
+    missing = "AUPRC against the number of calibration images: missing."
+    alt = _sweep_alt(data, results) if len(data) else missing
     return _plotly_style(figure, alt, height=460)
 
 
