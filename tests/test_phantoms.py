@@ -1,0 +1,145 @@
+"""Phantoms: the same bytes everywhere, the releases' imbalance, lesions with views, learnable classes."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medq.datasets import fingerprint, folds, index, load_catalogue, phantoms, pixels, read_image
+from medq.datasets.spec import DatasetSpec
+
+CATALOGUE = load_catalogue()
+NAMES = ("BrainMRI", "ChestXray", "SkinCancer")
+PINNED = {  # SHA-256 over every 11th image; a change of it needs a new phantoms.VERSION
+    "BrainMRI": "74a8d233e12e054ab5908852f8fa884b893ca515c5f82fe04545d21c6a000723",
+    "ChestXray": "586bcf0d74bf5c56d36ab8821d92de985d4a0f6a3d4a69e31b7d5165fe861383",
+    "SkinCancer": "6a622dc2278e42acead971c5122c670bab2d2de3777468b0d69aea1a5bf5250f",
+}
+
+
+def spec_of(name, **phantom):
+    spec = CATALOGUE[f"phantom-{name}"]
+    return DatasetSpec(**spec.model_dump() | {"phantom": spec.phantom.model_dump() | phantom})
+
+
+def digest(paths):
+    total = hashlib.sha256()
+    for path in paths:
+        total.update(phantoms.draw(path).tobytes())
+    return total.hexdigest()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bytes_are_pinned(name):
+    assert digest(index(spec_of(name))["path"][::11]) == PINNED[name]
+
+
+def test_bytes_do_not_depend_on_the_processors_vector_instructions():
+    code = ("from tests.test_phantoms import NAMES, digest, index, spec_of\n"
+            "print(*(digest(index(spec_of(name))['path'][::60]) for name in NAMES))")
+    plain = "AVX2 FMA3 AVX512F AVX512CD AVX512_SKX X86_V3 X86_V4"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True,
+                          check=True, cwd=Path(__file__).parents[1],
+                          env=os.environ | {"NPY_DISABLE_CPU_FEATURES": plain})
+    assert done.stdout.split() == [digest(index(spec_of(name))["path"][::60]) for name in NAMES]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_counts_are_those_of_the_entry_and_near_the_release(name):
+    spec, real = spec_of(name), CATALOGUE[name]
+    frame = index(spec)
+    for part, counts in spec.release.items():
+        rows = frame[frame["split"] == ("" if part == "all" else part)]
+        assert rows["label"].value_counts().sort_index().tolist() == list(counts.values())
+        shares = np.array(list(counts.values())) / sum(counts.values())
+        released = np.array(list(real.release[part].values())) / sum(real.release[part].values())
+        assert np.abs(shares - released).max() < 0.04
+    assert frame["image_id"].is_unique and frame["path"].is_unique
+    assert frame["image_id"].is_monotonic_increasing
+
+
+def test_every_class_has_lesions_enough_for_five_folds_and_some_have_views():
+    spec = spec_of("SkinCancer")
+    frame = index(spec)
+    lesions = frame.groupby("label")["group"].nunique()
+    assert lesions.min() >= 10
+    assert 1.2 < len(frame) / frame["group"].nunique() < 1.6  # HAM10000: 1.34
+    assert (frame.groupby("group")["label"].nunique() == 1).all()
+    table = folds(frame, spec)
+    assert (table.groupby("group")["fold"].nunique() == 1).all()
+    assert table.groupby(["fold", "label"]).size().unstack().min().min() >= 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_are_distinct_full_of_contrast_and_read_like_any_other(name):
+    frame = index(spec_of(name)).iloc[::40]
+    images = np.stack([read_image(path) for path in frame["path"]])
+    assert images.dtype == np.uint8 and images.shape[1:] == (64, 64, 3)
+    assert len({image.tobytes() for image in images}) == len(images)
+    assert images.std(axis=(1, 2, 3)).min() > 8
+    assert (images == images[..., :1]).all() == (name != "SkinCancer")
+    resized = Image.fromarray(images[0]).resize((24, 24), Image.Resampling.BILINEAR)
+    assert np.array_equal(read_image(frame["path"].iloc[0], 24), np.asarray(resized))
+
+
+def test_views_of_a_lesion_resemble_each_other():
+    frame = index(spec_of("SkinCancer"))
+    several = frame[frame.groupby("group")["group"].transform("size") > 1].iloc[:80]
+    colour = np.stack([read_image(path)[24:40, 24:40].mean((0, 1)) for path in several["path"]])
+    groups = several["group"].to_numpy()
+
+    def within(groups):
+        return (colour - np.stack([colour[groups == group].mean(0) for group in groups])).std()
+
+    assert within(groups) < 0.85 * within(np.roll(groups, 1))  # neighbours are other lesions of the class
+
+
+def test_seed_size_and_knobs_matter():
+    path = index(spec_of("ChestXray"))["path"]
+    other = {key: index(spec_of("ChestXray", **{key: value}))["path"]
+             for key, value in {"seed": 1, "image_size": 32, "contrast": 0.3, "label_noise": 0.4}.items()}
+    assert phantoms.draw(other["image_size"][0]).shape == (32, 32, 3)
+    for key in ("seed", "contrast"):
+        assert not np.array_equal(phantoms.draw(other[key][0]), phantoms.draw(path[0]))
+    changed = [not np.array_equal(phantoms.draw(a), phantoms.draw(b))
+               for a, b in zip(path[:400:2], other["label_noise"][:400:2], strict=True)]
+    assert 0.27 < np.mean(changed) < 0.47  # 0.37 expected, three standard errors
+
+
+@pytest.mark.parametrize(("name", "least"), [("BrainMRI", 0.60), ("ChestXray", 0.70), ("SkinCancer", 0.70)])
+def test_classes_can_be_told_apart_but_not_perfectly(name, least):
+    # A linear model on coarse pixels, far weaker than a network, does better than chance and is not perfect.
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+
+    spec = spec_of(name)
+    frame = index(spec).groupby("label").head(90 if name != "SkinCancer" else 60).reset_index(drop=True)
+    features = np.stack([read_image(path, 16).ravel() / 255 for path in frame["path"]])
+    features -= features.mean(0)
+    labels, test = frame["label"].to_numpy(), np.arange(len(frame)) % 3 == 0
+    model = LogisticRegression(C=0.05, max_iter=500).fit(features[~test], labels[~test])
+    auroc = roc_auc_score(labels[test], model.predict_proba(features[test]), multi_class="ovr")
+    assert least < auroc < 0.99
+
+
+def test_pixels_and_fingerprint_of_phantoms(tmp_path):
+    frame = index(spec_of("BrainMRI")).iloc[:6]
+    array = pixels(frame, 32, tmp_path)
+    assert array.shape == (6, 32, 32, 3)
+    assert np.array_equal(array[3], read_image(frame["path"].iloc[3], 32))
+    other = index(spec_of("BrainMRI", seed=1)).iloc[:6]
+    assert fingerprint(frame, 32, tmp_path) != fingerprint(other, 32, tmp_path)
+
+
+def test_generate_gives_all_images_with_their_index():
+    spec = CATALOGUE["phantom-BrainMRI"]
+    small = DatasetSpec(**spec.model_dump() | {"release": {part: dict.fromkeys(spec.classes, 2)
+                                                           for part in spec.release}})
+    images, frame = phantoms.generate(small)
+    assert images.shape == (16, 64, 64, 3) and len(frame) == 16
+    assert np.array_equal(images[5], phantoms.draw(frame["path"][5]))

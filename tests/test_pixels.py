@@ -1,0 +1,267 @@
+"""Decoded pixels: every mode as PIL's convert("RGB") has it, decoded once, remade only when inputs change."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from medq.datasets import fingerprint, index, load_catalogue, pixels, read_image
+from medq.errors import UserError
+
+decoder = sys.modules["medq.datasets.pixels"]  # the package's attribute of that name is the function
+REAL = Path(os.environ.get("MEDQ_DATA") or Path(__file__).parents[2] / "shared" / "data")
+
+
+def picture(mode="RGB", size=(40, 30), seed=0):
+    rng = np.random.default_rng(seed)
+    image = Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    return image.convert(mode)
+
+
+def frame(paths):
+    paths = [str(path) for path in paths]
+    ids = [Path(path).stem for path in paths]
+    return pd.DataFrame({"image_id": ids, "path": paths, "label": 0, "group": ids, "split": ""})
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for k in range(5):
+        picture(seed=k).save(folder / f"{k}.png")
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "cache"
+
+
+def forbid_decoding(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("decoded again")
+    monkeypatch.setattr(decoder, "read_image", refuse)
+
+
+# One image
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [
+    ("L", "png"), ("RGB", "png"), ("RGB", "bmp"), ("RGB", "jpg"), ("L", "jpg"), ("CMYK", "jpg"), ("1", "png"),
+    ("P", "png"), ("P", "gif"), ("RGB", "webp"), ("YCbCr", "tiff"), ("LA", "png"), ("RGBA", "png")])
+def test_modes_follow_pil(tmp_path, mode, suffix):
+    image = picture("RGB" if mode in ("LA", "RGBA") else mode)
+    if mode in ("LA", "RGBA"):
+        image = image.convert(mode[:-1])
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+    path = tmp_path / f"a.{suffix}"
+    image.save(path)
+    expected = np.asarray(Image.open(path).convert("RGB"))
+    assert np.array_equal(read_image(str(path)), expected)
+    if mode in ("L", "LA", "1") and suffix == "png":  # lossless and grey: the values themselves, without alpha
+        assert np.array_equal(expected[..., 0], np.asarray(image.convert("L")))
+
+
+def test_transparent_palette_loses_its_transparency_only(tmp_path):
+    opaque, clear = tmp_path / "a.png", tmp_path / "b.png"
+    image = picture("P")
+    image.save(opaque)
+    image.save(clear, transparency=3)
+    assert np.array_equal(read_image(str(opaque)), read_image(str(clear)))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_sixteen_bits_keep_their_greys(tmp_path, suffix):
+    eight = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(eight.astype(np.uint16) * 257).save(path)
+    assert np.array_equal(read_image(str(path))[..., 1], eight)
+
+
+def test_floating_point_pixels_are_refused(tmp_path):
+    path = tmp_path / "a.tiff"
+    Image.fromarray(np.ones((4, 4), np.float32)).save(path)
+    with pytest.raises(UserError, match="floating-point"):
+        pixels(frame([path]), 8, tmp_path / "cache")
+
+
+def test_orientation_in_exif_is_not_applied(tmp_path):
+    image, path = picture(size=(40, 20)), tmp_path / "a.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(path, exif=exif)
+    assert read_image(str(path)).shape == (20, 40, 3)
+
+
+def test_a_jpg_that_is_png_inside(tmp_path):
+    picture().save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "a.jpg")
+    assert np.array_equal(read_image(str(tmp_path / "a.jpg")), np.asarray(picture()))
+
+
+def test_one_pixel_and_one_row(tmp_path):
+    for size in ((1, 1), (20_000, 1)):
+        path = tmp_path / f"{size[0]}.png"
+        Image.new("RGB", size, (10, 20, 30)).save(path)
+        assert np.array_equal(read_image(str(path), 8), np.broadcast_to([10, 20, 30], (8, 8, 3)))
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [10_000, 20_000])
+def test_decompression_bombs_are_refused(tmp_path, side):
+    path = tmp_path / "bomb.png"
+    Image.new("1", (side, side)).save(path)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(UserError, match=r"bomb.png \(.*too many"):
+        pixels(frame([path]), 8, tmp_path / "cache")
+
+
+# The array
+
+
+def test_rows_are_the_resized_images_in_order(images, cache):
+    array = pixels(frame(images), 16, cache)
+    assert array.shape == (5, 16, 16, 3) and array.dtype == np.uint8 and isinstance(array, np.memmap)
+    assert not array.flags.writeable
+    for row, path in zip(array, images, strict=True):
+        expected = Image.open(path).convert("RGB").resize((16, 16), Image.Resampling.BILINEAR)
+        assert np.array_equal(row, np.asarray(expected))
+    assert np.array_equal(pixels(frame(images[::-1]), 16, cache), array[::-1])
+    assert pixels(frame(images[:1]), 24, cache).shape == (1, 24, 24, 3)
+    assert pixels(frame([]), 24, cache).shape == (0, 24, 24, 3)
+
+
+def test_second_call_only_maps(images, cache, monkeypatch):
+    first = np.array(pixels(frame(images), 16, cache))
+    forbid_decoding(monkeypatch)
+    assert np.array_equal(pixels(frame(images), 16, cache), first)
+
+
+def test_touched_files_keep_the_fingerprint_and_are_not_decoded(images, cache, monkeypatch):
+    before = fingerprint(frame(images), 16, cache)
+    os.utime(images[0], (1, 1))
+    forbid_decoding(monkeypatch)
+    assert fingerprint(frame(images), 16, cache) == before
+    monkeypatch.setattr(decoder, "_file_digest", None)  # and the new times are remembered
+    assert fingerprint(frame(images), 16, cache) == before
+
+
+def test_moved_images_keep_the_fingerprint(images, cache, tmp_path):
+    before = fingerprint(frame(images), 16, cache)
+    moved = images[0].parent.rename(tmp_path / "moved")
+    assert fingerprint(frame(sorted(moved.iterdir())), 16, cache) == before
+    assert fingerprint(frame(sorted(moved.iterdir())), 17, cache) != before
+
+
+def test_a_changed_file_is_decoded_again(images, cache):
+    before, array = fingerprint(frame(images), 16, cache), pixels(frame(images), 16, cache)
+    kept = np.array(array)
+    picture(seed=99).save(images[2])
+    assert fingerprint(frame(images), 16, cache) != before
+    after = pixels(frame(images), 16, cache)
+    assert (after != kept).any(axis=(1, 2, 3)).tolist() == [False, False, True, False, False]
+    assert np.array_equal(array, kept)  # who had it mapped keeps what they had
+
+
+@pytest.mark.parametrize("damage", [
+    lambda array, record: array.write_bytes(array.read_bytes()[:-100]),
+    lambda array, record: array.write_bytes(b""),
+    lambda array, record: array.unlink(),
+    lambda array, record: np.save(array, np.zeros((5, 8, 8, 3), np.uint8)),
+    lambda array, record: record.write_text("{"),
+    lambda array, record: record.write_text("[]"),
+    lambda array, record: record.unlink(),
+])
+def test_a_damaged_cache_is_made_again(images, cache, damage):
+    before = np.array(pixels(frame(images), 16, cache))
+    (array,), (record,) = cache.glob("*.npy"), cache.glob("*.json")
+    damage(array, record)
+    assert np.array_equal(pixels(frame(images), 16, cache), before)
+    assert json.loads(record.read_text())["images"] == 5
+
+
+def test_cells_that_start_together_decode_once(images, cache, monkeypatch):
+    decoded, results = [], []
+    read = decoder.read_image
+
+    def counted(path, *size):
+        decoded.append(path)
+        return read(path, *size)
+
+    monkeypatch.setattr(decoder, "read_image", counted)
+    cells = [threading.Thread(target=lambda: results.append(pixels(frame(images), 16, cache)))
+             for _ in range(4)]
+    for cell in cells:
+        cell.start()
+    for cell in cells:
+        cell.join()
+    assert len(decoded) == 5 and len(results) == 4
+
+
+# What cannot be read or written
+
+
+def test_all_unreadable_images_are_named_at_once(images, cache):
+    whole = images[0].read_bytes()
+    images[0].write_bytes(whole[:len(whole) // 2])
+    images[1].write_bytes(b"not an image")
+    images[2].write_bytes(b"")
+    with pytest.raises(UserError) as error:
+        pixels(frame(images), 16, cache)
+    message = str(error.value)
+    assert message.startswith("3 unreadable images") and "\n" not in message
+    assert all(path.name in message for path in images[:3]) and images[3].name not in message
+    assert [path.suffix for path in cache.iterdir() if path.suffix != ".lock"] == []
+
+
+def test_many_unreadable_images_are_counted(tmp_path, cache):
+    paths = [tmp_path / f"{k:02d}.png" for k in range(30)]
+    for path in paths:
+        path.write_bytes(b"x")
+    with pytest.raises(UserError, match=r"30 unreadable images: .*19.png.* and 10 more"):
+        pixels(frame(paths), 16, cache)
+
+
+def test_images_that_vanish_are_named(images, cache):
+    images[1].unlink()
+    with pytest.raises(UserError, match="gone: .*1.png"):
+        pixels(frame(images), 16, cache)
+
+
+def test_a_full_disk_leaves_nothing_behind(images, cache):
+    # A limit on file size stands in for the full disk: both make a write fail in its middle.
+    code = ("import resource, sys\nfrom tests.test_pixels import frame, pixels, Path, UserError\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
+            "try:\n    pixels(frame(sorted(Path(sys.argv[1]).iterdir())), 64, sys.argv[2])\n"
+            "except UserError as error:\n    print(error)\n")
+    done = subprocess.run([sys.executable, "-c", code, images[0].parent, cache], capture_output=True,
+                          text=True, cwd=Path(__file__).parents[1])
+    assert done.stdout.startswith("cannot write ") and done.stdout.count("\n") == 1, done.stderr
+    assert [path.suffix for path in cache.iterdir() if path.is_file() and path.suffix != ".lock"] == []
+
+
+def test_a_cache_folder_that_cannot_be_made(images, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        pixels(frame(images), 16, tmp_path / "file" / "cache")
+
+
+def test_image_size_must_be_positive(images, cache):
+    with pytest.raises(ValueError, match="at least 1"):
+        pixels(frame(images), 0, cache)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no real images: set MEDQ_DATA")
+def test_real_images_of_all_three_datasets(cache):
+    for name in ("BrainMRI", "SkinCancer"):
+        part = index(load_catalogue()[name], REAL).iloc[::400]
+        array = pixels(part, 64, cache)
+        assert array.shape == (len(part), 64, 64, 3) and 10 < array.mean() < 200
