@@ -66,7 +66,7 @@ def test_modes_follow_pil(tmp_path, mode, suffix):
     image.save(path)
     expected = np.asarray(Image.open(path).convert("RGB"))
     assert np.array_equal(read_image(str(path)), expected)
-    if mode in ("L", "LA", "1") and suffix == "png":  # lossless and grey: the values themselves, without alpha
+    if mode in ("L", "LA", "1") and suffix == "png":  # lossless grey: the values themselves
         assert np.array_equal(expected[..., 0], np.asarray(image.convert("L")))
 
 

@@ -147,7 +147,7 @@ def _alike(fine, coarse, flips):
 
 def _standardised(images):
     """float32 [n, pixels], of mean 0 and length 1, so that dot products are correlations; flat images: 0."""
-    flat = images.reshape(len(images), -1).astype(np.float32)
+    flat = images.reshape(len(images), np.prod(images.shape[1:])).astype(np.float32)
     flat -= flat.mean(1, keepdims=True)
     length = np.linalg.norm(flat, axis=1, keepdims=True)
     return flat / np.where(length < 1, np.inf, length)
