@@ -1,0 +1,274 @@
+"""What the book asks of Sphinx beyond Jupyter Book, each part small and independent.
+
+- `run_pages`: the code of all pages runs in a few warm kernels. A kernel with its imports costs three seconds; one
+  each for some sixty pages would be most of the time that a build may take. The outputs go into MyST-NB's own cache,
+  where the pages then find them; a page that fails here is run again by MyST-NB, which reports it in its usual way.
+- directives `plot`, `tabular`, `interactive`: numbered figures and tables whose content medq.book has written.
+- role `repo`: a link to a file of the repository, which must exist.
+- formulas as MathML, so that no script is needed; a size on every image; keyboard access to scrolling tables.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import re
+import sys
+from html import escape
+from pathlib import Path
+
+from docutils import nodes
+from docutils.parsers.rst import directives
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective, SphinxRole
+from sphinx.util.math import get_node_equation_number
+
+from medq import book
+
+LOG = logging.getLogger(__name__)
+KERNELS = min(4, os.cpu_count() or 1)
+
+
+# --- running the pages ------------------------------------------------------------------------------------------------
+
+def prepare(app):
+    """Fix the result folder, write the pages of chosen cells, run all pages whose outputs are out of date."""
+    from medq import results
+    from medq.errors import UserError
+
+    try:
+        ours = results.current()
+    except UserError as error:
+        print(f"The book needs results: {error} Make some with `medq batch params/smoke.yaml`.", file=sys.stderr)
+        raise SystemExit(2) from None
+    os.environ["MEDQ_RESULTS"] = str(Path(ours.path).resolve())
+    os.environ["MEDQ_BOOK"] = str(app.srcdir)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    book.write_cell_pages(Path(app.srcdir), ours)
+    stamp_file = Path(app.outdir).parent / "pages.json"
+    stamp = {"results": book.fingerprint(Path(os.environ["MEDQ_RESULTS"]))}
+    old = json.loads(stamp_file.read_text()) if stamp_file.is_file() else {}
+    app.env.medq_changed = set()
+    stale = []
+    for path in sorted(Path(app.srcdir).rglob("*.md")):
+        if {"_build", "_ext"} & set(path.relative_to(app.srcdir).parts):
+            continue
+        text = path.read_text(encoding="utf-8")
+        name = path.relative_to(app.srcdir).with_suffix("").as_posix()
+        stamp[name] = hashlib.sha256((stamp["results"] + text).encode()).hexdigest()
+        if "{code-cell}" in text and old.get(name) != stamp[name]:
+            stale.append((name, text))
+    app.env.medq_changed = {name for name, _ in stale}
+    failed = run_pages(app, stale)
+    stamp_file.parent.mkdir(parents=True, exist_ok=True)
+    stamp_file.write_text(json.dumps({name: value for name, value in stamp.items() if name not in failed}))
+
+
+def run_pages(app, pages):
+    """Execute `pages` [(name, text)] in KERNELS warm kernels and put their outputs in the notebook cache.
+
+    Returns the names of the pages that failed.
+    """
+    from jupyter_cache import get_cache
+    from jupyter_cache.base import CacheBundleIn
+    from myst_nb.core.read import read_myst_markdown_notebook
+
+    if not pages:
+        return set()
+    kernels = min(KERNELS, len(pages))
+    LOG.info("running the code of %d pages in %d kernels", len(pages), kernels)
+    queue = [(name, read_myst_markdown_notebook(text, config=app.env.myst_config)) for name, text in reversed(pages)]
+
+    async def gather():
+        timeout = app.config.nb_execution_timeout
+        return await asyncio.gather(*(run_queue(queue, str(app.srcdir), timeout) for _ in range(kernels)))
+
+    done = [notebook for notebooks in asyncio.run(gather()) for notebook in notebooks]
+    cache = get_cache(app.env.mystnb_config.execution_cache_path)
+    for name, notebook in done:
+        cache.cache_notebook_bundle(CacheBundleIn(notebook, name), check_validity=False, overwrite=True)
+    return {name for name, _ in pages} - {name for name, _ in done}
+
+
+async def run_queue(queue, folder, timeout):
+    """Start one kernel and run notebooks from `queue` [(name, notebook)] in it until none is left; those that ended well."""
+    from jupyter_client.manager import start_new_async_kernel
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+    done = []
+    manager, client = await start_new_async_kernel(kernel_name="python3", cwd=folder,
+                                                   extra_arguments=["--log-level=ERROR"])
+    try:
+        while queue:
+            name, notebook = queue.pop()
+            try:
+                runner = NotebookClient(notebook, km=manager, timeout=timeout, record_timing=False)
+                runner.kc = client  # a second client of one kernel would wait for ever for its replies
+                await runner.async_execute()
+                done.append((name, notebook))
+            except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+                LOG.info("%s fails, and is left to MyST-NB: %s", name, str(error).strip().splitlines()[-1])
+            await client.execute("%reset -f", silent=True, reply=True)
+    finally:
+        client.stop_channels()
+        await manager.shutdown_kernel(now=True)
+    return done
+
+
+def outdated(app, env, added, changed, removed):
+    """Pages whose source is the same but whose outputs are new."""
+    return sorted(env.medq_changed & env.found_docs)
+
+
+# --- directives and roles ---------------------------------------------------------------------------------------------
+
+class Plot(SphinxDirective):
+    """A figure from an SVG: a light and a dark version, of which the theme shows one. Numbered if it has a name."""
+
+    required_arguments, has_content = 1, True
+    option_spec = {"alt": directives.unchanged_required, "name": directives.unchanged}
+
+    def run(self):
+        uri = self.arguments[0]
+        _, light = self.env.relfn2path(uri)
+        dark, dark_uri = book.asset(f"dark/{Path(uri).name}")
+        dark.write_text(book.dark(Path(light).read_text(encoding="utf-8")), encoding="utf-8")
+        images = [nodes.image(uri=source, alt=self.options["alt"], classes=[css])
+                  for source, css in ((uri, "only-light"), (dark_uri, "only-dark"))]
+        return [captioned(self, nodes.figure if self.options.get("name") else nodes.container, "medq-figure",
+                          nodes.container("", *images, classes=["medq-scroll"]))]
+
+
+class tabular(nodes.General, nodes.Element):
+    """A numbered table whose rows are ready-made HTML."""
+
+
+class Tabular(SphinxDirective):
+    """A table from an HTML file that medq.book wrote. Numbered if it has a name."""
+
+    required_arguments, has_content = 1, True
+    option_spec = {"name": directives.unchanged}
+
+    def run(self):
+        _, path = self.env.relfn2path(self.arguments[0])
+        rows = nodes.raw("", Path(path).read_text(encoding="utf-8"), format="html")
+        if not self.content:
+            return [rows]
+        return [captioned(self, tabular if self.options.get("name") else nodes.container, "medq-tabular", rows)]
+
+
+class Interactive(SphinxDirective):
+    """A plotly figure from an HTML file that medq.book wrote; its library is loaded on such pages only."""
+
+    required_arguments = 1
+    option_spec = {"alt": directives.unchanged_required}
+
+    def run(self):
+        _, path = self.env.relfn2path(self.arguments[0])
+        html = Path(path).read_text(encoding="utf-8")
+        label = escape(self.options["alt"], quote=True)
+        return [nodes.raw("", f'<figure class="medq-interactive" aria-label="{label}">{html}</figure>', format="html")]
+
+
+def captioned(directive, kind, css, content):
+    """A node of `kind` with `content` and the directive's text as its caption; with a name it has a label and a number."""
+    node = kind(classes=[css])
+    texts, messages = directive.state.inline_text(" ".join(directive.content), directive.lineno)
+    caption = nodes.caption if directive.options.get("name") else nodes.paragraph
+    caption = caption("", "", *texts, classes=[] if directive.options.get("name") else ["medq-caption"])
+    above = kind is tabular or css == "medq-tabular"  # a table's caption stands above it
+    node.extend([caption, content, *messages] if above else [content, caption, *messages])
+    if directive.options.get("name"):
+        directive.add_name(node)
+    return node
+
+
+def visit_tabular(writer, node):
+    writer.body.append(writer.starttag(node, "div"))
+
+
+def depart_tabular(writer, node):
+    writer.body.append("</div>\n")
+
+
+class Repo(SphinxRole):
+    """{repo}`path` or {repo}`text <path>`: a file of the repository on its host."""
+
+    def run(self):
+        match = re.fullmatch(r"(.+?)\s*<(.+)>", self.text)
+        title, path = match.groups() if match else (self.text, self.text)
+        if not book.in_repository(path):
+            LOG.warning("no such file in the repository: %s", path, location=self.get_location())
+        text = nodes.Text(title) if match else nodes.literal("", title)
+        return [nodes.reference("", "", text, refuri=book.repository_url(path))], []
+
+
+# --- HTML -------------------------------------------------------------------------------------------------------------
+
+def mathml(latex, display):
+    from latex2mathml.converter import convert
+
+    return convert(latex, display="block" if display else "inline")
+
+
+def visit_math(writer, node):
+    writer.body.append(mathml(node.astext(), False))
+    raise nodes.SkipNode
+
+
+def visit_displaymath(writer, node):
+    writer.body.append(writer.starttag(node, "div", CLASS="math medq-scroll"))
+    if node["number"]:
+        writer.body.append(f'<span class="eqno">({get_node_equation_number(writer, node)})</span>')
+    writer.body.append(mathml(node.astext(), True) + "</div>\n")
+    raise nodes.SkipNode
+
+
+def page(app, name, template, context, doctree):
+    """Sizes of images, the interactive library where it is used, and the notebook that Colab opens."""
+    if "body" in context:
+        folder = (Path(app.outdir) / name).parent
+        context["body"] = re.sub(r"<img [^>]*>", lambda tag: sized(tag[0], app, folder), context["body"])
+        if "plotly-graph-div" in context["body"]:
+            app.add_js_file("plotly.min.js", priority=400)
+    stage = (app.env.metadata.get(name) or {}).get("notebook")
+    for group in context.get("header_buttons") or []:
+        for button in group.get("buttons", []):
+            if button.get("text") == "Colab":  # Colab opens .ipynb only: the stage behind the page
+                button["url"] = book.colab_url(stage or "notebooks/evaluate.ipynb")
+
+
+def sized(tag, app, folder):
+    """An <img> tag with the width and height of its picture, so that a page does not jump while it loads."""
+    source = re.search(r'src="([^"]+)"', tag)
+    if not source or " width=" in tag or "://" in source[1]:
+        return tag
+    original = next((path for path, (_, name) in app.env.images.items() if name == Path(source[1]).name), None)
+    if original is None:
+        return tag
+    width, height = book.image_size(Path(app.srcdir) / original)
+    return re.sub(r"\s*/?>$", f' width="{width}" height="{height}" />', tag)
+
+
+def copy_library(app, error):
+    """Put plotly's own script beside the pages, if a page uses it."""
+    if error is None and app.builder.format == "html":
+        import plotly.offline
+
+        static = Path(app.outdir) / "_static" / "plotly.min.js"
+        static.write_text(plotly.offline.get_plotlyjs(), encoding="utf-8")
+
+
+def setup(app):
+    app.add_html_math_renderer("mathml", (visit_math, None), (visit_displaymath, None))
+    app.add_enumerable_node(tabular, "table", html=(visit_tabular, depart_tabular))
+    app.add_directive("plot", Plot)
+    app.add_directive("tabular", Tabular)
+    app.add_directive("interactive", Interactive)
+    app.add_role("repo", Repo())
+    app.connect("builder-inited", prepare, priority=900)
+    app.connect("env-get-outdated", outdated)
+    app.connect("html-page-context", page, priority=900)
+    app.connect("build-finished", copy_library)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

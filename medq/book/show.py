@@ -1,0 +1,215 @@
+"""Numbered figures and tables with their data to download, and links into the repository.
+
+A page's cell returns a `Shown`. Inside a build (`MEDQ_BOOK` names the book's folder) its content goes to files under
+`_build/assets/` and the page includes them as numbered figures and tables; in a notebook it shows itself as HTML.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+from functools import cache
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+import pandas as pd
+
+from medq import paths
+
+ASSETS = "_build/assets"
+
+
+# --- links: `_config.yml` is the one place that names the repository --------------------------------------------------
+
+@cache
+def config():
+    """`_config.yml` at the top of the repository, as a dict."""
+    import yaml
+
+    return yaml.safe_load((paths.ROOT / "_config.yml").read_text(encoding="utf-8"))
+
+
+def repository_url(path=""):
+    """Address of a file or folder (relative to the repository's top) on the repository's host."""
+    repository = config()["repository"]
+    if not path:
+        return repository["url"]
+    kind = "tree" if (paths.ROOT / path).is_dir() else "blob"
+    return f"{repository['url']}/{kind}/{repository['branch']}/{quote(path)}"
+
+
+def in_repository(path):
+    """Whether `path`, relative to the repository's top, exists."""
+    return (paths.ROOT / path).exists()
+
+
+def colab_url(path):
+    """Address that opens the notebook at `path` in Colab."""
+    owner, name = config()["repository"]["url"].rstrip("/").split("/")[-2:]
+    branch = config()["repository"]["branch"]
+    return f"{config()['launch_buttons']['colab_url']}/github/{owner}/{name}/blob/{branch}/{quote(path)}"
+
+
+def binder_url(path=""):
+    """Address that opens `path` in JupyterLab on Binder."""
+    owner, name = config()["repository"]["url"].rstrip("/").split("/")[-2:]
+    start = f"{config()['launch_buttons']['binderhub_url']}/v2/gh/{owner}/{name}/{config()['repository']['branch']}"
+    return f"{start}?urlpath=lab/tree/{quote(path)}"
+
+
+# --- what a cell returns ----------------------------------------------------------------------------------------------
+
+class Shown:
+    """MyST for the book and, for a notebook, Markdown or HTML of the same content."""
+
+    def __init__(self, myst, html=None):
+        self.myst, self.html = myst, html
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        if building() or self.html is None:
+            return {"text/markdown": self.myst, "text/plain": self.myst}
+        return {"text/html": self.html, "text/plain": self.myst}
+
+
+def building():
+    """Whether a page runs inside a build of the book."""
+    return bool(os.environ.get("MEDQ_BOOK"))
+
+
+def asset(name):
+    """Path of the asset `name` (its folder is made), and how a page refers to it."""
+    path = Path(os.environ["MEDQ_BOOK"]) / ASSETS / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path, f"/{ASSETS}/{name}"
+
+
+def text(markdown):
+    """Markdown as a cell's output."""
+    return Shown(markdown)
+
+
+def joined(*parts):
+    """Several outputs as one, below each other."""
+    return Shown("\n\n".join(p.myst for p in parts), "".join(p.html or f"<p>{escape(p.myst)}</p>" for p in parts))
+
+
+def figure(figure, name, caption=None, data=None, *, numbered=True):
+    """A figure of medq.figures with its SVG and, where `data` (a DataFrame) is given, its numbers as CSV to download.
+
+    A numbered figure can be referred to as {numref}`name`.
+    """
+    from medq import figures
+
+    alt = figures.alt_text(figure)
+    if not building():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg")
+        return Shown(alt, buffer.getvalue().decode())
+    path, uri = asset(f"{name}.svg")
+    figures.save(figure, path)
+    links = [f"{{download}}`SVG <{uri}>`", *([download(data, name)] if data is not None else [])]
+    label = f":name: {name}\n" if numbered else ""
+    return Shown(f"```{{plot}} {uri}\n{label}:alt: {json.dumps(alt, ensure_ascii=False)}\n\n{caption or ''}\n```\n\n"
+                 f"{files(links)}")
+
+
+def table(frame, name, caption=None, data=None, *, numbered=True, sortable=False):
+    """A table (as medq.tables gives it, or any DataFrame) with its numbers as CSV to download.
+
+    `data` is what the CSV holds, if not the table itself. `sortable` lets the reader sort by a column and filter rows.
+    """
+    from medq import tables
+
+    frame.attrs.setdefault("caption", caption or name)
+    html = tables.show(frame).replace("T_medq", f"T_{name}")
+    caption = caption or frame.attrs["caption"]
+    if not building():
+        return Shown(caption, f"<p>{escape(caption)}</p>{html}")
+    path, uri = asset(f"{name}.html")
+    html = html.replace(tables.STYLE, "")  # the book's own style sheet says the same once
+    path.write_text(f'<div class="medq-sortable">{html}</div>' if sortable else html, encoding="utf-8")
+    label = f":name: {name}\n" if numbered else ""
+    return Shown(f"```{{tabular}} {uri}\n{label}\n{caption}\n```\n\n"
+                 f"{files([download(frame if data is None else data, name)])}")
+
+
+def each_dataset(results, draw, name, caption, data=None):
+    """`draw(dataset)` as one figure per dataset; {dataset} in the caption becomes its title."""
+    from medq.results import title
+
+    return joined(*(figure(draw(d), f"{name}-{d}", caption.format(dataset=title(d)),
+                           data[data["dataset"] == d] if data is not None else None) for d in results.datasets))
+
+
+def interactive(figure, name):
+    """A plotly figure of medq.figures, which the reader can hover over and zoom."""
+    from medq import figures
+
+    html = figure.to_html(full_html=False, include_plotlyjs=False if building() else "cdn", div_id=f"plotly-{name}",
+                          config={"displaylogo": False, "responsive": True})
+    alt = figures.alt_text(figure)
+    if not building():
+        return Shown(alt, html)
+    path, uri = asset(f"{name}.html")
+    path.write_text(html, encoding="utf-8")
+    return Shown(f"```{{interactive}} {uri}\n:alt: {json.dumps(alt, ensure_ascii=False)}\n```")
+
+
+def download(frame, name):
+    """MyST link to a table's numbers as CSV."""
+    path, uri = asset(f"{name}.csv")
+    index = frame.index.names != [None] or not isinstance(frame.index, pd.RangeIndex)
+    frame.to_csv(path, index=index)
+    return f"{{download}}`CSV <{uri}>`"
+
+
+def files(links):
+    """A line of links to what stands behind a figure or table."""
+    return f"{{.medq-files}}\nDownload: {' · '.join(links)}"
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+def image_size(path):
+    """Width and height in CSS pixels of an SVG or bitmap."""
+    path = Path(path)
+    if path.suffix != ".svg":
+        from PIL import Image
+
+        return Image.open(path).size
+    head = path.read_text(encoding="utf-8")[:2000]
+    units = {"pt": 4 / 3, "px": 1, "": 1, "in": 96, "cm": 96 / 2.54, "mm": 96 / 25.4}
+    found = [re.search(rf'<svg[^>]*\s{side}="([\d.]+)([a-z]*)"', head) for side in ("width", "height")]
+    if all(found):
+        return tuple(round(float(match[1]) * units[match[2]]) for match in found)
+    box = re.search(r'viewBox="[\d.-]+ [\d.-]+ ([\d.]+) ([\d.]+)"', head)
+    return round(float(box[1])), round(float(box[2]))
+
+
+def dark(svg):
+    """An SVG's text for a dark page: greys change places with their opposites, colours stay.
+
+    A colour is grey where its channels differ by less than 12 of 255.
+    """
+    def swap(match):
+        digits = match[1] if len(match[1]) == 6 else "".join(2 * d for d in match[1])
+        channels = [int(digits[i:i + 2], 16) for i in (0, 2, 4)]
+        if max(channels) - min(channels) >= 12:
+            return match[0]
+        return "#" + "".join(f"{round(230 - 212 * c / 255):02x}" for c in channels)
+
+    swapped = re.sub(r"#([0-9a-fA-F]{6}|[0-9a-fA-F]{3})\b(?![0-9a-zA-Z_-])", swap, svg)
+    return re.sub(r"<svg ", '<svg fill="#e6e6e6" ', swapped, count=1)  # what names no colour is black
+
+
+def fingerprint(folder):
+    """Hash of a results folder and of the code that reads it; it changes when a page's output may."""
+    digest = hashlib.sha256()
+    code = Path(__file__).parents[1]
+    for path in sorted([*Path(folder).rglob("*"), *code.rglob("*.py"), *paths.PARAMS.glob("*.yaml")]):
+        if path.is_file():
+            facts = path.stat()
+            digest.update(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
