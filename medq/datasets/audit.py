@@ -12,13 +12,11 @@ in that gap.
 """
 
 import hashlib
-import logging
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
 
-from medq.datasets.pixels import _attempt, _refuse, _workers, read_image
+from medq.datasets.pixels import each, read_image, refuse
 
 KINDS = ("identical", "near", "mirrored")
 NEAR = 0.995  # correlation at 64 × 64
@@ -26,7 +24,6 @@ _SIDE = 64
 _COARSE, _CANDIDATE = 32, 0.98  # pairs below this at 32 × 32 are not looked at again
 _BLOCK = 1024
 _FLIPS = {"near": (), "mirrored": ((1,), (2,), (1, 2))}  # axes of [n, height, width]
-_log = logging.getLogger(__name__)
 
 
 def audit(index, folds=None, kinds=KINDS):
@@ -40,7 +37,6 @@ def audit(index, folds=None, kinds=KINDS):
     both sides of the split, or in more than one fold. 10,000 images of 224 pixels take about a minute on one
     core, two thirds of it decoding. Raises UserError for unreadable images.
     """
-    _log.info("auditing %d images", len(index))
     digests, fine, coarse = _reduced(index["path"].tolist())
     unique = np.array(sorted({digest: i for i, digest in reversed(list(enumerate(digests)))}.values()), int)
     pairs = {"identical": _same(digests)}
@@ -96,15 +92,8 @@ def _across(audit, folds, fold, kinds):
 
 def _reduced(paths):
     """Digest of each image's pixels, and its grey reductions uint8 [n, 64, 64] and [n, 32, 32]."""
-    from tqdm import tqdm
-
-    with ThreadPoolExecutor(_workers()) as pool, tqdm(total=len(paths), desc="audit", unit=" images",
-                                                      disable=None) as bar:
-        results = []
-        for result in pool.map(_attempt(_reduce), paths):
-            results.append(result)
-            bar.update()
-    _refuse(paths, results)
+    results = list(each(_reduce, paths, "audit"))
+    refuse(paths, results)
     digests, fine, coarse = zip(*results, strict=True) if results else ((), (), ())
     return (list(digests), np.array(fine, np.uint8).reshape(-1, _SIDE, _SIDE),
             np.array(coarse, np.uint8).reshape(-1, _COARSE, _COARSE))

@@ -7,7 +7,6 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -15,7 +14,7 @@ import pandas as pd
 
 from medq.datasets.folds import folds
 from medq.datasets.index import DatasetWarning, below, counts, index, shortfalls
-from medq.datasets.pixels import _attempt, _refuse, _workers, read_image
+from medq.datasets.pixels import each, read_image, refuse
 from medq.errors import UserError
 
 
@@ -51,10 +50,9 @@ def check(spec, root=None, decode=True):
     except UserError as error:
         errors.append(str(error))
     if decode:
-        with ThreadPoolExecutor(_workers()) as pool:
-            read = list(pool.map(_attempt(lambda path: read_image(path, 1).size), frame["path"]))
+        paths = frame["path"].tolist()
         try:
-            _refuse(frame["path"], read)
+            refuse(paths, list(each(lambda path: read_image(path, 1).size, paths, "check")))
         except UserError as error:
             errors.append(str(error))
     return Report(spec.name, counts(spec, frame), tuple(notes), tuple(errors))

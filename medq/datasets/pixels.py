@@ -151,9 +151,8 @@ def _stats(paths):
 
 def _content(ids, paths, image_size):
     """The fingerprint, from the contents of all files. Raises UserError naming those that cannot be read."""
-    with ThreadPoolExecutor(_workers()) as pool:
-        hashed = list(pool.map(_attempt(_file_digest), paths))
-    _refuse(paths, hashed)
+    hashed = list(each(_file_digest, paths, "fingerprint"))
+    refuse(paths, hashed)
     return _digest([DECODER, image_size, [list(pair) for pair in zip(ids, hashed, strict=True)]])
 
 
@@ -167,40 +166,45 @@ def _file_digest(path):
 
 
 def _decode(paths, image_size, array):
-    """Decode all `paths` in threads (PIL releases the lock) into `array`, which is either whole or absent."""
-    from tqdm import tqdm
-
-    _log.info("decoding %d images at %d pixels", len(paths), image_size)
+    """Decode all `paths` into the file `array`, which is either whole or absent."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(paths), image_size, image_size, 3)}
-    read = _attempt(lambda path: read_image(path, image_size))
     offenders = {}
     # A stream: on a full disk a write fails with a reason, where a memory map would kill the process.
-    with (artefacts.replacing(array) as scratch, open(scratch, "wb") as file,
-          ThreadPoolExecutor(_workers()) as pool,
-          tqdm(total=len(paths), desc="decode", unit=" images", disable=None) as bar):
+    with artefacts.replacing(array) as scratch, open(scratch, "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        for start in range(0, len(paths), _CHUNK):
-            chunk = paths[start:start + _CHUNK]
-            for path, image in zip(chunk, pool.map(read, chunk), strict=True):
-                if isinstance(image, Exception):
-                    offenders[path] = image
-                elif not offenders:
-                    file.write(image.tobytes())
-            bar.update(len(chunk))
-        _refuse(offenders, offenders.values())
+        images = each(lambda path: read_image(path, image_size), paths, "decode")
+        for path, image in zip(paths, images, strict=True):
+            if isinstance(image, Exception):
+                offenders[path] = image
+            elif not offenders:
+                file.write(image.tobytes())
+        refuse(offenders, offenders.values())
 
 
-def _attempt(function):
-    """`function`, but returning its exception: one damaged file must not hide the others."""
+def each(function, paths, what):
+    """`function` of each path, in order, computed in threads (PIL releases the lock), with a progress bar.
+
+    Where the function raises, its exception takes the place of the value: one damaged file must not hide
+    the others.
+    """
+    from tqdm import tqdm
+
     def attempt(path):
         try:
             return function(path)
         except Exception as error:  # PIL's plugins raise almost anything on damaged files
             return error
-    return attempt
+
+    _log.info("%s: %d images", what, len(paths))
+    with (ThreadPoolExecutor(_workers()) as pool,
+          tqdm(total=len(paths), desc=what, unit=" images", disable=None) as bar):
+        for start in range(0, len(paths), _CHUNK):
+            yield from pool.map(attempt, paths[start:start + _CHUNK])
+            bar.update(min(_CHUNK, len(paths) - start))
 
 
-def _refuse(paths, results):
+def refuse(paths, results):
+    """Raise UserError that names all `paths` whose result, as `each` gives it, is an exception."""
     bad = [f"{path} ({_why(result)})" for path, result in zip(paths, results, strict=True)
            if isinstance(result, Exception)]
     if bad:
