@@ -1,0 +1,76 @@
+"""The backbones of section 2.4, as timm builds them, at any image size and class count."""
+
+from pathlib import Path
+
+from medq import params
+from medq.errors import UserError, one_of
+
+
+def create(name, n_classes, image_size=224, weights="none"):
+    """A trainable model of backbone `name` with a fresh head for `n_classes` classes.
+
+    `weights`: `imagenet` (timm's, from its hub), `none` (random) or the path of a state dict (`.safetensors`, or `.pt`
+    without pickled code). Returns an `nn.Module` taking float [n, 3, image_size, image_size], giving logits [n, n_classes].
+    Raises `UserError` for an unknown name, weights that cannot be had, or that belong to another model.
+    """
+    from medq import _torchvision
+
+    _torchvision.ensure()
+    import timm
+
+    known = params.backbones()
+    spec = known[one_of("backbone", name, list(known))]
+    options = dict(spec.options) | ({"img_size": image_size} if spec.sized else {})
+    if weights == "imagenet":
+        try:
+            return timm.create_model(spec.timm, pretrained=True, num_classes=n_classes, **options)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"ImageNet weights of {spec.timm} cannot be had ({type(error).__name__}: {_first_line(error)}); "
+                            "connect to the hub once, or set `weights: none` or `weights: <file>` in the profile.") from error
+    if weights == "none":
+        options |= spec.scratch
+    model = timm.create_model(spec.timm, pretrained=False, num_classes=n_classes, **options)
+    if weights != "none":
+        load_into(model, weights, f"{name} with {n_classes} classes at {image_size} pixels")
+    return model
+
+
+def load_into(model, path, what):
+    """Load the state dict at `path` into `model`; `UserError` where it is missing, unsafe or of another model."""
+    state = read_state(path)
+    own = model.state_dict()
+    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
+    extra = [key for key in state if key not in own]
+    if wrong or extra:
+        key = (wrong or extra)[0]
+        found = "absent" if key not in state else f"of shape {tuple(state[key].shape)}"
+        raise UserError(f"{path}: does not hold the weights of {what}: {key!r} is {found} there "
+                        f"({len(wrong)} entries missing or of another shape, {len(extra)} unknown); give the file of that model.")
+    model.load_state_dict(state)
+
+
+def read_state(path):
+    """The state dict in a `.safetensors` or torch file, tensors only; pickled code is refused, never executed."""
+    import pickle
+
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights file; `weights` is `imagenet`, `none` or the path of a state dict.")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path}: holds pickled code and is refused; save `model.state_dict()` alone "
+                        f"({_first_line(error)[:80]}).") from None
+    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise UserError(f"{path}: is damaged or not a state dict ({_first_line(error)[:80]}); write it again.") from None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{path}: must hold a state dict, that is names and tensors; save `model.state_dict()` alone.")
+    return state
+
+
+def _first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

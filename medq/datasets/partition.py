@@ -1,0 +1,103 @@
+"""The stage `datasets`, and what each later cell takes from it: the rows to train on, to select with, to report on."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from medq import artefacts, params as profiles, paths, provenance, stages
+from medq.datasets import fingerprint, folds, index, inner_split, pixels, subset
+from medq.datasets.audit import audit, twins_to_remove
+from medq.datasets.index import dataset_root
+from medq.errors import one_of
+
+INDEX, FOLDS, AUDIT = "index.parquet", "folds.csv", "audit.csv"
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One fold of one dataset: decoded images, and positions in them."""
+
+    images: np.ndarray  # uint8 [n, size, size, 3], memory-mapped
+    labels: np.ndarray  # int [n]
+    image_id: np.ndarray  # str [n]
+    classes: tuple
+    train: np.ndarray  # positions, ascending
+    selection: np.ndarray  # positions that early stopping looks at
+    held_out: np.ndarray  # positions that predictions are reported for
+
+
+def prepare(params, dataset):
+    """Index, folds, audit and decoded pixels of `dataset` for this profile; returns their folder.
+
+    When all is there and no image has changed, it only checks that. Raises `UserError` for whatever is wrong with the
+    images.
+    """
+    spec = profiles.datasets()[one_of("dataset", dataset, list(profiles.datasets()))]
+    folder = paths.data_folder(params.profile, dataset)
+    frame = index(spec, dataset_root(spec, params.root()))
+    inputs = _inputs(params, dataset) | {"images": fingerprint(frame, params.image_size, paths.pixels())}
+    key = stages.key(inputs)
+    with lock(folder):
+        if artefacts.is_finished(folder, key):
+            return folder
+        assigned = folds(frame, spec, seed=params.seed)
+        array = pixels(frame, params.image_size, paths.pixels())
+        artefacts.write_parquet(folder / INDEX, frame.drop(columns="path"))
+        artefacts.write_csv(folder / FOLDS, assigned)
+        artefacts.write_csv(folder / AUDIT, audit(frame, assigned))
+        artefacts.write_json(folder / "manifest.json", provenance.manifest(
+            params, dataset=dataset, fingerprint=inputs["images"], n_images=len(array)))
+        artefacts.finish(folder, [INDEX, FOLDS, AUDIT, "manifest.json"], key=key, inputs=inputs,
+                         pixels=str(Path(array.filename).relative_to(paths.runs())))
+    return folder
+
+
+def _inputs(params, dataset):
+    return {"parameters": stages.parameters(params, "datasets", dataset), "code": stages.code("datasets")}
+
+
+def _prepared(params, dataset):
+    """The prepared folder; an existing one made from the same parameters is taken without looking at every image."""
+    folder = paths.data_folder(params.profile, dataset)
+    facts = artefacts.record(folder)
+    stored = {name: value for name, value in (facts or {}).get("inputs", {}).items() if name != "images"}
+    if facts and stored == json.loads(json.dumps(_inputs(params, dataset))) and (paths.runs() / facts["pixels"]).is_file():
+        return folder
+    return prepare(params, dataset)
+
+
+def lock(folder):
+    """An inter-process lock on one folder under `runs/`."""
+    import filelock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(folder / ".lock")
+
+
+def partition(params, dataset, fold):
+    """The `Partition` of one fold, subset and deduplicated as the profile says (`UserError` for an unknown fold).
+
+    With `deduplicate`, training images with an identical or near twin in the held-out part are left out. With
+    `selection: inner`, early stopping looks at a part of the training images instead of the held-out ones.
+    """
+    spec = profiles.datasets()[one_of("dataset", dataset, list(profiles.datasets()))]
+    folder = _prepared(params, dataset)
+    assigned = pd.read_csv(folder / FOLDS, dtype={"image_id": str, "group": str}, keep_default_na=False)
+    if params.deduplicate:
+        twins = twins_to_remove(pd.read_csv(folder / AUDIT, dtype={"image_id": str}), assigned, fold)
+        chosen = subset(assigned[~assigned["image_id"].isin(twins)], params.subset.model_dump(), fold, params.seed)
+    else:
+        chosen = subset(assigned, params.subset.model_dump(), fold, params.seed)
+    position = pd.Series(np.arange(len(assigned)), index=assigned["image_id"])
+    train, held_out = chosen[chosen["part"] == "train"], chosen[chosen["part"] == "held_out"]
+    if params.train.selection == "inner":
+        train, selection = inner_split(train, seed=params.seed)
+    else:
+        selection = held_out
+    rows = {name: np.sort(position[part["image_id"]].to_numpy())
+            for name, part in (("train", train), ("selection", selection), ("held_out", held_out))}
+    images = np.load(paths.runs() / artefacts.record(folder)["pixels"], mmap_mode="r")
+    return Partition(images, assigned["label"].to_numpy(), assigned["image_id"].to_numpy(dtype=str), spec.classes, **rows)

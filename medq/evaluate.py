@@ -1,0 +1,36 @@
+"""Held-out predictions: from images to the table that every metric is a function of."""
+
+import numpy as np
+import pandas as pd
+import torch
+
+from medq.augment import normalise
+
+BATCH = 64
+
+
+def probabilities(model, images, *, device="cpu", autocast=None, prepare=normalise, batch_size=BATCH):
+    """Class probabilities of `images` (uint8 [n, h, w, 3]) under `model`, as float32 [n, classes].
+
+    The softmax is taken in float64 and rounded once. `autocast` is a dtype for mixed precision or None; `model` is put
+    in evaluation mode if it has one. Raises `FloatingPointError` if a probability is not finite.
+    """
+    if hasattr(model, "eval"):
+        model.eval()
+    rows = []
+    with torch.inference_mode(), torch.autocast(torch.device(device).type, autocast, enabled=autocast is not None):
+        for start in range(0, len(images), batch_size):
+            batch = torch.from_numpy(np.ascontiguousarray(images[start:start + batch_size])).to(device)
+            rows.append(torch.softmax(model(prepare(batch)).double(), 1).float().cpu())
+    result = torch.cat(rows).numpy()
+    if not np.isfinite(result).all():
+        raise FloatingPointError("the model gives probabilities that are not finite")
+    return result
+
+
+def table(image_id, fold, label, probability, classes):
+    """The predictions table: image_id, fold, label and p_<class> in label order (float32)."""
+    frame = pd.DataFrame({"image_id": np.asarray(image_id, dtype=str), "fold": fold, "label": np.asarray(label)})
+    for index, name in enumerate(classes):
+        frame[f"p_{name}"] = probability[:, index].astype(np.float32)
+    return frame

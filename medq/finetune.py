@@ -1,0 +1,113 @@
+"""Stage `finetune`: FP32 and FP16 training of section 2.5, and the control that trains on for QAT's schedule."""
+
+import json
+import time
+
+import torch
+from safetensors.torch import save_file
+
+from medq import artefacts, backbones, evaluate, fit, provenance, stages
+from medq.datasets.partition import lock, partition
+
+CHECKPOINT = "checkpoint.safetensors"
+PREDICTIONS = "predictions.parquet"
+HISTORY = "history.csv"
+MANIFEST = "manifest.json"
+
+
+def run(params, cell):
+    """Train `cell` (regime `fp32`, `fp16` or `fp32-continued`) and write its folder; returns the folder.
+
+    Writes the checkpoint, predictions of the held-out images, training history and manifest, then `done.json`. A
+    finished cell with the same inputs is left as it is; an interrupted one goes on from its last epoch.
+    """
+    if cell.regime == "fp32-continued":
+        run(params, cell.of("fp32"))
+    part = partition(params, cell.dataset, cell.fold)
+    inputs = stages.inputs(params, "finetune", cell)
+    with lock(cell.folder):
+        if not artefacts.is_finished(cell.folder, stages.key(inputs)):
+            _train(params, cell, part, inputs)
+    return cell.folder
+
+
+def _train(params, cell, part, inputs):
+    started, clock = provenance.now(), time.perf_counter()
+    device = pick_device(params.device)
+    set_threads(params)
+    schedule = schedule_of(params, cell, device, stages.key(inputs))
+    weights = cell.of("fp32").folder / CHECKPOINT if cell.regime == "fp32-continued" else params.weights
+    with fit.deterministic(params.seed):
+        model = backbones.create(cell.backbone, len(part.classes), params.image_size, str(weights))
+    history = fit.fit(model, part, schedule, cell.folder)
+    probability = evaluate.probabilities(model, part.images[part.held_out], device=device, autocast=schedule.autocast)
+    save_weights(model, cell.folder / CHECKPOINT, backbone=cell.backbone, n_classes=len(part.classes),
+                 image_size=params.image_size)
+    artefacts.write_parquet(cell.folder / PREDICTIONS, held_out_table(part, cell.fold, probability))
+    artefacts.write_csv(cell.folder / HISTORY, history)
+    finish(params, cell, inputs, [CHECKPOINT, PREDICTIONS, HISTORY], history, started, clock, device=device,
+           autocast=str(schedule.autocast or "off").removeprefix("torch."), n_train=len(part.train),
+           n_held_out=len(part.held_out))
+
+
+def schedule_of(params, cell, device, key):
+    """The `fit.Schedule` of a cell: section 2.5, or QAT's where the cell is QAT or its control."""
+    train = params.training(cell.backbone)
+    values = {"epochs": train.epochs, "batch_size": train.batch_size, "learning_rate": train.learning_rate,
+              "weight_decay": train.weight_decay, "patience": train.patience,
+              "min_improvement": train.min_improvement, "seed": params.seed, "device": device, "key": key}
+    if cell.regime == "fp16":
+        values["autocast"] = torch.float16 if device == "cuda" else torch.bfloat16
+    if cell.regime.startswith("qat") or cell.regime == "fp32-continued":
+        qat = params.quantization(cell.backbone)
+        freeze_at = round(qat.freeze_batch_norm * qat.epochs)
+        values |= {"epochs": qat.epochs, "learning_rate": qat.learning_rate,
+                   "before_epoch": lambda model, epoch: epoch >= freeze_at and freeze_batch_norm(model)}
+    return fit.Schedule(**values)
+
+
+def freeze_batch_norm(model):
+    """Keep the running statistics of every batch-norm layer as they are, and use them."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def held_out_table(part, fold, probability):
+    """The predictions table of a partition's held-out images."""
+    return evaluate.table(part.image_id[part.held_out], fold, part.labels[part.held_out], probability, part.classes)
+
+
+def pick_device(device):
+    """`cuda` where asked for or (`auto`) present, else `cpu`."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def set_threads(params):
+    """Use as many threads as the profile says; a batch that shares the machine sets `MEDQ_THREADS`."""
+    import os
+
+    threads = os.environ.get("MEDQ_THREADS") or params.threads
+    if threads:
+        torch.set_num_threads(int(threads))
+
+
+def save_weights(model, path, **facts):
+    """Write a state dict as safetensors with `facts` in its header."""
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    with artefacts.replacing(path) as temporary:
+        save_file(state, temporary, metadata={name: str(value) for name, value in facts.items()})
+
+
+def finish(params, cell, inputs, files, history, started, clock, status="done", **facts):
+    """Write the manifest, then `done.json` with the checksums of `files`; forget what was kept in order to resume."""
+    seconds = round(float(history["seconds"].sum()), 1) if history is not None else 0.0
+    artefacts.write_json(cell.folder / MANIFEST, provenance.manifest(
+        params, cell=vars(cell), inputs=inputs, started=started, seconds=round(time.perf_counter() - clock, 1), **facts))
+    artefacts.finish(cell.folder, [*files, MANIFEST], status=status, key=stages.key(inputs), inputs=inputs,
+                     train_seconds=seconds, epochs=0 if history is None else len(history),
+                     **json.loads(json.dumps({name: facts[name] for name in ("reason", "engine_agrees", "engine_note")
+                                              if name in facts})))
+    fit.forget(cell.folder)

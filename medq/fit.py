@@ -1,0 +1,187 @@
+"""The training loop of section 2.5, shared by every regime that trains.
+
+All that is random in an epoch (order, augmentation, dropout) is drawn from generators seeded by the run's seed and the
+epoch's number alone. So the state after epoch k is the model, the optimizer and the record so far, and a run that was
+killed continues to the same bytes as one that was not.
+"""
+
+import contextlib
+import pickle
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn import functional as F
+
+from medq import artefacts
+from medq.augment import augment
+from medq.errors import UserError
+from medq.evaluate import probabilities
+
+RESUME = "resume.pt"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What the loop needs to know beside model and images."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    patience: int
+    min_improvement: float
+    seed: int
+    device: str = "cpu"
+    autocast: torch.dtype | None = None
+    key: str = ""  # what the run was made from: a state saved under another key is not resumed
+    before_epoch: object = None  # called with (model in training mode, epoch): the freezing points of QAT
+
+
+@contextlib.contextmanager
+def deterministic(seed):
+    """Fixed seeds, true FP32 (no TF32) and, inside the block, deterministic kernels where they exist (section 2.5)."""
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def fit(model, partition, schedule, folder):
+    """Train `model` in place on `partition` and leave its best weights in it; return the history.
+
+    The best weights are those of the highest accuracy on the selection rows (section 2.5); training stops after
+    `patience` epochs without an improvement of more than `min_improvement`. After each epoch all that is needed to go
+    on lies in `folder`. History columns: epoch, train_loss, train_accuracy, accuracy, seconds.
+    Raises `UserError` naming the epoch when the loss is no longer finite.
+    """
+    with deterministic(schedule.seed):
+        return _fit(model, partition, schedule, folder)
+
+
+def _fit(model, partition, schedule, folder):
+    model.to(schedule.device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay,
+                                 fused=True)
+    scaler = torch.amp.GradScaler(schedule.device, enabled=schedule.autocast == torch.float16)
+    state = _resume(folder, model, optimizer, scaler, schedule)
+    images = _Images(partition, schedule.device)
+    while len(state["history"]) < schedule.epochs and state["stale"] < schedule.patience:
+        epoch = len(state["history"])
+        start = time.perf_counter()
+        loss, train_accuracy = _epoch(model, images, optimizer, scaler, schedule, epoch)
+        predicted = probabilities(model, partition.images[partition.selection], device=schedule.device,
+                                  autocast=schedule.autocast)
+        accuracy = float((predicted.argmax(1) == partition.labels[partition.selection]).mean())
+        _judge(state, model, accuracy, schedule.min_improvement)
+        state["history"].append({"epoch": epoch, "train_loss": loss, "train_accuracy": train_accuracy,
+                                 "accuracy": accuracy, "seconds": round(time.perf_counter() - start, 3)})
+        if len(state["history"]) < schedule.epochs and state["stale"] < schedule.patience:
+            _save(folder, state, model, optimizer, scaler, schedule)
+    model.load_state_dict(state["best"])
+    return pd.DataFrame(state["history"])
+
+
+def forget(folder):
+    """Remove what `fit` kept in order to resume; called once the results are safely written."""
+    (Path(folder) / RESUME).unlink(missing_ok=True)
+
+
+class _Images:
+    """Training images in memory on the device, and the batches of one epoch."""
+
+    def __init__(self, partition, device):
+        self.images = torch.from_numpy(np.ascontiguousarray(partition.images[partition.train])).to(device)
+        self.labels = torch.from_numpy(partition.labels[partition.train].astype(np.int64)).to(device)
+
+    def batches(self, batch_size, generator):
+        order = torch.randperm(len(self.labels), generator=generator)
+        for chunk in order.split(batch_size):
+            if len(chunk) > 1:  # batch normalisation needs two
+                chunk = chunk.to(self.images.device)
+                yield augment(self.images[chunk], generator), self.labels[chunk]
+
+
+def _epoch(model, images, optimizer, scaler, schedule, epoch):
+    """One pass over the training images; mean loss and accuracy on the augmented batches."""
+    generator = torch.Generator().manual_seed(schedule.seed * 100_003 + epoch)
+    torch.manual_seed(schedule.seed * 100_003 + epoch)  # dropout and stochastic depth
+    model.train()
+    if schedule.before_epoch:
+        schedule.before_epoch(model, epoch)
+    total, right, seen = torch.zeros((), device=schedule.device), torch.zeros((), device=schedule.device), 0
+    for x, y in _progress(images.batches(schedule.batch_size, generator), images, schedule, epoch):
+        with torch.autocast(torch.device(schedule.device).type, schedule.autocast,
+                            enabled=schedule.autocast is not None):
+            logits = model(x)
+            loss = F.cross_entropy(logits.float(), y)
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        total += loss.detach() * len(y)
+        right += (logits.detach().argmax(1) == y).sum()
+        seen += len(y)
+    mean = float(total) / seen
+    if not np.isfinite(mean):
+        raise UserError(f"the training loss is not finite in epoch {epoch}; lower `train.learning_rate` in the profile "
+                        "(or `overrides` for this backbone).")
+    return mean, float(right) / seen
+
+
+def _progress(batches, images, schedule, epoch):
+    from tqdm import tqdm
+
+    count = -(-len(images.labels) // schedule.batch_size)
+    return tqdm(batches, total=count, desc=f"epoch {epoch + 1}/{schedule.epochs}", unit="batch", leave=False,
+                disable=not sys.stderr.isatty())
+
+
+def _judge(state, model, accuracy, min_improvement):
+    """Keep the best weights and count the epochs without a sufficient improvement."""
+    if accuracy > state["best_accuracy"]:
+        state["best_accuracy"] = accuracy
+        state["best"] = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    if accuracy > state["reference"] + min_improvement:
+        state["reference"], state["stale"] = accuracy, 0
+    else:
+        state["stale"] += 1
+
+
+def _save(folder, state, model, optimizer, scaler, schedule):
+    with artefacts.replacing(Path(folder) / RESUME) as path:
+        torch.save(state | {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                            "scaler": scaler.state_dict(), "schedule": _identity(schedule)}, path)
+
+
+def _resume(folder, model, optimizer, scaler, schedule):
+    """The state to go on from: that of the last finished epoch if there is one for the same schedule, else a fresh one."""
+    fresh = {"history": [], "best": None, "best_accuracy": -1.0, "reference": -1.0, "stale": 0}
+    path = Path(folder) / RESUME
+    if not path.is_file():
+        return fresh
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        print(f"{path} is damaged ({type(error).__name__}): training starts again.", file=sys.stderr)
+        return fresh
+    if saved.pop("schedule", None) != _identity(schedule):
+        return fresh
+    model.load_state_dict(saved.pop("model"))
+    optimizer.load_state_dict(saved.pop("optimizer"))
+    scaler.load_state_dict(saved.pop("scaler"))
+    return saved
+
+
+def _identity(schedule):
+    return {key: str(value) for key, value in vars(schedule).items() if key != "before_epoch"}

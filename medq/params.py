@@ -1,0 +1,295 @@
+"""Profiles, backbones and recipes: data in `params/`, validated once, frozen afterwards.
+
+A profile fixes all that varies in a batch. Every mistake in one ends in a single sentence that names the file and the key.
+"""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from medq import paths
+from medq.errors import UserError, one_of
+
+REGIMES = ("fp32", "fp16", "ptq-fbgemm", "ptq-qnnpack", "qat-fbgemm", "qat-qnnpack")
+CONTROLS = ("fp32-continued",)
+FAMILIES = ("cnn", "transformer")
+
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class Model(BaseModel):
+    """Base of every validated mapping: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Subset(Model):
+    """At most this many images of each part, stratified, groups kept together."""
+
+    train: Positive | None = None
+    held_out: Positive | None = None
+
+
+class Train(Model):
+    """Section 2.5 of the paper."""
+
+    epochs: Positive = 50
+    batch_size: Annotated[int, Field(ge=2)] = 32
+    learning_rate: Rate = 1e-4
+    weight_decay: Annotated[float, Field(ge=0, lt=1)] = 1e-4
+    patience: Positive = 10
+    min_improvement: Fraction = 0.001
+    selection: Literal["held-out", "inner"] = "held-out"
+
+
+class Qat(Model):
+    """Schedule of quantization-aware training, also that of its control `fp32-continued`.
+
+    Observers stop following the activations, and batch-norm its running statistics, after these fractions of the epochs.
+    """
+
+    epochs: Positive = 5
+    learning_rate: Rate = 1e-5
+    freeze_observers: Fraction = 0.6
+    freeze_batch_norm: Fraction = 0.4
+
+
+class Calibration(Model):
+    """Images of the training part that static quantization observes, and the sizes swept by Figure 4."""
+
+    images: Positive = 256
+    sizes: list[Positive] = [16, 32, 64, 128, 256, 512, 1024]
+    subsets: Positive = 3
+
+
+class Latency(Model):
+    """Section 2.8: warm-up batches, then timed batches."""
+
+    image_size: Positive = 224
+    batch_sizes: list[Positive] = [1, 32]
+    warmup: Annotated[int, Field(ge=0)] = 10
+    seconds: Annotated[float, Field(gt=0)] = 5.0
+    batches: Positive = 500
+    threads: Positive | None = None
+    baselines: list[Literal["eager", "channels-last", "fused", "compiled"]] = ["eager", "channels-last", "fused"]
+
+
+class Bootstrap(Model):
+    """Section 3.5 of the paper."""
+
+    resamples: Positive = 10_000
+
+
+class Study(Model):
+    """Which cells the analyses beyond the six regimes are made for (empty: every backbone)."""
+
+    calibration_size: list[str] | None = None
+    ablation: list[str] | None = None
+    diagnosis: list[str] | None = None
+    remedies: list[str] | None = None
+    recipes: list[str] | None = None
+
+
+class Override(Model):
+    """What differs for one backbone."""
+
+    train: dict[str, int | float | str] = {}
+    qat: dict[str, int | float] = {}
+
+
+class Params(Model):
+    """A profile, complete and checked."""
+
+    profile: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    about: str = ""
+    data_root: str | None = None
+    datasets: Annotated[list[str], Field(min_length=1)]
+    backbones: Annotated[list[str], Field(min_length=1)]
+    regimes: Annotated[list[str], Field(min_length=1)] = list(REGIMES)
+    controls: list[str] = list(CONTROLS)
+    folds: list[Annotated[int, Field(ge=0)]] | Literal["all"] = "all"
+    image_size: Annotated[int, Field(ge=32, le=1024)] = 224
+    subset: Subset = Subset()
+    deduplicate: bool = False
+    weights: str = "imagenet"
+    seed: Annotated[int, Field(ge=0)] = 42
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Positive | None = None
+    train: Train = Train()
+    qat: Qat = Qat()
+    calibration: Calibration = Calibration()
+    latency: Latency = Latency()
+    bootstrap: Bootstrap = Bootstrap()
+    study: Study = Study()
+    overrides: dict[str, Override] = {}
+
+    @field_validator("datasets", "backbones", "regimes", "controls", "folds")
+    @classmethod
+    def _no_repeats(cls, value):
+        if isinstance(value, list) and len(set(value)) < len(value):
+            raise ValueError("names an entry twice")
+        return value
+
+    @model_validator(mode="after")
+    def _overrides_are_valid(self):
+        for backbone in self.overrides:
+            self.training(backbone), self.quantization(backbone)
+        return self
+
+    def training(self, backbone):
+        """The `Train` settings of one backbone."""
+        return _merged(Train, self.train, self.overrides, backbone, "train")
+
+    def quantization(self, backbone):
+        """The `Qat` settings of one backbone."""
+        return _merged(Qat, self.qat, self.overrides, backbone, "qat")
+
+    def root(self):
+        """Folder of the images: `MEDQ_DATA`, else the profile's `data_root`, else None."""
+        return os.environ.get("MEDQ_DATA") or self.data_root
+
+
+def _merged(kind, base, overrides, backbone, key):
+    changes = getattr(overrides[backbone], key) if backbone in overrides else {}
+    return kind.model_validate(base.model_dump() | changes)
+
+
+class Backbone(Model):
+    """An entry of `params/backbones.yaml`."""
+
+    title: str
+    timm: str
+    family: Literal["cnn", "transformer"]
+    options: dict[str, bool | int | float | str] = {}
+    scratch: dict[str, bool | int | float | str] = {}
+    sized: bool = False
+
+
+class Recipe(Model):
+    """How static post-training quantization observes and quantizes; None keeps what PyTorch gives for the engine.
+
+    `batch_norm`: `traced` as FX graph mode finds it (timm's combined norm-and-activation layers stay apart from their
+    convolutions), `fused` into the convolution wherever there is one before it, `unfused` nowhere.
+    `training_mode`: traced and observed with the model left in training mode, as when `eval()` is forgotten.
+    `run_engine`: `other` converts and runs under the engine that the recipe was not made for.
+    """
+
+    title: str
+    weights: Literal["per-tensor", "per-channel"] | None = None
+    activations: Literal["minmax", "moving-average", "histogram"] | None = None
+    reduce_range: bool | None = None
+    batch_norm: Literal["traced", "fused", "unfused"] = "traced"
+    training_mode: bool = False
+    normalised: bool = True
+    run_engine: Literal["same", "other"] = "same"
+
+
+def _sentence(source, model, error):
+    """The first validation error as one sentence with the nearest known key."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"]) or "the whole file"
+    more = f" ({error.error_count() - 1} more after this one)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(model, first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"{source}: unknown key {place!r}: {hint}Known here: {', '.join(known)}.{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if first["type"] == "missing" else f", not {str(first['input'])[:60]!r}"
+    return f"{source}: {place}: {message[:1].lower() + message[1:]}{given}.{more}"
+
+
+def _keys_at(model, location):
+    for part in location:
+        annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else model
+        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else Override
+    return list(model.model_fields)
+
+
+def read_yaml(path):
+    """The mapping in a YAML file; `UserError` where it is missing, not YAML, or not a mapping."""
+    path = Path(path)
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f" Beside it: {', '.join(near)}." if near else ""
+        raise UserError(f"{path}: no such file.{hint}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8.") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}: is not valid YAML{where}: {getattr(error, 'problem', None) or error}.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: must hold a mapping of keys to values, not {type(value).__name__}.")
+    return value
+
+
+def validate(model, value, source):
+    """`value` as `model`; a `UserError` naming `source` and the key otherwise."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise UserError(_sentence(source, model, error)) from None
+    except RecursionError:
+        raise UserError(f"{source}: the file is nested too deeply or refers to itself.") from None
+
+
+def _catalogue(path, model):
+    return {str(name): validate(model, entry, f"{path}: {name}") for name, entry in read_yaml(path).items()}
+
+
+def backbones(folder=paths.PARAMS):
+    """Known backbones by name: {name: Backbone}."""
+    return _catalogue(Path(folder) / "backbones.yaml", Backbone)
+
+
+def recipes(folder=paths.PARAMS):
+    """Known recipes of post-training quantization by name: {name: Recipe}."""
+    return _catalogue(Path(folder) / "recipes.yaml", Recipe)
+
+
+def datasets(folder=paths.PARAMS):
+    """Known datasets by name: {name: DatasetSpec}."""
+    from medq.datasets.spec import load_catalogue
+
+    return load_catalogue(Path(folder) / "datasets.yaml")
+
+
+def profile_path(name):
+    """Path of a profile given as a path or as the name of one in `params/`."""
+    text = str(name)
+    return Path(text) if text.endswith((".yaml", ".yml")) else paths.PARAMS / f"{text}.yaml"
+
+
+def load(path, **changes):
+    """Read and check a profile; `changes` replace its top-level keys before the check.
+
+    `path` is a file or the name of a profile in `params/`. Raises `UserError` naming the file and the key.
+    """
+    path = profile_path(path)
+    value = read_yaml(path) | changes
+    params = validate(Params, value, str(path))
+    if params.profile != path.stem:
+        raise UserError(f"{path}: profile: must be {path.stem!r}, the file's own name, not {params.profile!r}.")
+    known_backbones = list(backbones())
+    known_datasets = list(datasets())
+    for key, known, given in (("datasets", known_datasets, params.datasets),
+                              ("backbones", known_backbones, params.backbones),
+                              ("overrides", known_backbones, params.overrides),
+                              ("regimes", REGIMES, params.regimes), ("controls", CONTROLS, params.controls)):
+        for name in given:
+            try:
+                one_of(key.removesuffix("s"), name, known)
+            except UserError as error:
+                raise UserError(f"{path}: {key}: {error}") from None
+    return params

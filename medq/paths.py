@@ -1,0 +1,51 @@
+"""Every path of the project, in one place.
+
+`runs/<profile>/<dataset>/<backbone>/<regime>/fold<k>/` is one cell of a batch; `results/<profile>/` is what the book reads.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PARAMS = ROOT / "params"
+NOTEBOOKS = ROOT / "notebooks"
+RESULTS = ROOT / "results"
+
+
+def runs():
+    """Folder of all batches: `MEDQ_RUNS`, or `runs/` beside the package."""
+    return Path(os.environ.get("MEDQ_RUNS") or ROOT / "runs")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One unit of work: what is trained or quantized, on which data, in which fold."""
+
+    profile: str
+    dataset: str
+    backbone: str
+    regime: str
+    fold: int = 0
+
+    @property
+    def folder(self):
+        """Where everything that this cell writes lives."""
+        return runs() / self.profile / self.dataset / self.backbone / self.regime / f"fold{self.fold}"
+
+    def of(self, regime):
+        """The cell of another regime with the same images, backbone and fold."""
+        return Cell(self.profile, self.dataset, self.backbone, regime, self.fold)
+
+    def __str__(self):
+        return f"{self.dataset}/{self.backbone}/{self.regime}/fold{self.fold}"
+
+
+def data_folder(profile, dataset):
+    """Index, folds, audit and decoded pixels of one dataset in one batch."""
+    return runs() / profile / dataset / "data"
+
+
+def pixels():
+    """Decoded images, shared by all profiles of one size."""
+    return runs() / ".pixels"

@@ -1,0 +1,64 @@
+"""Dynamic INT8 of `Linear` layers for transformer backbones, and its simulation for training (section 2.6)."""
+
+import copy
+import warnings
+
+import torch
+from torch import nn
+from torch.ao.quantization import quantize_dynamic
+from torch.nn import functional as F
+
+from medq.quantize.engines import Quantized, engine, refusals
+
+# fbgemm reduces dynamic activations to 7 bits so that its 16-bit sums cannot saturate; qnnpack does not.
+LEVELS = {"fbgemm": 127, "qnnpack": 255}
+
+
+class FakeQuantLinear(nn.Linear):
+    """A Linear that computes as the engine's dynamic integer kernel would, in floating point, with gradients.
+
+    Weights: symmetric per-tensor int8. Activations: asymmetric over the range of each call, in `levels` steps.
+    """
+
+    levels = 255
+    enabled = True
+
+    def forward(self, x):
+        if not self.enabled:
+            return super().forward(x)
+        return F.linear(fake_activation(x, self.levels), _fake_weight(self.weight), self.bias)
+
+
+def _fake_weight(weight):
+    scale = (weight.detach().abs().max() / 127.5).clamp_min(torch.finfo(torch.float32).eps)
+    return torch.fake_quantize_per_tensor_affine(weight, scale, torch.zeros_like(scale, dtype=torch.int32), -128, 127)
+
+
+def fake_activation(x, levels):
+    """`x` on an asymmetric grid of `levels` steps over its own range (zero included), with a straight-through gradient."""
+    low, high = torch.aminmax(x.detach())
+    low, high = low.clamp_max(0), high.clamp_min(0)
+    scale = ((high - low) / levels).clamp_min(torch.finfo(torch.float32).eps)
+    zero = (-low / scale).round().clamp(0, levels).to(torch.int32)
+    return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, levels)
+
+
+def prepare_training(model, engine_name):
+    """A copy of `model` whose Linear layers are `FakeQuantLinear` with the engine's levels; it also is the simulation."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = FakeQuantLinear
+            module.levels = LEVELS[engine_name]
+    return model
+
+
+def convert(model, engine_name):
+    """The integer model of `model` (plain or fake-quantized) for the engine; activations are quantized at run time."""
+    model = copy.deepcopy(model).cpu().eval()
+    for module in model.modules():
+        if type(module) is FakeQuantLinear:
+            module.__class__ = nn.Linear
+    with warnings.catch_warnings(), engine(engine_name), refusals():
+        warnings.simplefilter("ignore")
+        return Quantized(quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8), engine_name)

@@ -1,0 +1,163 @@
+"""Stage `quantize`: INT8 by post-training quantization or quantization-aware training, from the cell's FP32 checkpoint."""
+
+import dataclasses
+import hashlib
+import time
+
+import numpy as np
+import torch
+
+from medq import artefacts, backbones, evaluate, finetune, fit, params as profiles, provenance, stages
+from medq.augment import normalise
+from medq.datasets.partition import lock, partition
+from medq.errors import UserError
+from medq.params import Recipe
+from medq.quantize import dynamic, kernels, static, storage
+from medq.quantize.engines import Unsupported, engine
+
+QUANTIZED = "quantized.safetensors"
+CALIBRATION = "calibration.csv"
+KERNELS = "kernels.csv"
+BATCH = 32
+DEFAULT = Recipe(title="What PyTorch gives for the engine")
+
+
+def run(params, cell):
+    """Quantize `cell` (regime `ptq-…` or `qat-…`) and write its folder; returns the folder.
+
+    Writes predictions of the integer model, of its simulation and, where the engine's kernels are wrong and can be
+    mended, of the mended model; the quantized state, the kernels' agreement, and the ids of the calibration images.
+    What the engine cannot do ends in status `unsupported` with the reason. The FP32 cell is trained first if need be.
+    """
+    finetune.run(params, cell.of("fp32"))
+    part = partition(params, cell.dataset, cell.fold)
+    inputs = stages.inputs(params, "quantize", cell)
+    with lock(cell.folder):
+        if not artefacts.is_finished(cell.folder, stages.key(inputs)):
+            _quantize(params, cell, part, inputs)
+    return cell.folder
+
+
+def _quantize(params, cell, part, inputs):
+    started, clock = provenance.now(), time.perf_counter()
+    finetune.set_threads(params)
+    method, engine_name = cell.regime.split("-")
+    family = profiles.backbones()[cell.backbone].family
+    files, history, facts = [], None, {"family": family, "engine": engine_name}
+    try:
+        with engine(engine_name):
+            pass
+        model = float_model(params, cell, part)
+        facts["float_bytes"] = storage.state_dict_bytes(model)
+        rows = calibration_rows(part, params.calibration.images, params.seed)
+        batches = list(calibration_batches(part, rows))
+        if method == "qat":
+            prepared, history = _train(params, cell, part, model, family, engine_name, stages.key(inputs))
+            artefacts.write_csv(cell.folder / finetune.HISTORY, history)
+            files.append(finetune.HISTORY)
+        before = time.perf_counter()
+        if method == "ptq":
+            prepared = prepared_model(model, family, engine_name, batches, params.image_size)
+        quantized = converted(prepared, family, engine_name)
+        facts["convert_seconds"] = round(time.perf_counter() - before, 3)
+        artefacts.write_text(cell.folder / CALIBRATION, "image_id\n" + "".join(f"{i}\n" for i in part.image_id[rows]))
+        files += [CALIBRATION, *_predict(params, cell, part, quantized, simulated(prepared, family, method))]
+        facts |= _judge(cell, quantized, batches[0], part, files)
+        facts["int8_bytes"] = storage.state_dict_bytes(quantized.model)
+        kind = "dynamic" if family == "transformer" else "static-qat" if method == "qat" else "static"
+        storage.save(quantized, cell.folder / QUANTIZED, method=kind, backbone=cell.backbone,
+                     n_classes=len(part.classes), image_size=params.image_size,
+                     recipe=DEFAULT if kind == "static" else None)
+        files.append(QUANTIZED)
+        status = {"status": "done"}
+    except (Unsupported, FloatingPointError) as error:
+        status = {"status": "unsupported", "reason": str(error)}
+        files = [name for name in files if name not in (finetune.PREDICTIONS, QUANTIZED)]
+    finetune.finish(params, cell, inputs, files, history, started, clock, n_train=len(part.train),
+                    n_held_out=len(part.held_out), **facts, **status)
+
+
+def float_model(params, cell, part):
+    """The trained FP32 model of a cell, on the CPU, in evaluation mode."""
+    path = cell.of("fp32").folder / finetune.CHECKPOINT
+    return backbones.create(cell.backbone, len(part.classes), params.image_size, str(path)).eval()
+
+
+def calibration_rows(part, n, seed, draw=0):
+    """Positions of `n` training images, ascending in a fixed random order of their ids: larger sets hold the smaller.
+
+    `draw` numbers independent orders. Raises `UserError` where the training part has fewer than `n` images.
+    """
+    if n > len(part.train):
+        raise UserError(f"calibration.images: {n} are asked for but the training part has {len(part.train)}; lower it.")
+    order = sorted(part.train, key=lambda row: hashlib.sha256(f"{seed}:{draw}:{part.image_id[row]}".encode()).digest())
+    return np.array(order[:n])
+
+
+def calibration_batches(part, rows, prepare=normalise):
+    """The images at `rows` as normalised float32 batches of at most 32 (`unnormalised`: in [0, 1])."""
+    for start in range(0, len(rows), BATCH):
+        yield prepare(torch.from_numpy(np.ascontiguousarray(part.images[rows[start:start + BATCH]])))
+
+
+def prepared_model(model, family, engine_name, batches, image_size, recipe=DEFAULT):
+    """`model` observed on `batches` (static) or simulated (dynamic), ready to be simulated and converted."""
+    if family == "transformer":
+        return dynamic.prepare_training(model, engine_name).eval()
+    prepared = static.prepare(model, engine_name, recipe, image_size)
+    static.calibrate(prepared, batches)
+    return prepared
+
+
+def converted(prepared, family, run_engine):
+    """The integer model of what `prepared_model` or QAT gave."""
+    return dynamic.convert(prepared, run_engine) if family == "transformer" else static.convert(prepared, run_engine)
+
+
+def simulated(prepared, family, method):
+    """The fake-quantized model, in floating point, in evaluation mode."""
+    if method == "ptq" and family == "cnn":
+        return static.simulate(prepared)
+    return prepared.eval()
+
+
+def _train(params, cell, part, model, family, engine_name, key):
+    """Quantization-aware training on the fine-tuning device; the prepared model comes back on the CPU."""
+    if family == "transformer":
+        prepared = dynamic.prepare_training(model, engine_name)
+    else:
+        prepared = static.prepare_training(model, engine_name, params.image_size)
+    schedule = finetune.schedule_of(params, cell, finetune.pick_device(params.device), key)
+    qat = params.quantization(cell.backbone)
+    freeze_at, freeze_batch_norm = round(qat.freeze_observers * qat.epochs), schedule.before_epoch
+
+    def freeze(model, epoch):
+        freeze_batch_norm(model, epoch)
+        if epoch >= freeze_at:
+            static.freeze_observers(model)
+
+    schedule = dataclasses.replace(schedule, before_epoch=freeze)
+    history = fit.fit(prepared, part, schedule, cell.folder)
+    return prepared.cpu().eval(), history
+
+
+def _predict(params, cell, part, quantized, simulation):
+    """Write predictions of the simulation, the integer model and the mended one; returns the files' names."""
+    models = {"predictions.fake-quant.parquet": simulation, finetune.PREDICTIONS: quantized,
+              "predictions.mended.parquet": kernels.mended(quantized)}
+    for name, model in models.items():
+        if model is not None:
+            probability = evaluate.probabilities(model, part.images[part.held_out])
+            artefacts.write_parquet(cell.folder / name, finetune.held_out_table(part, cell.fold, probability))
+    return [name for name, model in models.items() if model is not None]
+
+
+def _judge(cell, quantized, batch, part, files):
+    """Compare each integer kernel with its simulation; writes the table and returns what `done.json` keeps."""
+    table = kernels.agreement(quantized, batch)
+    artefacts.write_csv(cell.folder / KERNELS, table)
+    files.append(KERNELS)
+    agrees, note = kernels.verdict(table)
+    return {"engine_agrees": agrees, "engine_note": note}
+
+

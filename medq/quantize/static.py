@@ -1,0 +1,114 @@
+"""Static INT8 for convolutional backbones: FX graph mode, with the recipe as data (section 2.6)."""
+
+import contextlib
+import copy
+import warnings
+
+import torch
+from torch import nn
+from torch.ao.quantization import (QConfig, disable_observer, get_default_qat_qconfig_mapping,
+                                   get_default_qconfig_mapping)
+from torch.ao.quantization import observer as observers
+from torch.ao.quantization.quantize_fx import convert_fx, convert_to_reference_fx, prepare_fx, prepare_qat_fx
+
+from medq.quantize.engines import Quantized, engine, refusals
+
+_ACTIVATIONS = {"minmax": observers.MinMaxObserver, "moving-average": observers.MovingAverageMinMaxObserver,
+                "histogram": observers.HistogramObserver}
+_WEIGHTS = {"per-tensor": observers.default_weight_observer,
+            "per-channel": observers.default_per_channel_weight_observer}
+_REDUCED = {"fbgemm": True, "x86": True, "qnnpack": False, "onednn": False}  # PyTorch's choice for each engine
+OTHER = {"fbgemm": "qnnpack", "qnnpack": "fbgemm"}
+
+
+def qconfig_mapping(engine_name, recipe):
+    """PyTorch's default mapping for the engine with what the recipe changes, everywhere the default stands."""
+    mapping = get_default_qconfig_mapping(engine_name)
+    default = mapping.global_qconfig
+    activation, weight = default.activation, _WEIGHTS.get(recipe.weights, default.weight)
+    if recipe.activations is not None or recipe.reduce_range is not None:
+        reduced = _REDUCED[engine_name] if recipe.reduce_range is None else recipe.reduce_range
+        activation = _ACTIVATIONS[recipe.activations or "histogram"].with_args(dtype=torch.quint8, reduce_range=reduced)
+    mapping.set_global(QConfig(activation=activation, weight=weight))
+    for kind, config in mapping.object_type_qconfigs.items():
+        if config is not None and config.activation is default.activation:
+            mapping.set_object_type(kind, QConfig(
+                activation=activation, weight=weight if config.weight is default.weight else config.weight))
+    return mapping
+
+
+def with_batch_norm(model, kind):
+    """A copy of `model` whose batch normalisation traces as `kind` (`traced`, `fused`, `unfused`) asks.
+
+    timm's BatchNormAct2d is traced through to a functional call that no engine fuses, and in training mode to one that
+    uses batch statistics for ever. As a plain BatchNorm2d followed by its activation it fuses.
+    """
+    from timm.layers import BatchNormAct2d
+
+    model = copy.deepcopy(model)
+    if kind == "traced":
+        return model
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if kind == "fused" and isinstance(child, BatchNormAct2d):
+                setattr(parent, name, nn.Sequential(_norm(child, nn.BatchNorm2d), child.drop, child.act))
+            elif kind == "unfused" and type(child) is nn.BatchNorm2d:
+                setattr(parent, name, _norm(child, BatchNormAct2d, apply_act=False))
+    return model
+
+
+def _norm(source, kind, **options):
+    norm = kind(source.num_features, eps=source.eps, momentum=source.momentum, **options)
+    norm.load_state_dict(source.state_dict())
+    return norm.train(source.training).to(source.weight.device)
+
+
+def prepare(model, engine_name, recipe, image_size):
+    """Trace `model` and put the recipe's observers in; the float model itself is left as it was."""
+    model = with_batch_norm(model, "unfused" if recipe.training_mode else recipe.batch_norm)
+    model.train(recipe.training_mode).cpu()
+    with _quiet(), engine(engine_name):
+        return prepare_fx(model, qconfig_mapping(engine_name, recipe), _example(image_size))
+
+
+def calibrate(prepared, batches):
+    """Let the observers see `batches`, an iterable of float32 [n, 3, h, w]."""
+    with torch.inference_mode():
+        for batch in batches:
+            prepared(batch)
+
+
+def simulate(prepared):
+    """The fake-quantized twin: every quantized operator in floating point between a quantize and a dequantize."""
+    with _quiet():
+        return convert_to_reference_fx(copy.deepcopy(prepared))
+
+
+def convert(prepared, run_engine):
+    """The integer model for `run_engine` (`Unsupported` where the engine refuses)."""
+    with _quiet(), engine(run_engine), refusals():
+        return Quantized(convert_fx(copy.deepcopy(prepared)), run_engine)
+
+
+def prepare_training(model, engine_name, image_size):
+    """Fake-quantization modules for quantization-aware training, batch norm fused into its convolution."""
+    model = with_batch_norm(model, "fused").train()
+    with _quiet(), engine(engine_name):
+        return prepare_qat_fx(model, get_default_qat_qconfig_mapping(engine_name), _example(image_size))
+
+
+def freeze_observers(model):
+    """Keep every scale and zero point as it is from now on."""
+    model.apply(disable_observer)
+
+
+def _example(image_size):
+    return (torch.zeros(1, 3, image_size, image_size),)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Silence `torch.ao`'s deprecation notices and its remarks about observers that saw nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,114 @@
+"""What each stage depends on, as data: the parameters it reads, the code it runs, the stages before it.
+
+The answer for one cell is its `inputs`; a hash of them is the cell's key, stored in `done.json`. A cell whose stored
+inputs differ from today's is stale, and `changes` says in which of them.
+"""
+
+import ast
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+
+from medq import artefacts, params as profiles, paths
+
+PACKAGE = Path(__file__).parent
+_TRAIN = ("fit", "augment", "evaluate", "backbones", "datasets/partition", "datasets/folds")
+_QUANTIZE = (*_TRAIN, "finetune", "quantize/engines", "quantize/static", "quantize/dynamic", "quantize/kernels",
+             "quantize/storage", "quantize/stage")
+
+MODULES = {
+    "datasets": ("datasets/index", "datasets/folds", "datasets/pixels", "datasets/audit", "datasets/phantoms",
+                 "datasets/partition"),
+    "finetune": (*_TRAIN, "finetune"),
+    "quantize": _QUANTIZE,
+    "calibration_size": (*_QUANTIZE, "calibration_size"),
+    "ablation": (*_QUANTIZE, "ablation"),
+    "diagnosis": (*_QUANTIZE, "diagnosis"),
+    "remedies": (*_QUANTIZE, "remedies"),
+    "latency": (*_QUANTIZE, "latency"),
+}
+
+
+def stage_of(regime):
+    """The stage that makes a regime's predictions."""
+    return "quantize" if regime.startswith(("ptq", "qat")) else "finetune"
+
+
+def upstream(cell):
+    """The cell whose checkpoint this one starts from, or None."""
+    return None if cell.regime in ("fp32", "fp16") else cell.of("fp32")
+
+
+@cache
+def code(stage):
+    """Digest of the code of a stage's modules; comments, blank lines and docstrings do not count."""
+    digest = hashlib.sha256()
+    for name in sorted(set(MODULES[stage])):
+        tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+                body[0].value = ast.Constant("")
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()[:16]
+
+
+def parameters(params, stage, dataset, backbone=None, regime=None):
+    """The values of the profile and the catalogues that a stage reads, by dotted name."""
+    spec = profiles.datasets()[dataset].model_dump(mode="json", include={
+        "name", "layout", "classes", "folder", "splits", "pattern", "table", "phantom", "folds"}
+        | ({"release"} if dataset.startswith("phantom") else set()))
+    values = {"dataset": spec, "image_size": params.image_size, "seed": params.seed}
+    if stage == "datasets":
+        return values
+    values |= {key: getattr(params, key) for key in ("weights", "deduplicate", "device")}
+    values["subset"] = params.subset.model_dump()
+    values["backbone"] = profiles.backbones()[backbone].model_dump(exclude={"title"})
+    values["train"] = params.training(backbone).model_dump()
+    if regime == "fp32-continued" or stage not in ("finetune", "datasets"):
+        values["qat"] = params.quantization(backbone).model_dump()
+    if stage not in ("finetune", "datasets"):
+        values["calibration"] = params.calibration.model_dump(exclude=None if stage == "calibration_size" else {"sizes", "subsets"})
+    if stage == "ablation":
+        values["recipes"] = {name: r.model_dump(exclude={"title"}) for name, r in profiles.recipes().items()}
+    if stage == "latency":
+        values["latency"] = params.latency.model_dump()
+    return values
+
+
+def inputs(params, stage, cell):
+    """Everything the result of `stage` for `cell` depends on, as a JSON-able mapping."""
+    before = upstream(cell) if stage in ("finetune", "quantize") else cell.of("fp32")
+    value = {"parameters": parameters(params, stage, cell.dataset, cell.backbone, cell.regime),
+             "code": code(stage), "images": _key(paths.data_folder(cell.profile, cell.dataset)),
+             "cell": [cell.dataset, cell.backbone, cell.regime, cell.fold]}
+    if before is not None and before != cell:
+        value["starts from"] = _key(before.folder)
+    return json.loads(json.dumps(value))
+
+
+def key(value):
+    """Hash of `inputs`."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _key(folder):
+    facts = artefacts.record(folder)
+    return facts.get("key") if facts else None
+
+
+def changes(stored, current):
+    """Which inputs differ, as short phrases: `parameters.train.epochs: 5 → 3`, `code`, …"""
+    found = []
+
+    def walk(old, new, name):
+        if isinstance(old, dict) and isinstance(new, dict):
+            for part in sorted({*old, *new}):
+                walk(old.get(part), new.get(part), f"{name}.{part}" if name else part)
+        elif old != new:
+            short = name.removeprefix("parameters.")
+            found.append(short if name in ("code", "images", "starts from") else f"{short}: {old} → {new}")
+
+    walk(stored or {}, current, "")
+    return found
