@@ -192,7 +192,8 @@ def _mean_intervals(intervals):
     frame = pd.DataFrame(intervals, columns=SCHEMA["intervals.csv"])
     frame = frame[frame["class"] == ""]
     mean = frame.groupby(["dataset", "regime", "stage", "metric"])["value"].agg(["mean", "std"]).reset_index()
-    return [(r.dataset, "mean", r.regime, r.stage, r.metric, "", r.mean, r.mean - .005, r.mean + .005, r.std)
+    return [(r.dataset, "mean", r.regime, r.stage, r.metric, "", r.mean, max(0, r.mean - .004),
+             min(1, r.mean + .004) if r.metric != "brier" else r.mean + .004, r.std)
             for r in mean.itertuples(index=False)]
 
 
