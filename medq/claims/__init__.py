@@ -17,7 +17,7 @@ COLUMNS = ["id", "claim", "section", "quotation_short", "test", "evidence", "val
 
 
 class Claim(NamedTuple):
-    """A claim: `says` is our paraphrase, `test` the rule in words, `decide` a function (results, published)."""
+    """A claim: `says` is our paraphrase, `test` the rule in words, `decide` takes (results, published)."""
 
     id: str
     claim: str

@@ -75,7 +75,7 @@ def ptq_spreads_backbones(results):
 
 
 def ptq_depends_on_backbone(results, *, at_least=0.02):
-    """In each dataset and engine the backbones' losses of ROC-AUC under PTQ differ by more than `at_least`."""
+    """In each dataset and engine the backbones' losses of ROC-AUC under PTQ differ by over `at_least`."""
     found = []
     for regime in engines(results, "ptq"):
         cells = harms(results, "auroc", "fp32", regime)
@@ -349,8 +349,7 @@ def faster(results, regime="ptq-fbgemm"):
     """INT8 is faster than FP32 at batch 1 on every backbone."""
     table, note = _speedups(results, regime), ""
     if table.empty and regime.startswith("qat"):
-        table, note = _speedups(results, regime.replace("qat", "ptq")), " Timed as PTQ, which runs the same "
-                                                                        "kernels."
+        table, note = _speedups(results, regime.replace("qat", "ptq")), " Timed as PTQ: the same kernels."
     found = judge([_ratio(table, b) for b in results.backbones], low=1, unit="times")
     return found if table.empty else found._replace(evidence=found.evidence + note)
 

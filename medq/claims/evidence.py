@@ -215,7 +215,7 @@ def minus(first, second, label):
 
 
 def spread_ratio(results, metric, a, b, dataset_a, dataset_b, label, *, stage="converted"):
-    """Standard deviation between backbones, regime b on dataset_b over a on dataset_a, with the F interval."""
+    """Standard deviation between backbones, b on dataset_b over a on dataset_a, with the F interval."""
     from scipy.special import fdtri
 
     s = scores(results, metric, stage=stage)
