@@ -1,0 +1,58 @@
+"""The command `medq data`: check a dataset against its release, look for copies in it, or download it."""
+
+from medq.errors import UserError, one_of
+
+
+def add_arguments(parser):
+    """Arguments of `medq data`."""
+    parser.add_argument("action", choices=("check", "audit", "fetch"),
+                        help="check: counts and readable files; audit: identical and near-identical images, and those "
+                             "on both sides of a split; fetch: download with Kaggle's own client")
+    parser.add_argument("name", metavar="NAME", help="a dataset of params/datasets.yaml")
+    parser.add_argument("--root", metavar="DIR", help="folder that holds the datasets (default: MEDQ_DATA)")
+
+
+def run(args):
+    """Do what `args.action` says; exit status 1 where `check` finds the dataset unfit for use."""
+    from medq import params
+
+    known = params.datasets()
+    spec = known[one_of("dataset", args.name, list(known))]
+    return {"check": _check, "audit": _audit, "fetch": _fetch}[args.action](spec, args.root)
+
+
+def _check(spec, root):
+    from medq.datasets import check
+
+    report = check(spec, root)
+    if len(report.counts):
+        print(report.counts.to_string(index=False))
+    for note in report.warnings:
+        print(f"note: {note}")
+    for error in report.errors:
+        print(f"error: {error}")
+    print(f"{spec.name}: {'not fit for use' if report.errors else 'fit for use'}.")
+    return 1 if report.errors else 0
+
+
+def _audit(spec, root):
+    from medq.datasets import audit, folds, index
+    from medq.datasets.audit import summary
+
+    frame = index(spec, root)
+    found = audit(frame, folds(frame, spec))
+    if found.empty:
+        print(f"{spec.name}: no image stands in it twice ({len(frame):,} images).")
+        return
+    print(summary(found).to_string(index=False))
+    where = "its split" if spec.folds.scheme == "fixed" else "its folds"
+    print(f"{spec.name}: {len(frame):,} images; groups that span stand on both sides of {where}. "
+          "`deduplicate: true` in a profile leaves such copies out of the training part.")
+
+
+def _fetch(spec, root):
+    from medq.datasets import fetch
+
+    if root == "":
+        raise UserError("--root: must name a folder.")
+    print(f"{spec.name} is in {fetch(spec, root)}.")
