@@ -158,7 +158,7 @@ def _family_rows(results, dataset, kind, regime, batch_size):
     t = results.latency
     t = t[t["dataset"].isin([dataset, ""]) & (t["regime"] == regime) & (t["batch_size"] == batch_size)
           & t["device"].isin(["cpu", ""])]
-    t = t[[family(b) == kind for b in t["backbone"]]]
+    t = t[t["backbone"].isin([b for b in results.backbones if family(b) == kind])]
     return t.drop_duplicates("backbone", keep="last").set_index("backbone")
 
 
@@ -406,6 +406,12 @@ def engine_check(results, metric="brier"):
 
 
 FACTORS = ("weights", "activations", "reduce_range", "fused", "training_mode", "normalised")
+SWITCHES = {("reduce_range", "true"): "reduced range", ("reduce_range", "false"): "full range",
+            ("fused", "true"): "batch norm fused", ("fused", "false"): "batch norm not fused",
+            ("training_mode", "true"): "observers fed in training mode",
+            ("training_mode", "false"): "observers fed in evaluation mode",
+            ("normalised", "true"): "calibration images normalised",
+            ("normalised", "false"): "calibration images not normalised"}
 
 
 def recipe_means(results, stage):
@@ -424,8 +430,8 @@ def recipe_means(results, stage):
 
 
 def _changes(row, default):
-    changed = [f"{f.replace('_', ' ')}: {row[f] or 'engine default'}" for f in FACTORS
-               if default is not None and row[f] != default[f]]
+    changed = [SWITCHES.get((f, row[f].lower()), f"{f} {row[f] or 'as the engine has them'}") for f in FACTORS
+               if default is not None and row[f].lower() != default[f].lower()]
     return changed + ([f"run under {row['run_engine']}"] if row["run_engine"] not in ("", row["engine"])
                       else [])
 
