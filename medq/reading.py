@@ -259,8 +259,8 @@ def engine_check(results, published=None):
     return first + second + third
 
 
-def ablation(results, published=None):
-    """Reading of the recipe ablation."""
+def collapse(results, published=None):
+    """Reading of the recipe ablation: which change makes PTQ collapse, and what comes near the paper."""
     data = tables.ablation(results)
     if data.empty:
         return MISSING
@@ -389,7 +389,27 @@ def summary(results, published=None):
             if said else MISSING)
 
 
-READINGS = {f.__name__: f for f in (table1, table2, table3, table4, figure1, figure2, figure3, figure4,
-                                    figure5, figure6,
-                                    figure7, engine_check, ablation, remedies, silent, leak, qat_control,
-                                    peers, coverage, summary)}
+def found(results, published=None):
+    """Reading of the claims: how many stand, which fall, and which the paper's own tables speak against."""
+    from medq import claims
+    from medq.results import published as paper_results
+
+    published = published or paper_results()
+    verdicts = claims.evaluate(results, published)
+    count = claims.summary(verdicts)
+    fell = verdicts.loc[verdicts["verdict"] == claims.CONTRADICTED, "claim"]
+    own = claims.evaluate(published, published)
+    against = own.loc[own["verdict"] == claims.CONTRADICTED, "claim"]
+    return (f"Of the paper's {len(verdicts)} empirical claims, these results support "
+            f"{count[claims.SUPPORTED]}, contradict {count[claims.CONTRADICTED]} and leave "
+            f"{count[claims.OPEN]} open."
+            + (f" Contradicted: {_list((f'*{c}*' for c in fell), 12)}." if len(fell) else "")
+            + (f" The paper's own tables speak against {len(against)} of its claims: "
+               f"{_list(f'*{c}*' for c in against)}."
+               if len(against) else ""))
+
+
+READINGS = {f.__name__: f for f in (summary, found, table1, table2, table3, table4, figure1, figure2, figure3,
+                                    figure4,
+                                    figure5, figure6, figure7, engine_check, collapse, remedies, silent, leak,
+                                    qat_control, peers, coverage)}
