@@ -92,9 +92,17 @@ def paired(y_true, prob_a, prob_b, metric="auprc", *, n_resamples=10_000, groups
     values, points = _evaluate(y_true, first + second, metric, n_resamples=n_resamples, groups=groups,
                                seed=seed, threads=threads)
     pairs = len(first)
+    return difference(metric, values[:, :pairs], values[:, pairs:], points[:pairs], points[pairs:])
+
+
+def difference(metric, values_a, values_b, points_a, points_b):
+    """The PairedDifference of replicates [n_resamples, pairs] and values [pairs] that are at hand already.
+
+    For whoever compares many pairs of the same models: `replicates` and `medq.metrics.combine` give both.
+    """
     # pair by pair, so that equal methods differ by exactly 0
-    differences = 100 * (values[:, :pairs] - values[:, pairs:]).mean(axis=1)
-    delta = float(100 * (points[:pairs] - points[pairs:]).mean())
+    differences = 100 * (values_a - values_b).mean(axis=1)
+    delta = float(100 * (points_a - points_b).mean())
     defined = differences[~np.isnan(differences)]
     low, high = _percentiles(defined)
     return PairedDifference(metric, delta, low, high, _p_value(defined), _p_conservative(defined),
@@ -112,7 +120,7 @@ def interval(y_true, y_prob, metric="auprc", *, n_resamples=10_000, groups=None,
     """
     values, points = _evaluate(y_true, _as_models(y_prob), metric, n_resamples=n_resamples, groups=groups,
                                seed=seed, threads=threads)
-    return _interval(metric, float(points.mean()), values.mean(axis=1))
+    return percentile_interval(metric, float(points.mean()), values.mean(axis=1))
 
 
 def intervals(y_true, models, metrics=None, *, classes=None, n_resamples=10_000, groups=None, seed=42,
@@ -140,9 +148,10 @@ def intervals(y_true, models, metrics=None, *, classes=None, n_resamples=10_000,
             parts += [(name, points[:, c], values[metric][:, :, c]) for c, name in enumerate(names)]
         for name, point, replicate in parts:
             spread = float(np.std(point, ddof=1)) if len(point) > 1 else np.nan
-            found = [(backbone, _interval(metric, float(point[k]), replicate[:, k]), np.nan)
+            found = [(backbone, percentile_interval(metric, float(point[k]), replicate[:, k]), np.nan)
                      for k, backbone in enumerate(models)]
-            found.append(("mean", _interval(metric, float(point.mean()), replicate.mean(axis=1)), spread))
+            mean = percentile_interval(metric, float(point.mean()), replicate.mean(axis=1))
+            found.append(("mean", mean, spread))
             rows += [(backbone, metric, name, i.value, i.low, i.high, std) for backbone, i, std in found]
     return pd.DataFrame(rows, columns=["backbone", "metric", "class", "value", "low", "high", "between_std"])
 
@@ -218,7 +227,8 @@ def _evaluate(y_true, models, metric, **options):
     return m.combine(metric, values), points
 
 
-def _interval(metric, value, replicate):
+def percentile_interval(metric, value, replicate):
+    """The Interval of a value whose replicates [n_resamples] are at hand already, as `interval` gives it."""
     defined = replicate[~np.isnan(replicate)]
     low, high = _percentiles(defined)
     bias = _bias(defined, value)

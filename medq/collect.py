@@ -1,0 +1,503 @@
+"""The command `medq collect`, and the stage `collect`: finished cells of a batch become the tidy tables of `medq.results`.
+
+Only cells whose completion record matches their files are taken; what is left out is said, with the reason. The tables
+are a function of the cells alone: collecting twice gives the same bytes, whatever the profile file says by now.
+"""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from medq import artefacts, paths
+from medq.errors import UserError
+
+REGIMES = ("fp32", "fp16", "ptq-fbgemm", "ptq-qnnpack", "qat-fbgemm", "qat-qnnpack", "fp32-continued")
+VARIANTS = {  # file of a cell: (what the result's file is called after, recipe, stage; None: float or converted)
+    "predictions.parquet": ("", "default", None),
+    "predictions.fake-quant.parquet": (".fake-quant", "default", "fake-quant"),
+    "predictions.mended.parquet": (".mended", "mended", "converted"),
+}
+STUDIES = ("calibration_size.csv", "ablation.csv", "layers.csv", "remedies.csv", "peers.csv", "latency.csv",
+           "latency_raw.parquet")  # study cells write these as they stand in results/
+SHARED = ("image_size", "weights", "subset", "deduplicate", "seed")  # never mixed within a result folder
+PAIRS = (("fp32", "fp16"), *((a, f"{b}-{e}") for e in ("fbgemm", "qnnpack") for a, b in (("fp32", "ptq"), ("fp32", "qat"))),
+         *((f"ptq-{e}", f"qat-{e}") for e in ("fbgemm", "qnnpack")), ("fp32", "fp32-continued"),
+         *(("fp32-continued", f"qat-{e}") for e in ("fbgemm", "qnnpack")))
+INTERVALS = ("auroc", "auprc", "ece", "ece_top_label", "brier", "accuracy")
+COMPARED = ("auprc", "auroc", "ece", "ece_top_label", "brier")
+LEAK = ("auroc", "auprc", "ece", "ece_top_label", "brier", "accuracy")
+
+
+@dataclass(frozen=True)
+class Taken:
+    """One finished folder of a batch."""
+
+    folder: Path
+    name: str  # its path below the batch's folder
+    record: dict
+    manifest: dict
+
+    @property
+    def cell(self):
+        """(dataset, backbone, regime, fold), of what is a cell of the grid."""
+        dataset, backbone, regime, fold = self.name.split("/")
+        return dataset, backbone, regime, int(fold.removeprefix("fold"))
+
+
+def add_arguments(parser):
+    """Arguments of `medq collect`."""
+    parser.add_argument("runs", metavar="RUNS", help="folder of a batch, runs/<profile>")
+    parser.add_argument("results", metavar="RESULTS", help="folder to write, results/<profile>; replaced as a whole")
+
+
+def run(args):
+    """Collect, and say what was taken and what was left out."""
+    left_out = collect(args.runs, args.results)
+    for name, reason in left_out.items():
+        print(f"left out {name}: {reason}", file=sys.stderr)
+
+
+def collect(runs, results):
+    """Write the result folder `results` from the batch in `runs`; returns {what was left out: why}.
+
+    The folder is written beside its place and moved there when whole; files in it that are not results (a README) stay.
+    Raises `UserError` where `runs` holds no finished cell.
+    """
+    runs, results = Path(runs), Path(results)
+    if not runs.is_dir():
+        known = ", ".join(sorted(p.name for p in paths.runs().glob("[!.]*"))) or "none"
+        raise UserError(f"{runs}: no such folder; batches in {paths.runs()}: {known}.")
+    left_out = {}
+    taken = _consistent(_finished(runs, left_out), left_out)
+    cells = [t for t in taken if _is_cell(t)]
+    if not any(t for t in taken if not t.name.endswith("/data")):
+        raise UserError(f"{runs}: holds no finished cell yet; run `medq batch` first.")
+    results.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{results.name}.", suffix=".part", dir=results.parent))
+    try:
+        _write(scratch, runs, taken, cells, left_out)
+        _replace(results, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    print(f"{results}: {len(cells)} cells, {len(taken) - len(cells)} other parts"
+          + (f", {len(left_out)} left out" if left_out else "") + ".")
+    return left_out
+
+
+def _is_cell(taken):
+    parts = taken.name.split("/")
+    return len(parts) == 4 and parts[2] in REGIMES
+
+
+def _finished(runs, left_out):
+    """Every finished folder below `runs`, sorted; what is not finished or damaged goes to `left_out`."""
+    taken = []
+    folders = {path.parent for name in (artefacts.DONE, artefacts.FAILED, "predictions.parquet", "resume.pt")
+               for path in runs.rglob(name)}
+    for folder in sorted(folders):
+        name = folder.relative_to(runs).as_posix()
+        record = artefacts.record(folder)
+        wanted = [f for f in (record or {}).get("files", {}) if not f.endswith(".safetensors")]
+        reason = artefacts.damage(folder, names=wanted)
+        if reason:
+            left_out[name] = (_failure(folder) or {}).get("reason") or reason
+            continue
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            left_out[name] = "its manifest cannot be read"
+            continue
+        taken.append(Taken(folder, name, record, manifest))
+    return taken
+
+
+def _failure(folder):
+    """What a batch noted about a failed cell, or None."""
+    try:
+        return json.loads((folder / artefacts.FAILED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _consistent(taken, left_out):
+    """Those of `taken` that may stand in one table: same settings as the newest cell, same images, same FP32 weights."""
+    if not taken:
+        return taken
+    newest = max(taken, key=lambda t: (t.manifest["written"], t.name)).manifest["parameters"]
+    keys = {t.name: t.record.get("key") for t in taken}
+    kept = []
+    for t in taken:
+        parts, inputs = t.name.split("/"), t.record.get("inputs", {})
+        differing = [key for key in SHARED if t.manifest["parameters"].get(key) != newest.get(key)]
+        data, before = f"{parts[0]}/data", "/".join([*parts[:2], "fp32", *parts[3:]])
+        if differing:
+            left_out[t.name] = f"its {differing[0]} is not that of the newest cell; run the batch again"
+        elif inputs.get("images") and data in keys and not t.name.endswith("/data") and inputs["images"] != keys[data]:
+            left_out[t.name] = "was made from other images; run the batch again"
+        elif _is_cell(t) and inputs.get("starts from") and inputs["starts from"] != keys.get(before):
+            left_out[t.name] = "starts from an FP32 checkpoint that is no longer there; run the batch again"
+        else:
+            kept.append(t)
+    return kept
+
+
+def _replace(results, scratch):
+    """Put `scratch` in the place of `results`, keeping files there that no collection writes."""
+    ours = {p.name for p in scratch.iterdir()} | {"predictions", "folds", *_files()}
+    if results.is_dir():
+        for path in results.iterdir():
+            if path.name not in ours:
+                (shutil.copytree if path.is_dir() else shutil.copy2)(path, scratch / path.name)
+        old = Path(tempfile.mkdtemp(prefix=f".{results.name}.", suffix=".old", dir=results.parent)) / "results"
+        os.rename(results, old)
+        os.rename(scratch, results)
+        shutil.rmtree(old.parent)
+    else:
+        os.rename(scratch, results)
+    results.chmod(0o755)
+
+
+def _files():
+    from medq.results import SCHEMA
+
+    return SCHEMA
+
+
+def _write(folder, runs, taken, cells, left_out):
+    """Every file of a result folder."""
+    import pandas as pd
+
+    from medq.results import SCHEMA
+
+    data = {t.name.split("/")[0]: t for t in taken if t.name.endswith("/data") and t.name.count("/") == 1}
+    newest = max(taken, key=lambda t: (t.manifest["written"], t.name)).manifest
+    tables = {"cells.csv": _cells(runs, cells, left_out)}
+    predictions = {}
+    for t in cells:
+        _take_predictions(t, predictions)
+    for (dataset, backbone, regime, suffix), frames in predictions.items():
+        artefacts.write_parquet(folder / "predictions" / dataset / backbone / f"{regime}{suffix}.parquet",
+                                pd.concat([frames[k] for k in sorted(frames)], ignore_index=True))
+    tables["metrics.csv"] = _metrics(predictions)
+    tables["intervals.csv"], tables["bootstrap.csv"] = _resampled(predictions, data, newest["parameters"])
+    tables["silent.csv"], tables["flips.csv"] = _decisions(predictions)
+    tables["leak.csv"] = _leak(predictions, data, newest["parameters"])
+    tables["history.csv"] = _histories(cells)
+    for name in STUDIES:
+        tables[name] = _study(name, taken, newest["parameters"])
+    for dataset, t in data.items():
+        (folder / "folds").mkdir(exist_ok=True)
+        shutil.copyfile(t.folder / "folds.csv", folder / "folds" / f"{dataset}.csv")
+    for name, frame in tables.items():
+        if len(frame):
+            frame = frame.reindex(columns=SCHEMA[name])
+            (artefacts.write_parquet if name.endswith(".parquet") else artefacts.write_csv)(folder / name, frame)
+    artefacts.write_json(folder / "provenance.json", _provenance(newest, taken, cells, data))
+
+
+def _rank(parameters):
+    """Sort key of (dataset, backbone, regime, …) rows in the profile's order."""
+    order = {name: k for key in ("datasets", "backbones") for k, name in enumerate(parameters.get(key, []))}
+    order |= {name: k for k, name in enumerate(REGIMES)}
+    return lambda column: column.map(lambda name: (order.get(name, len(order)), str(name)))
+
+
+def _cells(runs, cells, left_out):
+    import pandas as pd
+
+    rows = []
+    for t in cells:
+        facts = t.record
+        agrees = facts.get("engine_agrees")
+        rows.append((*t.cell, facts["status"], facts.get("reason", ""), facts.get("train_seconds", 0.0),
+                     facts.get("epochs", 0), "" if agrees is None else str(agrees), facts.get("engine_note") or ""))
+    for name in left_out:
+        parts, failure = name.split("/"), _failure(runs / name)
+        if failure and len(parts) == 4 and parts[2] in REGIMES:
+            rows.append((*parts[:3], int(parts[3].removeprefix("fold")), "failed", failure.get("reason", ""), float("nan"),
+                         float("nan"), "", ""))
+    frame = pd.DataFrame(rows, columns=_files()["cells.csv"])
+    return frame.sort_values(["dataset", "backbone", "regime", "fold"], ignore_index=True)
+
+
+def _take_predictions(taken, predictions):
+    """Add the tables of one cell to {(dataset, backbone, regime, suffix): {fold: DataFrame}}."""
+    import pandas as pd
+
+    dataset, backbone, regime, fold = taken.cell
+    for file, (suffix, _, _) in VARIANTS.items():
+        if file in taken.record["files"]:
+            frame = pd.read_parquet(taken.folder / file)
+            predictions.setdefault((dataset, backbone, regime, suffix), {})[fold] = frame
+
+
+def _stage(regime, suffix):
+    """(recipe, stage) of a variant of a regime."""
+    _, recipe, stage = next(v for v in VARIANTS.values() if v[0] == suffix)
+    return recipe, stage or ("converted" if regime.startswith(("ptq", "qat")) else "float")
+
+
+def _arrays(frame):
+    """(labels [n], probabilities [n, classes], class names) of a predictions table."""
+    columns = [name for name in frame if name.startswith("p_")]
+    return frame["label"].to_numpy(), frame[columns].to_numpy(), [name[2:] for name in columns]
+
+
+def _pooled(frames):
+    import pandas as pd
+
+    return pd.concat([frames[k] for k in sorted(frames)], ignore_index=True)
+
+
+def _metrics(predictions):
+    """Every metric of every variant, for each fold and pooled over folds."""
+    import pandas as pd
+
+    from medq.metrics import summary
+
+    parts = []
+    for (dataset, backbone, regime, suffix), frames in predictions.items():
+        recipe, stage = _stage(regime, suffix)
+        for fold, frame in [*sorted(frames.items()), ("pooled", _pooled(frames))]:
+            labels, probabilities, classes = _arrays(frame)
+            parts.append(summary(labels, probabilities, classes).assign(
+                dataset=dataset, backbone=backbone, regime=regime, recipe=recipe, stage=stage, fold=fold))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _groups(data, dataset, image_id):
+    """What to resample in place of images (lesions), or None where every image stands for itself."""
+    import pandas as pd
+
+    if dataset not in data:
+        return None
+    folds = pd.read_csv(data[dataset].folder / "folds.csv", dtype=str, keep_default_na=False)
+    if folds["group"].is_unique:
+        return None
+    return folds.set_index("image_id")["group"].reindex(image_id).to_numpy()
+
+
+def _resampled(predictions, data, parameters):
+    """Intervals of single models and paired differences, from the same resamples (section 3.5)."""
+    import pandas as pd
+
+    intervals, differences = [], []
+    for dataset in dict.fromkeys(key[0] for key in predictions):
+        models = {key[1:]: _pooled(frames) for key, frames in predictions.items() if key[0] == dataset}
+        kept = {}
+        for images, members in _by_images(models).items():
+            for regime, suffix in dict.fromkeys((regime, suffix) for _, regime, suffix in members):
+                chosen = {b: models[b, r, s] for b, r, s in members if (r, s) == (regime, suffix)}
+                rows, replicates = _intervals(chosen, _groups(data, dataset, images), parameters)
+                recipe, stage = _stage(regime, suffix)
+                if recipe == "default":
+                    intervals.append(rows.assign(dataset=dataset, regime=regime, stage=stage))
+                if not suffix:
+                    kept[images, regime] = replicates
+        differences += _differences(dataset, kept, parameters["bootstrap"]["resamples"])
+    intervals = pd.concat(intervals, ignore_index=True) if intervals else pd.DataFrame()
+    if len(intervals):  # a mean belongs to the set of images that most backbones were evaluated on
+        means = intervals[intervals["backbone"] == "mean"].sort_values("size", ascending=False, kind="stable")
+        means = means.drop_duplicates(["dataset", "regime", "stage", "metric", "class"])
+        intervals = pd.concat([intervals[intervals["backbone"] != "mean"], means])
+        intervals = intervals.sort_values(["dataset", "regime", "stage"], kind="stable")
+    return intervals, _with_holm(pd.DataFrame(differences, columns=_files()["bootstrap.csv"]))
+
+
+def _by_images(models):
+    """Models that were evaluated on the same images: {image ids: [(backbone, regime, suffix)]}."""
+    found = {}
+    for key, frame in models.items():
+        found.setdefault(tuple(frame["image_id"]), []).append(key)
+    return found
+
+
+def _intervals(chosen, groups, parameters):
+    """(rows of intervals.csv, {metric: (replicates [resamples, models], values [models], backbones)}) of one regime."""
+    import numpy as np
+    import pandas as pd
+
+    from medq import bootstrap, metrics
+
+    labels, _, classes = _arrays(next(iter(chosen.values())))
+    probabilities = [_arrays(frame)[1].astype(np.float64) for frame in chosen.values()]
+    values = bootstrap.replicates(labels, probabilities, INTERVALS, n_resamples=parameters["bootstrap"]["resamples"],
+                                  groups=groups, seed=parameters["seed"])
+    rows, kept = [], {}
+    for metric in INTERVALS:
+        points = np.array([metrics.COLUMNS[metric](labels, p) for p in probabilities])
+        macro, replicates = metrics.combine(metric, points), metrics.combine(metric, values[metric])
+        kept[metric] = replicates, macro, tuple(chosen)
+        parts = [("", macro, replicates)]
+        if metric in metrics.PER_CLASS:
+            parts += [(name, points[:, c], values[metric][:, :, c]) for c, name in enumerate(classes)]
+        for name, point, replicate in parts:
+            spread = float(np.std(point, ddof=1)) if len(point) > 1 else np.nan
+            alone = [(b, point[k], replicate[:, k], np.nan) for k, b in enumerate(chosen)]
+            for backbone, value, draws, std in [*alone, ("mean", point.mean(), replicate.mean(axis=1), spread)]:
+                i = bootstrap.percentile_interval(metric, float(value), draws)
+                rows.append((backbone, metric, name, i.value, i.low, i.high, std, len(point)))
+    return pd.DataFrame(rows, columns=["backbone", "metric", "class", "value", "low", "high", "between_std", "size"]), kept
+
+
+def _differences(dataset, kept, resamples):
+    """Rows of bootstrap.csv for one dataset: each pair of regimes, per backbone and over all that have both."""
+    from medq import bootstrap
+
+    rows, pooled = [], {}
+    for images in dict.fromkeys(images for images, _ in kept):
+        for a, b in PAIRS:
+            if (images, a) not in kept or (images, b) not in kept:
+                continue
+            for metric in COMPARED:
+                (values_a, points_a, names_a), (values_b, points_b, names_b) = (
+                    kept[images, regime][metric] for regime in (a, b))
+                both = [name for name in names_a if name in names_b]
+                i, j = [names_a.index(n) for n in both], [names_b.index(n) for n in both]
+                for k, name in enumerate(both):
+                    found = bootstrap.difference(metric, values_a[:, i[k:k + 1]], values_b[:, j[k:k + 1]],
+                                                 points_a[i[k:k + 1]], points_b[j[k:k + 1]])
+                    rows.append(_difference_row(dataset, name, a, b, found, resamples))
+                if both and len(both) > pooled.get((a, b, metric), (0, None))[0]:
+                    found = bootstrap.difference(metric, values_a[:, i], values_b[:, j], points_a[i], points_b[j])
+                    pooled[a, b, metric] = len(both), _difference_row(dataset, "all", a, b, found, resamples)
+    return rows + [row for _, row in pooled.values()]
+
+
+def _difference_row(dataset, backbone, a, b, found, resamples):
+    return (dataset, backbone, a, b, found.metric, resamples, found.delta, found.low, found.high, found.p_value,
+            float("nan"))
+
+
+def _with_holm(frame):
+    """Holm's correction; a family is all comparisons of one metric, those pooled over backbones apart."""
+    from medq.bootstrap import holm
+
+    for metric in frame["metric"].unique():
+        for pooled in (True, False):
+            family = (frame["metric"] == metric) & (frame["backbone"].eq("all") == pooled)
+            frame.loc[family, "p_holm"] = holm(frame.loc[family, "p_value"])
+    return frame
+
+
+def _decisions(predictions):
+    """silent.csv and flips.csv: each regime against FP32 on the same images, fold by fold."""
+    import pandas as pd
+
+    from medq.metrics import label_flips, threshold_crossings
+
+    silent, flips = [], []
+    for (dataset, backbone, regime, suffix), frames in predictions.items():
+        reference = predictions.get((dataset, backbone, "fp32", ""), {})
+        for fold in sorted(set(frames) & set(reference)) if regime != "fp32" and suffix != ".mended" else ():
+            labels, before, classes = _arrays(reference[fold])
+            if not reference[fold]["image_id"].equals(frames[fold]["image_id"]):
+                continue
+            after, cell = _arrays(frames[fold])[1], (dataset, backbone, regime, _stage(regime, suffix)[1], fold)
+            for row in threshold_crossings(labels, before, after, classes=classes).to_dict("records"):
+                rates = [row[f"{rate}_{of}"] for rate in ("sensitivity", "specificity", "prevalence")
+                         for of in ("reference", "other")]
+                silent.append((*cell, row["class"], row["threshold"], *rates, row["up_positive"] + row["up_negative"],
+                               row["down_positive"] + row["down_negative"], row["n"]))
+            if not suffix:
+                whole = label_flips(labels, before, after, classes=classes).iloc[0]
+                flips.append((dataset, backbone, "fp32", regime, fold, whole["flips"], whole["wrong_to_right"],
+                              whole["right_to_wrong"], whole["n"]))
+    return (pd.DataFrame(silent, columns=_files()["silent.csv"]), pd.DataFrame(flips, columns=_files()["flips.csv"]))
+
+
+def _twins(data, parameters, dataset, folds):
+    """{subset's name: image ids} of held-out images with a copy among the images that were trained on."""
+    import pandas as pd
+
+    from medq.datasets import held_out_twins, subset, twins_to_remove
+
+    folder = data[dataset].folder
+    audit = pd.read_csv(folder / "audit.csv", dtype={"image_id": str})
+    assigned = pd.read_csv(folder / "folds.csv", dtype={"image_id": str, "group": str}, keep_default_na=False)
+    found = {"without-identical": set(), "without-twins": set()}
+    for fold in folds:
+        left = assigned
+        if parameters.get("deduplicate"):
+            left = assigned[~assigned["image_id"].isin(twins_to_remove(audit, assigned, fold))]
+        chosen = subset(left, parameters["subset"], fold, parameters["seed"])
+        used = audit[audit["image_id"].isin(chosen["image_id"])]
+        found["without-identical"] |= set(held_out_twins(used, chosen, fold, kinds=("identical",)))
+        found["without-twins"] |= set(held_out_twins(used, chosen, fold))
+    return found
+
+
+def _leak(predictions, data, parameters):
+    """Metrics of all held-out images, and without those that have a copy in the training part."""
+    import pandas as pd
+
+    from medq.metrics import METRICS
+
+    rows, twins = [], {}
+    for (dataset, backbone, regime, suffix), frames in predictions.items():
+        if dataset not in data or suffix == ".mended":
+            continue
+        key = dataset, tuple(sorted(frames))
+        if key not in twins:
+            twins[key] = _twins(data, parameters, dataset, key[1])
+        if not any(twins[key].values()):
+            continue
+        frame = _pooled(frames)
+        for name, ids in {"all": set(), **twins[key]}.items():
+            labels, probabilities, _ = _arrays(frame[~frame["image_id"].isin(ids)])
+            rows += [(dataset, backbone, regime, _stage(regime, suffix)[1], metric, name, len(labels),
+                      METRICS[metric](labels, probabilities)) for metric in (LEAK if len(labels) else ())]
+    return pd.DataFrame(rows, columns=_files()["leak.csv"])
+
+
+def _histories(cells):
+    import pandas as pd
+
+    parts = []
+    for t in cells:
+        if "history.csv" in t.record["files"]:
+            dataset, backbone, regime, fold = t.cell
+            parts.append(pd.read_csv(t.folder / "history.csv").assign(
+                dataset=dataset, backbone=backbone, regime=regime, fold=fold))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _study(name, taken, parameters):
+    """One table from what the study cells wrote, in the profile's order."""
+    import pandas as pd
+
+    read = pd.read_parquet if name.endswith(".parquet") else (lambda path: pd.read_csv(path, keep_default_na=False))
+    parts = [read(t.folder / name) for t in taken if name in t.record["files"]]
+    parts = [part for part in parts if len(part)]
+    if not parts:
+        return pd.DataFrame()
+    frame = pd.concat(parts, ignore_index=True)
+    by = [c for c in ("dataset", "backbone", "regime") if c in frame]
+    return frame.sort_values(by, key=_rank(parameters), kind="stable", ignore_index=True)
+
+
+def _provenance(newest, taken, cells, data):
+    """What `Results.banner` reads: facts of the newest manifest, and of each dataset."""
+    from medq import params
+
+    known = params.datasets()
+    sets = {}
+    for dataset, t in sorted(data.items()):
+        sizes = [c.manifest for c in cells if c.cell[0] == dataset and "n_train" in c.manifest]
+        release = known[dataset].release if dataset in known else {}
+        sets[dataset] = {"fingerprint": t.manifest["fingerprint"], "n_images": t.manifest["n_images"],
+                         "n_release": sum(sum(part.values()) for part in release.values()) or None,
+                         "n_train": max((m["n_train"] for m in sizes), default=None),
+                         "n_held_out": max((m["n_held_out"] for m in sizes), default=None)}
+    machines = {json.dumps([t.manifest.get("cpu"), t.manifest.get("gpu")], sort_keys=True): t.manifest for t in taken}
+    hashes = {(t.manifest.get("commit") or {}).get("hash") for t in taken} - {None}
+    return {**{key: newest.get(key) for key in ("parameters", "versions", "platform", "cpu", "gpu", "commit",
+                                                "quantized_engines", "threads", "written")},
+            "profile": newest["parameters"]["profile"], "data": sets, "seeds": [newest["parameters"]["seed"]],
+            "commits": sorted(hashes), "first_written": min(t.manifest["written"] for t in taken),
+            "machines": [{"cpu": m.get("cpu"), "gpu": m.get("gpu")} for _, m in sorted(machines.items())],
+            "train_hours": round(sum(c.record.get("train_seconds", 0) for c in cells) / 3600, 3)}
