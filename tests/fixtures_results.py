@@ -7,13 +7,15 @@ can see a verdict or a picture change.
 """
 
 import json
+import tempfile
 import zlib
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from medq.results import SCHEMA
+from medq.results import SCHEMA, Results
 
 CLASSES = {"BrainMRI": (["glioma", "meningioma", "notumor", "pituitary"], [.23, .23, .31, .23]),
            "ChestXray": (["COVID", "Normal", "Viral Pneumonia"], [.33, .54, .13]),
@@ -28,6 +30,25 @@ FP32_MS = dict(zip(BACKBONES, [6.7, 16.0, 74.8, 9.6, 6.3, 14.6, 20.8, 37.7]))
 SPEEDUP = dict(zip(BACKBONES, [3.39, 3.45, 5.62, 1.05, 1.2, 1.8, 1.5, 1.6]))
 SIZE_RATIO = dict(zip(BACKBONES, [3.96, 3.92, 3.49, 3.21, 3.13, 3.86, 3.95, 3.88]))
 TRANSFORMERS = BACKBONES[-2:]
+
+
+_FOLDER = tempfile.TemporaryDirectory(prefix="results-")  # goes when the tests end
+
+
+@cache
+def world(**options):
+    """The `Results` of `write(**options)`, written once per test run; change nothing in it."""
+    folder = Path(_FOLDER.name) / f"world{zlib.crc32(repr(sorted(options.items())).encode())}"
+    return Results("world", write(folder, **options))
+
+
+def bent(results, **tables):
+    """The same results with tables replaced: `latency=function of the DataFrame` or `latency=DataFrame`."""
+    copy = Results(results.name, results.path)
+    for name, change in tables.items():
+        table = getattr(results, name)
+        vars(copy)[name] = change(table.copy()) if callable(change) else change
+    return copy
 
 
 def rng(*names):

@@ -1,0 +1,223 @@
+"""Reading result folders: what is there, what is missing, and what the banner may say."""
+
+import json
+
+import fixtures_results as fixtures
+import pandas as pd
+import pytest
+
+from medq import paths, results
+from medq.errors import UserError
+from medq.results import SCHEMA, Results, load, means, scores, timings
+
+
+@pytest.fixture(scope="module")
+def full():
+    return fixtures.world()
+
+
+@pytest.fixture(scope="module")
+def gaps():
+    return fixtures.world(
+        unsupported=(("BrainMRI", "convnext_tiny", "ptq-qnnpack"),), failed=(("ChestXray", "vit_base",
+                                                                              "qat-fbgemm"),),
+        missing=(("SkinCancer", "vit_base", "qat-qnnpack"),), disagree=(("SkinCancer", "mobilenetv2",
+                                                                         "ptq-qnnpack"),))
+
+
+def small(folder, **files):
+    """A result folder with the given tables, columns filled from SCHEMA."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in files.items():
+        file = f"{name}.csv"
+        pd.DataFrame(rows, columns=SCHEMA[file][:len(rows[0])]).to_csv(folder / file, index=False)
+    return load(folder)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+def test_an_empty_folder_reads_as_empty_tables(tmp_path):
+    r = load(tmp_path)
+    for file, columns in SCHEMA.items():
+        table = getattr(r, file.split(".")[0])
+        assert list(table.columns) == columns and table.empty, file
+    assert r.provenance == {} and r.datasets == r.backbones == r.regimes == []
+    assert r.status.empty and r.folds("BrainMRI").empty
+    assert "no results here yet" in r.banner()
+    p = r.predictions("BrainMRI", "resnet18", "fp32")
+    assert p.empty and list(p.columns)[:3] == ["image_id", "fold", "label"] and "p_glioma" in p
+
+
+def test_missing_numbers_are_missing_and_text_is_never_lost(tmp_path):
+    row = ("D", "NA", "fp32", "default", "float", "0", "auprc", "None", "")
+    r = small(tmp_path, metrics=[row, (*row[:7], "nan", "0.5")])
+    assert r.metrics["backbone"].tolist() == ["NA", "NA"]
+    assert r.metrics["class"].tolist() == ["None", "nan"]
+    assert r.metrics["value"].isna().tolist() == [True, False]
+
+
+def test_a_missing_value_column_reads_as_missing(tmp_path):
+    pd.DataFrame({"dataset": ["D"], "backbone": ["b"], "regime": ["fp32"], "fold": [0],
+                  "status": ["done"]}).to_csv(
+        tmp_path / "cells.csv", index=False)
+    cells = load(tmp_path).cells
+    assert cells["reason"].tolist() == [""] and cells["epochs"].isna().all() and cells["fold"].tolist() == ["0"]
+
+
+@pytest.mark.parametrize("file, text, said", [
+    ("metrics.csv", "dataset,backbone,regime\nD,b,fp32\n", "'recipe'"),
+    ("metrics.csv", "", "metrics.csv"),
+    ("latency_raw.parquet", "no parquet", "latency_raw.parquet"),
+    ("provenance.json", "{", "not valid JSON"),
+])
+def test_a_broken_file_is_named(tmp_path, file, text, said):
+    (tmp_path / file).write_text(text)
+    with pytest.raises(UserError, match=said):
+        getattr(load(tmp_path), file.split(".")[0])
+
+
+def test_files_are_read_once(full):
+    assert full.metrics is full.metrics
+    assert scores(full, "auprc") is scores(full, "auprc")
+
+
+# --- finding --------------------------------------------------------------------------------------
+
+def test_current_follows_the_environment_then_reference_then_smoke(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    monkeypatch.delenv("MEDQ_RESULTS", raising=False)
+    for name in ("smoke", "reference", "own"):
+        (tmp_path / name).mkdir()
+    assert results.current().name == "smoke"
+    (tmp_path / "reference" / "metrics.csv").write_text("x")
+    assert results.current().name == "reference"
+    monkeypatch.setenv("MEDQ_RESULTS", "own")
+    assert results.current().path == (tmp_path / "own").resolve()
+    monkeypatch.setenv("MEDQ_RESULTS", str(tmp_path / "smoke"))
+    assert results.current().name == "smoke"
+    monkeypatch.setenv("MEDQ_RESULTS", "nowhere")
+    with pytest.raises(UserError, match="nowhere.*own, reference, smoke"):
+        results.current()
+
+
+# --- cells ----------------------------------------------------------------------------------------
+
+def test_status_of_every_cell(gaps):
+    assert gaps.status["status"].value_counts().to_dict() == {"done": 165, "unsupported": 1, "failed": 1,
+                                                              "missing": 1}
+    assert gaps.state("BrainMRI", "convnext_tiny", "ptq-qnnpack")["reason"].startswith("failed to create add")
+    assert gaps.state("SkinCancer", "vit_base", "qat-qnnpack")["status"] == "missing"
+    wrong = gaps.state("SkinCancer", "mobilenetv2", "ptq-qnnpack")
+    assert wrong["engine_agrees"] is False and wrong["note"] == "ReLU6 off by 6.0"
+    assert gaps.state("SkinCancer", "mobilenetv2", "ptq-fbgemm")["engine_agrees"] is True
+    assert gaps.state("no", "such", "cell")["status"] == "missing"
+
+
+def test_status_over_folds(tmp_path):
+    cells = [("D", "b", "fp32", 0, "done", ""), ("D", "b", "fp32", 1, "failed", "died"),
+             ("D", "b", "ptq-fbgemm", 0, "unsupported", "scale"), ("D", "b", "ptq-fbgemm", 1, "failed",
+                                                                   "died"),
+             ("D", "b", "qat-fbgemm", 0, "failed", "died")]
+    r = small(tmp_path, cells=cells)
+    states = {s["regime"]: s for s in r.status.to_dict("records")}
+    assert states["fp32"]["status"] == "done" and (states["fp32"]["folds_done"],
+                                                   states["fp32"]["folds"]) == (1, 2)
+    assert states["ptq-fbgemm"]["status"] == "unsupported" and states["ptq-fbgemm"]["reason"] == "scale"
+    assert states["qat-fbgemm"]["status"] == "failed"
+
+
+def test_what_the_profile_planned_counts_as_missing(tmp_path):
+    (tmp_path / "provenance.json").write_text(json.dumps({"parameters": {
+        "datasets": ["BrainMRI"], "backbones": ["vit_base", "resnet18"], "regimes": ["fp32"],
+        "controls": ["fp32-continued"]}}))
+    r = load(tmp_path)
+    assert r.backbones == ["resnet18", "vit_base"] and r.regimes == ["fp32", "fp32-continued"]
+    assert r.status["status"].tolist() == ["missing"] * 4
+
+
+def test_a_users_own_names_come_after_the_known_ones(tmp_path):
+    cells = [(d, b, "fp32", 0, "done") for d in ("mine", "SkinCancer") for b in ("mynet", "vit_base")]
+    r = small(tmp_path, cells=cells)
+    assert r.datasets == ["SkinCancer", "mine"] and r.backbones == ["vit_base", "mynet"]
+    assert results.title("mynet") == "mynet" and results.family("mynet") == "cnn"
+    assert results.counterpart("mine") is None and results.counterpart("phantom-BrainMRI") == "BrainMRI"
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+def test_pooled_predictions_come_before_the_mean_over_folds(tmp_path):
+    row = ("D", "b", "fp32", "default", "float")
+    r = small(tmp_path, metrics=[(*row, f, "auprc", "", v) for f, v in (("0", .5), ("1", .7), ("pooled", .9))]
+              + [(*row[:2], "fp16", *row[3:], f, "auprc", "", v) for f, v in (("0", .5), ("1", .7))])
+    s = scores(r, "auprc").set_index("regime")
+    assert s["value"].to_dict() == {"fp32": .9, "fp16": pytest.approx(.6)}
+    assert s["n_folds"].tolist() == [2, 2]
+
+
+def test_stage_recipe_and_class_are_kept_apart(full, gaps):
+    key = ("SkinCancer", "mobilenetv2", "ptq-qnnpack")
+    value = {(stage, recipe): scores(gaps, "brier", stage=stage,
+                                     recipe=recipe).set_index(results.CELL)["value"].get(key)
+             for stage in ("converted", "fake-quant") for recipe in ("default", "mended")}
+    assert value["converted", "default"] != value["fake-quant", "default"] == value["converted", "mended"]
+    assert value["fake-quant", "mended"] is None
+    macro = scores(full, "auprc").set_index(results.CELL)["value"]
+    classes = [scores(full, "auprc", klass=c).set_index(results.CELL)["value"]
+               for c in full.classes("ChestXray")]
+    cell = ("ChestXray", "resnet50", "fp32")
+    assert macro[cell] == pytest.approx(sum(c[cell] for c in classes) / 3)
+
+
+def test_scores_are_those_of_the_stored_predictions(full):
+    from sklearn.metrics import roc_auc_score
+
+    cell = ("BrainMRI", "densenet121", "ptq-fbgemm")
+    p = full.predictions(*cell)
+    expected = roc_auc_score(p["label"], p.filter(regex="^p_"), multi_class="ovr", average="macro")
+    assert scores(full, "auroc").set_index(results.CELL).loc[cell, "value"] == pytest.approx(expected,
+                                                                                             abs=1e-6)
+
+
+def test_means_and_their_two_kinds_of_spread(gaps):
+    m = means(gaps, "ece", stage="fake-quant").set_index(["dataset", "regime"])
+    cells = scores(gaps, "ece", stage="fake-quant")
+    own = cells[(cells["dataset"] == "BrainMRI") & (cells["regime"] == "ptq-qnnpack")]["value"]
+    row = m.loc[("BrainMRI", "ptq-qnnpack")]
+    assert len(row["backbones"]) == 7 and "convnext_tiny" not in row["backbones"]
+    assert row["value"] == pytest.approx(own.mean()) and row["between_std"] == pytest.approx(own.std(ddof=1))
+    assert row["low"] < row["value"] < row["high"]
+
+
+def test_timings_are_medians_over_datasets_of_one_baseline(tmp_path):
+    rows = [(d, "resnet18", "fp32", baseline, "", "cpu", 1, 2, 300, ms, ms) for d, ms in (("a", 1), ("b", 5),
+                                                                                          ("c", 3))
+            for baseline in ("eager", "fused")] + [("", "resnet18", "fp32", "eager", "", "cuda", 1, 2, 300, 9,
+                                                    9)]
+    r = small(tmp_path, latency=rows)
+    t = timings(r, 1)
+    assert len(t) == 1 and t["p50_ms"].tolist() == [3]
+    assert timings(r, 32).empty
+
+
+# --- banner ---------------------------------------------------------------------------------------
+
+def test_the_banner_tells_what_the_numbers_are_not(full, gaps):
+    said = full.banner()
+    for part in ("64 × 64 pixels; the paper used "
+                 "224", "from scratch", "at most 2,000 to train on", "fixed split",
+                 "fold 0 of "
+                 "5", "150 of the release's 7,023 images", "Example CPU, 2 cores, with VNNI, no GPU",
+                 "2026-11-23", "0123456789", "168 of 168 cells done", "Timings at 224 × 224"):
+        assert part in said, part
+    assert "phantom" not in said
+    said = gaps.banner()
+    assert "**1 unsupported**, **1 failed**, **1 missing**" in said and "In 1 cell the engine's kernels" in said
+
+
+def test_the_banner_of_phantoms_and_of_the_papers_protocol(tmp_path):
+    said = fixtures.world(phantoms=True, predictions=False, n=60, backbones=("resnet18",)).banner()
+    assert "Generated phantoms, not medical images" in said and "paper's dataset that it stands for" in said
+    (tmp_path / "provenance.json").write_text(json.dumps({"parameters": {"image_size": 224,
+                                                                         "weights": "imagenet"}}))
+    said = Results("r", tmp_path).banner()
+    assert "as in the paper" in said and "used 224" not in said and "not recorded" in said
