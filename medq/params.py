@@ -265,6 +265,13 @@ def datasets(folder=paths.PARAMS):
     return load_catalogue(Path(folder) / "datasets.yaml")
 
 
+def _with(value, changes):
+    """`value` with `changes` merged into it, mapping by mapping."""
+    nested = {key: _with(value[key], new) for key, new in changes.items()
+              if isinstance(new, dict) and isinstance(value.get(key), dict)}
+    return value | changes | nested
+
+
 def profile_path(name):
     """Path of a profile given as a path or as the name of one in `params/`."""
     text = str(name)
@@ -272,12 +279,12 @@ def profile_path(name):
 
 
 def load(path, **changes):
-    """Read and check a profile; `changes` replace its top-level keys before the check.
+    """Read and check a profile; `changes` replace its keys before the check (nested mappings are merged).
 
     `path` is a file or the name of a profile in `params/`. Raises `UserError` naming the file and the key.
     """
     path = profile_path(path)
-    value = read_yaml(path) | changes
+    value = _with(read_yaml(path), changes)
     params = validate(Params, value, str(path))
     if params.profile != path.stem:
         raise UserError(f"{path}: profile: must be {path.stem!r}, the file's own name, not {params.profile!r}.")

@@ -1,0 +1,51 @@
+"""What every notebook begins with: its parameters checked, its profile loaded, its cell named."""
+
+from medq import params as profiles, paths
+from medq.errors import UserError, one_of
+
+# Parameters of each stage's notebook, beside `profile` and `changes`.
+PARAMETERS = {
+    "datasets": ("dataset",),
+    "finetune": ("dataset", "backbone", "regime", "fold"),
+    "quantize": ("dataset", "backbone", "regime", "fold"),
+    "calibration_size": ("dataset", "backbone", "regime", "fold"),
+    "ablation": ("dataset", "backbone", "fold"),
+    "diagnosis": ("dataset", "backbone", "regime", "fold"),
+    "remedies": ("dataset", "backbone", "regime", "fold"),
+    "latency": ("backbone",),
+    "peers": ("dataset", "backbone", "fold"),
+    "collect": (),
+}
+REGIMES = {"finetune": ("fp32", "fp16", "fp32-continued"),
+           "quantize": tuple(name for name in profiles.REGIMES if name.startswith(("ptq", "qat")))}
+
+
+def start(namespace, stage):
+    """(params, cell) of a notebook from its `globals()`.
+
+    `profile` is a file or the name of one in `params/`, `changes` replaces keys of it (nested mappings are merged; the
+    run then goes to a folder of its own, so that a batch's cells are never overwritten). Fields of the cell that the
+    stage does not have are empty. Raises `UserError` for a parameter, dataset, backbone or regime that does not exist.
+    """
+    known = ("profile", "changes", *PARAMETERS[stage])
+    given = {name: value for name, value in namespace.items() if _is_parameter(name, value)}
+    for name in given:
+        one_of("parameter", name, known)
+    params = profiles.load(given.get("profile", "smoke"), **given.get("changes", {}))
+    if given.get("changes"):
+        params = params.model_copy(update={"profile": f"{params.profile}-changed"})
+    for kind, names in (("dataset", profiles.datasets()), ("backbone", profiles.backbones()),
+                        ("regime", REGIMES.get(stage, profiles.REGIMES))):
+        if kind in given:
+            one_of(kind, given[kind], list(names))
+    fold = given.get("fold", 0)
+    if not isinstance(fold, int) or isinstance(fold, bool) or fold < 0:
+        raise UserError(f"fold: must be a whole number from 0, not {fold!r}.")
+    return params, paths.Cell(params.profile, given.get("dataset", ""), given.get("backbone", ""),
+                              given.get("regime", ""), fold)
+
+
+def _is_parameter(name, value):
+    """True for what a parameter cell can define: a public name with plain data in it, and none of IPython's own."""
+    return not name.startswith("_") and name not in ("In", "Out") and isinstance(
+        value, (str, int, float, bool, list, dict, tuple, type(None)))
