@@ -23,15 +23,27 @@ def create(name, n_classes, image_size=224, weights="none"):
     options = dict(spec.options) | ({"img_size": image_size} if spec.sized else {})
     if weights == "imagenet":
         try:
-            return timm.create_model(spec.timm, pretrained=True, num_classes=n_classes, **options)
+            return _with_small_head(timm.create_model(spec.timm, pretrained=True, num_classes=n_classes, **options))
         except (OSError, RuntimeError) as error:
             raise UserError(f"ImageNet weights of {spec.timm} cannot be had ({type(error).__name__}: {_first_line(error)}); "
                             "connect to the hub once, or set `weights: none` or `weights: <file>` in the profile.") from error
     if weights == "none":
         options |= spec.scratch
     model = timm.create_model(spec.timm, pretrained=False, num_classes=n_classes, **options)
+    _with_small_head(model)
     if weights != "none":
         load_into(model, weights, f"{name} with {n_classes} classes at {image_size} pixels")
+    return model
+
+
+def _with_small_head(model):
+    """Start the fresh head with torch's own small weights.
+
+    timm draws the heads of its EfficientNet family for 1,000 classes: with a handful they start at a loss near 20.
+    """
+    head = model.get_classifier()
+    if hasattr(head, "reset_parameters"):
+        head.reset_parameters()
     return model
 
 

@@ -1,0 +1,83 @@
+"""Augmentation against torchvision-free references: PIL's rotation, NumPy's flip, and the ranges of section 2.2."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from medq import augment
+
+
+@pytest.fixture
+def picture():
+    """A smooth 48 × 64 colour image, so that interpolation differs little between implementations."""
+    y, x = np.mgrid[0:48, 0:64]
+    planes = [127 + 90 * np.sin(x / 9 + 1), 127 + 90 * np.cos(y / 7), 127 + 60 * np.sin((x + y) / 11)]
+    return np.stack(planes, -1).astype(np.uint8)
+
+
+def fixed(monkeypatch, flip, degrees, light):
+    """Make the three draws come out as asked."""
+    draws = torch.tensor([0.1 if flip else 0.9, (degrees / augment.MAX_DEGREES + 1) / 2,
+                          (light - augment.BRIGHTNESS[0]) / (augment.BRIGHTNESS[1] - augment.BRIGHTNESS[0])])
+    monkeypatch.setattr(torch, "rand", lambda *shape, generator=None: draws.view(3, 1).expand(*shape).clone())
+
+
+def augmented(picture):
+    """One augmented image back on the scale of 0 to 255, [h, w, 3]."""
+    x = augment.augment(torch.from_numpy(picture[None]), None)[0]
+    mean, std = torch.tensor(augment.MEAN).view(3, 1, 1), torch.tensor(augment.STD).view(3, 1, 1)
+    return ((x * std + mean) * 255).permute(1, 2, 0).numpy()
+
+
+def test_without_change_it_only_normalises(monkeypatch, picture):
+    fixed(monkeypatch, flip=False, degrees=0, light=1.0)
+    np.testing.assert_allclose(augmented(picture), picture, atol=1e-2)
+    plain = augment.normalise(torch.from_numpy(picture[None]))
+    expected = (picture / 255 - np.array(augment.MEAN)) / np.array(augment.STD)
+    np.testing.assert_allclose(plain[0].permute(1, 2, 0), expected, atol=1e-5)
+
+
+def test_flip_is_numpys(monkeypatch, picture):
+    fixed(monkeypatch, flip=True, degrees=0, light=1.0)
+    np.testing.assert_allclose(augmented(picture), picture[:, ::-1], atol=1e-2)
+
+
+@pytest.mark.parametrize("degrees", [-15, 6, 15])
+def test_rotation_is_pils(monkeypatch, picture, degrees):
+    fixed(monkeypatch, flip=False, degrees=degrees, light=1.0)
+    ours = augmented(picture)
+    candidates = [np.asarray(Image.fromarray(picture).rotate(sign * degrees, Image.Resampling.BILINEAR), float)
+                  for sign in (1, -1)]
+    inside = np.zeros(picture.shape[:2], bool)
+    inside[12:-12, 12:-12] = True  # PIL and grid_sample treat the black border differently
+    gaps = [np.abs(ours - candidate)[inside].max() for candidate in candidates]
+    assert min(gaps) < 4 < max(gaps)
+
+
+@pytest.mark.parametrize("light", [0.8, 1.2])
+def test_brightness_scales_and_clips(monkeypatch, picture, light):
+    fixed(monkeypatch, flip=False, degrees=0, light=light)
+    np.testing.assert_allclose(augmented(picture), np.minimum(picture * light, 255), atol=1e-2)
+
+
+def test_each_image_is_drawn_on_its_own_and_from_the_generator_alone(picture):
+    batch = torch.from_numpy(np.repeat(picture[None], 16, 0))
+    first = augment.augment(batch, torch.Generator().manual_seed(1))
+    torch.rand(7)
+    again = augment.augment(batch, torch.Generator().manual_seed(1))
+    assert torch.equal(first, again)
+    assert len({tuple(image.flatten()[::97].tolist()) for image in first}) == 16
+    assert not torch.equal(first, augment.augment(batch, torch.Generator().manual_seed(2)))
+
+
+def test_draws_stay_in_the_papers_ranges(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(augment, "_grid", lambda flip, angle, h, w: seen.update(flip=flip, angle=angle) or torch.zeros(
+        len(angle), h, w, 2))
+    augment.augment(torch.zeros(20_000, 2, 2, 3, dtype=torch.uint8), torch.Generator().manual_seed(0))
+    degrees = seen["angle"] * 180 / math.pi
+    assert -15 <= degrees.min() < -14.9 and 14.9 < degrees.max() <= 15
+    assert 0.48 < (seen["flip"] < 0).float().mean() < 0.52
