@@ -9,10 +9,12 @@
 """
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 from html import escape
 from pathlib import Path
@@ -83,8 +85,11 @@ def run_pages(app, pages):
         timeout = app.config.nb_execution_timeout
         return await asyncio.gather(*(run_queue(queue, str(app.srcdir), timeout) for _ in range(kernels)))
 
-    done = [notebook for notebooks in asyncio.run(gather()) for notebook in notebooks]
     cache = get_cache(app.env.mystnb_config.execution_cache_path)
+    for _, notebook in queue:  # a page that fails must not fall back on outputs of an earlier build
+        with contextlib.suppress(KeyError):
+            cache.remove_cache(cache.match_cache_notebook(notebook).pk)
+    done = [notebook for notebooks in asyncio.run(gather()) for notebook in notebooks]
     for name, notebook in done:
         cache.cache_notebook_bundle(CacheBundleIn(notebook, name), check_validity=False, overwrite=True)
     return {name for name, _ in pages} - {name for name, _ in done}
@@ -232,6 +237,9 @@ def page(app, name, template, context, doctree):
         context["body"] = re.sub(r"<img [^>]*>", lambda tag: sized(tag[0], app, folder), context["body"])
         if "plotly-graph-div" in context["body"]:
             app.add_js_file("plotly.min.js", priority=400)
+        if "medq-sortable" in context["body"]:
+            app.add_js_file("datatables.js", priority=400)
+            app.add_css_file("datatables.css", priority=400)
     stage = (app.env.metadata.get(name) or {}).get("notebook")
     for group in context.get("header_buttons") or []:
         for button in group.get("buttons", []):
@@ -251,13 +259,26 @@ def sized(tag, app, folder):
     return re.sub(r"\s*/?>$", f' width="{width}" height="{height}" />', tag)
 
 
-def copy_library(app, error):
-    """Put plotly's own script beside the pages, if a page uses it."""
-    if error is None and app.builder.format == "html":
-        import plotly.offline
+def copy_files(app, error):
+    """Put beside the pages what they load or link to: plotly's and DataTables' scripts, the cells' CSV files.
 
-        static = Path(app.outdir) / "_static" / "plotly.min.js"
-        static.write_text(plotly.offline.get_plotlyjs(), encoding="utf-8")
+    DataTables comes (in itables) as a module, which browsers refuse to load from a file; as a plain script it works there.
+    """
+    if error is not None or app.builder.format != "html":
+        return
+    import itables
+    import plotly.offline
+
+    static, bundle = Path(app.outdir) / "_static", Path(itables.__file__).parent / "html"
+    static.joinpath("plotly.min.js").write_text(plotly.offline.get_plotlyjs(), encoding="utf-8")
+    script = (bundle / "dt_bundle.js").read_text(encoding="utf-8")
+    script = re.sub(r"export\{([^}]*)\}", lambda names: "window.medqTables={" + ",".join(
+        "{1}:{0}".format(*pair.split(" as ")) for pair in names[1].split(",")) + "}", script)
+    static.joinpath("datatables.js").write_text("(()=>{" + script + "\n})();", encoding="utf-8")
+    shutil.copyfile(bundle / "dt_bundle.css", static / "datatables.css")
+    cells = Path(app.srcdir) / book.ASSETS / "files"
+    if cells.is_dir():
+        shutil.copytree(cells, Path(app.outdir) / "files", dirs_exist_ok=True)
 
 
 def setup(app):
@@ -270,5 +291,5 @@ def setup(app):
     app.connect("builder-inited", prepare, priority=900)
     app.connect("env-get-outdated", outdated)
     app.connect("html-page-context", page, priority=900)
-    app.connect("build-finished", copy_library)
+    app.connect("build-finished", copy_files)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

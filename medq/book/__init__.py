@@ -6,10 +6,10 @@
 
 from medq.book.cells import (cell_classes, cell_files, cell_head, cell_layers, cell_numbers, cell_reliability, cell_training,
                              matrix, page_name, write_cell_pages)
-from medq.book.pages import (advice, advice_reading, balance, balance_figure, banner, batch_norm_reading, batch_norm_sizes, checks, fold_table, layers, limits,
+from medq.book.pages import (advice, advice_reading, balance, balance_figure, banner, batch_norm_reading, batch_norm_sizes, checks, claims_table, fold_table, layers, limits,
                              packages, phantom_figure, provenance, relu6_demonstration, selection_optimism, selection_reading,
-                             sources, verdicts)
-from medq.book.show import (asset, binder_url, colab_url, config, dark, download, each_dataset, figure, files, fingerprint,
-                            image_size, in_repository, interactive, repository_url, table, text)
+                             sources, verdict_summary, verdicts)
+from medq.book.show import (ASSETS, asset, binder_url, colab_url, config, dark, download, each_dataset, figure, files, fingerprint,
+                            image_size, in_repository, interactive, joined, repository_url, table, table_of, text)
 
 __all__ = [name for name in dir() if not name.startswith("_")]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from medq import paths
-from medq.book.show import asset, building, download, figure, files, joined, repository_url, table, text
-from medq.results import title
+from medq.book.show import asset, beside, building, download, figure, files, joined, repository_url, table, text
+from medq.results import class_title, title
 
 CHOSEN = ("resnet50", "mobilenetv2")  # the paper's example, and the backbone that an engine's defect hits
 MARKS = {"done": "✓", "unsupported": "∅", "failed": "✗", "missing": "·"}
@@ -194,11 +194,12 @@ def cell_numbers(results, dataset, backbone, regime):
     whole = frame[frame["fold"] == "pooled"] if (frame["fold"] == "pooled").any() else frame
     wide = whole.groupby(["metric", "model"], sort=False)["value"].mean().unstack("model")
     wide = wide.reindex([m for m in METRICS if m in wide.index])
+    wide = wide[sorted(wide.columns, key=lambda c: not c.startswith("deployed"))]
     i = results.intervals
     i = i[(i["dataset"] == dataset) & (i["backbone"] == backbone) & (i["regime"] == regime) & (i["class"] == "")
           & i["stage"].isin(["float", "converted"])].drop_duplicates("metric").set_index("metric")
     bounds = [f"{i.loc[m, 'low']:.4f}–{i.loc[m, 'high']:.4f}" if m in i.index else "–" for m in wide.index]
-    wide.insert(min(1, len(wide.columns)), "95 % interval", bounds)
+    wide.insert(1, "95 % interval", bounds)
     wide = wide.reset_index()
     wide.columns.name = None
     wide.attrs = {"formats": {None: "{:.4f}"}}
@@ -206,8 +207,8 @@ def cell_numbers(results, dataset, backbone, regime):
 
 
 def _model(stage, recipe):
-    name = {"float": "deployed", "converted": "converted, deployed", "fake-quant": "fake-quantized"}.get(stage, stage)
-    return f"{name}, {recipe}" if recipe not in ("default", "") else name
+    name = {"float": "deployed", "converted": "deployed (converted)", "fake-quant": "fake-quantized"}.get(stage, stage)
+    return recipe if recipe not in ("default", "") else name
 
 
 def cell_classes(results, dataset, backbone, regime):
@@ -219,7 +220,7 @@ def cell_classes(results, dataset, backbone, regime):
         return text("*No numbers per class.*")
     wide = frame.groupby(["class", "metric"], sort=False)["value"].mean().unstack("metric").reset_index()
     wide.columns.name = None
-    wide.insert(0, "dataset", dataset)
+    wide["class"] = [class_title(dataset, c) for c in wide["class"]]
     wide.attrs = {"formats": {None: "{:.4f}"}}
     return table(wide, page_name(dataset, backbone, regime) + "-classes", "By class", frame, numbered=False)
 
@@ -230,7 +231,7 @@ def cell_reliability(results, dataset, backbone, regime):
 
     predictions = results.predictions(dataset, backbone, regime)
     label, name = f"{title(backbone)}, {title(regime)}", page_name(dataset, backbone, regime)
-    return joined(figure(figures.reliability(predictions, regime=regime, label=label), f"{name}-reliability",
+    return beside(figure(figures.reliability(predictions, regime=regime, label=label), f"{name}-reliability",
                          "Confidence against the share of right answers.", numbered=False),
                   figure(figures.confusion_matrix(predictions, dataset=dataset, label=label), f"{name}-confusion",
                          "True class against predicted class.", numbered=False))

@@ -1,11 +1,12 @@
 """What single pages of the book say, computed from a result folder or from the project itself."""
 
 import json
+from html import escape
 
 import pandas as pd
 
 from medq import paths
-from medq.book.show import Shown, in_repository, repository_url, text
+from medq.book.show import Shown, figure, in_repository, joined, repository_url, table, table_of, text
 from medq.results import PHANTOM, class_title, title
 
 DATA = paths.ROOT / "book" / "_data"
@@ -131,18 +132,19 @@ def fold_table(results):
 
 def relu6_demonstration():
     """Run the four lines that show qnnpack's defect on this machine, and say what came out."""
+    import warnings
+
     import torch
+
+    from medq.quantize.engines import engine
 
     if "qnnpack" not in torch.backends.quantized.supported_engines:
         return text(f"*This PyTorch ({torch.__version__}) has no qnnpack engine, so the four lines cannot run here.*")
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = "qnnpack"
-    try:
-        x = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(42)).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(42)).contiguous(memory_format=torch.channels_last)
+    with engine("qnnpack"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces that this API will go
         q = torch.quantize_per_tensor(x, 0.05, 128, torch.quint8)
         got, right = torch.nn.functional.relu6(q).dequantize(), torch.nn.functional.relu6(q.dequantize())
-    finally:
-        torch.backends.quantized.engine = before
     error = (got - right).abs().max().item()
     same = torch.equal(got.flatten().sort().values, right.flatten().sort().values)
     if error == 0:
@@ -256,11 +258,39 @@ def provenance(results):
     return Shown(f":::{{dropdown}} provenance.json\n```json\n{json.dumps(results.provenance, indent=1, ensure_ascii=False)}\n```\n:::")
 
 
+VERDICTS = {"supported": "✓ supported", "contradicted": "✗ contradicted", "not testable": "? not testable"}
+
+
 def verdicts(claims):
-    """The claims with nothing but question and verdict."""
-    frame = claims[[c for c in ("claim", "section", "verdict") if c in claims]].copy()
+    """The claims of `medq.claims.evaluate` with nothing but claim, section and verdict."""
+    frame = claims[["claim", "section", "verdict"]].copy()
+    frame["verdict"] = frame["verdict"].map(lambda v: VERDICTS.get(v, v))
     frame.attrs = {}
     return frame
+
+
+def verdict_summary(claims):
+    """Markdown: how many claims got which verdict, and which are contradicted."""
+    counts = claims["verdict"].value_counts()
+    badges = " · ".join(f"{shown[0]} **{counts.get(v, 0)} {v}**" for v, shown in VERDICTS.items())
+    names = list(claims.loc[claims["verdict"] == "contradicted", "claim"])
+    said = f"Of {len(claims)} claims: {badges}."
+    return text(said + (f"\n\nContradicted: {'; '.join(names)}." if names else ""))
+
+
+def claims_table(claims):
+    """All claims with their tests and verdicts; the evidence unfolds."""
+    rows = []
+    for claim in claims.to_dict("records"):
+        text = {k: escape(str(v)) for k, v in claim.items()}
+        evidence = "".join(f"<li>{part.strip()}</li>" for part in text["evidence"].split(";"))
+        rows.append(f"<tr><td class='text'><strong>{text['claim']}</strong><br>{text['test']}<details><summary>Evidence</summary><ul>"
+                    f"{evidence}</ul></details></td><td class='text'>{text['section']}</td>"
+                    f"<td class='text verdict'>{VERDICTS.get(claim['verdict'], text['verdict'])}</td></tr>")
+    html = ("<div class='medq-scroll' role='region' tabindex='0' aria-label='Claims'><table class='medq-claims'><thead><tr>"
+            "<th class='text' scope='col'>Claim and its test</th><th class='text' scope='col'>Section</th>"
+            f"<th class='text' scope='col'>Verdict</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>")
+    return table_of(html, "claims", "The paper's claims, tested on these results.", claims, sortable=True)
 
 
 def sources():
@@ -275,7 +305,6 @@ def sources():
 def layers(results, regime="ptq-fbgemm"):
     """The noise of every quantized layer, one tab per cell that was diagnosed, with its three worst layers."""
     from medq import figures, tables
-    from medq.book.show import figure, joined, table
 
     found = results.layers[results.layers["regime"] == regime][["dataset", "backbone"]].drop_duplicates()
     if found.empty:
@@ -293,9 +322,68 @@ def layers(results, regime="ptq-fbgemm"):
     return text(":::::{tab-set}\n" + "\n".join(tabs) + "\n:::::")
 
 
-def advice(results):
-    return pd.DataFrame({"dataset": [], "backbone": []})
+
+# --- what to ship -----------------------------------------------------------------------------------------------------
+
+LIMITS = {"auprc": 1.0, "ece": 1.0}  # largest loss of AUPRC in points, largest rise of ECE in hundredths
+
+
+def advice(results, *, limits=LIMITS, batch_size=1):
+    """The fastest regime whose losses against FP32 certainly stay within `limits`, per dataset and backbone.
+
+    A regime passes if the 95 % bootstrap interval of its loss lies within the limit for every metric. Columns: dataset,
+    backbone, ship, p50_ms, speedup (over FP32), then why the faster ones were passed over.
+    """
+    from medq.results import REGIMES, timings
+
+    times = timings(results, batch_size).set_index(["backbone", "regime"])["p50_ms"].to_dict()
+    losses = _losses(results)
+    rows = []
+    for dataset in results.datasets:
+        for backbone in results.backbones:
+            base = times.get((backbone, "fp32"))
+            verdict = {r: _refused(losses, (dataset, backbone, r), limits) for r in REGIMES
+                       if r not in ("fp32", "fp32-continued") and (backbone, r) in times}
+            passed = [r for r, why in verdict.items() if not why and base and times[backbone, r] < base]
+            ship = min(passed, key=lambda r: times[backbone, r], default="fp32")
+            p50 = times.get((backbone, ship), float("nan"))
+            refused = [f"{title(r)}: {why}" for r, why in verdict.items() if why and times[backbone, r] < p50]
+            rows.append({"dataset": dataset, "backbone": backbone, "ship": title(ship), "p50_ms": p50,
+                         "speedup": base / p50 if base else float("nan"), "faster, but refused": "; ".join(refused) or "none"})
+    frame = pd.DataFrame(rows, columns=["dataset", "backbone", "ship", "p50_ms", "speedup", "faster, but refused"])
+    frame.attrs = {"formats": {None: "{:.2f}", "speedup": "{:.2f}×"}}
+    return frame
+
+
+def _losses(results):
+    """{(dataset, backbone, regime): {metric: (loss, its upper bound)}}, in points or hundredths, worse is positive."""
+    found = {}
+    b = results.bootstrap
+    for row in b[b["method_a"] == "fp32"].to_dict("records"):
+        worse = (row["delta_pp"], row["high_pp"]) if row["metric"] not in ("ece", "brier") else (-row["delta_pp"], -row["low_pp"])
+        found.setdefault((row["dataset"], row["backbone"], row["method_b"]), {})[row["metric"]] = worse
+    return found
+
+
+def _refused(losses, cell, limits):
+    """Why a cell does not pass, in words; empty if it does."""
+    known = losses.get(cell, {})
+    for metric, limit in limits.items():
+        if metric not in known:
+            return f"{title(metric)} not compared"
+        value, bound = known[metric]
+        if not bound <= limit:
+            return f"{title(metric)} {'loss' if metric == 'auprc' else 'rise'} {value:.1f}, perhaps {bound:.1f}"
+    return ""
 
 
 def advice_reading(results):
-    return ""
+    """Markdown: how often each regime is the one to ship."""
+    frame = advice(results)
+    if frame.empty or frame["p50_ms"].isna().all():
+        return text("These results hold no timings, so nothing can be advised.")
+    counts = frame["ship"].value_counts()
+    said = ", ".join(f"{name} in {n}" for name, n in counts.items())
+    return text(f"Of {len(frame)} pairs of dataset and backbone the advice is {said}; the median speed-up of what is advised over FP32 "
+                f"is {frame['speedup'].median():.2f}. A regime whose interval reaches over the limit is refused even if its "
+                "estimate lies within: with few images, caution is what the numbers allow.")

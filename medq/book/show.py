@@ -95,6 +95,12 @@ def joined(*parts):
     return Shown("\n\n".join(p.myst for p in parts), "".join(p.html or f"<p>{escape(p.myst)}</p>" for p in parts))
 
 
+def beside(*parts):
+    """Several outputs as one, next to each other where the page is wide enough."""
+    items = "\n".join(f":::{{div}}\n{p.myst}\n:::" for p in parts)
+    return Shown(f"::::{{div}} medq-beside\n{items}\n::::", "".join(p.html or "" for p in parts))
+
+
 def figure(figure, name, caption=None, data=None, *, numbered=True):
     """A figure of medq.figures with its SVG and, where `data` (a DataFrame) is given, its numbers as CSV to download.
 
@@ -122,17 +128,30 @@ def table(frame, name, caption=None, data=None, *, numbered=True, sortable=False
     """
     from medq import tables
 
-    frame.attrs.setdefault("caption", caption or name)
-    html = tables.show(frame).replace("T_medq", f"T_{name}")
-    caption = caption or frame.attrs["caption"]
+    caption = caption or frame.attrs.get("caption", name)
+    frame.attrs.setdefault("caption", caption)
+    html = aligned(tables.show(frame).replace("T_medq", f"T_{name}"))
+    return table_of(html, name, caption, frame if data is None else data, numbered=numbered, sortable=sortable)
+
+
+def table_of(html, name, caption, data, *, numbered=True, sortable=False):
+    """A table given as HTML, with `data` (a DataFrame) as CSV to download."""
+    from medq import tables
+
     if not building():
         return Shown(caption, f"<p>{escape(caption)}</p>{html}")
     path, uri = asset(f"{name}.html")
     html = html.replace(tables.STYLE, "")  # the book's own style sheet says the same once
     path.write_text(f'<div class="medq-sortable">{html}</div>' if sortable else html, encoding="utf-8")
     label = f":name: {name}\n" if numbered else ""
-    return Shown(f"```{{tabular}} {uri}\n{label}\n{caption}\n```\n\n"
-                 f"{files([download(frame if data is None else data, name)])}")
+    return Shown(f"```{{tabular}} {uri}\n{label}\n{caption}\n```\n\n{files([download(data, name)])}")
+
+
+def aligned(html):
+    """The table's HTML with each heading of a text column marked as text, like the column's cells."""
+    for column in re.findall(r'<td[^>]* class="data row0 (col\d+) text"', html):
+        html = re.sub(rf'class="col_heading level0 {column}"', f'class="col_heading level0 {column} text"', html)
+    return html
 
 
 def each_dataset(results, draw, name, caption, data=None):
