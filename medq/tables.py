@@ -66,9 +66,9 @@ def cell_state(results, dataset, backbone, regime, stage="converted"):
 def mean_state(results, dataset, regime, used, stage):
     """In words which backbones a mean lacks, and in which of them the engine's kernels are wrong."""
     if not used:
-        states = {cell_state(results, dataset, b, regime, stage) for b in results.backbones}
-        kinds = sorted({s.split(":")[0] for s in states if s})
-        return " / ".join(kinds) or "missing"
+        states = {cell_state(results, dataset, b, regime, stage) for b in results.backbones} - {""}
+        kinds, reasons = (sorted({s.partition(": ")[k] for s in states} - {""}) for k in (0, 2))
+        return (" / ".join(kinds) or "missing") + (f": {'; '.join(reasons)}" if reasons else "")
     parts = []
     lacking = [b for b in results.backbones if b not in used]
     if lacking:
@@ -511,14 +511,12 @@ def remedies(results):
     frame = results.remedies.groupby([*CELL, "remedy"], sort=False)[[*metrics, "p50_ms"]].mean().reset_index()
     untreated = _at(frame[frame["remedy"].isin(UNTREATED)], CELL)
     columns = [*CELL, "remedy", *(c for m in metrics for c in (m, f"{m}_closed")), "slowdown"]
-    fp32 = {m: _at(scores(results, m), CELL) for m in metrics}
-    rows = []
+    goals, rows = _fp32_of_remedies(results, metrics), []
     for row in frame[~frame["remedy"].isin(UNTREATED)].to_dict("records"):
         before = untreated.get(tuple(row[c] for c in CELL), {})
         out = {c: row[c] for c in [*CELL, "remedy", *metrics]}
         for m in metrics:
-            goal = fp32[m].get((row["dataset"], row["backbone"], "fp32"), {}).get("value", math.nan)
-            gap = goal - before.get(m, math.nan)
+            gap = goals.get((row["dataset"], row["backbone"], m), math.nan) - before.get(m, math.nan)
             out[f"{m}_closed"] = (row[m] - before.get(m, math.nan)) / gap if abs(gap) >= GAP else math.nan
         out["slowdown"] = row["p50_ms"] / before.get("p50_ms", math.nan)
         rows.append(out)
@@ -527,6 +525,21 @@ def remedies(results):
                     "Remedies without retraining: share of the PTQ to FP32 gap closed",
                     f"No share is given where PTQ lies within {GAP} of FP32.",
                     formats={None: "{:.4f}", **percent, "slowdown": "{:.2f}×"})
+
+
+def _fp32_of_remedies(results, metrics):
+    """{(dataset, backbone, metric): value} of FP32 over the folds that have remedies, else over all there
+    are.
+    """
+    folds = results.remedies.groupby(["dataset", "backbone"])["fold"].agg(set).to_dict()
+    m = results.metrics
+    m = m[(m["regime"] == "fp32") & m["metric"].isin(metrics) & (m["class"] == "")]
+    keys = ["dataset", "backbone", "metric"]
+    same = m.loc[np.array([f in folds.get(k, ()) for f, k in zip(m["fold"], zip(m["dataset"], m["backbone"]))],
+                          dtype=bool)]
+    goals = {tuple(r[k] for k in ("dataset", "backbone")) + (metric,): r["value"] for metric in metrics
+             for r in scores(results, metric).to_dict("records") if r["regime"] == "fp32"}
+    return goals | same.groupby(keys)["value"].mean().to_dict()
 
 
 def silent(results, *, stage="converted"):

@@ -61,7 +61,8 @@ def test_a_missing_value_column_reads_as_missing(tmp_path):
                   "status": ["done"]}).to_csv(
         tmp_path / "cells.csv", index=False)
     cells = load(tmp_path).cells
-    assert cells["reason"].tolist() == [""] and cells["epochs"].isna().all() and cells["fold"].tolist() == ["0"]
+    assert cells["reason"].tolist() == [""] and cells["epochs"].isna().all()
+    assert cells["fold"].tolist() == ["0"]
 
 
 @pytest.mark.parametrize("file, text, said", [
@@ -211,7 +212,8 @@ def test_the_banner_tells_what_the_numbers_are_not(full, gaps):
         assert part in said, part
     assert "phantom" not in said
     said = gaps.banner()
-    assert "**1 unsupported**, **1 failed**, **1 missing**" in said and "In 1 cell the engine's kernels" in said
+    assert "**1 unsupported**, **1 failed**, **1 missing**" in said
+    assert "In 1 cell the engine's kernels" in said
 
 
 def test_the_banner_of_phantoms_and_of_the_papers_protocol(tmp_path):

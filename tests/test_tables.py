@@ -1,0 +1,306 @@
+"""Tables beside the paper's and beyond it: numbers against hand calculation, and what a reader is shown."""
+
+import math
+import re
+from html import unescape
+
+import fixtures_results as fixtures
+import numpy as np
+import pandas as pd
+import pytest
+
+from medq import tables
+from medq.errors import UserError
+from medq.results import CELL, load, published, scores
+
+TABLES = [tables.table1, tables.table2, tables.table3, tables.table4, tables.engine_check, tables.ablation,
+          tables.ablation_means, tables.remedies, tables.silent, tables.flips, tables.leak,
+          tables.qat_control,
+          tables.peers, tables.coverage]
+
+
+@pytest.fixture(scope="module")
+def full():
+    return fixtures.world()
+
+
+@pytest.fixture(scope="module")
+def gaps():
+    return fixtures.world(
+        unsupported=(("BrainMRI", "convnext_tiny", "ptq-qnnpack"),), failed=(("ChestXray", "vit_base",
+                                                                              "qat-fbgemm"),),
+        missing=(("SkinCancer", "vit_base", "qat-qnnpack"),), disagree=(("SkinCancer", "mobilenetv2",
+                                                                         "ptq-qnnpack"),))
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return published()
+
+
+# --- the paper's four -----------------------------------------------------------------------------
+
+def test_table1_holds_ours_beside_the_papers(full, paper):
+    t = tables.table1(full, paper)
+    assert list(t.index)[:2] == [("BrainMRI", "ece"), ("BrainMRI", "brier")] and len(t) == 6
+    assert list(dict.fromkeys(t.columns.get_level_values(0)))[:6] == tables.PAPER_REGIMES
+    own = scores(full, "ece", stage="fake-quant")
+    own = own[(own["dataset"] == "ChestXray") & (own["regime"] == "qat-fbgemm")]["value"].mean()
+    entry = t.loc[("ChestXray", "ece"), "qat-fbgemm"]
+    assert entry["ours"] == pytest.approx(own) and entry["paper"] == 0.0296 and entry["state"] == ""
+    assert math.isnan(t.loc[("ChestXray", "ece"), ("fp32-continued", "paper")])
+
+
+def test_table1_of_the_paper_itself_is_its_own(paper):
+    t = tables.table1(paper, paper)
+    assert (t.xs("ours", axis=1, level=1).iloc[:, :6] == t.xs("paper", axis=1,
+                                                              level=1).iloc[:, :6]).all(axis=None)
+
+
+def test_table1_says_what_a_mean_lacks_and_where_an_engine_is_wrong(gaps, paper):
+    fake, real = (tables.table1(gaps, paper, stage=s) for s in ("fake-quant", "converted"))
+    said = fake.loc[("BrainMRI", "ece"), ("ptq-qnnpack", "state")]
+    assert said.startswith("7 of 8 backbones (ConvNeXt-T unsupported: failed to create add")
+    skin = ("SkinCancer", "brier"), ("ptq-qnnpack", "state")
+    assert fake.loc[skin] == "" and real.loc[skin] == f"{tables.DISAGREES}: MobileNetV2"
+
+
+def test_table2_is_the_median_within_the_family(full, paper):
+    t = tables.table2(full, paper)
+    ms = [fixtures.FP32_MS[b] * 32 ** 0.9 / fixtures.SPEEDUP[b] for b in fixtures.BACKBONES[:6]]
+    entry = t.loc[("ChestXray", "cnn", "fbgemm"), "p50_ms"]
+    assert entry["ours"] == pytest.approx(np.median(ms)) and entry["paper"] == 272
+    assert (entry["low"], entry["high"]) == pytest.approx((min(ms), max(ms)))
+    ratio = t.loc[("SkinCancer", "transformer", "qnnpack"), "against_fbgemm"]
+    assert ratio["ours"] == pytest.approx(1 / 25) and ratio["paper"] == pytest.approx(3 / 33)
+
+
+def test_table3_in_both_layouts(full, paper):
+    from sklearn.metrics import average_precision_score
+
+    wide = tables.table3(full, paper, "ChestXray")
+    assert list(wide.index) == ["fp32", "ptq-fbgemm", "qat-fbgemm"] and wide.shape[1] == 6 * 5
+    p = full.predictions("ChestXray", "resnet50", "ptq-fbgemm")
+    expected = average_precision_score(p["label"] == 2, p["p_Viral Pneumonia"])
+    assert wide.loc["ptq-fbgemm", ("Viral Pneumonia auprc", "ours")] == pytest.approx(expected, abs=1e-6)
+    assert wide.loc["ptq-fbgemm", ("Viral Pneumonia auprc", "paper")] == 0.918
+    tall = tables.table3(full, paper)
+    assert len(tall) == 14
+    assert tall.loc[("SkinCancer", "mel"), ("qat-fbgemm auroc", "paper")] == 0.90
+    other = tables.table3(full, paper, "ChestXray", backbone="vit_base")
+    assert other.xs("paper", axis=1, level=1).isna().all(axis=None) and other.attrs["notes"]
+    with pytest.raises(UserError, match="BrainMRI"):
+        tables.table3(full, paper, "Brain")
+
+
+def test_table4_speedups_sizes_and_tails(full, paper):
+    t = tables.table4(full, paper)
+    for backbone in fixtures.BACKBONES:
+        row = t.loc[backbone]
+        assert row["speedup"]["ours"] == pytest.approx(fixtures.SPEEDUP[backbone])
+        assert row["best_speedup"]["ours"] == pytest.approx(fixtures.SPEEDUP[backbone] / 1.35)
+        assert row["size_ratio"]["ours"] == pytest.approx(row["size_ratio"]["paper"])
+        assert row["int8_tail"]["ours"] == pytest.approx(1.05)
+        assert row["speedup"]["low"] < row["speedup"]["ours"] < row["speedup"]["high"]
+    assert t.loc["densenet121", ("int8_tail", "paper")] == pytest.approx(14.6 / 12.3)
+    assert t.loc["swin_tiny", ("speedup", "paper")] == 1.12 and t.loc["vit_base",
+                                                                      ("fp32_p50", "paper")] == 37.7
+
+
+def test_table4_says_what_was_not_timed(full, paper):
+    cut = fixtures.bent(full, latency=lambda t: t[~((t["backbone"] == "vit_base")
+                                                    & t["regime"].str.startswith("ptq"))])
+    row = tables.table4(cut, paper).loc["vit_base"]
+    assert math.isnan(row["speedup"]["ours"]) and row["speedup"]["state"] == "not timed"
+    assert row["fp32_p50"]["state"] == ""
+
+
+# --- beyond the paper -----------------------------------------------------------------------------
+
+def test_engine_check_puts_the_wrong_engine_first(gaps):
+    t = tables.engine_check(gaps)
+    first = t.iloc[0]
+    assert (first["backbone"], first["agrees"], first["note"]) == ("mobilenetv2", "NO", "ReLU6 off by 6.0")
+    assert first["gap"] == pytest.approx(first["converted"] - first["simulated"]) and first["gap"] > 0
+    assert first["mended"] == pytest.approx(first["simulated"])
+    assert len(t) == 3 * 8 * 4 and (t.loc[t["gap"].isna(), "note"] != "").all()
+
+
+def test_ablation_names_the_smallest_change_that_collapses(full):
+    t = tables.ablation(full).set_index(["dataset", "backbone"])
+    assert t.loc[("BrainMRI", "resnet18"), "changes"] == "calibration images not normalised"
+    assert t.loc[("BrainMRI", "resnet18"), "n_changes"] == 1
+    one = lambda a: a[~((a["recipe"] == "not-normalised"))]  # noqa: E731
+    t = tables.ablation(fixtures.bent(full, ablation=one)).set_index(["dataset", "backbone"])
+    assert t.loc[("BrainMRI", "mobilenetv2"), "changes"] == "weights per-tensor"
+    assert t.loc[("BrainMRI", "resnet18"), "changes"].startswith("none of 2 recipes")
+    assert math.isnan(t.loc[("BrainMRI", "resnet18"), "n_changes"])
+
+
+def test_ablation_prefers_fewer_changes_and_sees_a_mismatched_engine(full):
+    def twice(a):
+        worse = a[a["recipe"] == "not-normalised"].assign(recipe="both", weights="per-tensor", auprc=0.0)
+        other = a[a["recipe"] == "minmax"].assign(recipe="other", activations="", run_engine="qnnpack",
+                                                  auprc=0.1)
+        return pd.concat([a[a["recipe"] != "not-normalised"], worse, other])
+
+    row = tables.ablation(fixtures.bent(full, ablation=twice)).set_index(["dataset",
+                                                                          "backbone"]).loc[("BrainMRI",
+                                                                                            "resnet18")]
+    assert (row["recipe"], row["changes"]) == ("other", "run under qnnpack")
+
+
+def test_ablation_means_are_nearest_to_the_paper_first(full, paper):
+    t = tables.ablation_means(full, paper)
+    group = t[t["dataset"] == "BrainMRI"]
+    assert group["distance"].is_monotonic_increasing and group["n_backbones"].eq(6).all()
+    row = group.iloc[0]
+    a = full.ablation
+    own = a[(a["dataset"] == "BrainMRI") & (a["recipe"] == row["recipe"]) & (a["stage"] == "converted")]
+    assert row["ece"] == pytest.approx(own["ece"].mean()) and row["paper_ece"] == 0.2516
+    assert row["distance"] == pytest.approx(math.hypot(row["ece"] - 0.2516, row["brier"] - 0.5287))
+
+
+def test_remedies_share_of_the_gap(full):
+    t = tables.remedies(full).set_index(["dataset", "backbone", "remedy"])
+    row = t.loc[("SkinCancer", "mobilenetv2", "worst-3-in-fp32")]
+    assert row["ece_closed"] == pytest.approx(0.6) and row["slowdown"] == pytest.approx(1.3)
+    assert t.loc[("SkinCancer", "mobilenetv2", "temperature"), "auprc_closed"] == pytest.approx(0)
+    assert "none" not in t.index.get_level_values("remedy")
+
+
+def test_remedies_give_no_share_where_there_is_no_gap(full):
+    fp32 = scores(full, "auprc").set_index(CELL)["value"]
+
+    def sound(r):
+        goal = [fp32[d, b, "fp32"] for d, b in zip(r["dataset"], r["backbone"])]
+        return r.assign(auprc=r["auprc"].where(r["remedy"] != "none", pd.Series(goal, index=r.index) - 0.001))
+
+    t = tables.remedies(fixtures.bent(full, remedies=sound))
+    assert t["auprc_closed"].isna().all() and t["ece_closed"].notna().any()
+
+
+def test_remedies_are_compared_with_fp32_on_their_own_folds(full):
+    def halves(m):
+        fp32 = m[(m["regime"] == "fp32") & (m["class"] == "")]
+        return pd.concat([m, fp32.assign(fold="0", value=fp32["value"] + 0.1), fp32.assign(fold="1",
+                                                                                           value=0.0)])
+
+    folds = fixtures.bent(full, metrics=halves)
+    before, after = (tables.remedies(r).set_index([*CELL, "remedy"]).iloc[0] for r in (full, folds))
+    untreated = full.remedies.iloc[0]
+    gap = before["ece"] - untreated["ece"]
+    fp32 = scores(full, "ece").set_index(CELL)["value"]["BrainMRI", "resnet18", "fp32"]
+    assert before["ece_closed"] == pytest.approx(gap / (fp32 - untreated["ece"]))
+    assert after["ece_closed"] == pytest.approx(gap / (fp32 + 0.1 - untreated["ece"]))
+
+
+def test_silent_flips_and_leak(full):
+    s = tables.silent(full)
+    assert s["sensitivity_change"].is_monotonic_increasing
+    assert s.iloc[0]["class"] == "vasc" and s.iloc[0]["sensitivity_change"] == pytest.approx(-0.18)
+    two = fixtures.bent(full, flips=lambda f: pd.concat([f, f.assign(fold="1", flipped=30)]))
+    f = tables.flips(two).iloc[0]
+    assert (f["flipped"], f["n"], f["share"]) == (42, 300, 0.14)
+    leak = tables.leak(full)
+    assert len(leak) == 8 and np.allclose(leak["effect"], 0.012)
+    assert np.allclose(leak["all"] - leak["without_identical"], 0.004)
+
+
+def test_qat_control_splits_the_gain(full):
+    t = tables.qat_control(full)
+    assert len(t) == 24 and np.allclose(t["training_on"] + t["awareness"], t["qat"] - t["fp32"])
+
+
+def test_peers_front_against_brute_force(full):
+    t = tables.peers(full)
+    for _, group in t.groupby(["dataset", "backbone"]):
+        for k, row in group.iterrows():
+            others = group.drop(k)
+            beaten = any(o["p50_ms"] <= row["p50_ms"] and o["ece"] <= row["ece"]
+                         and (o["p50_ms"], o["ece"]) != (row["p50_ms"], row["ece"]) for _,
+                         o in others.iterrows())
+            assert row["pareto"] is not beaten
+    assert t["pareto"].any() and not t["pareto"].all()
+
+
+def test_coverage_and_worst_layers(gaps):
+    t = tables.coverage(gaps)
+    assert t.loc[("BrainMRI", "convnext_tiny"), "ptq-qnnpack"] == "unsupported" and t.shape == (24, 7)
+    worst = tables.worst_layers(gaps, "BrainMRI", "resnet18", "ptq-fbgemm")
+    layers = gaps.layers[(gaps.layers["dataset"] == "BrainMRI") & (gaps.layers["backbone"] == "resnet18")]
+    assert len(worst) == 3 and worst["sqnr_db"].iloc[0] == layers["sqnr_db"].min()
+
+
+def test_speedups_mark_the_best_baseline(full):
+    t = tables.speedups(full)
+    best = t[t["best"]]
+    assert len(t) == 24 and set(best["baseline"]) == {"fused"} and len(best) == 8
+
+
+# --- what a reader sees ---------------------------------------------------------------------------
+
+def cell_texts(html):
+    return [re.sub(r"<[^>]+>", " ", c) for c in re.findall(r"<td[^>]*>(.*?)</td>", html, re.S)]
+
+
+def test_show_marks_what_differs_and_notes_what_is_missing(gaps, paper):
+    html = unescape(tables.show(tables.table1(gaps, paper)))
+    assert html.count("<tr") == 7 and "<caption" not in html
+    assert "≠" in html and "the paper's value lies outside our 95 % interval" in html
+    assert "paper <strong>0.0054</strong>" in html
+    assert re.search(r"<sup>a</sup>", html) and "a: 7 of 8 backbones (ConvNeXt-T unsupported" in html
+    assert "⚠" not in html and "⚠" in tables.show(tables.table1(gaps, paper, stage="converted"))
+
+
+def test_show_says_unsupported_in_the_cell(full, paper):
+    none = fixtures.world(datasets=("BrainMRI",), n=60, predictions=False,
+                          unsupported=tuple(("BrainMRI", b, "ptq-qnnpack") for b in fixtures.BACKBONES))
+    texts = cell_texts(tables.show(tables.table1(none, paper)))
+    assert sum("unsupported" in t for t in texts) == 2
+    assert not any("nan" in t.lower() for t in texts)
+
+
+def test_a_mark_appears_exactly_where_the_paper_lies_outside(full, paper):
+    t = tables.table1(full, paper)
+    inside = t.copy()
+    for regime in tables.PAPER_REGIMES:
+        inside[(regime, "paper")] = inside[(regime, "ours")]
+    inside.attrs = t.attrs
+    assert "≠" not in tables.show(inside)
+    inside.loc[("BrainMRI", "ece"), ("fp16", "paper")] = 9.0
+    assert len(re.findall(r'class="[^"]*outside', tables.show(inside))) == 1
+
+
+def test_show_escapes_what_comes_from_results(paper):
+    evil = fixtures.world(datasets=("BrainMRI",), backbones=("resnet18",), n=60, predictions=False,
+                          failed=(("BrainMRI", "resnet18", "ptq-fbgemm"),))
+    evil = fixtures.bent(evil, cells=lambda c: c.assign(reason=c["reason"].where(c["reason"] == "",
+                                                                                 "<script>x</script>")))
+    for table in (tables.table1(evil, paper), tables.engine_check(evil)):
+        html = tables.show(table, caption=True)
+        assert "<script>" not in html and "&lt;script&gt;" in html
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda f: f.__name__)
+def test_every_table_shows_full_gappy_and_empty_results(table, gaps, paper, tmp_path):
+    for results in (gaps, load(tmp_path), paper):
+        frame = table(results)
+        assert frame.attrs["caption"]
+        html = tables.show(frame, caption=True)
+        assert 'role="region"' in html and not re.search(r"\bnan\b", html)
+        assert len(re.findall(r"<td", html)) >= len(frame)
+
+
+@pytest.mark.parametrize("name", tables.DATA)
+def test_the_numbers_behind_everything_can_be_downloaded(name, full, tmp_path):
+    frame = tables.data(name, full)
+    assert len(frame) and not isinstance(frame.columns, pd.MultiIndex)
+    frame.to_csv(tmp_path / "x.csv", index=False)
+    assert pd.read_csv(tmp_path / "x.csv").shape == frame.shape
+    assert tables.data(name, load(tmp_path)).empty
+
+
+def test_unknown_data_is_refused(full):
+    with pytest.raises(UserError, match="table1"):
+        tables.data("table9", full)
