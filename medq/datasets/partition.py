@@ -80,7 +80,7 @@ def lock(folder):
 def partition(params, dataset, fold):
     """The `Partition` of one fold, subset and deduplicated as the profile says (`UserError` for an unknown fold).
 
-    With `deduplicate`, training images with an identical or near twin in the held-out part are left out. With
+    With `deduplicate`, training images with an identical, near or mirrored twin in the held-out part are left out. With
     `selection: inner`, early stopping looks at a part of the training images instead of the held-out ones.
     """
     spec = profiles.datasets()[one_of("dataset", dataset, list(profiles.datasets()))]

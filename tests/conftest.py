@@ -1,0 +1,26 @@
+"""What all tests share: a scratch `runs/`, and the real images where they are."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """A `runs/` folder of the test's own, with a space in its name; one thread."""
+    folder = tmp_path / "my runs"
+    monkeypatch.setenv("MEDQ_RUNS", str(folder))
+    monkeypatch.setenv("MEDQ_THREADS", "1")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """Folder of real images: `MEDQ_DATA`, or `shared/data` beside the repository; the test is skipped without it."""
+    folder = Path(os.environ.get("MEDQ_DATA") or ROOT.parent / "shared" / "data")
+    if not (folder / "brainmri").is_dir():
+        pytest.skip(f"no real images at {folder}: set MEDQ_DATA")
+    return folder

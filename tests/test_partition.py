@@ -1,0 +1,71 @@
+"""The rows that a cell trains on, selects with and reports on; the phantoms go the whole way."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medq import artefacts, params, paths
+from medq.datasets.partition import AUDIT, partition, prepare
+from medq.errors import UserError
+
+
+def profile(**changes):
+    return params.load("smoke", **changes)
+
+
+@pytest.fixture
+def small(runs):
+    return profile(subset={"train": 80, "held_out": 40})
+
+
+@pytest.mark.parametrize("dataset", ["phantom-BrainMRI", "phantom-SkinCancer"])
+def test_parts_are_apart_and_as_large_as_asked(small, dataset):
+    part = partition(small, dataset, 0)
+    assert set(part.train).isdisjoint(part.held_out)
+    np.testing.assert_array_equal(part.selection, part.held_out)  # section 2.5, as the paper does it
+    assert 70 <= len(part.train) <= 80 and 35 <= len(part.held_out) <= 40
+    assert part.images.shape[1:] == (32, 32, 3) and part.images.dtype == np.uint8
+    assert set(part.labels[part.train]) == set(range(len(part.classes)))
+
+
+def test_no_lesion_stands_on_both_sides(runs):
+    part = partition(profile(subset={}), "phantom-SkinCancer", 0)
+    folds = pd.read_csv(paths.data_folder("smoke", "phantom-SkinCancer") / "folds.csv", dtype=str)
+    group = folds.set_index("image_id")["group"]
+    assert not set(group[part.image_id[part.train]]) & set(group[part.image_id[part.held_out]])
+    assert group.nunique() < len(group)
+
+
+def test_inner_selection_comes_out_of_the_training_part(runs):
+    usual = partition(profile(), "phantom-ChestXray", 0)
+    inner = partition(profile(train={"selection": "inner"}), "phantom-ChestXray", 0)
+    assert set(inner.selection) <= set(usual.train) and set(inner.selection).isdisjoint(inner.train)
+    np.testing.assert_array_equal(inner.held_out, usual.held_out)
+
+
+def test_deduplication_takes_twins_out_of_the_training_side_only(runs):
+    usual = partition(profile(subset={}), "phantom-BrainMRI", 0)
+    folder = paths.data_folder("smoke", "phantom-BrainMRI")
+    twins = pd.DataFrame({"image_id": [usual.image_id[usual.train[0]], usual.image_id[usual.held_out[0]]],
+                          "group_id": 0, "kind": "identical", "spans": True, "label": 0})
+    artefacts.write_csv(folder / AUDIT, twins)
+    clean = partition(profile(subset={}, deduplicate=True), "phantom-BrainMRI", 0)
+    assert set(usual.train) - set(clean.train) == {usual.train[0]}
+    np.testing.assert_array_equal(usual.held_out, clean.held_out)
+
+
+def test_preparing_again_changes_nothing_and_a_damaged_folder_is_made_again(small):
+    folder = prepare(small, "phantom-BrainMRI")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    prepare(small, "phantom-BrainMRI")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    (folder / "folds.csv").write_text("image_id")
+    prepare(small, "phantom-BrainMRI")
+    assert (folder / "folds.csv").read_bytes() == before["folds.csv"]
+
+
+def test_unknown_names_are_refused(small):
+    with pytest.raises(UserError, match="unknown dataset 'phantom-Brain'; did you mean 'phantom-BrainMRI'"):
+        partition(small, "phantom-Brain", 0)
+    with pytest.raises(UserError, match="unknown fold 3"):
+        partition(small, "phantom-BrainMRI", 3)
