@@ -1,0 +1,431 @@
+"""Figures: what is drawn and where, one visual language, nothing cut off, the same bytes each time."""
+
+import itertools
+import re
+from functools import cache
+
+import fixtures_results as fixtures
+import matplotlib.colors
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.text import Text
+
+from medq import figures, tables
+from medq.figures import style
+from medq.results import load, published, scores
+
+DATASET = "SkinCancer"
+
+
+@pytest.fixture(scope="module")
+def full():
+    return fixtures.world()
+
+
+@pytest.fixture(scope="module")
+def gaps():
+    return fixtures.world(
+        unsupported=(("BrainMRI", "convnext_tiny", "ptq-qnnpack"),), failed=(("ChestXray", "vit_base",
+                                                                              "qat-fbgemm"),),
+        missing=(("SkinCancer", "vit_base", "qat-qnnpack"),), disagree=(("SkinCancer", "mobilenetv2",
+                                                                         "ptq-qnnpack"),))
+
+
+def history(results):
+    h = results.history
+    return h[(h["dataset"] == "BrainMRI") & (h["backbone"] == "resnet18") & (h["regime"] == "fp32")]
+
+
+def predictions(results, regime="ptq-fbgemm"):
+    return results.predictions(DATASET, "resnet50", regime)
+
+
+FIGURES = {
+    **{f"figure{k}": (lambda r, k=k: getattr(figures, f"figure{k}")(r, published())) for k in range(1, 8)},
+    "summary": figures.summary_figure, "matrix": figures.matrix_figure,
+    "sqnr": lambda r: figures.sqnr_figure(r, "BrainMRI", "mobilenetv2", "ptq-fbgemm"),
+    "ablation": lambda r: figures.ablation_figure(r, "BrainMRI"),
+    "remedies": lambda r: figures.remedies_figure(r, DATASET),
+    "reliability": lambda r: figures.reliability(predictions(r), regime="ptq-fbgemm"),
+    "before_after": lambda r: figures.before_after(predictions(r), predictions(r, "fp32")),
+    "training_curve": lambda r: figures.training_curve(history(r)),
+    "confusion": lambda r: figures.confusion_matrix(predictions(r), dataset=DATASET, label="ResNet-50"),
+}
+EXPLANATIONS = {n: getattr(figures, n) for n in
+                ("regime_figure", "auroc_explained", "auprc_explained", "ece_explained", "brier_explained")}
+
+
+@cache
+def drawn(name, results):
+    """A figure, laid out; drawn once for all tests that only look."""
+    figure = EXPLANATIONS[name]() if name in EXPLANATIONS else FIGURES[name](results)
+    figure.draw_without_rendering()
+    return figure
+
+
+def panels(figure):
+    """Axes of a figure that hold data, with their titles."""
+    return {axis.get_title(loc="left") or axis.get_title(): axis for axis in figure.axes}
+
+
+def markers(axis):
+    """Visible markers drawn one by one: (x, y, marker, face colour)."""
+    return [(line.get_xdata()[0], line.get_ydata()[0], line.get_marker(), line.get_markerfacecolor())
+            for line in axis.lines if len(line.get_xdata()) == 1 and line.get_marker() not in ("None", "none",
+                                                                                               None)]
+
+
+# --- everything that is drawn ---------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", [*FIGURES, *EXPLANATIONS])
+def test_nothing_is_cut_off_small_or_overlapping(name, gaps):
+    figure = drawn(name, gaps)
+    renderer = figure._get_renderer()
+    width, height = figure.get_size_inches()
+    assert width <= style.WIDTH
+    everything = figure.get_tightbbox(renderer)  # of all that is drawn, in inches
+    assert -0.02 <= everything.x0 and everything.x1 <= width + 0.02
+    assert -0.02 <= everything.y0 and everything.y1 <= height + 0.02
+    assert all(t.get_fontsize() >= 9 for t in figure.findobj(Text) if t.get_text().strip())
+    for axis in figure.axes:
+        for ticks in (tick_boxes(axis.xaxis, renderer), tick_boxes(axis.yaxis, renderer)):
+            assert not overlapping(ticks), [t for t, _ in ticks]
+    outside = [(t.get_text(), t.get_window_extent(renderer)) for t in frame_texts(figure)]
+    outside += [("legend", legend.get_window_extent(renderer)) for legend in figure.legends]
+    assert not overlapping(outside), overlapping(outside)
+
+
+def tick_boxes(axis, renderer):
+    """Drawn tick labels of an axis and their boxes; rotated ones are left to the eye."""
+    low, high = sorted(axis.get_view_interval())
+    return [(label.get_text(), label.get_window_extent(renderer))
+            for place, label in zip(axis.get_ticklocs(), axis.get_ticklabels())
+            if low <= place <= high and label.get_visible() and label.get_text()
+            and label.get_rotation() in (0, 90)]
+
+
+def frame_texts(figure):
+    """Titles, axis labels and figure labels that are not empty."""
+    texts = [t for a in figure.axes for t in (a.title, a._left_title, a.xaxis.label, a.yaxis.label)]
+    return [t for t in [*texts, *filter(None, (figure._supxlabel, figure._suptitle))] if t
+            and t.get_text().strip()]
+
+
+def overlapping(boxes):
+    """Pairs of names whose boxes overlap by more than a pixel."""
+    return [(a, b) for (a, p), (b, q) in itertools.combinations(boxes, 2)
+            if min(p.x1, q.x1) - max(p.x0, q.x0) > 1 and min(p.y1, q.y1) - max(p.y0, q.y0) > 1]
+
+
+@pytest.mark.parametrize("name", [*FIGURES, *EXPLANATIONS])
+def test_axes_are_named_with_units_and_the_figure_in_words(name, gaps):
+    figure = drawn(name, gaps)
+    for axis in figure.axes:
+        if axis.axison:
+            column = [a for a in figure.axes if a.get_subplotspec().colspan == axis.get_subplotspec().colspan]
+            row = [a for a in figure.axes if a.get_subplotspec().rowspan == axis.get_subplotspec().rowspan]
+            assert (any(a.get_xlabel() for a in column) or figure.get_supxlabel()
+                    or name in ("matrix", "brier_explained")), "what runs across"
+            assert any(a.get_ylabel() or [t for t in a.get_yticklabels() if t.get_text()]
+                       for a in row), "and down"
+    units = {"figure2": "(ms)", "figure3": "(percentage "
+                                           "points)", "figure6": "ms", "sqnr": "(dB)", "remedies": "(%)",
+             "summary": "(percentage points)", "training_curve": "(%)"}
+    said = " ".join(a.get_xlabel() + a.get_ylabel() for a in figure.axes)
+    assert units.get(name, "") in said
+    alt = figures.alt_text(figure)
+    assert len(alt) > 60 and "nan" not in alt.lower() and "\n" not in alt
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_empty_results_give_a_figure_that_says_so(name, tmp_path):
+    figure = FIGURES[name](load(tmp_path))
+    said = figures.alt_text(figure)
+    assert re.search("missing|no cell|no predictions|hold no", said)
+    assert figure.texts[0].get_text() == said
+
+
+@pytest.mark.parametrize("name", ["figure1", "figure7", "matrix"])
+def test_saved_svg_is_the_same_each_time_and_described(name, full, tmp_path):
+    for k in range(2):
+        figures.save(FIGURES[name](full), tmp_path / f"{k}.svg")
+    first, second = ((tmp_path / f"{k}.svg").read_text() for k in range(2))
+    assert first == second
+    assert "<dc:date>" not in first and "<dc:description>" in first and "<text" not in first
+
+
+# --- one visual language --------------------------------------------------------------------------
+
+MACHADO = {  # severity 1.0; Machado, Oliveira and Fernandes (2009), on linear RGB
+    "normal": np.eye(3),
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116,
+                                                                                 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940,
+                                                                                 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367,
+                                                                                   0.303900]]}
+
+
+def linear(colour):
+    c = np.array(matplotlib.colors.to_rgb(colour))
+    return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb):
+    """CIELAB (D65) of linear RGB."""
+    xyz = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750],
+                    [0.0193339, 0.1191920, 0.9503041]]) @ np.clip(rgb, 0, 1) / [0.95047, 1, 1.08883]
+    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def ciede2000(first, second):
+    """Colour difference of Sharma, Wu and Dalal (2005)."""
+    (l1, a1, b1), (l2, a2, b2) = first, second
+    mean = (np.hypot(a1, b1) + np.hypot(a2, b2)) / 2
+    g = 0.5 * (1 - np.sqrt(mean**7 / (mean**7 + 25.0**7)))
+    c1, c2 = np.hypot((1 + g) * a1, b1), np.hypot((1 + g) * a2, b2)
+    h1, h2 = (np.degrees(np.arctan2(b, (1 + g) * a)) % 360 for a, b in ((a1, b1), (a2, b2)))
+    dh = (h2 - h1 + 180) % 360 - 180 if c1 * c2 else 0.0
+    dl, dc, dhue = l2 - l1, c2 - c1, 2 * np.sqrt(c1 * c2) * np.sin(np.radians(dh) / 2)
+    lm, cm = (l1 + l2) / 2, (c1 + c2) / 2
+    hm = h1 + h2 if not c1 * c2 else (h1 + h2) / 2 + (180 if abs(h1 - h2) > 180
+                                                      else 0) * (1 if h1 + h2 < 360 else -1)
+    t = (1 - 0.17 * np.cos(np.radians(hm - 30)) + 0.24 * np.cos(np.radians(2 * hm))
+         + 0.32 * np.cos(np.radians(3 * hm + 6)) - 0.20 * np.cos(np.radians(4 * hm - 63)))
+    sl = 1 + 0.015 * (lm - 50) ** 2 / np.sqrt(20 + (lm - 50) ** 2)
+    sc, sh = 1 + 0.045 * cm, 1 + 0.015 * cm * t
+    turn = np.radians(60 * np.exp(-(((hm - 275) / 25) ** 2)))
+    rotation = -np.sin(turn) * 2 * np.sqrt(cm**7 / (cm**7 + 25.0**7))
+    return np.sqrt((dl / sl) ** 2 + (dc / sc) ** 2 + (dhue / sh) ** 2 + rotation * dc / sc * dhue / sh)
+
+
+@pytest.mark.parametrize("first, second, expected", [  # published test data of Sharma et al.
+    ((50, 2.6772, -79.7751), (50, 0, -82.7485), 2.0425), ((50, 2.5, 0), (73, 25, -18), 27.1492),
+    ((60.2574, -34.0099, 36.2677), (60.4626, -34.1751, 39.4387), 1.2644), ((50, -1, 2), (50, 0, 0), 2.3669),
+    ((2.0776, 0.0795, -1.1350), (0.9033, -0.0636, -0.5514), 0.9082)])
+def test_the_colour_difference_itself(first, second, expected):
+    assert ciede2000(first, second) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("vision", MACHADO)
+@pytest.mark.parametrize("palette", ["regimes", "backbones"])
+def test_colours_stay_apart_for_every_eye(palette, vision):
+    colours = figures.REGIME_COLOURS if palette == "regimes" else {k: c for k,
+                                                                   (c, _) in figures.BACKBONE_STYLES.items()}
+    seen = {name: lab(np.array(MACHADO[vision]) @ linear(colour)) for name, colour in colours.items()}
+    for a, b in itertools.combinations(seen, 2):
+        assert ciede2000(seen[a], seen[b]) >= 14, (a, b)
+
+
+def contrast(first, second):
+    light, dark = sorted((lab_y(first), lab_y(second)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def lab_y(colour):
+    return float(np.array([0.2126729, 0.7151522, 0.0721750]) @ linear(colour))
+
+
+def test_colours_stand_out_from_a_white_and_from_a_dark_page():
+    every = [*figures.REGIME_COLOURS.values(), *(c for c, _ in figures.BACKBONE_STYLES.values())]
+    for colour in every:
+        assert contrast(colour, "#ffffff") >= 2 and contrast(colour, "#121212") >= 2, colour
+        channels = [255 * c for c in matplotlib.colors.to_rgb(colour)]
+        assert max(channels) - min(channels) >= 12, "greys change on a dark page, colours must not"
+    assert contrast(style.INK, style.PAPER) >= 7 and contrast(style.MUTED, style.PAPER) >= 4.5
+
+
+def test_every_backbone_has_its_own_marker_and_a_stranger_gets_one_too():
+    shapes = [m for _, m in figures.BACKBONE_STYLES.values()]
+    assert len(set(shapes)) == 8
+    assert figures.backbone_style("mynet") == figures.backbone_style("mynet")
+    assert figures.backbone_style("mynet")[0] not in [c for c, _ in figures.BACKBONE_STYLES.values()]
+    assert figures.regime_colour("int4") == style.MUTED
+
+
+def test_a_backbone_looks_the_same_everywhere(full):
+    colour, marker = figures.BACKBONE_STYLES["mobilenetv2"]
+    for name in ("figure1", "figure5", "summary", "remedies"):
+        seen = {(m, matplotlib.colors.to_hex(c)) for axis in drawn(name, full).axes for _, _, m,
+                 c in markers(axis)}
+        assert (marker, colour) in seen, name
+        assert {m for m, c in seen if c == colour} == {marker}
+
+
+# --- what each shows ------------------------------------------------------------------------------
+
+def test_figure1_draws_every_cell_and_its_mean(full, gaps):
+    data = tables.regimes_data(full, "auroc")
+    axes = panels(drawn("figure1", full))
+    assert list(axes) == ["BrainMRI", "ChestXray", "SkinCancer"]
+    for dataset, axis in axes.items():
+        points = [m for m in markers(axis) if m[2] in {s for _, s in figures.BACKBONE_STYLES.values()}]
+        assert len(points) == 8 * 7
+        places = sorted(x for x, *_ in points)
+        own = data[(data["dataset"] == dataset) & (data["backbone"] != "mean")]["value"]
+        assert np.allclose(places, np.sort(own))
+        bars = [(p.get_x(), p.get_width()) for p in axis.patches]
+        row = data[(data["dataset"] == dataset) & (data["backbone"] == "mean")].iloc[0]
+        assert bars[0] == pytest.approx((row["value"] - row["between_std"], 2 * row["between_std"]))
+        assert axis.get_xlabel() == "Macro ROC-AUC"
+    assert "7 of 8" in [t.get_text() for t in panels(drawn("figure1", gaps))["BrainMRI"].texts]
+
+
+def test_figure1_marks_the_paper_where_it_printed_a_mean(full):
+    def rename(m):
+        return m.assign(metric=m["metric"].replace({"ece": "auroc"}))
+
+    paper = fixtures.bent(published(), metrics=rename)
+    axis = panels(figures.figure1(full, paper))["BrainMRI"]
+    diamonds = sorted(line.get_xdata()[0] for line in axis.lines
+                      if line.get_marker() == "D" and line.get_markerfacecolor() == "none")
+    assert diamonds == sorted([0.0067, 0.0060, 0.2516, 0.2482, 0.0065, 0.0054])
+
+
+def test_figure2_circles_and_squares(full):
+    figure = drawn("figure2", full)
+    for axis in panels(figure).values():
+        shapes = [m for _, _, m, _ in markers(axis)]
+        assert shapes.count("o") == 8 and shapes.count("s") == 8
+        assert axis.get_xscale() == "log" and "ms" in axis.get_xlabel()
+    axis = panels(figure)["BrainMRI"]
+    colour = figures.BACKBONE_STYLES["densenet121"][0]
+    square = next(m for m in markers(axis) if m[2] == "s" and matplotlib.colors.to_hex(m[3]) == colour)
+    assert square[0] == pytest.approx(74.8 / 5.62)
+
+
+def test_figure3_squares_where_significant(full):
+    def half(b):
+        return b.assign(p_value=np.where(b["backbone"] == "resnet18", 0.01, 0.6), p_holm=0.9)
+
+    figure = figures.figure3(fixtures.bent(full, bootstrap=half))
+    assert len(figure.axes) == 9
+    axis = figure.axes[0]
+    points = markers(axis)
+    assert len(points) == 9 and [m for _, _, m, _ in points].count("s") == 1
+    square = next(m for m in points if m[2] == "s")
+    assert matplotlib.colors.to_hex(square[3]) == style.PAPER, "hollow: not significant after Holm"
+    assert any(np.allclose(line.get_xdata(), 0) for line in axis.lines), "the zero line"
+    pairs = [a.get_ylabel() for a in figure.axes[::3]]
+    assert pairs == ["FP32 vs INT8-PTQ", "FP32 vs INT8-QAT", "INT8-PTQ vs INT8-QAT"]
+    row = full.bootstrap.iloc[0]
+    assert len(figures.figure3(full, per_backbone=False).axes[0].get_yticks()) == 1
+    assert row["method_a"] == "fp32"
+
+
+def test_figure4_has_no_line_for_transformers_and_says_why(full):
+    figure = drawn("figure4", full)
+    assert len(figure.axes) == 3 * 6
+    said = " ".join(figure.get_supxlabel().split())
+    assert "Swin-T and ViT-B: quantized dynamically, without calibration images" in said
+    axis = figure.axes[0]
+    line = axis.lines[0]
+    c = full.calibration_size
+    own = c[(c["dataset"] == "BrainMRI") & (c["backbone"] == "resnet18")]
+    assert np.allclose(line.get_ydata(), own.groupby("n_calibration")["auprc"].mean())
+    assert list(line.get_xdata()) == [16, 32, 64, 128, 256, 512, 1024]
+
+
+def test_figure4_spreads_over_folds_where_there_are_folds(full):
+    folds = fixtures.bent(full, calibration_size=lambda c: pd.concat([c, c.assign(fold="1",
+                                                                                  auprc=c["auprc"] - .02)]))
+    data = tables.calibration_data(folds)
+    assert set(data["spread"]) == {"folds"} and (data["n"] == 2).all()
+    assert np.allclose(data["std"], .02 / np.sqrt(2))
+    assert "over folds" in figures.figure4(folds).get_supxlabel()
+
+
+def test_figure6_shows_each_backbone_and_its_speedup(full):
+    axis = drawn("figure6", full).axes[0]
+    shapes = [m for _, _, m, _ in markers(axis)]
+    assert shapes.count("o") == 8 and shapes.count("s") == 8 and shapes.count("|") == 16
+    said = [t.get_text() for t in axis.texts]
+    assert "5.62×  (5.62×)" in said and "1.05×  (1.03×)" in said
+
+
+def test_figure7_draws_the_reliability_curve(full):
+    from medq.metrics import expected_calibration_error
+
+    figure = drawn("figure7", full)
+    axes = np.array(figure.axes).reshape(2, 3)
+    for column, dataset in enumerate(full.datasets):
+        curves = [c for c in axes[0, column].collections if isinstance(c, PathCollection)]
+        assert len(curves) == 3 and len(axes[1, column].patches) == 3
+        p = full.predictions(dataset, "resnet50", "fp32")
+        ece = expected_calibration_error(p["label"].to_numpy(), p.filter(regex="^p_").to_numpy(),
+                                         kind="top-label")
+        assert axes[1, column].texts[0].get_text() == f"ECE {ece:.3f}"
+    other = figures.figure7(full, backbone="vit_base")
+    assert figures.alt_text(other).startswith("Reliability diagrams of ViT-B")
+
+
+def test_matrix_shows_every_outcome(gaps):
+    axes = panels(drawn("matrix", gaps))
+    marks = {d: [t.get_text() for t in axis.texts] for d, axis in axes.items()}
+    assert marks["BrainMRI"].count("∅") == 1 and marks["ChestXray"].count("✗") == 1
+    assert marks["SkinCancer"].count("·") == 1 and marks["SkinCancer"].count("!") == 1
+    assert all(len(m) == 8 * 7 for m in marks.values())
+
+
+def test_summary_is_the_change_against_fp32(full):
+    axis = drawn("summary", full).axes[0]
+    value = scores(full, "auprc").set_index(["dataset", "backbone", "regime"])["value"]
+    own = 100 * (value["BrainMRI", "mobilenetv2", "ptq-fbgemm"] - value["BrainMRI", "mobilenetv2", "fp32"])
+    triangles = [x for x, _, m, _ in markers(axis) if m == "v"]
+    assert np.isclose(triangles, own).any() and len(triangles) == 6
+
+
+def test_sqnr_names_the_three_worst_layers(full):
+    figure = drawn("sqnr", full)
+    worst = tables.worst_layers(full, "BrainMRI", "mobilenetv2", "ptq-fbgemm")
+    label = figure.axes[0].get_xlabel()
+    assert all(layer in label for layer in worst["layer"]) and len(worst) == 3
+    assert len(figure.axes[0].lines[0].get_ydata()) == 12
+
+
+def test_ablation_heat_map_holds_the_changes(full):
+    texts = [t.get_text() for t in drawn("ablation", full).axes[0].texts]
+    assert texts.count("-40.0") == 6 and texts.count("-30.0") == 1 and len(texts) == 18
+
+
+def test_confusion_matrix_counts(full):
+    from sklearn.metrics import confusion_matrix
+
+    p = predictions(full)
+    expected = confusion_matrix(p["label"], p.filter(regex="^p_").to_numpy().argmax(1), labels=range(7))
+    axis = drawn("confusion", full).axes[0]
+    assert [int(t.get_text()) for t in axis.texts] == expected.ravel().tolist()
+    assert [t.get_text() for t in axis.get_xticklabels()][:2] == ["AKIEC", "BCC"]
+
+
+def test_training_curve_rings_the_best_epoch(full):
+    h = history(full).assign(accuracy=[.5, .9, .8, .7, .6])
+    ring = figures.training_curve(h).axes[1].lines[-1]
+    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (2, pytest.approx(90))
+
+
+def test_explanations_compute_what_they_say():
+    right = sum(p > n for p in (.95, .88, .81, .72, .55, .34) for n in (.78, .61, .47, .42, .30, .24, .17,
+                                                                        .12, .06))
+    alt = figures.alt_text(figures.auroc_explained())
+    assert f"{right} of 54 pairs" in alt and f"{right / 54:.3f}" in alt
+    parts = [.15**2 + .1**2 + .05**2, .6**2 + .35**2 + .25**2, .05**2 + .85**2 + .8**2]
+    assert f"Brier score of {np.mean(parts):.3f}" in figures.alt_text(figures.brier_explained())
+
+
+# --- interactive ----------------------------------------------------------------------------------
+
+def test_interactive_figures_hold_the_same_points(full, tmp_path):
+    two, four = figures.figure2_interactive(full), figures.figure4_interactive(full)
+    assert len(two.data) == 3 * 8 and len(four.data) == 3 * 6
+    assert len([t for t in two.data if t.showlegend]) == 8
+    trace = next(t for t in two.data if t.name == "DenseNet-121")
+    assert list(trace.marker.symbol) == ["circle", "square"] and trace.line.color == "#56b7d9"
+    assert len(figures.alt_text(two)) > 60 and "AUPRC" in figures.alt_text(four)
+    assert "cdn" not in two.to_html(include_plotlyjs=False)
+    empty = load(tmp_path)
+    assert "missing" in figures.alt_text(figures.figure2_interactive(empty))
+    assert "missing" in figures.alt_text(figures.figure4_interactive(empty))
