@@ -88,6 +88,35 @@ def collect(runs, results):
     return left_out
 
 
+def stage(params, results=""):
+    """The stage `collect`: the batch of `params` into `results` (default: results/<profile>); returns that folder.
+
+    Leaves a completion record, so that a batch knows whether the tables are those of its cells.
+    """
+    from medq import stages
+
+    runs = paths.runs() / params.profile
+    results = Path(results) if results else paths.RESULTS / params.profile
+    folder, key = stages.folder("collect", paths.Cell(params.profile, "", "", "")), state(runs, results)
+    for name, reason in collect(runs, results).items():
+        print(f"left out {name}: {reason}")
+    artefacts.finish(folder, [], key=key)
+    return results
+
+
+def state(runs, results):
+    """A hash of all that the tables in `results` depend on: completion and failure records, and the code."""
+    import hashlib
+
+    from medq import stages
+
+    digest = hashlib.sha256(f"{Path(results).absolute()} {stages.code('collect')}".encode())
+    for path in sorted(path for name in (artefacts.DONE, artefacts.FAILED) for path in Path(runs).rglob(name)):
+        if path.parent.name != "collect":
+            digest.update(str(path.relative_to(runs)).encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def _is_cell(taken):
     parts = taken.name.split("/")
     return len(parts) == 4 and parts[2] in REGIMES

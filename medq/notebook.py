@@ -1,6 +1,6 @@
 """What every notebook begins with: its parameters checked, its profile loaded, its cell named."""
 
-from medq import params as profiles, paths
+from medq import params as profiles, paths, slots
 from medq.errors import UserError, one_of
 
 # Parameters of each stage's notebook, beside `profile` and `changes`.
@@ -14,7 +14,7 @@ PARAMETERS = {
     "remedies": ("dataset", "backbone", "regime", "fold"),
     "latency": ("backbone",),
     "peers": ("dataset", "backbone", "fold"),
-    "collect": (),
+    "collect": ("results",),
 }
 REGIMES = {"finetune": ("fp32", "fp16", "fp32-continued"),
            "quantize": tuple(name for name in profiles.REGIMES if name.startswith(("ptq", "qat")))}
@@ -38,6 +38,7 @@ def start(namespace, stage):
                         ("regime", REGIMES.get(stage, profiles.REGIMES))):
         if kind in given:
             one_of(kind, given[kind], list(names))
+    slots.acquire()
     fold = given.get("fold", 0)
     if not isinstance(fold, int) or isinstance(fold, bool) or fold < 0:
         raise UserError(f"fold: must be a whole number from 0, not {fold!r}.")

@@ -87,12 +87,17 @@ class Bootstrap(Model):
 
 
 class Study(Model):
-    """Which cells the analyses beyond the six regimes are made for (empty: every backbone)."""
+    """Which backbones the analyses beyond the six regimes are made for; without a list every backbone, `[]` none.
+
+    `peers` needs other runtimes to be installed and is made for none unless asked for. `recipes` limits the ablation.
+    """
 
     calibration_size: list[str] | None = None
     ablation: list[str] | None = None
     diagnosis: list[str] | None = None
     remedies: list[str] | None = None
+    latency: list[str] | None = None
+    peers: list[str] | None = []
     recipes: list[str] | None = None
 
 
@@ -121,6 +126,7 @@ class Params(Model):
     seed: Annotated[int, Field(ge=0)] = 42
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Positive | None = None
+    cell_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # longer than this is a failure
     train: Train = Train()
     qat: Qat = Qat()
     calibration: Calibration = Calibration()
@@ -290,13 +296,15 @@ def load(path, **changes):
         raise UserError(f"{path}: profile: must be {path.stem!r}, the file's own name, not {params.profile!r}.")
     known_backbones = list(backbones())
     known_datasets = list(datasets())
-    for key, known, given in (("datasets", known_datasets, params.datasets),
+    studied = [(f"study.{key}", known_backbones, names) for key, names in params.study
+               if key != "recipes" and names is not None]
+    for key, known, given in (*studied, ("datasets", known_datasets, params.datasets),
                               ("backbones", known_backbones, params.backbones),
                               ("overrides", known_backbones, params.overrides),
                               ("regimes", REGIMES, params.regimes), ("controls", CONTROLS, params.controls)):
         for name in given:
             try:
-                one_of(key.removesuffix("s"), name, known)
+                one_of("backbone" if key.startswith("study") else key.removesuffix("s"), name, known)
             except UserError as error:
                 raise UserError(f"{path}: {key}: {error}") from None
     return params

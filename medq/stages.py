@@ -27,12 +27,28 @@ MODULES = {
     "diagnosis": (*_QUANTIZE, "diagnosis"),
     "remedies": (*_QUANTIZE, "remedies"),
     "latency": (*_QUANTIZE, "latency"),
+    "peers": (*_QUANTIZE, "peers"),
+    "collect": ("collect", "metrics", "bootstrap"),
 }
+PER_ENGINE = ("calibration_size", "diagnosis", "remedies")  # studies with a folder per engine
 
 
 def stage_of(regime):
     """The stage that makes a regime's predictions."""
     return "quantize" if regime.startswith(("ptq", "qat")) else "finetune"
+
+
+def folder(stage, cell):
+    """Where a stage writes what it makes of a cell; studies lie beside the regimes, timings and the collection apart."""
+    if stage == "datasets":
+        return paths.data_folder(cell.profile, cell.dataset)
+    if stage == "latency":
+        return paths.runs() / cell.profile / "latency" / cell.backbone
+    if stage == "collect":
+        return paths.runs() / cell.profile / "collect"
+    if stage in PER_ENGINE:
+        return cell.of(f"{stage}-{cell.regime.partition('-')[2]}").folder
+    return cell.folder if stage in ("finetune", "quantize") else cell.of(stage).folder
 
 
 def upstream(cell):
@@ -44,14 +60,21 @@ def upstream(cell):
 def code(stage):
     """Digest of the code of a stage's modules; comments, blank lines and docstrings do not count."""
     digest = hashlib.sha256()
-    for name in sorted(set(MODULES[stage])):
-        tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
+    for path in _sources(stage):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
             if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
                 body[0].value = ast.Constant("")
         digest.update(ast.dump(tree).encode())
     return digest.hexdigest()[:16]
+
+
+def _sources(stage):
+    """Files of a stage's modules and packages."""
+    for name in sorted(set(MODULES[stage])):
+        package = PACKAGE / name
+        yield from sorted(package.glob("*.py")) if package.is_dir() else [PACKAGE / f"{name}.py"]
 
 
 def parameters(params, stage, dataset, backbone=None, regime=None):
@@ -77,14 +100,18 @@ def parameters(params, stage, dataset, backbone=None, regime=None):
     return values
 
 
-def inputs(params, stage, cell):
-    """Everything the result of `stage` for `cell` depends on, as a JSON-able mapping."""
+def inputs(params, stage, cell, key_of=None):
+    """Everything the result of `stage` for `cell` depends on, as a JSON-able mapping.
+
+    `key_of` gives the key of the folder of an earlier stage; without it, the one that stands there.
+    """
+    key_of = key_of or _key
     before = upstream(cell) if stage in ("finetune", "quantize") else cell.of("fp32")
     value = {"parameters": parameters(params, stage, cell.dataset, cell.backbone, cell.regime),
-             "code": code(stage), "images": _key(paths.data_folder(cell.profile, cell.dataset)),
+             "code": code(stage), "images": key_of(paths.data_folder(cell.profile, cell.dataset)),
              "cell": [cell.dataset, cell.backbone, cell.regime, cell.fold]}
     if before is not None and before != cell:
-        value["starts from"] = _key(before.folder)
+        value["starts from"] = key_of(before.folder)
     return json.loads(json.dumps(value))
 
 

@@ -39,6 +39,21 @@ def fingerprint(index, image_size, cache_dir):
     return _ensure(index, image_size, cache_dir)[1]
 
 
+def known_fingerprint(index, image_size, cache_dir):
+    """The fingerprint, if the images look untouched since it was made; None where they must be read again.
+
+    Nothing is decoded or written: sizes and modification times are compared.
+    """
+    stem = _stem(index["image_id"].tolist(), index["path"].tolist(), image_size, cache_dir)
+    stats, lost = _stats(index["path"].tolist())
+    found = None if lost else _mapped(Path(f"{stem}.npy"), Path(f"{stem}.json"), stats, image_size)
+    return found[1] if found else None
+
+
+def _stem(ids, paths, image_size, cache_dir):
+    return Path(cache_dir) / f"{image_size}px-{_digest([DECODER, image_size, ids, paths])[:20]}"
+
+
 def read_image(path, image_size=None):
     """One image as uint8 [height, width, 3], or [image_size, image_size, 3] when a size is given.
 
@@ -81,7 +96,7 @@ def _ensure(index, image_size, cache_dir):
     if image_size < 1:
         raise ValueError(f"image_size must be at least 1, not {image_size}")
     ids, paths = index["image_id"].tolist(), index["path"].tolist()
-    stem = Path(cache_dir) / f"{image_size}px-{_digest([DECODER, image_size, ids, paths])[:20]}"
+    stem = _stem(ids, paths, image_size, cache_dir)
     array, record = Path(f"{stem}.npy"), Path(f"{stem}.json")
     stats, lost = _stats(paths)
     if lost:
