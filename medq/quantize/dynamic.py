@@ -53,12 +53,16 @@ def prepare_training(model, engine_name):
     return model
 
 
-def convert(model, engine_name):
-    """The integer model of `model` (plain or fake-quantized) for the engine; activations are quantized at run time."""
+def convert(model, engine_name, keep=()):
+    """The integer model of `model` (plain or fake-quantized) for the engine; activations are quantized at run time.
+
+    `keep` names Linear layers that stay in floating point.
+    """
     model = copy.deepcopy(model).cpu().eval()
     for module in model.modules():
         if type(module) is FakeQuantLinear:
             module.__class__ = nn.Linear
     with warnings.catch_warnings(), engine(engine_name), refusals():
         warnings.simplefilter("ignore")
-        return Quantized(quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8), engine_name)
+        chosen = {name for name, module in model.named_modules() if type(module) is nn.Linear} - set(keep)
+        return Quantized(quantize_dynamic(model, chosen if keep else {nn.Linear}, dtype=torch.qint8), engine_name)

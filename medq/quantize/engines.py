@@ -42,6 +42,7 @@ class Quantized:
 
     model: nn.Module
     engine: str
+    mended: bool = False  # rewritten by `kernels.mended`
 
     def __call__(self, x):
         with engine(self.engine), refusals():

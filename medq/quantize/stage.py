@@ -19,6 +19,7 @@ QUANTIZED = "quantized.safetensors"
 CALIBRATION = "calibration.csv"
 KERNELS = "kernels.csv"
 BATCH = 32
+INT8 = tuple(name for name in profiles.REGIMES if name.startswith(("ptq", "qat")))
 DEFAULT = Recipe(title="What PyTorch gives for the engine")
 
 
@@ -75,6 +76,33 @@ def _quantize(params, cell, part, inputs):
         files = [name for name in files if name not in (finetune.PREDICTIONS, QUANTIZED)]
     finetune.finish(params, cell, inputs, files, history, started, clock, n_train=len(part.train),
                     n_held_out=len(part.held_out), **facts, **status)
+
+
+def study(params, cell, stage, name, measure):
+    """Make the folder of a stage that studies a trained cell, beside the cell's regimes under `name`; returns it.
+
+    `measure(partition)` gives ({file: table}, facts for `done.json`); the FP32 cell is trained first if need be.
+    """
+    finetune.run(params, cell.of("fp32"))
+    part = partition(params, cell.dataset, cell.fold)
+    cell = cell.of(name)
+    inputs = stages.inputs(params, stage, cell)
+    with lock(cell.folder):
+        if not artefacts.is_finished(cell.folder, stages.key(inputs)):
+            started, clock = provenance.now(), time.perf_counter()
+            finetune.set_threads(params)
+            tables, facts = measure(part)
+            for file, table in tables.items():
+                artefacts.write_csv(cell.folder / file, table)
+            finetune.finish(params, cell, inputs, list(tables), None, started, clock, **facts)
+    return cell.folder
+
+
+def study_name(stage, regime):
+    """Folder of a study of one INT8 regime: the stage's name and the engine (and `qat`, which is not the default)."""
+    if regime not in INT8:
+        raise UserError(f"regime: {stage} studies an INT8 regime, not {regime!r}; give one of {', '.join(INT8)}.")
+    return f"{stage}-{regime.removeprefix('ptq-')}"
 
 
 def float_model(params, cell, part):

@@ -9,8 +9,9 @@ from torch import nn
 from torch.ao.quantization import (QConfig, disable_observer, get_default_qat_qconfig_mapping,
                                    get_default_qconfig_mapping)
 from torch.ao.quantization import observer as observers
-from torch.ao.quantization.quantize_fx import convert_fx, convert_to_reference_fx, prepare_fx, prepare_qat_fx
+from torch.ao.quantization.quantize_fx import convert_fx, convert_to_reference_fx, fuse_fx, prepare_fx, prepare_qat_fx
 
+from medq.quantize import kernels
 from medq.quantize.engines import Quantized, engine, refusals
 
 _ACTIVATIONS = {"minmax": observers.MinMaxObserver, "moving-average": observers.MovingAverageMinMaxObserver,
@@ -19,6 +20,14 @@ _WEIGHTS = {"per-tensor": observers.default_weight_observer,
             "per-channel": observers.default_per_channel_weight_observer}
 _REDUCED = {"fbgemm": True, "x86": True, "qnnpack": False, "onednn": False}  # PyTorch's choice for each engine
 OTHER = {"fbgemm": "qnnpack", "qnnpack": "fbgemm"}
+
+
+def resolved(recipe, engine_name):
+    """`recipe` with what PyTorch gives for the engine written out wherever the recipe leaves it open."""
+    return recipe.model_copy(update={
+        "weights": recipe.weights or ("per-tensor" if engine_name == "qnnpack" else "per-channel"),
+        "activations": recipe.activations or "histogram",
+        "reduce_range": _REDUCED[engine_name] if recipe.reduce_range is None else recipe.reduce_range})
 
 
 def qconfig_mapping(engine_name, recipe):
@@ -63,12 +72,45 @@ def _norm(source, kind, **options):
     return norm.train(source.training).to(source.weight.device)
 
 
-def prepare(model, engine_name, recipe, image_size):
-    """Trace `model` and put the recipe's observers in; the float model itself is left as it was."""
+def prepare(model, engine_name, recipe, image_size, keep=()):
+    """Trace `model` and put the recipe's observers in; the float model itself is left as it was.
+
+    `keep` names modules (paths in `model`) that stay in floating point.
+    """
     model = with_batch_norm(model, "unfused" if recipe.training_mode else recipe.batch_norm)
     model.train(recipe.training_mode).cpu()
+    mapping = qconfig_mapping(engine_name, recipe)
+    for name in keep:
+        mapping.set_module_name(name, None)
     with _quiet(), engine(engine_name):
-        return prepare_fx(model, qconfig_mapping(engine_name, recipe), _example(image_size))
+        return prepare_fx(model, mapping, _example(image_size))
+
+
+def fused(model, kind="fused"):
+    """The float graph of `model` in evaluation mode, batch norm folded as a recipe of this `kind` folds it."""
+    with _quiet():
+        return fuse_fx(with_batch_norm(model, kind).cpu().eval())
+
+
+def float_weights(model, converted):
+    """{module path: (weight, bias)} in `model` of each weighted module of the integer graph `converted`.
+
+    How batch norm was folded cannot be read off `converted`: of the three ways the one whose weights lie nearest counts.
+    """
+    quantized = {name: module.weight().dequantize() for name, module in converted.named_modules()
+                 if isinstance(module, kernels.WEIGHTED)}
+    best, smallest = {}, float("inf")
+    for kind in ("traced", "fused", "unfused"):
+        found = {}
+        for name, module in fused(model, kind).named_modules():
+            module = module[0] if isinstance(module, nn.Sequential) and len(module) and name in quantized else module
+            if name in quantized and getattr(module, "weight", None) is not None:
+                found[name] = (module.weight.detach(), None if module.bias is None else module.bias.detach())
+        distance = sum(float((quantized[name] - weight).norm() / weight.norm().clamp_min(1e-12))
+                       for name, (weight, _) in found.items() if weight.shape == quantized[name].shape)
+        if found and distance < smallest:
+            best, smallest = found, distance
+    return best
 
 
 def calibrate(prepared, batches):

@@ -7,25 +7,38 @@ graph from the package's own code and fills it in, so a file cannot execute anyt
 import collections
 import io
 import json
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from medq import artefacts, backbones
 from medq.errors import UserError
-from medq.params import Recipe
-from medq.quantize import dynamic, static
-from medq.quantize.engines import engine
+from medq.params import Model, Positive, Recipe, validate
+from medq.quantize import dynamic, kernels, static
+from medq.quantize.engines import ENGINES, engine
 
-HEADER = ("method", "backbone", "n_classes", "image_size", "engine", "run_engine", "recipe")
+
+class Header(Model):
+    """What a file says about how to build its graph again."""
+
+    method: Literal["static", "static-qat", "dynamic"]
+    backbone: str
+    n_classes: Positive
+    image_size: Annotated[int, Field(ge=32, le=1024)]
+    engine: Literal[ENGINES]
+    run_engine: Literal[ENGINES]
+    recipe: Recipe | None
+    mended: bool = False
 
 
 def save(quantized, path, *, method, backbone, n_classes, image_size, recipe_engine=None, recipe=None):
     """Write `quantized` to `path`. `method` is `static`, `static-qat` or `dynamic`; `recipe` a `Recipe` (static only)."""
     header = {"method": method, "backbone": backbone, "n_classes": n_classes, "image_size": image_size,
               "engine": recipe_engine or quantized.engine, "run_engine": quantized.engine,
-              "recipe": recipe.model_dump() if recipe else None}
+              "recipe": recipe.model_dump() if recipe else None, "mended": quantized.mended}
     with artefacts.replacing(path) as temporary:
         save_file(_flat(quantized.model.state_dict()), temporary, metadata={"medq": json.dumps(header)})
 
@@ -41,8 +54,11 @@ def load(path):
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{path}: is not a readable quantized model ({str(error)[:80]}); make it again.") from None
-    if not isinstance(header, dict) or not set(HEADER) <= set(header):
+    if not isinstance(header, dict):
         raise UserError(f"{path}: is not a quantized model of medq (its header does not say how to build it).")
+    header = validate(Header, header, f"{path} (header)")
+    if (header.recipe is not None) != (header.method == "static"):
+        raise UserError(f"{path} (header): recipe: belongs to the method static, not to {header.method}; make it again.")
     quantized = _rebuild(header)
     template = quantized.model.state_dict()
     try:
@@ -51,9 +67,9 @@ def load(path):
         with engine(quantized.engine):  # which also packs the weights
             quantized.model.load_state_dict(state)
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"{path}: does not fit {header['backbone']} as this version builds it ({str(error)[:80]}); "
+        raise UserError(f"{path}: does not fit {header.backbone} as this version builds it ({str(error)[:80]}); "
                         "make it again.") from None
-    return quantized
+    return kernels.mended(quantized) if header.mended else quantized
 
 
 def state_dict_bytes(model):
@@ -64,15 +80,15 @@ def state_dict_bytes(model):
 
 
 def _rebuild(header):
-    model = backbones.create(header["backbone"], header["n_classes"], header["image_size"]).eval()
-    if header["method"] == "dynamic":
-        return dynamic.convert(model, header["run_engine"])
-    if header["method"] == "static":
-        prepared = static.prepare(model, header["engine"], Recipe.model_validate(header["recipe"]), header["image_size"])
+    model = backbones.create(header.backbone, header.n_classes, header.image_size).eval()
+    if header.method == "dynamic":
+        return dynamic.convert(model, header.run_engine)
+    if header.method == "static":
+        prepared = static.prepare(model, header.engine, header.recipe, header.image_size)
     else:
-        prepared = static.prepare_training(model, header["engine"], header["image_size"]).eval()
-    static.calibrate(prepared, [torch.zeros(1, 3, header["image_size"], header["image_size"])])
-    return static.convert(prepared, header["run_engine"])
+        prepared = static.prepare_training(model, header.engine, header.image_size).eval()
+    static.calibrate(prepared, [torch.zeros(1, 3, header.image_size, header.image_size)])
+    return static.convert(prepared, header.run_engine)
 
 
 def _flat(state):

@@ -1,0 +1,116 @@
+"""Which choice makes post-training quantization collapse? Recipes from params/recipes.yaml, one cell at a time."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+
+from medq import evaluate, metrics, params as profiles, tables
+from medq.augment import normalise, unnormalised
+from medq.errors import one_of
+from medq.quantize import static
+from medq.quantize.engines import Unsupported
+from medq.quantize.stage import (calibration_batches, calibration_rows, converted, float_model, prepared_model,
+                                 simulated, study)
+
+TABLE, COMPOSITION = "ablation.csv", "composition.csv"
+SCORES = ("auprc", "auroc", "ece", "ece_top_label", "brier")
+FACTORS = ("weights", "activations", "reduce_range", "fused", "training_mode", "normalised")
+COLUMNS = ["dataset", "backbone", "recipe", "engine", "run_engine", "fold", "stage", *FACTORS, *SCORES]
+ENGINES = tuple(static.OTHER)
+
+
+def run(params, cell):
+    """Quantize `cell`'s FP32 model by every recipe for both engines; writes ablation.csv and composition.csv.
+
+    `params.study.recipes` restricts the recipes (the default one always belongs to them). A transformer, whose dynamic
+    quantization no recipe touches, has the rows of the default alone. Returns the folder.
+    """
+    chosen_recipes(params)
+    return study(params, cell, "ablation", "ablation", lambda part: measure(params, cell, part))
+
+
+def chosen_recipes(params):
+    """{name: Recipe} of this profile, the default first; `UserError` for a name that params/recipes.yaml lacks."""
+    known = profiles.recipes()
+    names = list(known) if params.study.recipes is None else params.study.recipes
+    return {name: known[one_of("recipe", name, list(known))] for name in dict.fromkeys(("default", *names))}
+
+
+def measure(params, cell, part):
+    """({ablation.csv: table, composition.csv: table}, facts for `done.json`) of one cell."""
+    family = profiles.backbones()[cell.backbone].family
+    recipes = chosen_recipes(params)
+    if family == "transformer":
+        recipes = {"default": recipes["default"]}
+    model, rows, reasons, composition = float_model(params, cell, part), [], [], []
+    chosen = calibration_rows(part, params.calibration.images, params.seed)
+    for settings, uses in _grouped(recipes).items():
+        batches = list(calibration_batches(part, chosen, normalise if settings.normalised else unnormalised))
+        prepared = prepared_model(model, family, uses[0][1], batches, params.image_size, settings)
+        stages = {"fake-quant": simulated(prepared, family, "ptq")}
+        if settings.training_mode and settings.normalised and not composition:
+            composition = batch_composition(stages["fake-quant"], part, params.seed)
+        for name, engine_name, run_engine in uses:
+            facts = _facts(cell, name, engine_name, run_engine, settings)
+            try:
+                quantized = converted(prepared, family, run_engine)
+                stages["converted"] = _scores(quantized, part)
+            except (Unsupported, FloatingPointError) as error:
+                stages.pop("converted", None)
+                reasons.append(f"{name} for {engine_name}: {error}")
+            if not isinstance(stages["fake-quant"], dict):
+                stages["fake-quant"] = _scores(stages["fake-quant"], part)
+            rows += [facts | {"stage": stage} | scores for stage, scores in stages.items()]
+    order = {key: i for i, key in enumerate((e, n) for e in ENGINES for n in recipes)}
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    table = table.sort_values("engine", kind="stable", key=lambda _: pd.Series(
+        [order[key] for key in zip(table["engine"], table["recipe"])], index=table.index)).reset_index(drop=True)
+    orders = pd.DataFrame(composition, columns=["order", "batch_size", *SCORES])
+    return {TABLE: table, COMPOSITION: orders}, {"reason": "; ".join(reasons)} if reasons else {}
+
+
+def _grouped(recipes):
+    """{settings: [(recipe's name, engine, engine that runs it)]}: recipes that come to the same are prepared once."""
+    groups = {}
+    for engine_name in ENGINES:
+        for name, recipe in recipes.items():
+            settings = static.resolved(recipe, engine_name).model_copy(update={"title": "", "run_engine": "same"})
+            run_engine = static.OTHER[engine_name] if recipe.run_engine == "other" else engine_name
+            groups.setdefault(settings, []).append((name, engine_name, run_engine))
+    return groups
+
+
+def _facts(cell, name, engine_name, run_engine, settings):
+    return {"dataset": cell.dataset, "backbone": cell.backbone, "recipe": name, "engine": engine_name,
+            "run_engine": run_engine, "fold": cell.fold, "weights": settings.weights,
+            "activations": settings.activations, "reduce_range": str(settings.reduce_range),
+            "fused": settings.batch_norm, "training_mode": str(settings.training_mode),
+            "normalised": str(settings.normalised)}
+
+
+def _scores(model, part, rows=None, batch_size=evaluate.BATCH):
+    rows = part.held_out if rows is None else rows
+    probability = evaluate.probabilities(model, part.images[rows], batch_size=batch_size)
+    return {name: metrics.METRICS[name](part.labels[rows], probability) for name in SCORES}
+
+
+def batch_composition(model, part, seed, batch_sizes=(evaluate.BATCH, 8)):
+    """Scores of one model on the same held-out images by class and shuffled, in batches of several sizes.
+
+    A model that was traced in training mode normalises each batch by the batch's own statistics: what it says about an
+    image depends on the images beside it. Any other model scores the same in every row. Returns a list of dicts.
+    """
+    by_class = part.held_out[np.argsort(part.labels[part.held_out], kind="stable")]
+    orders = {"by class": by_class, "shuffled": np.random.default_rng(seed).permutation(part.held_out)}
+    return [{"order": order, "batch_size": size} | _scores(model, part, rows, size)
+            for order, rows in orders.items() for size in batch_sizes]
+
+
+def smallest_collapse(table, stage="converted"):
+    """The smallest change of recipe that turns a sound model into a collapsed one, per backbone and engine.
+
+    `table` has the columns of ablation.csv; what counts as a collapse stands in `medq.tables.COLLAPSE`, and the columns
+    of the answer in `medq.tables.ablation`.
+    """
+    return tables.ablation(SimpleNamespace(ablation=table), stage=stage)

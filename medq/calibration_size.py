@@ -1,0 +1,65 @@
+"""Figure 4: how many calibration images does static post-training quantization need?"""
+
+import copy
+
+import pandas as pd
+
+from medq import evaluate, metrics, params as profiles
+from medq.errors import UserError
+from medq.quantize import static
+from medq.quantize.engines import Unsupported
+from medq.quantize.stage import DEFAULT, calibration_batches, calibration_rows, float_model, study, study_name
+
+TABLE = "calibration_size.csv"
+COLUMNS = ["dataset", "backbone", "regime", "fold", "n_calibration", "subset", "auprc"]
+DYNAMIC = "dynamic quantization reads no calibration images"
+
+
+def run(params, cell):
+    """Sweep the calibration set's size for `cell` (regime `ptq-…`); writes calibration_size.csv, returns the folder.
+
+    Sizes are `params.calibration.sizes` as far as the training part reaches, each drawn `params.calibration.subsets`
+    times. For a transformer the table is empty and `done.json` says why.
+    """
+    if not cell.regime.startswith("ptq"):
+        raise UserError(f"regime: the calibration set belongs to ptq-fbgemm and ptq-qnnpack, not to {cell.regime!r}.")
+    return study(params, cell, "calibration_size", study_name("calibration_size", cell.regime),
+                 lambda part: measure(params, cell, part))
+
+
+def measure(params, cell, part):
+    """({calibration_size.csv: table}, facts for `done.json`) of one cell."""
+    if profiles.backbones()[cell.backbone].family == "transformer":
+        return {TABLE: pd.DataFrame(columns=COLUMNS)}, {"reason": DYNAMIC}
+    sizes = sorted({size for size in params.calibration.sizes if size <= len(part.train)})
+    if not sizes:
+        return {TABLE: pd.DataFrame(columns=COLUMNS)}, {
+            "reason": f"the training part has {len(part.train)} images, fewer than any size of the sweep"}
+    engine_name = cell.regime.removeprefix("ptq-")
+    model = float_model(params, cell, part)
+    rows, reasons = [], []
+    try:
+        fresh = static.prepare(model, engine_name, DEFAULT, params.image_size)
+        for subset in range(params.calibration.subsets):
+            order = calibration_rows(part, sizes[-1], params.seed, draw=subset)
+            rows += [(cell.dataset, cell.backbone, cell.regime, cell.fold, size, subset, auprc)
+                     for size, auprc in _sweep(fresh, engine_name, part, order, sizes, reasons)]
+    except Unsupported as error:
+        reasons.append(str(error))
+    facts = {"reason": "; ".join(dict.fromkeys(reasons))} if reasons else {}
+    return {TABLE: pd.DataFrame(rows, columns=COLUMNS)}, facts | ({} if rows else {"status": "unsupported"})
+
+
+def _sweep(fresh, engine_name, part, order, sizes, reasons):
+    """(size, AUPRC) for each size: the observers go on from the smaller set, so all cost as much as the largest."""
+    prepared, seen = copy.deepcopy(fresh), 0
+    for size in sizes:
+        static.calibrate(prepared, calibration_batches(part, order[seen:size]))
+        seen = size
+        try:
+            quantized = static.convert(prepared, engine_name)
+            probability = evaluate.probabilities(quantized, part.images[part.held_out])
+        except (Unsupported, FloatingPointError) as error:
+            reasons.append(f"{size} images: {error}")
+            continue
+        yield size, metrics.auprc(part.labels[part.held_out], probability)
