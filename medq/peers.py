@@ -1,0 +1,459 @@
+"""Stage `peers`: the same trained model in other INT8 runtimes, calibrated and evaluated on the same images, timed together.
+
+Two steps, so that only the second needs a quiet machine: `build` converts, stores and evaluates every model, `run` times
+what is stored. A runtime is a name, the packages it needs, how to build a file and how to load one.
+"""
+
+import contextlib
+import copy
+import importlib.util
+import io
+import logging
+import shutil
+import time
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from medq import artefacts, backbones, evaluate, finetune, latency, metrics, params as profiles, provenance, stages
+from medq.augment import normalise
+from medq.datasets.partition import lock, partition
+from medq.quantize import dynamic, static, storage
+from medq.quantize.engines import Unsupported
+from medq.quantize.stage import DEFAULT, calibration_batches, calibration_rows, float_model, prepared_model
+from medq.results import SCHEMA
+
+TABLE, TIMINGS, BUILT = "peers.csv", "peers_latency.csv", "built.csv"
+BATCH = 32
+SHARE = 0.25  # of `latency.seconds`: there are several times as many models
+TIMED = ["p50_ms", "p50_low", "p50_high", "p99_ms", "p99_low", "p99_high"]
+SCORES = ["auroc", "auprc", "ece", "ece_top_label", "brier"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a runtime is given to convert: a float model and what it may observe."""
+
+    model: torch.nn.Module  # FP32, on the CPU, in evaluation mode
+    batches: list  # normalised float32 [n, 3, size, size]
+    backbone: str
+    family: str
+    n_classes: int
+    image_size: int
+    batch_sizes: tuple
+    threads: int
+
+
+# --- PyTorch ----------------------------------------------------------------------------------------------------------
+
+def _save_torch(task, path):
+    finetune.save_weights(task.model, path)
+
+
+def _load_torch(task, path):
+    model = copy.deepcopy(task.model)
+    backbones.load_into(model, path, task.backbone)
+    return model
+
+
+def _save_engine(task, path, engine_name, recipe=DEFAULT):
+    if task.family == "transformer":
+        if recipe is not DEFAULT:
+            raise Unsupported("dynamic quantization has no batch norm to fuse")
+        quantized, kind = dynamic.convert(task.model, engine_name), "dynamic"
+    else:
+        prepared = prepared_model(task.model, task.family, engine_name, task.batches, task.image_size, recipe)
+        quantized, kind = static.convert(prepared, engine_name), "static"
+    storage.save(quantized, path, method=kind, backbone=task.backbone, n_classes=task.n_classes, image_size=task.image_size,
+                 recipe=recipe if kind == "static" else None)
+
+
+def _load_engine(task, path):
+    return storage.load(path)
+
+
+# --- torch.compile and PT2E -------------------------------------------------------------------------------------------
+
+def _load_compiled(task, path):
+    return _fixed_batches(task, latency.compiled, _load_torch(task, path).to(memory_format=torch.channels_last))
+
+
+def _save_pt2e(task, path):
+    from torchao.quantization.pt2e import move_exported_model_to_eval
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (X86InductorQuantizer,
+                                                                            get_default_x86_inductor_quantization_config)
+
+    example = (torch.zeros(2, 3, task.image_size, task.image_size),)
+    dynamic_shapes = ({0: torch.export.Dim("n")},)
+    exported = torch.export.export(task.model, example, dynamic_shapes=dynamic_shapes).module()
+    prepared = prepare_pt2e(exported, X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config()))
+    static.calibrate(prepared, task.batches)
+    converted = convert_pt2e(prepared)
+    move_exported_model_to_eval(converted)
+    used = {node.target for node in converted.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in converted.named_parameters() if name not in used]:  # float weights, now integers
+        owner, _, leaf = name.rpartition(".")
+        delattr(converted.get_submodule(owner), leaf)
+    torch.export.save(torch.export.export(converted, example, dynamic_shapes=dynamic_shapes), path)
+
+
+def _load_pt2e(task, path):
+    import torchao.quantization.pt2e  # noqa: F401  (registers the operators that the file refers to)
+
+    return _fixed_batches(task, latency.compiled, torch.export.load(path).module())
+
+
+def _fixed_batches(task, compile_, model):
+    """`model` compiled for the timed batch sizes and that of evaluation; another size is padded to the next larger."""
+    sizes = sorted({*task.batch_sizes, BATCH})
+    shape = (3, task.image_size, task.image_size)
+    call = compile_(model, [torch.zeros(n, *shape).contiguous(memory_format=torch.channels_last) for n in sizes])
+    return partial(_padded, {n: call for n in sizes})
+
+
+def _padded(calls, x):
+    """Logits of `x` from the call for the smallest batch size in `calls` {size: call} that holds it."""
+    n = min(size for size in calls if size >= len(x))
+    if n == len(x):
+        return calls[n](x)
+    return calls[n](torch.cat([x, x[:1].expand(n - len(x), *x.shape[1:])]))[:len(x)]
+
+
+# --- ONNX Runtime -----------------------------------------------------------------------------------------------------
+
+def to_onnx(model, path, image, names=("image", "logits")):
+    """Write `model` (in evaluation mode) as ONNX with a free batch dimension, traced on the tensor `image` [n, ...]."""
+    with _quiet(), artefacts.replacing(path) as temporary:
+        torch.onnx.export(model, (image,), str(temporary), dynamo=False, opset_version=17, input_names=[names[0]],
+                          output_names=[names[1]], dynamic_axes={name: {0: "n"} for name in names})
+
+
+def quantize_onnx(source, path, batches, exclude=()):
+    """ONNX Runtime's static quantization of the model at `source`: QDQ, per-channel weights, its own defaults otherwise.
+
+    `batches` are arrays in the form of the model's input, `exclude` names of operator types left in floating point.
+    """
+    import onnx
+    from onnxruntime import quantization as ort
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(ort.CalibrationDataReader):
+        feeds = iter(batches)
+
+        def get_next(self):
+            x = next(self.feeds, None)
+            return None if x is None else {name: x}
+
+    with _quiet(), artefacts.replacing(path) as temporary:
+        ready = Path(f"{temporary}.onnx")
+        try:
+            quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
+            graph = onnx.load(ready).graph
+            name = graph.input[0].name
+            ort.quantize_static(str(ready), str(temporary), Reader(), quant_format=ort.QuantFormat.QDQ, per_channel=True,
+                                nodes_to_exclude=[node.name for node in graph.node if node.op_type in exclude])
+        finally:
+            ready.unlink(missing_ok=True)
+
+
+def _save_onnx(task, path):
+    to_onnx(task.model, path, task.batches[0][:2])
+
+
+def _save_onnx_int8(task, path):
+    source = path.with_suffix(".float.onnx")
+    _save_onnx(task, source)
+    quantize_onnx(source, path, [x.contiguous().numpy() for x in task.batches])
+    source.unlink()
+
+
+def onnx_session(path, threads):
+    """An ONNX Runtime session on the CPU with `threads` threads."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _load_onnx(task, path):
+    session = onnx_session(path, task.threads)
+    name = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {name: x.contiguous().numpy()})[0])
+
+
+# --- OpenVINO ---------------------------------------------------------------------------------------------------------
+
+def read_openvino(model, path, image, names=("image", "logits")):
+    """`model` as an OpenVINO graph in memory (by way of ONNX, written for a moment beside `path`)."""
+    import openvino
+
+    source = Path(path).with_suffix(".float.onnx")
+    to_onnx(model, source, image, names)
+    try:
+        return openvino.convert_model(source)
+    finally:
+        source.unlink()
+
+
+def write_openvino(graph, path):
+    """Write an OpenVINO graph to `path` and its weights, first, to the `.bin` beside it."""
+    import openvino
+
+    with artefacts.replacing(path) as temporary, artefacts.replacing(Path(path).with_suffix(".bin")) as weights:
+        whole = temporary.with_name(f"{temporary.name}.xml")
+        openvino.save_model(graph, str(whole), compress_to_fp16=False)
+        shutil.move(whole.with_suffix(".bin"), weights)
+        shutil.move(whole, temporary)
+
+
+def quantize_openvino(graph, batches, family, ignored=()):
+    """NNCF's post-training quantization of an OpenVINO graph, its defaults for the `family`."""
+    import nncf
+
+    with _quiet():
+        return nncf.quantize(graph, nncf.Dataset(batches), subset_size=len(batches),
+                             model_type=nncf.ModelType.TRANSFORMER if family == "transformer" else None,
+                             ignored_scope=nncf.IgnoredScope(types=list(ignored), validate=False) if ignored else None)
+
+
+def _save_openvino(task, path):
+    write_openvino(read_openvino(task.model, path, task.batches[0][:2]), path)
+
+
+def _save_openvino_int8(task, path):
+    graph = read_openvino(task.model, path, task.batches[0][:2])
+    write_openvino(quantize_openvino(graph, [x.contiguous().numpy() for x in task.batches], task.family), path)
+
+
+def openvino_model(path, threads, shape=None):
+    """The IR at `path` compiled for the CPU with `threads` threads, for one input `shape` if given.
+
+    Floating-point operators stay in 32 bits: left to itself the runtime would use bfloat16 where the processor has it.
+    """
+    import openvino
+
+    core = openvino.Core()
+    graph = core.read_model(path)
+    if shape:
+        graph.reshape(shape)
+    return core.compile_model(graph, "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads,
+                                             "INFERENCE_PRECISION_HINT": "f32"})
+
+
+def _load_openvino(task, path):
+    def call(model, x):
+        return torch.from_numpy(np.array(model(x.contiguous().numpy())[0]))
+
+    size = task.image_size
+    return partial(_padded, {n: partial(call, openvino_model(path, task.threads, [n, 3, size, size]))
+                             for n in sorted({*task.batch_sizes, BATCH})})
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Runtime:
+    """How one runtime stores a precision and runs what it stored."""
+
+    runtime: str
+    precision: str
+    suffix: str
+    save: object  # (task, path)
+    load: object  # (task, path) -> float32 [n, 3, h, w] to logits
+    packages: tuple = ()
+
+    @property
+    def name(self):
+        return f"{self.runtime}-{self.precision}"
+
+
+RUNTIMES = (
+    Runtime("pytorch", "fp32", ".safetensors", _save_torch, _load_torch),
+    *(Runtime(f"pytorch-{name}", "int8", ".safetensors", partial(_save_engine, engine_name=name), _load_engine)
+      for name in ("fbgemm", "x86", "onednn")),
+    Runtime("pytorch-fbgemm-fused", "int8", ".safetensors",
+            partial(_save_engine, engine_name="fbgemm", recipe=latency.FUSED), _load_engine),
+    Runtime("inductor", "fp32", ".safetensors", _save_torch, _load_compiled),
+    Runtime("inductor", "int8", ".pt2", _save_pt2e, _load_pt2e, ("torchao",)),
+    Runtime("onnxruntime", "fp32", ".onnx", _save_onnx, _load_onnx, ("onnx", "onnxruntime")),
+    Runtime("onnxruntime", "int8", ".onnx", _save_onnx_int8, _load_onnx, ("onnx", "onnxruntime")),
+    Runtime("openvino", "fp32", ".xml", _save_openvino, _load_openvino, ("onnx", "openvino")),
+    Runtime("openvino", "int8", ".xml", _save_openvino_int8, _load_openvino, ("onnx", "openvino", "nncf")),
+)
+PACKAGES = ("onnx", "onnxruntime", "openvino", "nncf", "torchao")
+
+
+def missing(packages):
+    """Which of `packages` are not installed, as a reason with the way out; empty if all are."""
+    lacking = [name for name in packages if importlib.util.find_spec(name) is None]
+    return f"{', '.join(lacking)} not installed: pip install 'medq[peers]'" if lacking else ""
+
+
+def versions():
+    """{package: version} of the peers that are installed."""
+    return {name: metadata.version(name) for name in PACKAGES if not missing([name])}
+
+
+def inputs(params, cell):
+    """What a comparison depends on: all that PTQ does, how it is timed, and the versions of the other runtimes."""
+    return stages.inputs(params, "quantize", cell.of("ptq-fbgemm")) | {
+        "latency": params.latency.model_dump(), "versions": versions()}
+
+
+def run(params, cell, runtimes=None):
+    """Build, evaluate and time every runtime for the model of `cell`; returns the folder.
+
+    Writes peers.csv (models, metrics and times at the image size they were trained at), peers_latency.csv (times at
+    `latency.image_size` where that is another one), the predictions of each runtime and a manifest; `absent` says which
+    rows are missing and why. `runtimes` limits the comparison to those named (`pytorch-fp32`, `openvino-int8`, …).
+    """
+    chosen = [r for r in RUNTIMES if runtimes is None or r.name in runtimes]
+    target, given = cell.of("peers").folder, inputs(params, cell) | {"runtimes": [r.name for r in chosen]}
+    build(params, cell, runtimes)
+    with lock(target):
+        if not artefacts.is_finished(target, stages.key(given)):
+            _run(params, cell, chosen, target, given)
+    return target
+
+
+def _run(params, cell, chosen, target, given):
+    started, clock, frames, absent = provenance.now(), time.perf_counter(), {}, {}
+    with latency.conditions(latency.thread_count(params)) as machine:
+        for size in _sizes(params):
+            frames[size] = _time(params, cell, chosen, size, absent)
+    trained = frames.pop(params.image_size)
+    files = [TABLE, latency.MANIFEST]
+    artefacts.write_csv(target / TABLE, trained.assign(dataset=cell.dataset, note="")[SCHEMA[TABLE]])
+    if frames:
+        other = pd.concat(frames.values(), ignore_index=True)
+        other["threads"] = machine["threads"]
+        artefacts.write_csv(target / TIMINGS, other[["backbone", "runtime", "precision", "image_size", "batch_size", "threads",
+                                                     "n_batches", "mean_ms", *TIMED, "throughput", "size_mb"]])
+        files.append(TIMINGS)
+    files += [f"predictions.{name}.parquet" for name in trained["runtime"].str.cat(trained["precision"], "-").unique()]
+    artefacts.write_json(target / latency.MANIFEST, provenance.manifest(
+        params, cell=vars(cell), inputs=given, started=started, machine=machine, absent=absent, peers=versions(),
+        seconds=round(time.perf_counter() - clock, 1)))
+    artefacts.finish(target, files, key=stages.key(given), inputs=given, absent=absent)
+
+
+def _sizes(params):
+    return sorted({params.image_size, params.latency.image_size})
+
+
+def _folder(cell, size):
+    return cell.of("peers").folder / f"models-{size}px"
+
+
+def build(params, cell, runtimes=None):
+    """Convert and store the model of `cell` for every runtime, and evaluate each on the held-out images.
+
+    Idempotent per runtime: what is stored with the same inputs is kept. Returns the folder.
+    """
+    finetune.run(params, cell.of("fp32"))
+    given = inputs(params, cell)
+    with lock(cell.of("peers").folder):
+        for size in _sizes(params):
+            task, part = _task(params, cell, size)
+            folder = _folder(cell, size)
+            for runtime in RUNTIMES:
+                if runtimes is None or runtime.name in runtimes:
+                    _build(task, part, cell, folder / runtime.name, runtime, stages.key(given), size == params.image_size)
+    return cell.of("peers").folder
+
+
+def _task(params, cell, size):
+    """The task at an image size, and the partition. At another size than the trained one only times are wanted: a model
+    built for one size then has random weights, and 32 images are enough to observe."""
+    part, spec = partition(params, cell.dataset, cell.fold), profiles.backbones()[cell.backbone]
+    if size == params.image_size:
+        model = float_model(params, cell, part)
+        batches = list(calibration_batches(part, calibration_rows(part, params.calibration.images, params.seed)))
+    else:
+        made = latency.source(params.model_copy(update={"datasets": [cell.dataset], "folds": [cell.fold]}), cell.backbone, size)
+        model, batches = made.model, [normalise(torch.from_numpy(made.images[:BATCH]))]
+    return Task(model, batches, cell.backbone, spec.family, len(part.classes), size, tuple(params.latency.batch_sizes),
+                latency.thread_count(params)), part
+
+
+def _build(task, part, cell, folder, runtime, key, evaluated):
+    if artefacts.is_finished(folder, key):
+        return
+    path, row = folder / f"model{runtime.suffix}", {"runtime": runtime.runtime, "precision": runtime.precision}
+    shutil.rmtree(folder, ignore_errors=True)
+    files, facts = [], {"status": "done"}
+    try:
+        if missing(runtime.packages):
+            raise Unsupported(missing(runtime.packages))
+        folder.mkdir(parents=True)
+        start = time.perf_counter()
+        runtime.save(task, path)
+        row["convert_seconds"] = round(time.perf_counter() - start, 3)
+        row["size_mb"] = sum(p.stat().st_size for p in folder.glob("model*")) / 1e6
+        if evaluated:
+            row |= _evaluate(runtime.load(task, path), part, cell, runtime.name)
+        artefacts.write_csv(folder / BUILT, pd.DataFrame([row]))
+        files = [BUILT, *(p.name for p in folder.glob("model*"))]
+    except Exception as error:  # a converter of someone else's can raise anything: the row is absent, with the reason
+        reason = str(error) if isinstance(error, Unsupported) else f"{type(error).__name__}: {error}"
+        facts = {"status": "unsupported", "reason": " ".join(reason.split())[:300]}
+    torch._dynamo.reset()
+    artefacts.finish(folder, files, key=key, **facts)
+
+
+def _evaluate(call, part, cell, name):
+    """Store the held-out predictions of a loaded model and return its metrics."""
+    probability = evaluate.probabilities(call, part.images[part.held_out], batch_size=BATCH)
+    artefacts.write_parquet(cell.of("peers").folder / f"predictions.{name}.parquet",
+                            finetune.held_out_table(part, cell.fold, probability))
+    found = metrics.summary(part.labels[part.held_out], probability)
+    return found[found["class"] == ""].set_index("metric")["value"][SCORES].to_dict()
+
+
+def _time(params, cell, chosen, size, absent):
+    """Rows of all stored models at one image size, timed in turns; fills `absent` {name: reason}."""
+    task, part = _task(params, cell, size)
+    rows, calls = {}, {}
+    for runtime in chosen:
+        folder = _folder(cell, size) / runtime.name
+        facts = artefacts.record(folder)
+        if facts["status"] != "done":
+            absent[runtime.name] = facts["reason"]
+            continue
+        rows[runtime.name] = pd.read_csv(folder / BUILT).iloc[0].to_dict()
+        calls[runtime.name] = runtime.load(task, folder / f"model{runtime.suffix}")
+    images = part.images[np.resize(part.train, max(task.batch_sizes))]
+    found = []
+    for n in task.batch_sizes:
+        x = normalise(torch.from_numpy(latency.resized(images[:n], size)))
+        plain = x.contiguous()
+        with torch.inference_mode():
+            times = latency.interleave({name: partial(call, x if name.startswith("inductor") else plain)
+                                        for name, call in calls.items()}, warmup=params.latency.warmup,
+                                       seconds=SHARE * params.latency.seconds, batches=params.latency.batches, seed=params.seed)
+        found += [rows[name] | {"backbone": cell.backbone, "image_size": size, "batch_size": n} | latency.summary(ms, n)
+                  for name, ms in times.items()]
+    torch._dynamo.reset()
+    return pd.DataFrame(found)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keep converters' progress bars and remarks off the page."""
+    import warnings
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
