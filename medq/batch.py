@@ -144,6 +144,8 @@ def plan(params, only=None, look=True):
 
 def _inputs(params, job, key_of, look):
     """Today's inputs of a job; None where the images must be read before they are known."""
+    if job.stage == "peers":
+        return stages.inputs(params, "quantize", job.cell.of("ptq-fbgemm"), key_of) | {"latency": params.latency.model_dump()}
     if job.stage != "datasets":
         return stages.inputs(params, job.stage, job.cell, key_of)
     value = {"parameters": stages.parameters(params, "datasets", job.cell.dataset), "code": stages.code("datasets")}
@@ -176,7 +178,9 @@ def _state(job, inputs):
     if record is None:
         return NEW, "failed before" if failed.is_file() else "never finished"
     stored = record.get("inputs", {})
-    changed = stages.changes(_comparable(stored), _comparable(inputs or {})) if inputs else ["images"]
+    changed = ["images"] if inputs is None else stages.changes(
+        {name: value for name, value in stored.items() if name in inputs and name != "cell"},
+        {name: value for name, value in inputs.items() if name != "cell"})
     if changed:
         return AGAIN, "; ".join(changed)
     harm = artefacts.damage(job.folder, quick=True)
@@ -184,10 +188,6 @@ def _state(job, inputs):
         return AGAIN, harm
     shown = _notebook_state(job)
     return (SHOWN, shown) if shown else (None, "")
-
-
-def _comparable(inputs):
-    return {name: value for name, value in inputs.items() if name != "cell"}
 
 
 def _notebook_state(job):
@@ -270,7 +270,11 @@ def add_arguments(parser):
 
 def run(args):
     """Run what is left of a profile; exit status 1 if something failed."""
+    import importlib.util
+
     params = profiles.load(args.params)
+    if importlib.util.find_spec("snakemake") is None:
+        raise UserError("a batch needs Snakemake, which is not installed: pip install 'medq[batch]'.")
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs: must be 1 or more, not {args.jobs}.")
     if args.profile and not (Path(args.profile) / "config.yaml").is_file():
@@ -413,11 +417,14 @@ def _snakemake(params, args, results, todo, collect, warm, remote):
         if uses_gpu(params):
             command[-1:] = [command[-1], f"gpu={n}"]
     (folder / "logs").mkdir(exist_ok=True)
-    _watch([*command, "--", *targets], folder / "logs" / "snakemake.log", {job.notebook: job for job in todo},
-           _environment(threads))
+    log = folder / "logs" / "snakemake.log"
+    if not _watch([*command, "--", *targets], log, {job.notebook: job for job in todo}, _environment(threads)):
+        said = [line.strip() for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
+        raise UserError(f"Snakemake could not start ({' '.join(said[-1:]) or 'no word from it'}); see {log}.")
 
 
 def _watch(command, log, by_notebook, environment):
+    """Run Snakemake and show its progress; False where it ended in error before any job began."""
     from medq import warm
 
     progress = Progress(by_notebook)
@@ -435,6 +442,7 @@ def _watch(command, log, by_notebook, environment):
             os.killpg(process.pid, signal.SIGKILL)
             raise
     progress.close()
+    return process.returncode == 0 or progress.begun
 
 
 class Progress:
@@ -444,7 +452,7 @@ class Progress:
         self.by_notebook, self.out, self.clock, self.every = by_notebook, out or sys.stderr, clock, every
         self.started = self.shown = clock()
         self.rule = self.output = None
-        self.running, self.done, self.failed, self.unsupported = {}, 0, 0, 0
+        self.running, self.done, self.failed, self.unsupported, self.begun = {}, 0, 0, 0, False
 
     def feed(self, line):
         """Take one line of Snakemake's."""
@@ -464,7 +472,7 @@ class Progress:
             if self.running.pop(number, None):
                 self.failed += 1
         else:
-            self.running[number] = self.output
+            self.running[number], self.begun = self.output, True
         self.rule = None
 
     def _finished(self, number):

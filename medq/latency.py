@@ -343,26 +343,14 @@ def on_gpu(model, regime):
 
 # --- stage ------------------------------------------------------------------------------------------------------------
 
-def folder(params, backbone):
-    """Where the timings of one backbone live."""
-    return paths.runs() / params.profile / "latency" / backbone
-
-
-def inputs(params, cell):
-    """What a timing depends on. Weights are not among it: they change no time."""
-    return {"code": stages.code("latency"), "cell": ["", cell.backbone, "", 0], "parameters": {
-        "latency": params.latency.model_dump(), "calibration": {"images": params.calibration.images},
-        "backbone": profiles.backbones()[cell.backbone].model_dump(exclude={"title"}), "device": params.device,
-        "regimes": [name for name in params.regimes if name != "fp32"]}}
-
-
 def run(params, cell):
     """Time every model of `cell.backbone` and write latency.csv, latency_raw.parquet and the manifest; returns the folder.
 
     What cannot be built here is left out, with the reason in `done.json` and the manifest (`absent`). A finished timing
     with the same inputs is left as it is.
     """
-    target, given = folder(params, cell.backbone), inputs(params, cell)
+    target = stages.folder("latency", paths.Cell(params.profile, "", cell.backbone, ""))
+    given = stages.inputs(params, "latency", cell)
     with lock(target):
         if not artefacts.is_finished(target, stages.key(given)):
             _run(params, cell.backbone, target, given)

@@ -94,10 +94,16 @@ def parameters(params, stage, dataset, backbone=None, regime=None):
     if stage not in ("finetune", "datasets"):
         values["calibration"] = params.calibration.model_dump(exclude=None if stage == "calibration_size" else {"sizes", "subsets"})
     if stage == "ablation":
-        values["recipes"] = {name: r.model_dump(exclude={"title"}) for name, r in profiles.recipes().items()}
-    if stage == "latency":
-        values["latency"] = params.latency.model_dump()
+        values["recipes"] = {name: r.model_dump(exclude={"title"}) for name, r in profiles.recipes().items()
+                             if params.study.recipes is None or name in ("default", *params.study.recipes)}
     return values
+
+
+def _timed(params, backbone):
+    """The values that a timing depends on; weights and images are not among them: they change no time."""
+    return {"latency": params.latency.model_dump(), "calibration": {"images": params.calibration.images},
+            "backbone": profiles.backbones()[backbone].model_dump(exclude={"title"}), "device": params.device,
+            "regimes": [name for name in params.regimes if name != "fp32"]}
 
 
 def inputs(params, stage, cell, key_of=None):
@@ -106,6 +112,9 @@ def inputs(params, stage, cell, key_of=None):
     `key_of` gives the key of the folder of an earlier stage; without it, the one that stands there.
     """
     key_of = key_of or _key
+    if stage == "latency":
+        return json.loads(json.dumps({"parameters": _timed(params, cell.backbone), "code": code(stage),
+                                      "cell": ["", cell.backbone, "", 0]}))
     before = upstream(cell) if stage in ("finetune", "quantize") else cell.of("fp32")
     value = {"parameters": parameters(params, stage, cell.dataset, cell.backbone, cell.regime),
              "code": code(stage), "images": key_of(paths.data_folder(cell.profile, cell.dataset)),
