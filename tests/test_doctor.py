@@ -1,0 +1,56 @@
+import json
+
+import pytest
+
+from medq import doctor
+from medq.cli import main
+from medq.quantize import dynamic, static
+from medq.quantize.engines import Unsupported
+
+
+def test_the_report_names_engines_and_every_regime(capsys):
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    import torch
+
+    for name, state in found["engines"].items():
+        assert (state == "works") == (name in torch.backends.quantized.supported_engines)
+    assert list(found["regimes"]) == ["fp32", "fp16", "ptq-fbgemm", "ptq-qnnpack", "qat-fbgemm", "qat-qnnpack"]
+    assert found["versions"]["torch"] == torch.__version__
+    assert "onnxruntime" in found["packages"]["peers"]
+    said = doctor.text(found)
+    assert "ptq-qnnpack" in said and found["integers"] in said
+
+
+@pytest.mark.parametrize("instructions, said", [
+    (["avx2", "avx512_vnni"], "cannot saturate"), (["avx2"], "Without VNNI"), (["asimd", "asimddp"], "Arm"), ([], "No instructions")])
+def test_what_instructions_mean_for_the_reduced_range(instructions, said):
+    assert said in doctor.integers(instructions)
+
+
+def test_an_engine_that_is_missing_or_refuses_is_named_with_its_reason(monkeypatch):
+    def refuse(*_):
+        raise Unsupported("engine qnnpack is not available on this processor")
+
+    monkeypatch.setattr(static, "convert", refuse)
+    assert doctor._try("qnnpack") == "engine qnnpack is not available on this processor"
+    found = doctor.regimes(None, {"fbgemm": "works", "qnnpack": "not here"}, ["avx2"])
+    assert found["ptq-qnnpack"] == {"train": "not needed", "convert": "no: not here", "time": "no: not here"}
+    assert found["qat-fbgemm"]["train"] == "yes, on the CPU (slow)" and found["fp16"]["time"].startswith("no")
+    assert "emulated" in found["fp16"]["train"]
+
+
+def test_a_gpu_changes_what_can_be_trained_and_timed():
+    gpu = {"name": "G", "memory_gib": 16, "capability": "7.0", "cuda": "12"}
+    found = doctor.regimes(gpu, {"fbgemm": "works", "qnnpack": "works"}, [])
+    assert found["fp16"] == {"train": "yes", "convert": "not needed", "time": "yes"}
+    report = doctor.report() | {"gpu": gpu, "regimes": found}
+    assert "capability 7.0" in doctor.text(report)
+
+
+def test_a_dynamic_layer_is_tried_too(monkeypatch):
+    def refuse(*_):
+        raise Unsupported("no dynamic linear")
+
+    monkeypatch.setattr(dynamic, "convert", refuse)
+    assert doctor._try("fbgemm") == "no dynamic linear"
