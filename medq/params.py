@@ -4,6 +4,7 @@ A profile fixes all that varies in a batch. Every mistake in one ends in a singl
 """
 
 import difflib
+import functools
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -250,8 +251,31 @@ def validate(model, value, source):
         raise UserError(f"{source}: the file is nested too deeply or refers to itself.") from None
 
 
+def _remembered(read):
+    """`read(path)`, remembered until the file changes: a batch asks for the same catalogues hundreds of times."""
+    kept = {}
+
+    @functools.wraps(read)
+    def reading(path, *more):
+        stat = path.stat() if path.is_file() else None
+        state = stat and (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        if kept.get((path, *more), (None,))[0] != state or state is None:
+            kept[path, *more] = state, read(path, *more)
+        return dict(kept[path, *more][1])
+
+    return reading
+
+
+@_remembered
 def _catalogue(path, model):
     return {str(name): validate(model, entry, f"{path}: {name}") for name, entry in read_yaml(path).items()}
+
+
+@_remembered
+def _datasets(path):
+    from medq.datasets.spec import load_catalogue
+
+    return load_catalogue(path)
 
 
 def backbones(folder=paths.PARAMS):
@@ -266,9 +290,7 @@ def recipes(folder=paths.PARAMS):
 
 def datasets(folder=paths.PARAMS):
     """Known datasets by name: {name: DatasetSpec}."""
-    from medq.datasets.spec import load_catalogue
-
-    return load_catalogue(Path(folder) / "datasets.yaml")
+    return _datasets(Path(folder) / "datasets.yaml")
 
 
 def _with(value, changes):

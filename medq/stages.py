@@ -89,7 +89,7 @@ def parameters(params, stage, dataset, backbone=None, regime=None):
     values["subset"] = params.subset.model_dump()
     values["backbone"] = profiles.backbones()[backbone].model_dump(exclude={"title"})
     values["train"] = params.training(backbone).model_dump()
-    if regime == "fp32-continued" or stage not in ("finetune", "datasets"):
+    if regime == "fp32-continued" or "qat" in (regime or ""):
         values["qat"] = params.quantization(backbone).model_dump()
     if stage not in ("finetune", "datasets"):
         values["calibration"] = params.calibration.model_dump(exclude=None if stage == "calibration_size" else {"sizes", "subsets"})

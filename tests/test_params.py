@@ -1,0 +1,139 @@
+"""Profiles: whatever a file holds, loading it gives checked parameters or one sentence."""
+
+import string
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from medq import params
+from medq.errors import UserError
+
+GOOD = {"profile": "mine", "datasets": ["phantom-BrainMRI"], "backbones": ["resnet18"]}
+
+
+def write(folder, value, name="mine.yaml"):
+    path = folder / name
+    path.write_text(value if isinstance(value, str) else yaml.safe_dump(value), encoding="utf-8")
+    return path
+
+
+def refused(folder, value):
+    with pytest.raises(UserError) as error:
+        params.load(write(folder, value))
+    text = str(error.value)
+    assert "\n" not in text and text.startswith(str(folder / "mine.yaml"))
+    return text
+
+
+@pytest.mark.parametrize("name", ["smoke", "reference", "paper"])
+def test_committed_profiles_load(name):
+    loaded = params.load(name)
+    assert loaded.profile == name and loaded.backbones and loaded.datasets
+
+
+def test_the_paper_profile_is_the_papers_protocol():
+    train = params.load("paper").train
+    assert (train.learning_rate, train.weight_decay, train.batch_size, train.epochs, train.patience,
+            train.min_improvement) == (1e-4, 1e-4, 32, 50, 10, 1e-3)
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"bakbones": ["resnet18"]}, "did you mean 'backbones'"),
+    ({"train": {"epoch": 3}}, "did you mean 'epochs'"),
+    ({"train": {"epochs": "three"}}, "train.epochs"),
+    ({"train": {"epochs": 0}}, "train.epochs"),
+    ({"train": {"epochs": True}}, "train.epochs"),
+    ({"train": {"learning_rate": float("nan")}}, "train.learning_rate"),
+    ({"train": 5}, "train"),
+    ({"image_size": 20_000}, "image_size"),
+    ({"datasets": []}, "datasets"),
+    ({"datasets": ["phantom-BrainMRI", "phantom-BrainMRI"]}, "twice"),
+    ({"datasets": ["BrainMRY"]}, "did you mean 'BrainMRI'"),
+    ({"backbones": ["resnet19"]}, "resnet18"),
+    ({"regimes": ["int4"]}, "fp32"),
+    ({"folds": [-1]}, "folds"),
+    ({"folds": "some"}, "folds"),
+    ({"profile": "other"}, "profile"),
+    ({"profile": "../mine"}, "profile"),
+    ({"study": {"ablation": ["resnet19"]}}, "study.ablation"),
+    ({"overrides": {"resnet18": {"train": {"epochs": -1}}}}, "epochs"),
+    ({"overrides": {"resnet81": {}}}, "did you mean 'resnet18'"),
+    ({"cell_minutes": 0}, "cell_minutes"),
+])
+def test_mistakes_name_the_file_and_the_key(tmp_path, change, said):
+    assert said in refused(tmp_path, GOOD | change)
+
+
+@pytest.mark.parametrize("text, said", [
+    ("profile: [", "line"), ("- a\n- b\n", "mapping"), ("", "mapping"), ("a: &x [*x]", ""), ("{" * 3000, ""),
+    ("profile: mine\nprofile: mine\n\tx: 1", "YAML"), ("profile: !!python/object/apply:os.system [ls]", "YAML")])
+def test_what_is_no_profile_at_all(tmp_path, text, said):
+    assert said in refused(tmp_path, text)
+
+
+def test_not_utf8_and_not_there(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"profile: \xff\xfe")
+    with pytest.raises(UserError, match="UTF-8"):
+        params.load(path)
+    with pytest.raises(UserError, match="Beside it: mine.yaml"):
+        params.load(tmp_path / "yours.yaml")
+    with pytest.raises(UserError, match="cannot be read"):
+        params.load(tmp_path.with_suffix(".yaml") if tmp_path.with_suffix(".yaml").is_dir() else _folder(tmp_path))
+
+
+def _folder(tmp_path):
+    (tmp_path / "folder.yaml").mkdir()
+    return tmp_path / "folder.yaml"
+
+
+def test_changes_are_merged_and_checked(tmp_path):
+    path = write(tmp_path, GOOD | {"train": {"epochs": 7, "patience": 2}})
+    changed = params.load(path, train={"epochs": 3})
+    assert (changed.train.epochs, changed.train.patience) == (3, 2)
+    with pytest.raises(UserError, match="train.epochs"):
+        params.load(path, train={"epochs": 0})
+
+
+def test_overrides_reach_one_backbone_alone(tmp_path):
+    loaded = params.load(write(tmp_path, GOOD | {"backbones": ["resnet18", "resnet50"],
+                                                 "overrides": {"resnet50": {"train": {"epochs": 3}}}}))
+    assert (loaded.training("resnet50").epochs, loaded.training("resnet18").epochs) == (3, 50)
+
+
+def test_a_path_with_spaces_quotes_and_letters(tmp_path):
+    folder = tmp_path / "it's \"mine\" – größe"
+    folder.mkdir()
+    assert params.load(write(folder, GOOD)).profile == "mine"
+
+
+KEYS = st.sampled_from([*params.Params.model_fields, "epochs", "train", "learning_rate", "resnet18", "recipes"]) \
+    | st.text(string.printable, max_size=6) | st.integers() | st.booleans() | st.none()
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates() \
+    | st.sampled_from(["resnet18", "fp32", "all", "phantom-BrainMRI", "mine", "none", "cpu"])
+VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=8)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.dictionaries(KEYS, VALUES, max_size=4), whole=st.booleans(), root=VALUES)
+def test_anything_gives_parameters_or_a_sentence(tmp_path, changes, whole, root):
+    value = root if whole else GOOD | changes
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.dump(value, allow_unicode=True), encoding="utf-8", errors="surrogatepass")
+    try:
+        loaded = params.load(path)
+    except UserError as error:
+        assert str(error).startswith(str(path)) and "\n" not in str(error)
+    else:
+        assert isinstance(loaded, params.Params) and loaded.profile == "mine"
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=60))
+def test_any_bytes_give_parameters_or_a_sentence(tmp_path, content):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError):
+        params.load(path)
