@@ -171,6 +171,12 @@ class Results:
     def classes(self, dataset):
         """Class names of a dataset in label order: from its predictions, else the catalogue, else the
         metrics."""
+        kept = vars(self).setdefault("_classes", {})
+        if dataset not in kept:
+            kept[dataset] = self._read_classes(dataset)
+        return list(kept[dataset])
+
+    def _read_classes(self, dataset):
         for path in sorted((self.path / "predictions" / dataset).glob("*/*.parquet")):
             import pyarrow.parquet
 

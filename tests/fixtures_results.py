@@ -45,6 +45,8 @@ def world(**options):
 def bent(results, **tables):
     """The same results with tables replaced: `latency=function of the DataFrame` or `latency=DataFrame`."""
     copy = Results(results.name, results.path)
+    for file in SCHEMA:  # read once for all bent copies
+        vars(copy)[file.split(".")[0]] = getattr(results, file.split(".")[0])
     for name, change in tables.items():
         table = getattr(results, name)
         vars(copy)[name] = change(table.copy()) if callable(change) else change

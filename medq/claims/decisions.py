@@ -1,6 +1,7 @@
 """The tests that decide claims: functions of a result folder that return a `Finding`."""
 
 import math
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -255,27 +256,19 @@ def hidden_by_average(results):
     """Some INT8 cell loses at most a point of macro ROC-AUC and more than five of a class's AUPRC."""
     found = []
     for regime in [*engines(results, "ptq"), *engines(results, "qat")]:
-        macro = harms(results, "auroc", "fp32", regime)
-        for dataset in results.datasets:
-            for klass in results.classes(dataset):
-                s = scores(results, "auprc", klass=klass)
-                s = s[s["dataset"] == dataset].set_index(["backbone", "regime"])
-                found += [_class_loss(s, b, regime, f"{e.label}, {class_title(dataset, klass)}")
-                          for (d, b), e in macro.items() if d == dataset and e.high <= CLOSE["auroc"]]
+        kept = [k for k, e in harms(results, "auroc", "fp32", regime).items() if e.high <= CLOSE["auroc"]]
+        for klass in dict.fromkeys(c for d in results.datasets for c in results.classes(d)):
+            losses = harms(results, "auprc", "fp32", regime, klass=klass)
+            found += [losses[k]._replace(label=f"{losses[k].label}, {class_title(k[0], klass)}")
+                      for k in kept if k in losses]
     return exists(found, above=0.05)
-
-
-def _class_loss(table, backbone, regime, label):
-    if not {(backbone, "fp32"), (backbone, regime)} <= set(table.index):
-        return Entry(label, NAN)
-    first, second = (Entry(label, *table.loc[(backbone, r), ["value", "low", "high"]])
-                     for r in ("fp32", regime))
-    return minus(first, second, label)
 
 
 def silent_failures(results):
     """Some INT8 cell keeps accuracy within a point while a class's sensitivity falls by more than five."""
-    accuracy = scores(results, "accuracy").set_index(["dataset", "backbone", "regime"])["value"]
+    accuracy = {(r["dataset"], r["backbone"], r["regime"]): r["value"]
+                for r in scores(results, "accuracy").to_dict("records")}
+    members = cache(lambda *key: results.predictions(*key, "fp32")["label"].value_counts())
     found = []
     for row in silent(results).to_dict("records"):
         key = (row["dataset"], row["backbone"])
@@ -285,17 +278,14 @@ def silent_failures(results):
             label = ", ".join([*(title(row[k]) for k in ("dataset", "backbone", "regime")),
                                class_title(row["dataset"], row["class"])])
             loss = -row["sensitivity_change"]
-            n = _members(results, row["dataset"], row["backbone"], row["class"])
+            classes = results.classes(row["dataset"])
+            n = members(*key).get(classes.index(row["class"]), 0) if row["class"] in classes else 0
             half = 1.96 * math.sqrt(max(loss * (1 - loss), 0.01) / n) if n else NAN
             found.append(Entry(label, loss, loss - half, loss + half))
     return exists(found, above=0.05)
 
 
-def _members(results, dataset, backbone, klass):
-    """Evaluated images of a class, from the stored FP32 predictions; 0 where there are none."""
-    labels = results.predictions(dataset, backbone, "fp32")["label"]
-    classes = results.classes(dataset)
-    return int((labels == classes.index(klass)).sum()) if klass in classes else 0
+
 
 
 def ptq_loss(results, metric="auroc"):
@@ -457,7 +447,7 @@ def engine_throughput(results, kind, *, low=-math.inf, high=math.inf, over="fbge
                             & results.latency["device"].isin(["cpu", ""])]
     for dataset in [""] if (table["dataset"] == "").all() else results.datasets:
         t = table[table["dataset"] == dataset]
-        t = t[[b == kind or b in results.backbones and family(b) == kind for b in t["backbone"]]]
+        t = t[t["backbone"].isin([kind, *(b for b in results.backbones if family(b) == kind)])]
         wide = t.pivot_table(index="backbone", columns="regime", values="throughput")
         if not {f"ptq-{over}", f"ptq-{under}"} <= set(wide.columns):
             found.append(Entry(title(dataset) or "all datasets", NAN))

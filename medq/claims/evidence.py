@@ -176,21 +176,24 @@ def student(results, label, values):
     return Entry(label, float(values.mean()), float(values.mean() - half), float(values.mean() + half))
 
 
-def harms(results, metric, a, b, datasets=None, *, stage="converted"):
-    """`harm` of each backbone apart: {(dataset, backbone): Entry}.
+def harms(results, metric, a, b, *, stage="converted", klass=""):
+    """`harm` of each backbone apart, of a class or of the macro average: {(dataset, backbone): Entry}.
 
     The interval is the paired bootstrap's where it was run, otherwise the widest that the two cells' own
     intervals allow.
     """
     sign = 1 if metric in LOWER_IS_BETTER else -1
-    rows = {tuple(r[c] for c in CELL): r for r in scores(results, metric, stage=stage).to_dict("records")}
+    table = scores(results, metric, stage=stage, klass=klass)
+    rows = {tuple(r[c] for c in CELL): r for r in table.to_dict("records")}
     found = {}
     for (dataset, backbone, regime), worse in rows.items():
         better = rows.get((dataset, backbone, a))
-        if regime != b or better is None or dataset not in (datasets or results.datasets):
+        if regime != b or better is None:
             continue
         label = f"{title(dataset)}, {title(backbone)}, {title(b)}"
-        boot = _bootstrapped(results, metric, a, b, dataset, backbone) if stage == "converted" else None
+        boot = None
+        if stage == "converted" and not klass:
+            boot = _bootstrapped(results, metric, a, b, dataset, backbone)
         if boot is None:
             boot = (worse["value"] - better["value"], worse["low"] - better["high"],
                     worse["high"] - better["low"])
