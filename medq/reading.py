@@ -409,7 +409,6 @@ def found(results, published=None):
                if len(against) else ""))
 
 
-READINGS = {f.__name__: f for f in (summary, found, table1, table2, table3, table4, figure1, figure2, figure3,
-                                    figure4,
-                                    figure5, figure6, figure7, engine_check, collapse, remedies, silent, leak,
-                                    qat_control, peers, coverage)}
+READINGS = {f.__name__: f for f in (
+    summary, found, table1, table2, table3, table4, figure1, figure2, figure3, figure4, figure5, figure6, figure7,
+    engine_check, collapse, remedies, silent, leak, qat_control, peers, coverage)}
