@@ -1,0 +1,121 @@
+"""The command `medq plan`: cells, hours and disk of a profile before anything starts.
+
+Throughputs are measured ones: those of this profile's own finished cells where there are any, else the tables below. They
+tell a night from a month, not an hour from two.
+"""
+
+from collections import Counter
+
+from medq import artefacts, batch, params as profiles, paths
+from medq.batch import uses_gpu
+
+# ms per training step of 32 images of 64 × 64 pixels on two cores (AVX512-VNNI): FP32, QAT
+CPU_STEP = {"resnet18": (150, 324), "resnet50": (425, 768), "densenet121": (284, 737), "efficientnet_b0": (175, 465),
+            "mobilenetv2": (125, 786), "convnext_tiny": (1045, 1530), "swin_tiny": (675, 977), "vit_base": (1859, 2694)}
+# images per second in training at 224 × 224, mixed precision, channels-last, RTX 3090 (timm's result tables)
+GPU_TRAIN = {"resnet18": 3482, "resnet50": 1218, "densenet121": 914, "efficientnet_b0": 1752, "mobilenetv2": 2313,
+             "convnext_tiny": 819, "swin_tiny": 649, "vit_base": 393}
+FP32_SLOWER = 2.2  # FP32 without TF32 against mixed precision on such a card
+CHECKPOINT_MB = {"resnet18": 45, "resnet50": 94, "densenet121": 28, "efficientnet_b0": 16, "mobilenetv2": 9,
+                 "convnext_tiny": 111, "swin_tiny": 110, "vit_base": 343}
+OTHER_MB, OTHER_STEP, OTHER_TRAIN = 100, (600, 1200), 800  # a backbone that the tables do not know
+START_SECONDS = 5  # of a notebook, its kernel and its imports
+STUDY_MINUTES = {"calibration_size": 4, "ablation": 10, "diagnosis": 2, "remedies": 5, "peers": 10, "latency": 5, "datasets": 3}
+
+
+def add_arguments(parser):
+    """Arguments of `medq plan`."""
+    parser.add_argument("params", metavar="PROFILE", help="a file like params/paper.yaml, or the name of one in params/")
+
+
+def run(args):
+    """Print the estimate."""
+    params = profiles.load(args.params)
+    found = estimate(params)
+    print(f"{params.profile}: {found['parts']} notebooks for {found['cells']} cells of dataset, backbone and regime"
+          f" ({', '.join(f'{n} {stage}' for stage, n in found['stages'].items())}).")
+    if found["gpu_hours"]:
+        print(f"GPU: about {found['gpu_hours']:,.1f} hours on one card like an RTX 3090.")
+    print(f"CPU: about {found['cpu_hours']:,.1f} hours on two cores.")
+    print(f"Disk: about {found['disk_gb']:,.1f} GB in {paths.runs()}.")
+    own = found["measured"]
+    print(f"Training rates: {'measured in this profile for ' + ', '.join(own) if own else 'from published and measured tables'}"
+          f"{'; the others from tables' if own and len(own) < len(params.backbones) else ''}."
+          " Early stopping may end sooner.")
+
+
+def estimate(params):
+    """{parts, cells, stages, gpu_hours, cpu_hours, disk_gb, measured} of a profile."""
+    found, catalogue = batch.jobs(params), profiles.datasets()
+    gpu, own, seconds = uses_gpu(params), measured(params), Counter()
+    disk = sum(params.image_size ** 2 * 3 * sum(n_images(catalogue[d])) for d in params.datasets) / 1e6
+    for job in found:
+        backbone, regime = job.cell.backbone, job.cell.regime
+        if job.stage in ("finetune", "quantize"):
+            n_train, n_held_out = part_sizes(params, catalogue[job.cell.dataset])
+            trained = epochs(params, backbone, regime) * n_train
+            kind = "qat" if regime.startswith("qat") else "fp16" if regime == "fp16" else "fp32"
+            seconds["gpu" if gpu and trained else "cpu"] += trained / rate(params, backbone, kind, gpu, own)
+            seconds["cpu" if job.stage == "quantize" or not gpu else "gpu"] += 3 * n_held_out * (
+                step_seconds(params, backbone, "fp32") / 3)
+            disk += CHECKPOINT_MB.get(backbone, OTHER_MB) / (1 if job.stage == "finetune" else 3.7)
+        seconds["cpu"] += START_SECONDS + 60 * STUDY_MINUTES.get(job.stage, 0)
+    cells = {(j.cell.dataset, j.cell.backbone, j.cell.regime) for j in found if j.stage in ("finetune", "quantize")}
+    return {"parts": len(found), "cells": len(cells), "stages": Counter(job.stage for job in found),
+            "gpu_hours": seconds["gpu"] / 3600, "cpu_hours": seconds["cpu"] / 3600, "disk_gb": disk / 1e3,
+            "measured": sorted({backbone for backbone, _ in own})}
+
+
+def n_images(spec):
+    """(training, held-out) images of one fold of a release."""
+    if set(spec.release) == {"train", "held_out"}:
+        return tuple(sum(spec.release[part].values()) for part in ("train", "held_out"))
+    total = sum(sum(part.values()) for part in spec.release.values())
+    held_out = round(total / spec.folds.n)
+    return total - held_out, held_out
+
+
+def part_sizes(params, spec):
+    """(training, held-out) images of one cell."""
+    return tuple(min(n, limit or n) for n, limit in zip(n_images(spec), (params.subset.train, params.subset.held_out)))
+
+
+def epochs(params, backbone, regime):
+    """Epochs that a regime trains at most."""
+    if regime.startswith("ptq"):
+        return 0
+    if regime.startswith("qat") or regime == "fp32-continued":
+        return params.quantization(backbone).epochs
+    return params.training(backbone).epochs
+
+
+def step_seconds(params, backbone, kind):
+    """Seconds of training per image on two cores, at the profile's image size."""
+    fp32, qat = CPU_STEP.get(backbone, OTHER_STEP)
+    return (qat if kind == "qat" else fp32) / 1000 / 32 * (params.image_size / 64) ** 2
+
+
+def rate(params, backbone, kind, gpu, own):
+    """Training images per second: this profile's own where it has been measured, else from the tables."""
+    if (backbone, kind) in own:
+        return own[backbone, kind]
+    if not gpu:
+        return 1 / step_seconds(params, backbone, kind)
+    fp32, qat = CPU_STEP.get(backbone, OTHER_STEP)
+    slower = {"fp16": 1, "fp32": FP32_SLOWER, "qat": FP32_SLOWER * qat / fp32}[kind]
+    return GPU_TRAIN.get(backbone, OTHER_TRAIN) * (224 / params.image_size) ** 2 / slower
+
+
+def measured(params):
+    """{(backbone, fp32 | fp16 | qat): images per second} of the profile's finished cells."""
+    import json
+
+    images, seconds = Counter(), Counter()
+    for job in batch.jobs(params):
+        record = artefacts.record(job.folder) if job.stage in ("finetune", "quantize") else None
+        if record and record.get("train_seconds"):
+            manifest = json.loads((job.folder / "manifest.json").read_text(encoding="utf-8"))
+            kind = "qat" if job.cell.regime.startswith("qat") else "fp16" if job.cell.regime == "fp16" else "fp32"
+            images[job.cell.backbone, kind] += record["epochs"] * manifest["n_train"]
+            seconds[job.cell.backbone, kind] += record["train_seconds"]
+    return {key: images[key] / seconds[key] for key in images}
