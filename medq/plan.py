@@ -20,7 +20,8 @@ CHECKPOINT_MB = {"resnet18": 45, "resnet50": 94, "densenet121": 28, "efficientne
                  "convnext_tiny": 111, "swin_tiny": 110, "vit_base": 343}
 OTHER_MB, OTHER_STEP, OTHER_TRAIN = 100, (600, 1200), 800  # a backbone that the tables do not know
 START_SECONDS = 5  # of a notebook, its kernel and its imports
-STUDY_MINUTES = {"calibration_size": 4, "ablation": 10, "diagnosis": 2, "remedies": 5, "peers": 10, "latency": 5, "datasets": 3}
+# minutes of the studies at 224 pixels with 1,500 held-out images, two cores
+STUDY_MINUTES = {"calibration_size": 12, "ablation": 40, "diagnosis": 5, "remedies": 15, "peers": 20, "datasets": 3}
 
 
 def add_arguments(parser):
@@ -59,11 +60,22 @@ def estimate(params):
             seconds["cpu" if job.stage == "quantize" or not gpu else "gpu"] += 3 * n_held_out * (
                 step_seconds(params, backbone, "fp32") / 3)
             disk += CHECKPOINT_MB.get(backbone, OTHER_MB) / (1 if job.stage == "finetune" else 3.7)
-        seconds["cpu"] += START_SECONDS + 60 * STUDY_MINUTES.get(job.stage, 0)
+        seconds["cpu"] += START_SECONDS + study_seconds(params, job, catalogue)
     cells = {(j.cell.dataset, j.cell.backbone, j.cell.regime) for j in found if j.stage in ("finetune", "quantize")}
     return {"parts": len(found), "cells": len(cells), "stages": Counter(job.stage for job in found),
             "gpu_hours": seconds["gpu"] / 3600, "cpu_hours": seconds["cpu"] / 3600, "disk_gb": disk / 1e3,
             "measured": sorted({backbone for backbone, _ in own})}
+
+
+def study_seconds(params, job, catalogue):
+    """Seconds of a stage that trains nothing, with the size of images and of the held-out part."""
+    if job.stage == "latency":
+        variants = len(params.regimes) + len(params.latency.baselines)
+        return params.latency.seconds * variants * len(params.latency.batch_sizes)
+    if job.stage not in STUDY_MINUTES:
+        return 0
+    images = part_sizes(params, catalogue[job.cell.dataset])[1] / 1500
+    return 60 * STUDY_MINUTES[job.stage] * images * (params.image_size / 224) ** 2
 
 
 def n_images(spec):
