@@ -75,13 +75,15 @@ FOLD_COLUMNS = ["image_id", "label", "group", "fold"]
 PROVENANCE = {
     "profile": "name of the profile",
     "parameters": "the profile, whole: datasets, backbones, image_size, weights, subset, latency, ...",
-    "data": "{dataset: {fingerprint, n_images, n_release}}",
+    "data": "{dataset: {fingerprint, n_images, n_release, n_train, n_held_out}}",
     "versions": "{package: version}",
     "platform": "operating system",
     "cpu": "{model, machine, cores, instructions: [...]}",
     "gpu": "{name, memory_gib, capability, cuda} or null",
     "commit": "{hash, modified} of the code, or null",
-    "written": "date and time of the collection, ISO 8601, UTC",
+    "written": "when the newest cell was written, ISO 8601, UTC; first_written: the oldest",
+    "machines": "[{cpu, gpu}] of all machines that cells were made on",
+    "train_hours": "hours spent training, all cells together",
     "source": "only where nothing was run: a sentence that says where the numbers are from",
 }
 
@@ -269,11 +271,8 @@ def _banner_study(results):
     params, data = p.get("parameters", {}), p.get("data", {})
     facts = []
     for dataset in results.datasets:
-        known = data.get(dataset, {})
-        n, release = known.get("n_images"), known.get("n_release")
-        count = f"{n:,} of the release's {release:,} images" if n and release and n != release else \
-            f"all {n:,} images" if n and release else f"{n:,} images" if n else "image count not recorded"
-        facts.append(f"{title(dataset)} ({count}; {_folds_said(results, dataset)})")
+        facts.append(f"{title(dataset)} ({_images_said(data.get(dataset, {}))}; "
+                     f"{_folds_said(results, dataset)})")
     phantoms = [d for d in results.datasets if d.startswith(PHANTOM)]
     said = [f"**Which numbers these are.** Profile `{p.get('profile', results.name)}`: "
             f"{', '.join(facts) or 'no data'}."]
@@ -294,6 +293,14 @@ def _banner_study(results):
                  "imagenet": "Fine-tuned from ImageNet weights, as in the paper."}
                 .get(weights, f"Fine-tuned from `{weights}`; the paper used ImageNet weights."))
     return " ".join(said)
+
+
+def _images_said(known):
+    n, release = known.get("n_images"), known.get("n_release")
+    count = "image count not recorded" if not n else f"{n:,} images" if not release else \
+        f"all {n:,} images" if n == release else f"{n:,} of the release's {release:,} images"
+    used = known.get("n_train"), known.get("n_held_out")
+    return count + (f", {used[0]:,} trained on and {used[1]:,} evaluated per fold" if all(used) else "")
 
 
 def _folds_said(results, dataset):
@@ -322,7 +329,9 @@ def _banner_machine(results):
             f"PyTorch {torch}" if torch else None, p["written"][:10] if p.get("written") else None,
             f"commit `{commit['hash'][:10]}`" if commit.get("hash") else None]
     timed = f" Timings at {size} × {size} pixels." if size and len(results.latency) else ""
-    return f"Measured {', '.join(filter(None, said))}.{timed}"
+    machines = len(p.get("machines", []))
+    more = f" Cells come from {machines} machines; this is the newest." if machines > 1 else ""
+    return f"Measured {', '.join(filter(None, said))}.{more}{timed}"
 
 
 def _banner_gaps(results):

@@ -407,7 +407,8 @@ def engine_check(results, metric="brier"):
 
 FACTORS = ("weights", "activations", "reduce_range", "fused", "training_mode", "normalised")
 SWITCHES = {("reduce_range", "true"): "reduced range", ("reduce_range", "false"): "full range",
-            ("fused", "true"): "batch norm fused", ("fused", "false"): "batch norm not fused",
+            ("fused", "fused"): "batch norm fused", ("fused", "unfused"): "batch norm not fused",
+            ("fused", "traced"): "batch norm as traced",
             ("training_mode", "true"): "observers fed in training mode",
             ("training_mode", "false"): "observers fed in evaluation mode",
             ("normalised", "true"): "calibration images normalised",
@@ -495,7 +496,7 @@ def ablation_means(results, published=None, *, stage="converted"):
                     formats={None: "{:.4f}", "n_backbones": "{:.0f}"})
 
 
-UNTREATED = ("none", "ptq", "default")
+UNTREATED, UNQUANTIZED = "none", "fp32"  # the rows of remedies.csv that the others are held against
 GAP = 0.002  # a PTQ - FP32 gap smaller than this is too small to speak of closing it
 
 
@@ -509,14 +510,14 @@ def remedies(results):
     """
     metrics = ["auprc", "ece", "ece_top_label", "brier"]
     frame = results.remedies.groupby([*CELL, "remedy"], sort=False)[[*metrics, "p50_ms"]].mean().reset_index()
-    untreated = _at(frame[frame["remedy"].isin(UNTREATED)], CELL)
+    untreated = _at(frame[frame["remedy"] == UNTREATED], CELL)
     columns = [*CELL, "remedy", *(c for m in metrics for c in (m, f"{m}_closed")), "slowdown"]
-    goals, rows = _fp32_of_remedies(results, metrics), []
-    for row in frame[~frame["remedy"].isin(UNTREATED)].to_dict("records"):
-        before = untreated.get(tuple(row[c] for c in CELL), {})
+    goals, rows = _at(frame[frame["remedy"] == UNQUANTIZED], CELL), []
+    for row in frame[~frame["remedy"].isin([UNTREATED, UNQUANTIZED])].to_dict("records"):
+        before, goal = (side.get(tuple(row[c] for c in CELL), {}) for side in (untreated, goals))
         out = {c: row[c] for c in [*CELL, "remedy", *metrics]}
         for m in metrics:
-            gap = goals.get((row["dataset"], row["backbone"], m), math.nan) - before.get(m, math.nan)
+            gap = goal.get(m, math.nan) - before.get(m, math.nan)
             out[f"{m}_closed"] = (row[m] - before.get(m, math.nan)) / gap if abs(gap) >= GAP else math.nan
         out["slowdown"] = row["p50_ms"] / before.get("p50_ms", math.nan)
         rows.append(out)
@@ -527,21 +528,6 @@ def remedies(results):
                     formats={None: "{:.4f}", **percent, "slowdown": "{:.2f}×"})
 
 
-def _fp32_of_remedies(results, metrics):
-    """{(dataset, backbone, metric): value} of FP32 over the folds that have remedies, else over all there
-    are.
-    """
-    folds = results.remedies.groupby(["dataset", "backbone"])["fold"].agg(set).to_dict()
-    m = results.metrics
-    m = m[(m["regime"] == "fp32") & m["metric"].isin(metrics) & (m["class"] == "")]
-    keys = ["dataset", "backbone", "metric"]
-    same = m.loc[np.array([f in folds.get(k, ()) for f, k in zip(m["fold"], zip(m["dataset"], m["backbone"]))],
-                          dtype=bool)]
-    goals = {tuple(r[k] for k in ("dataset", "backbone")) + (metric,): r["value"] for metric in metrics
-             for r in scores(results, metric).to_dict("records") if r["regime"] == "fp32"}
-    return goals | same.groupby(keys)["value"].mean().to_dict()
-
-
 def silent(results, *, stage="converted"):
     """What crosses a decision threshold fixed on the FP32 model: one row per cell and class, worst
     sensitivity first.
@@ -549,7 +535,7 @@ def silent(results, *, stage="converted"):
     Columns: dataset, backbone, regime, class, n, threshold, sensitivity_reference, sensitivity,
     sensitivity_change, specificity_change, prevalence_change, crossed_up, crossed_down.
     """
-    s = results.silent[results.silent["stage"].isin([stage, ""])]
+    s = results.silent[results.silent["stage"].isin(["float", stage])]
     counts = ["crossed_up", "crossed_down", "n"]
     rates = ["threshold", *(f"{r}{e}" for r in ("sensitivity", "specificity", "prevalence")
                             for e in ("_reference", ""))]
@@ -576,13 +562,13 @@ def flips(results):
     return _caption(frame, "Label flips between regimes", formats={None: "{:.0f}", "share": "{:.1%}"})
 
 
-def leak(results, metric="auroc"):
+def leak(results, metric="auroc", *, stage="converted"):
     """What images that stand on both sides of the split do to a metric: one row per cell.
 
     Columns: dataset, backbone, regime, stage, all, without_identical, without_twins, effect (all - without
     twins).
     """
-    frame = results.leak[results.leak["metric"] == metric]
+    frame = results.leak[(results.leak["metric"] == metric) & results.leak["stage"].isin(["float", stage])]
     wide = frame.pivot_table(index=[*CELL, "stage"], columns="subset", values="value", sort=False)
     wide = wide.reindex(columns=["all", "without-identical", "without-twins"]).reset_index()
     wide.columns = [*CELL, "stage", "all", "without_identical", "without_twins"]

@@ -305,10 +305,10 @@ def _sweep(rows, name, backbone, auprc):
 
 def _ablation(rows, name, backbone, fp):
     fragile = .3 if backbone == "mobilenetv2" else .02
-    recipes = {"default": ("", "", "", "False", "False", "True", 0.0),
-               "per-tensor": ("per-tensor", "", "", "False", "False", "True", fragile),
-               "minmax": ("", "minmax", "", "False", "False", "True", .01),
-               "not-normalised": ("", "", "", "False", "False", "False", .4)}
+    recipes = {"default": ("per-channel", "histogram", "True", "traced", "False", "True", 0.0),
+               "per-tensor": ("per-tensor", "histogram", "True", "traced", "False", "True", fragile),
+               "minmax": ("per-channel", "minmax", "True", "traced", "False", "True", .01),
+               "not-normalised": ("per-channel", "histogram", "True", "traced", "False", "False", .4)}
     for recipe, (*factors, loss) in recipes.items():
         for stage in ("fake-quant", "converted"):
             rows.append((name, backbone, recipe, "fbgemm", "fbgemm", 0, stage, *factors,
@@ -324,7 +324,8 @@ def _layers(rows, name, backbone):
 
 
 def _remedies(rows, name, backbone, fp, ptq):
-    for remedy, share, cost in (("none", 0, 1.0), ("temperature", .5, 1.0), ("worst-3-in-fp32", .6, 1.3),
+    for remedy, share, cost in (("fp32", 1, 3.0), ("none", 0, 1.0), ("temperature", .5, 1.0),
+                                ("worst-3-in-fp32", .6, 1.3),
                                 ("bias-correction", .2, 1.0), ("better-recipe", .9, 1.0)):
         closed = {m: ptq[m, ""] + share * (fp[m, ""] - ptq[m, ""])
                   for m in ("auprc", "ece", "ece_top_label", "brier")}
@@ -364,7 +365,9 @@ def _provenance(named, backbones, regimes, n, profile):
                            "controls": ["fp32-continued"], "weights": "none",
                            "subset": {"train": 2000, "held_out": None}, "latency": {"image_size": 224},
                            "seed": 42},
-            "data": {name: {"fingerprint": "00", "n_images": n, "n_release": 7023} for name in named},
+            "data": {name: {"fingerprint": "00", "n_images": n, "n_release": 7023, "n_train": 2 * n,
+                            "n_held_out": n} for name in named},
+            "machines": [{"cpu": {"model": "Example CPU"}, "gpu": None}], "train_hours": 1.5,
             "versions": {"torch": "2.13.0", "python": "3.11.9"}, "gpu": None,
             "cpu": {"model": "Example CPU", "machine": "x86_64", "cores": 2,
                     "instructions": ["avx2", "avx512_vnni"]}}

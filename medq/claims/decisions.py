@@ -500,7 +500,7 @@ def fp16_on_gpu(results):
 
 def fp16_memory(results, at_least=1.9):
     """Stored FP16 models are about half the size of FP32's."""
-    size = timings(results, 1).pivot(index="backbone", columns="regime", values="size_mb")
+    size = results.latency.pivot_table(index="backbone", columns="regime", values="size_mb", aggfunc="median")
     if not {"fp32", "fp16"} <= set(size.columns):
         return judge([])
     ratio = (size["fp32"] / size["fp16"]).dropna()
@@ -645,7 +645,7 @@ def few_hundred_suffice(results, start=256, margin=0.01):
 def other_frameworks(results):
     """Other INT8 runtimes lose Brier too, tested only where PyTorch's own PTQ loses more than `LARGE`."""
     peers = results.peers[results.peers["batch_size"] == results.peers["batch_size"].min()]
-    foreign = peers[~peers["runtime"].str.startswith("pytorch")]
+    foreign = peers[~peers["runtime"].str.startswith(("pytorch", "inductor"))]
     if foreign.empty:
         return Finding(OPEN, "No other runtime was measured.")
     found = []
