@@ -8,9 +8,22 @@ from medq.quantize import dynamic, static
 from medq.quantize.engines import Unsupported
 
 
-def test_the_report_names_engines_and_every_regime(capsys):
+@pytest.fixture(scope="module")
+def found():
+    return doctor.report()
+
+
+def test_the_command_prints_the_report(found, capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "report", lambda: found)
     assert main(["doctor", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(found))
+    assert main(["doctor"]) == 0
+    assert found["integers"] in capsys.readouterr().out
+    monkeypatch.setattr(doctor, "report", lambda: found | {"regimes": doctor.regimes(None, {"fbgemm": "none", "qnnpack": "none"}, [])})
+    assert main(["doctor"]) == 1
+
+
+def test_the_report_names_engines_and_every_regime(found):
     import torch
 
     for name, state in found["engines"].items():
@@ -40,11 +53,11 @@ def test_an_engine_that_is_missing_or_refuses_is_named_with_its_reason(monkeypat
     assert "emulated" in found["fp16"]["train"]
 
 
-def test_a_gpu_changes_what_can_be_trained_and_timed():
+def test_a_gpu_changes_what_can_be_trained_and_timed(found):
     gpu = {"name": "G", "memory_gib": 16, "capability": "7.0", "cuda": "12"}
-    found = doctor.regimes(gpu, {"fbgemm": "works", "qnnpack": "works"}, [])
-    assert found["fp16"] == {"train": "yes", "convert": "not needed", "time": "yes"}
-    report = doctor.report() | {"gpu": gpu, "regimes": found}
+    regimes = doctor.regimes(gpu, {"fbgemm": "works", "qnnpack": "works"}, [])
+    assert regimes["fp16"] == {"train": "yes", "convert": "not needed", "time": "yes"}
+    report = found | {"gpu": gpu, "regimes": regimes}
     assert "capability 7.0" in doctor.text(report)
 
 

@@ -1,0 +1,137 @@
+import importlib.util
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from medq import artefacts, evaluate, finetune, metrics, params as profiles, paths, peers
+from medq.datasets import partition as partitions
+from medq.quantize.engines import Unsupported
+from medq.quantize.stage import float_model
+from medq.results import SCHEMA
+
+NATIVE = ["pytorch-fp32", "pytorch-fbgemm-int8"]
+FOREIGN = ["onnxruntime-fp32", "onnxruntime-int8", "openvino-fp32", "openvino-int8"]
+
+
+def partition(params, dataset, fold):
+    """Forty-eight images of two colours, a class each, instead of a dataset on disk."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(48) % 4
+    images = np.clip(60 * labels[:, None, None, None] + rng.integers(0, 60, (48, 32, 32, 3)), 0, 255).astype(np.uint8)
+    ids = np.array([f"image{k}" for k in range(48)])
+    classes = ("glioma", "meningioma", "notumor", "pituitary")
+    return partitions.Partition(images, labels, ids, classes, np.arange(32), np.arange(32, 48), np.arange(32, 48))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(params, cell) of a ResNet-18 trained for a moment, in a folder of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDQ_RUNS", str(tmp_path_factory.mktemp("runs")))
+        for module in (finetune, peers):
+            patch.setattr(module, "partition", partition)
+        patch.setattr(peers, "BATCH", 2)
+        params = profiles.load("smoke", train={"epochs": 2, "batch_size": 16}, calibration={"images": 16, "sizes": [16]},
+                               latency={"image_size": 32, "seconds": 0.01, "warmup": 1, "batch_sizes": [2], "threads": 1})
+        cell = paths.Cell("smoke", "phantom-BrainMRI", "resnet18", "", 0)
+        finetune.run(params, cell.of("fp32"))
+        yield params, cell
+
+
+def needs(*names):
+    lacking = [name for name in names if importlib.util.find_spec(name) is None]
+    return pytest.mark.skipif(bool(lacking), reason=f"extra `peers` is not installed: {', '.join(lacking)}")
+
+
+def compare(trained, names):
+    params, cell = trained
+    folder = peers.run(params, cell, names)
+    table = pd.read_csv(folder / peers.TABLE)
+    return params, cell, folder, table
+
+
+def test_pytorchs_own_engines_stand_in_the_same_table(trained):
+    params, cell, folder, table = compare(trained, NATIVE)
+    assert list(table.columns) == SCHEMA["peers.csv"] and len(table) == 2
+    part = partition(params, cell.dataset, 0)
+    exact = evaluate.probabilities(float_model(params, cell, part), part.images[part.held_out])
+    stored = pd.read_parquet(folder / "predictions.pytorch-fp32.parquet")
+    np.testing.assert_allclose(stored.filter(like="p_").to_numpy(), exact, atol=1e-6)
+    for row in table.to_dict("records"):
+        p = pd.read_parquet(folder / f"predictions.{row['runtime']}-{row['precision']}.parquet").filter(like="p_").to_numpy()
+        assert row["auroc"] == pytest.approx(metrics.auroc(part.labels[part.held_out], p))
+        assert row["ece"] == pytest.approx(metrics.expected_calibration_error(part.labels[part.held_out], p))
+        assert 0 < row["p50_low"] <= row["p50_ms"] <= row["p50_high"] and np.isnan(row["p99_ms"])
+    sizes = table.set_index("precision")["size_mb"]
+    assert 3.5 < sizes["fp32"].iloc[0] / sizes["int8"].iloc[0] < 4.1
+
+
+def test_what_is_stored_is_not_built_again(trained, monkeypatch):
+    params, cell, folder, _ = compare(trained, NATIVE)
+
+    def fail(*_):
+        raise AssertionError("built again")
+
+    monkeypatch.setattr(peers.finetune, "save_weights", fail)
+    before = (folder / peers.TABLE).stat().st_mtime_ns
+    assert peers.run(params, cell, NATIVE) == folder
+    assert (folder / peers.TABLE).stat().st_mtime_ns == before
+
+
+@needs("onnx", "onnxruntime", "openvino", "nncf")
+def test_other_runtimes_compute_the_same_model(trained):
+    params, cell, folder, table = compare(trained, [NATIVE[0], *FOREIGN])
+    assert len(table) == 5
+    read = {name: pd.read_parquet(folder / f"predictions.{name}.parquet").filter(like="p_").to_numpy() for name in [NATIVE[0], *FOREIGN]}
+    for name in FOREIGN:
+        worst = np.abs(read[name] - read[NATIVE[0]]).max()
+        assert worst < (1e-4 if name.endswith("fp32") else 0.2), name
+        assert (worst > 1e-6) == name.endswith("int8"), name
+    sizes = table.drop_duplicates(["runtime", "precision"]).set_index(["runtime", "precision"])["size_mb"]
+    assert sizes["onnxruntime", "fp32"] / sizes["onnxruntime", "int8"] > 3.5
+    assert sizes["openvino", "fp32"] / sizes["openvino", "int8"] > 3.5
+    assert not list((folder / "models-32px").glob("*/*.float.onnx"))
+
+
+def test_a_missing_package_or_a_converter_that_fails_leaves_a_reason_not_a_row(trained, monkeypatch):
+    def broken(task, path):
+        raise KeyError("no such\noperator")
+
+    def refuse(task, path):
+        raise Unsupported("no batch norm")
+
+    more = (peers.Runtime("absent", "int8", ".bin", None, None, ("surely_not_installed",)),
+            peers.Runtime("broken", "int8", ".bin", broken, None), peers.Runtime("refusing", "int8", ".bin", refuse, None))
+    monkeypatch.setattr(peers, "RUNTIMES", (peers.RUNTIMES[0], *more))
+    params, cell = trained
+    folder = peers.run(params, cell)
+    absent = json.loads((folder / "done.json").read_text())["absent"]
+    assert "surely_not_installed not installed: pip install" in absent["absent-int8"]
+    assert absent["broken-int8"].startswith("KeyError") and absent["refusing-int8"] == "no batch norm"
+    assert set(pd.read_csv(folder / peers.TABLE)["runtime"]) == {"pytorch"}
+
+
+def test_times_at_another_image_size_go_to_a_table_of_their_own(trained, monkeypatch):
+    params, cell = trained
+    monkeypatch.setattr(peers.latency, "partition", partition)
+    params = params.model_copy(update={"latency": params.latency.model_copy(update={"image_size": 48})})
+    folder = peers.run(params, cell, NATIVE[:1])
+    other = pd.read_csv(folder / peers.TIMINGS)
+    assert set(other["image_size"]) == {48} and len(other) == 1 and "auroc" not in other
+    assert len(pd.read_csv(folder / peers.TABLE)) == 1 and artefacts.is_finished(folder)
+    assert (other["mean_ms"] > 0).all() and (other["threads"] == 1).all()
+
+
+def test_a_batch_of_another_size_is_padded_and_cut():
+    seen = []
+
+    def call(x):
+        seen.append(len(x))
+        return x * 2
+
+    x = torch.arange(3.0).reshape(3, 1)
+    assert torch.equal(peers._padded({1: call, 8: call}, x), x * 2) and seen == [8]
+    assert torch.equal(peers._padded({1: call, 8: call}, x[:1]), x[:1] * 2) and seen == [8, 1]
