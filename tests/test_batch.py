@@ -1,0 +1,334 @@
+"""The batch: what would run and why, who may run, how it is shown, and what is left in the end."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from fixtures_batch import ROOT, environment, finished, killed, snapshot, write_profile  # noqa: F401
+
+from medq import artefacts, batch, cli, params, paths, results, slots, stages
+from medq.errors import UserError
+
+FP32, PTQ = "phantom-BrainMRI/resnet18/fp32/fold0", "phantom-BrainMRI/resnet18/ptq-fbgemm/fold0"
+DATA = "phantom-BrainMRI/data"
+
+
+pytestmark = pytest.mark.timeout(1200)  # a batch may share the machine
+
+
+def why(loaded, only=None, look=True):
+    return {str(job): reason for job, _, reason in batch.plan(loaded, only, look)}
+
+
+# --- a whole batch, killed once on the way ----------------------------------------------------------------------------
+
+def test_it_ends_well_and_shows_everything(killed):
+    profile, runs, _, _, said, code = killed
+    assert code == 0, said
+    assert "3 of 3 parts done" in said or "parts done" in said
+    for name in (f"{DATA}/datasets.ipynb", f"{FP32}/finetune.ipynb", f"{PTQ}/quantize.ipynb", "collect/collect.ipynb"):
+        notebook = nbformat.read(runs / "tiny" / name, as_version=4)
+        outputs = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
+        assert outputs and not [o for o in outputs if o.output_type == "error"]
+    found = results.load(runs / "results")
+    assert set(found.cells["status"]) == {"done"} and len(found.cells) == 2
+    assert "64 to train on" in found.banner()
+
+
+def test_no_process_outlives_a_killed_batch(killed):
+    _, _, below, left, _, _ = killed
+    assert below and not left
+
+
+def test_nothing_to_do_is_said_and_nothing_is_touched(killed, capsys, monkeypatch):
+    profile, runs, *_ = killed
+    monkeypatch.setenv("MEDQ_RUNS", str(runs))
+    before = snapshot(runs)
+    assert cli.main(["batch", str(profile), "--results", str(runs / "results")]) == 0
+    assert capsys.readouterr().out.startswith("nothing to do: all 3 parts")
+    assert snapshot(runs) == before
+
+
+def test_dry_run_says_why_and_touches_nothing(finished, tmp_path, capsys):
+    _, runs = finished
+    changed = write_profile(tmp_path / "params", train={"epochs": 4, "learning_rate": 1e-3})
+    before = snapshot(runs)
+    assert cli.main(["batch", str(changed), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert f"{FP32}: train.epochs: 3 → 4" in out and "2 of 3 parts would run" in out
+    assert snapshot(runs) == before
+
+
+# --- what a change makes stale ----------------------------------------------------------------------------------------
+
+def test_finished_means_finished(finished):
+    assert why(finished[0]) == {}
+
+
+@pytest.mark.parametrize("changes, stale", [
+    ({"calibration": {"images": 16}}, {PTQ}),
+    ({"qat": {"epochs": 9}}, set()),
+    ({"bootstrap": {"resamples": 65}}, set()),
+    ({"cell_minutes": 5.0}, set()),
+    ({"train": {"epochs": 3, "learning_rate": 2e-3}}, {FP32, PTQ}),
+    ({"seed": 43}, {DATA, FP32, PTQ}),
+    ({"overrides": {"resnet18": {"train": {"patience": 3}}}}, {FP32, PTQ}),
+    ({"overrides": {"resnet50": {"train": {"patience": 3}}}}, set()),
+])
+def test_a_changed_parameter_makes_stale_what_reads_it(finished, tmp_path, changes, stale):
+    loaded = params.load(write_profile(tmp_path / "params", **changes))
+    assert set(why(loaded)) == stale
+
+
+def test_changed_code_makes_its_stage_stale(finished, monkeypatch):
+    code = stages.code
+    monkeypatch.setattr(stages, "code", lambda stage: "new" if stage == "quantize" else code(stage))
+    assert why(finished[0]) == {PTQ: "code"}
+
+
+def test_comments_and_docstrings_are_no_change(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "PACKAGE", tmp_path)
+    monkeypatch.setitem(stages.MODULES, "made", ("made",))
+    digests = []
+    for text in ('"""One."""\nx = 1\n', '"""Another."""\n# why\n\nx = 1\n', '"""One."""\nx = 2\n'):
+        (tmp_path / "made.py").write_text(text)
+        stages.code.cache_clear()
+        digests.append(stages.code("made"))
+    stages.code.cache_clear()
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_changed_notebook_is_shown_again_and_nothing_is_computed(finished, tmp_path, monkeypatch):
+    shutil.copytree(paths.NOTEBOOKS, tmp_path / "notebooks")
+    path = tmp_path / "notebooks" / "quantize.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[-1].source += "  # changed"
+    nbformat.write(notebook, path)
+    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path / "notebooks")
+    planned = batch.plan(finished[0])
+    assert [(str(job), kind) for job, kind, _ in planned] == [(PTQ, batch.SHOWN)]
+    batch.mark(planned)
+    assert not artefacts.damage(planned[0][0].folder)  # the cell itself stays finished
+
+
+@pytest.fixture
+def real_cells(runs, tmp_path, monkeypatch):
+    """A profile on two classes of files, prepared, with a cell that claims to be trained from them."""
+    from PIL import Image
+
+    from medq.datasets.partition import prepare
+
+    rng = np.random.default_rng(0)
+    for split in ("Training", "Testing"):
+        for name in ("glioma", "meningioma", "notumor", "pituitary"):
+            folder = tmp_path / "data" / "brainmri" / split / name
+            folder.mkdir(parents=True)
+            for k in range(3):
+                Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(folder / f"{k}.png")
+    monkeypatch.setenv("MEDQ_DATA", str(tmp_path / "data"))
+    loaded = params.load(write_profile(tmp_path, datasets=["BrainMRI", "phantom-BrainMRI"], regimes=["fp32"]))
+    for dataset in loaded.datasets:
+        prepare(loaded, dataset)
+        cell = paths.Cell("tiny", dataset, "resnet18", "fp32", 0)
+        inputs = stages.inputs(loaded, "finetune", cell)
+        cell.folder.mkdir(parents=True)
+        artefacts.finish(cell.folder, [], key=stages.key(inputs), inputs=inputs)
+    for job in batch.jobs(loaded):
+        shutil.copy(paths.NOTEBOOKS / f"{job.stage}.ipynb", job.folder)
+    return loaded, tmp_path / "data" / "brainmri" / "Testing" / "glioma" / "1.png"
+
+
+@pytest.mark.filterwarnings("ignore::medq.datasets.DatasetWarning")
+def test_a_changed_image_makes_its_dataset_stale_and_a_touched_one_does_not(real_cells):
+    from PIL import Image
+
+    loaded, image = real_cells
+    assert why(loaded) == {}
+    os.utime(image, ns=(1, 1))
+    assert "BrainMRI/data" in why(loaded, look=False)  # a dry run does not read it
+    assert why(loaded) == {}
+    Image.fromarray(np.zeros((40, 40, 3), dtype=np.uint8)).save(image)
+    stale = why(loaded)
+    assert set(stale) == {"BrainMRI/data", "BrainMRI/resnet18/fp32/fold0"}
+    assert all(reason == "images" or reason.startswith("images") for reason in stale.values())
+
+
+@pytest.mark.filterwarnings("ignore::medq.datasets.DatasetWarning")
+def test_images_that_are_elsewhere_count_as_prepared(real_cells, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("MEDQ_DATA", str(tmp_path))
+    assert why(real_cells[0]) == {}
+    assert "What was prepared earlier is used" in capsys.readouterr().err
+
+
+# --- the grid ---------------------------------------------------------------------------------------------------------
+
+def test_the_paper_profile_is_144_cells_times_folds():
+    found = batch.jobs(params.load("paper"))
+    grid = [job for job in found if job.stage in ("finetune", "quantize") and job.cell.regime != "fp32-continued"]
+    assert len({(j.cell.dataset, j.cell.backbone, j.cell.regime) for j in grid}) == 144
+    assert len(grid) == 48 * (1 + 5 + 5)
+    assert len({job.notebook for job in found}) == len(found)
+    positions = {job: k for k, job in enumerate(found)}
+    assert all(job.after is None or positions[job.after] < k for k, job in enumerate(found))
+
+
+def test_only_takes_along_what_the_chosen_start_from():
+    loaded = params.load("smoke")
+    found = batch.jobs(loaded, batch.parse_only(["dataset=phantom-SkinCancer", "backbone=resnet18", "regime=ptq-fbgemm"], loaded))
+    assert {str(job) for job in found} == {"phantom-SkinCancer/data", "phantom-SkinCancer/resnet18/fp32/fold0",
+                                           "phantom-SkinCancer/resnet18/ptq-fbgemm/fold0"}
+
+
+def test_an_unknown_fold_is_refused(tmp_path):
+    with pytest.raises(UserError, match="has no fold 7; it has 0, 1, 2, 3, 4"):
+        batch.jobs(params.load(write_profile(tmp_path, datasets=["phantom-SkinCancer"], folds=[7])))
+
+
+@pytest.mark.parametrize("cores", [1, 2, 7, 64])
+@pytest.mark.parametrize("asked", [None, 1, 3, 200])
+def test_jobs_times_threads_never_exceed_the_cores(cores, asked):
+    n, threads, memory = batch.shares(params.load("smoke"), asked, cores)
+    assert n >= 1 and threads >= 1
+    assert n * threads <= max(cores, n)
+    assert n * batch.MEMORY_MB <= max(memory, batch.MEMORY_MB)
+
+
+def test_arguments_are_what_a_notebook_takes():
+    words = batch.arguments("smoke", "diagnosis", {"dataset": "a b", "backbone": "c", "engine": "qnnpack", "fold": "2"})
+    assert words[3:] == ["-r", "dataset", "a b", "-r", "backbone", "c", "-r", "regime", "ptq-qnnpack", "-p", "fold", "2"]
+
+
+# --- one batch at a time ----------------------------------------------------------------------------------------------
+
+def test_a_second_batch_is_refused_and_names_the_first(tmp_path):
+    with batch.batch_lock(tmp_path), pytest.raises(UserError, match=rf"process {os.getpid()} on \S+, since \d{{4}}-"):
+        with batch.batch_lock(tmp_path):
+            pass
+    with batch.batch_lock(tmp_path):
+        pass
+
+
+def test_a_killed_batch_leaves_no_lock(tmp_path):
+    code = "import sys, time\nfrom pathlib import Path\nfrom medq import batch\n" \
+           "with batch.batch_lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT)
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(UserError, match=f"process {holder.pid}"), batch.batch_lock(tmp_path):
+        pass
+    holder.kill()
+    holder.wait()
+    with batch.batch_lock(tmp_path):
+        pass
+
+
+def test_slots_share_gpus_and_come_back(runs, monkeypatch):
+    code = "from medq import slots\nslots.gpus = lambda: ['0', '1']\nprint(slots.acquire(), flush=True)\ninput()\n"
+    env = environment(runs) | {"MEDQ_GPU_SLOTS": "2"}
+    holders = [subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, cwd=ROOT)
+               for _ in range(5)]
+    taken = {}
+    import selectors
+
+    with selectors.DefaultSelector() as ready:
+        for holder in holders:
+            ready.register(holder.stdout, selectors.EVENT_READ, holder)
+        while len(taken) < 4:
+            for key, _ in ready.select(timeout=60):
+                taken[key.data] = key.fileobj.readline().strip()
+                ready.unregister(key.fileobj)
+    assert sorted(taken.values()) == [b"0", b"0", b"1", b"1"]
+    freed = next(iter(taken))
+    freed.kill()
+    waiting = next(holder for holder in holders if holder not in taken)
+    assert waiting.stdout.readline().strip() == taken[freed]
+    for holder in holders:
+        holder.kill()
+        holder.wait()
+
+
+def test_no_slots_unless_asked_for(monkeypatch):
+    monkeypatch.delenv("MEDQ_GPU_SLOTS", raising=False)
+    assert slots.acquire() is None
+
+
+# --- how it goes, and why it failed -----------------------------------------------------------------------------------
+
+SAID = """
+rule finetune:
+    input: d/data/datasets.ipynb
+    output: d/b/fp32/fold0/finetune.ipynb
+    jobid: 3
+[date]
+Finished jobid: 3 (Rule: finetune)
+rule quantize:
+    output: d/b/ptq-fbgemm/fold0/quantize.ipynb
+    jobid: 4
+rule finetune:
+    output: d/b/fp16/fold0/finetune.ipynb
+    jobid: 5
+Error in rule finetune:
+    message: None
+    jobid: 5
+    output: d/b/fp16/fold0/finetune.ipynb
+"""
+
+
+def test_progress_counts_from_snakemakes_words(runs):
+    import io
+
+    cell = paths.Cell("p", "d", "b", "fp32", 0)
+    jobs = [batch.Job(stage, cell.of(regime)) for stage, regime in (
+        ("finetune", "fp32"), ("quantize", "ptq-fbgemm"), ("finetune", "fp16"))]
+    cell.folder.mkdir(parents=True)
+    artefacts.finish(cell.folder, [], status="unsupported", reason="no engine")
+    times = iter(range(100))
+    progress = batch.Progress({job.notebook: job for job in jobs}, io.StringIO(), lambda: 10 * next(times))
+    for line in SAID.splitlines():
+        progress.feed(line)
+    assert progress.line().startswith("1 of 3 done, 1 running, 1 failed, 1 unsupported, about ")
+
+
+def _notebook(path, outputs):
+    path.write_text(json.dumps({"cells": [{"cell_type": "code", "source": "", "outputs": outputs, "metadata": {}}]}))
+
+
+@pytest.mark.parametrize("outputs, log, reason", [
+    ([{"output_type": "error", "ename": "UserError", "evalue": "seed: mend it."}], "", "seed: mend it."),
+    ([{"output_type": "error", "ename": "ValueError", "evalue": "a\nb"}], "", "ValueError: a"),
+    ([], "x\nnbclient.exceptions.DeadKernelError: Kernel died\n", "the kernel died (killed, out of memory, or a crash)"),
+    ([], "nbclient.exceptions.CellTimeoutError: A cell timed out while it was being executed, after 5 seconds.\n",
+     "out of time: A cell timed out while it was being executed"),
+    ([], "", "it was killed before it could say why"),
+])
+def test_the_reason_of_a_failure_is_one_sentence(tmp_path, outputs, log, reason):
+    _notebook(tmp_path / "n.ipynb", outputs)
+    (tmp_path / "n.log").write_text(log)
+    assert batch.failure_reason(tmp_path / "n.ipynb", tmp_path / "n.log") == reason
+
+
+def test_what_failed_is_reported_collected_and_status_1(finished, capsys):
+    from medq import collect
+
+    loaded, runs = finished
+    job = next(job for job in batch.jobs(loaded) if job.stage == "quantize")
+    artefacts_before = artefacts.record(job.folder)
+    (job.folder / artefacts.DONE).unlink()
+    log = runs / "tiny" / "logs" / job.notebook
+    log.parent.mkdir(parents=True, exist_ok=True)
+    _notebook(log, [{"output_type": "error", "ename": "UserError", "evalue": "it cannot be done."}])
+    log.with_suffix(".log").write_text("")
+    failed = batch._failures(loaded, [job])
+    out = runs / "tables"
+    collect.stage(loaded, out)
+    assert batch._report(loaded, [job], failed, out, 3.0) == 1
+    said = capsys.readouterr().out
+    assert f"failed {PTQ}: it cannot be done." in said and str(log) in said
+    cells = pd.read_csv(out / "cells.csv").set_index("regime")
+    assert cells.loc["ptq-fbgemm", ["status", "reason"]].tolist() == ["failed", "it cannot be done."]
+    assert artefacts_before["status"] == "done"

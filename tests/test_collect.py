@@ -1,0 +1,242 @@
+"""Collecting: tables that are a function of finished cells alone, from a batch that is half done, damaged or mixed."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import average_precision_score
+
+from medq import artefacts, bootstrap, cli, collect, evaluate, results
+from medq.errors import UserError
+
+CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
+SIX = ("fp32", "fp16", "ptq-fbgemm", "ptq-qnnpack", "qat-fbgemm", "qat-qnnpack", "fp32-continued")
+PARAMETERS = {"profile": "made", "datasets": ["BrainMRI"], "backbones": ["resnet50", "resnet18"], "regimes": list(SIX[:6]),
+              "controls": ["fp32-continued"], "image_size": 64, "weights": "none", "subset": {"train": None, "held_out": None},
+              "deduplicate": False, "seed": 42, "bootstrap": {"resamples": 128}, "latency": {"image_size": 224}}
+N, WRITTEN = 60, "2026-11-01T10:00:00+00:00"
+
+
+def ids(fold=0):
+    return [f"Testing/{k}" for k in range(fold * N, fold * N + N)]
+
+
+def probabilities(*names, n=N):
+    rng = np.random.default_rng(sum(map(ord, "".join(map(str, names)))))
+    logits = rng.normal(size=(n, 4)) + 2 * np.eye(4)[np.arange(n) % 4]
+    return (np.exp(logits) / np.exp(logits).sum(1, keepdims=True)).astype(np.float32)
+
+
+def manifest(folder, written=WRITTEN, parameters=(), **facts):
+    artefacts.write_json(folder / "manifest.json", {
+        "parameters": PARAMETERS | dict(parameters), "written": written, "versions": {"torch": "2.13.0"}, "platform": "Linux",
+        "cpu": {"model": "A CPU", "cores": 2, "instructions": ["avx512_vnni"]}, "gpu": None, "commit": {"hash": "ab" * 20,
+        "modified": False}, "n_train": 100, "n_held_out": N, **facts})
+
+
+def add_cell(runs, backbone, regime, fold=0, status="done", written=WRITTEN, parameters=(), start="key-fp32", **facts):
+    """A finished cell with made-up predictions."""
+    folder = runs / "BrainMRI" / backbone / regime / f"fold{fold}"
+    int8 = regime.startswith(("ptq", "qat"))
+    names = ["predictions.parquet"] + (["predictions.fake-quant.parquet"] if int8 else [])
+    for name in names if status == "done" else ():
+        artefacts.write_parquet(folder / name, evaluate.table(
+            ids(fold), fold, np.arange(N) % 4, probabilities(backbone, regime, name, fold), CLASSES))
+    files = names if status == "done" else []
+    if not regime.startswith("ptq"):
+        artefacts.write_csv(folder / "history.csv", pd.DataFrame({"epoch": [0, 1], "train_loss": [1.0, 0.5],
+                                                                  "train_accuracy": [0.5, 0.6], "accuracy": [0.4, 0.7], "seconds": 1.0}))
+        files = [*files, "history.csv"]
+    manifest(folder, written, parameters)
+    inputs = {"images": "key-data"} | ({"starts from": start} if regime not in ("fp32", "fp16") else {})
+    artefacts.finish(folder, [*files, "manifest.json"], status=status, key=f"key-{regime}", inputs=inputs, train_seconds=2.0,
+                     epochs=2, **facts)
+    return folder
+
+
+@pytest.fixture
+def made(tmp_path):
+    """The runs folder of a batch: two backbones, every regime, one fold, and a twin on both sides of the split."""
+    runs = tmp_path / "runs" / "made"
+    data = runs / "BrainMRI" / "data"
+    data.mkdir(parents=True)
+    train = [f"Training/{k}" for k in range(80)]
+    frame = pd.DataFrame({"image_id": [*train, *ids(), *ids(1)], "label": np.arange(80 + 2 * N) % 4, "fold": [-1] * 80 + [0] * N + [1] * N})
+    artefacts.write_csv(data / "folds.csv", frame.assign(group=frame["image_id"])[["image_id", "label", "group", "fold"]])
+    artefacts.write_csv(data / "audit.csv", pd.DataFrame(
+        [("Testing/3", 0, "identical", True, 3), ("Training/3", 0, "identical", True, 3),
+         ("Testing/8", 1, "near", True, 0), ("Training/8", 1, "near", True, 0),
+         ("Testing/9", 2, "near", False, 0), ("Testing/10", 2, "near", False, 0)],
+        columns=["image_id", "group_id", "kind", "spans", "label"]))
+    manifest(data, fingerprint="f00", n_images=200)
+    artefacts.finish(data, ["folds.csv", "audit.csv", "manifest.json"], key="key-data", inputs={})
+    for backbone in ("resnet18", "resnet50"):
+        for regime in SIX:
+            add_cell(runs, backbone, regime)
+    return runs
+
+
+def collected(runs, name="out"):
+    out = runs.parent.parent / name
+    return collect.collect(runs, out), results.load(out)
+
+
+def test_all_tables_follow_the_schema(made):
+    left_out, found = collected(made)
+    assert left_out == {}
+    for name in ("cells.csv", "metrics.csv", "intervals.csv", "bootstrap.csv", "silent.csv", "flips.csv", "leak.csv", "history.csv"):
+        frame = pd.read_csv(found.path / name)
+        assert list(frame.columns) == results.SCHEMA[name] and len(frame)
+    assert len(found.cells) == 14 and set(found.status["status"]) == {"done"}
+    assert "200 of the release's 7,023 images" in found.banner() and "A CPU" in found.banner()
+    assert found.provenance["data"]["BrainMRI"] | {"n_train": 100, "n_held_out": N} == found.provenance["data"]["BrainMRI"]
+
+
+def test_numbers_are_those_of_the_predictions(made):
+    _, found = collected(made)
+    table = found.predictions("BrainMRI", "resnet18", "ptq-fbgemm")
+    truth, probability = table["label"].to_numpy(), table.filter(regex="^p_").to_numpy()
+    expected = np.mean([average_precision_score(truth == c, probability[:, c]) for c in range(4)])
+    chosen = found.metrics.query("backbone == 'resnet18' and regime == 'ptq-fbgemm' and metric == 'auprc' and stage == 'converted'")
+    values = chosen[chosen["class"] == ""].set_index("fold")["value"]
+    assert values["0"] == values["pooled"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_intervals_and_differences_are_those_of_the_bootstrap(made):
+    _, found = collected(made)
+    a, b = (found.predictions("BrainMRI", "resnet50", regime) for regime in ("fp32", "qat-fbgemm"))
+    arrays = [frame.filter(regex="^p_").to_numpy().astype(float) for frame in (a, b)]
+    expected = bootstrap.paired_auprc(a["label"].to_numpy(), *arrays, n_resamples=128, seed=42)
+    row = found.bootstrap.query("backbone == 'resnet50' and method_b == 'qat-fbgemm' and method_a == 'fp32' and metric == 'auprc'").iloc[0]
+    assert (row["delta_pp"], row["low_pp"], row["high_pp"], row["p_value"]) == pytest.approx(
+        (expected.delta, expected.low, expected.high, expected.p_value))
+    alone = bootstrap.interval(a["label"].to_numpy(), arrays[0], "ece", n_resamples=128, seed=42)
+    row = found.intervals.query("backbone == 'resnet50' and regime == 'fp32' and metric == 'ece'")
+    row = row[row["class"] == ""].iloc[0]
+    assert (row["value"], row["low"], row["high"]) == pytest.approx((alone.value, alone.low, alone.high))
+    assert {"all", "resnet18", "resnet50"} == set(found.bootstrap["backbone"])
+    assert {("fp32", "ptq-fbgemm"), ("fp32", "qat-qnnpack"), ("ptq-fbgemm", "qat-fbgemm"), ("fp32", "fp16"),
+            ("fp32", "fp32-continued"), ("fp32-continued", "qat-fbgemm")} <= set(
+                zip(found.bootstrap["method_a"], found.bootstrap["method_b"]))
+    assert (found.bootstrap["p_holm"] >= found.bootstrap["p_value"]).all()
+    mean = found.intervals.query("backbone == 'mean' and regime == 'fp32' and metric == 'auprc'")
+    assert mean[mean["class"] == ""]["between_std"].notna().all()
+
+
+def test_the_leak_leaves_out_images_with_a_copy_on_the_training_side(made):
+    _, found = collected(made)
+    counts = found.leak.groupby("subset")["n"].unique()
+    assert {name: list(n) for name, n in counts.items()} == {
+        "all": [N], "without-identical": [N - 1], "without-twins": [N - 2]}
+
+
+def test_collecting_twice_gives_the_same_bytes(made):
+    collected(made)
+    collected(made, "again")
+    first, second = ({p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+                     for root in (made.parent.parent / "out", made.parent.parent / "again"))
+    assert first == second
+
+
+def test_an_older_result_goes_and_a_readme_stays(made):
+    out = made.parent.parent / "out"
+    (out / "predictions" / "gone").mkdir(parents=True)
+    (out / "README.md").write_text("how it was made")
+    (out / "peers.csv").write_text("old")
+    collected(made)
+    assert (out / "README.md").read_text() == "how it was made"
+    assert not (out / "predictions" / "gone").exists() and not (out / "peers.csv").exists()
+    assert not list(out.parent.glob(".out*"))
+
+
+@pytest.mark.parametrize("spoil, reason", [
+    (lambda f: (f / "done.json").unlink(), "no completion record"),
+    (lambda f: (f / "done.json").write_text('{"status": '), "no completion record"),
+    (lambda f: (f / "predictions.parquet").write_bytes(b"PAR1"), "predictions.parquet does not match its checksum"),
+    (lambda f: (f / "predictions.parquet").unlink(), "predictions.parquet is missing"),
+    (lambda f: [(f / "done.json").unlink(), artefacts.write_json(f / "failed.json", {"reason": "the kernel died"})], "the kernel died"),
+])
+def test_what_is_not_finished_is_left_out_and_named(made, spoil, reason, capsys):
+    spoil(made / "BrainMRI" / "resnet18" / "qat-fbgemm" / "fold0")
+    left_out, found = collected(made)
+    assert left_out == {"BrainMRI/resnet18/qat-fbgemm/fold0": reason}
+    states = found.status.set_index(["backbone", "regime"])["status"]
+    assert states["resnet18", "qat-fbgemm"] == ("failed" if "kernel" in reason else "missing")
+    assert states.drop(("resnet18", "qat-fbgemm")).eq("done").all()
+    assert cli.main(["collect", str(made), str(made.parent.parent / "out")]) == 0
+    assert f"left out BrainMRI/resnet18/qat-fbgemm/fold0: {reason}" in capsys.readouterr().err
+
+
+def test_unsupported_cells_are_shown_with_their_reason(made):
+    shutil.rmtree(made / "BrainMRI" / "resnet18" / "ptq-qnnpack")
+    add_cell(made, "resnet18", "ptq-qnnpack", status="unsupported", reason="scale ratio out of range")
+    row = collected(made)[1].state("BrainMRI", "resnet18", "ptq-qnnpack")
+    assert (row["status"], row["reason"]) == ("unsupported", "scale ratio out of range")
+
+
+def test_engines_that_disagree_are_marked(made):
+    add_cell(made, "resnet18", "ptq-qnnpack", engine_agrees=False, engine_note="ReLU6 off by 6.0")
+    row = collected(made)[1].state("BrainMRI", "resnet18", "ptq-qnnpack")
+    assert row["engine_agrees"] is False and row["note"] == "ReLU6 off by 6.0"
+
+
+@pytest.mark.parametrize("spoil, said", [
+    (lambda runs: add_cell(runs, "resnet18", "fp16", parameters={"image_size": 224}, written="2026-10-01"), "image_size"),
+    (lambda runs: add_cell(runs, "resnet18", "qat-fbgemm", start="key-older"), "FP32 checkpoint that is no longer there"),
+    (lambda runs: shutil.rmtree(runs / "BrainMRI" / "resnet18" / "fp32"), "FP32 checkpoint"),
+])
+def test_cells_that_do_not_belong_together_are_never_mixed(made, spoil, said):
+    spoil(made)
+    left_out, _ = collected(made)
+    assert left_out and all(said in reason for reason in left_out.values())
+
+
+def test_folds_are_pooled_in_order(made):
+    for regime in ("fp32", "ptq-fbgemm"):
+        add_cell(made, "resnet18", regime, fold=1)
+    _, found = collected(made)
+    table = found.predictions("BrainMRI", "resnet18", "fp32")
+    assert table["fold"].tolist() == [0] * N + [1] * N and table["image_id"].is_unique
+    assert set(found.metrics.query("regime == 'fp32' and backbone == 'resnet18'")["fold"]) == {"0", "1", "pooled"}
+    # the mean is over backbones that saw the same images; both are of size one here, the comparison needs both regimes
+    assert not found.bootstrap.query("backbone == 'resnet18' and method_b == 'ptq-fbgemm'").empty
+    assert found.bootstrap.query("backbone == 'resnet18' and method_b == 'fp16'").empty
+
+
+def test_study_tables_are_put_together_in_the_profiles_order(made):
+    for backbone in ("resnet18", "resnet50"):
+        folder = made / "BrainMRI" / backbone / "remedies-fbgemm" / "fold0"
+        frame = pd.DataFrame({"dataset": "BrainMRI", "backbone": backbone, "regime": "ptq-fbgemm", "fold": 0, "remedy": ["none"],
+                              "auprc": 0.5, "ece": 0.1, "ece_top_label": 0.1, "brier": 0.3, "p50_ms": 2.0})
+        artefacts.write_csv(folder / "remedies.csv", frame)
+        manifest(folder)
+        artefacts.finish(folder, ["remedies.csv", "manifest.json"], key="k", inputs={"images": "key-data"})
+    assert collected(made)[1].remedies["backbone"].tolist() == ["resnet50", "resnet18"]
+
+
+def test_nothing_finished_and_no_folder_are_sentences(tmp_path):
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(UserError, match="no finished cell"):
+        collect.collect(tmp_path / "runs", tmp_path / "out")
+    with pytest.raises(UserError, match="no such folder"):
+        collect.collect(tmp_path / "none", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failure_while_writing_leaves_the_old_results(made, monkeypatch):
+    collected(made)
+    before = (made.parent.parent / "out" / "metrics.csv").read_bytes()
+    monkeypatch.setattr(collect, "_provenance", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        collected(made)
+    assert (made.parent.parent / "out" / "metrics.csv").read_bytes() == before
+    assert not list(made.parent.parent.glob(".out*"))
+
+
+def test_the_profile_is_the_cells_own_not_todays_file(made):
+    _, found = collected(made)
+    assert found.provenance["parameters"] == PARAMETERS and found.provenance["written"] == WRITTEN
+    assert set(found.bootstrap["n_resamples"]) == {128}
+    assert json.loads((found.path / "provenance.json").read_text())["profile"] == "made"
