@@ -5,7 +5,7 @@ import textwrap
 
 import numpy as np
 
-from medq.figures.style import (FONT, GRID, INK, MUTED, PAPER, backbone_legend, backbone_style,
+from medq.figures.style import (FONT, GRID, INK, MUTED, PAPER, WIDTH, backbone_legend, backbone_style,
                                 described, empty, few_ticks, joined, new, regime_colour, styled)
 from medq.results import REGIMES, family, title
 from medq.results import published as paper_results
@@ -40,7 +40,7 @@ def _across_regimes(results, published, metric, stage):
         axis.set_title(title(dataset))
         axis.set_xlabel(f"Macro {title(metric)}")
     axes[0, 0].set_yticks(range(len(regimes)), [title(r) for r in regimes])
-    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_ylim(len(regimes) - 0.4, -0.6)
     backbone_legend(figure, results.backbones, extra=_mean_handles(data))
     return described(figure, _regimes_alt(data, metric, results, regimes))
 
@@ -61,7 +61,8 @@ def _regime_panel(axis, data, regimes, results):
         if n < len(results.backbones):
             axis.text(1.0, y - 0.36, f"{n} of {len(results.backbones)}", transform=axis.get_yaxis_transform(),
                       ha="right", va="bottom", color=MUTED)
-        axis.barh(y, 2 * std, left=row["value"] - std, height=0.62, color=colour, alpha=0.3, linewidth=0)
+        left, right = max(0.0, row["value"] - std), min(1.0, row["value"] + std)
+        axis.barh(y, right - left, left=left, height=0.62, color=colour, alpha=0.3, linewidth=0)
         axis.plot([row["value"]] * 2, [y - 0.36, y + 0.36], color=colour, linewidth=3, solid_capstyle="butt")
         if not math.isnan(row["low"]):
             axis.plot([row["low"], row["high"]], [y + 0.36] * 2, color=INK, linewidth=1.2,
@@ -228,8 +229,8 @@ def figure3(results, published=None, *, engine="fbgemm", metric="auprc", per_bac
         return empty(f"Paired bootstrap differences in {title(metric)}: missing from these results.")
     rows = ["all", *(b for b in results.backbones if per_backbone)]
     pairs = [" vs ".join("FP32" if k == "fp32" else f"INT8-{k.upper()}" for k in pair) for pair in PAIRS]
-    figure, axes = new(len(pairs), len(results.datasets), height=1.0 + len(pairs) * (0.35 + 0.2 * len(rows)),
-                       sharey=True)
+    each = max(1.55, 0.35 + 0.2 * len(rows))  # inches, so that the pair's name fits beside its panel
+    figure, axes = new(len(pairs), len(results.datasets), height=1.0 + len(pairs) * each, sharey=True)
     for pair, line in zip(pairs, axes):
         for axis, dataset in zip(line, results.datasets):
             _forest_panel(axis, data[(data["pair"] == pair) & (data["dataset"] == dataset)], rows)
@@ -436,7 +437,9 @@ def figure7(results, published=None, *, backbone="resnet50", engine="fbgemm"):
     if data.empty:
         return empty(f"Reliability of {title(backbone)}: these results hold no predictions for it.")
     datasets, regimes = results.datasets, ["fp32", f"ptq-{engine}", f"qat-{engine}"]
-    figure, axes = new(2, len(datasets), height=4.9, sharex=True, sharey="row", height_ratios=[3, 1.2])
+    wide = len(datasets) > 2
+    figure, axes = new(2, len(datasets), height=4.9, width=WIDTH if wide else 4.8, sharex=True, sharey="row",
+                       height_ratios=[3, 1.2])
     said = []
     for column, dataset in enumerate(datasets):
         errors = reliability_panels(axes[:, column], data[data["dataset"] == dataset], regimes)
@@ -449,7 +452,7 @@ def figure7(results, published=None, *, backbone="resnet50", engine="fbgemm"):
     handles = [Line2D([], [], color=regime_colour(r), marker=m, label=title(r)) for r,
                m in zip(regimes, "osD")]
     figure.legend(handles=[*handles, Line2D([], [], color=INK, linestyle="--", label="perfect calibration")],
-                  loc="outside lower center", ncols=4)
+                  loc="outside lower center", ncols=4 if wide else 2)
     return described(figure, f"Reliability diagrams of {title(backbone)} with histograms of confidence "
                              "below, one column per dataset. Top-label calibration error: "
                              f"{'; '.join(said)}.")
