@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from medq import _torchvision, augment, backbones
 from medq.datasets import dataset_root, index, load_catalogue, pixels
 from medq.errors import one_of
-from medq.fit import _Images
+from medq.fit import Images
 
 
 def main():
@@ -86,7 +86,7 @@ def epoch(model, optimizer, feed, device):
 def decoded(options, array, labels):
     """medq's own path: what `medq.fit` trains on."""
     partition = SimpleNamespace(images=array, labels=labels, train=np.arange(len(labels)))
-    images = _Images(partition, options.device)
+    images = Images(partition, options.device)
     generator = torch.Generator().manual_seed(0)
     return lambda: images.batches(options.batch_size, generator)
 

@@ -23,6 +23,7 @@ from medq.errors import UserError
 from medq.evaluate import probabilities
 
 RESUME = "resume.pt"
+SHOW_EVERY = 10  # batches between two updates of what the progress bar says
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def _fit(model, partition, schedule, folder):
                                  fused=True)
     scaler = torch.amp.GradScaler(schedule.device, enabled=schedule.autocast == torch.float16)
     state = _resume(folder, model, optimizer, scaler, schedule)
-    images = _Images(partition, schedule.device)
+    images = Images(partition, schedule.device)
     while len(state["history"]) < schedule.epochs and state["stale"] < schedule.patience:
         epoch = len(state["history"])
         start = time.perf_counter()
@@ -86,6 +87,8 @@ def _fit(model, partition, schedule, folder):
         _judge(state, model, accuracy, schedule.min_improvement)
         state["history"].append({"epoch": epoch, "train_loss": loss, "train_accuracy": train_accuracy,
                                  "accuracy": accuracy, "seconds": round(time.perf_counter() - start, 3)})
+        print(f"epoch {epoch + 1}/{schedule.epochs}: loss {loss:.3f}, accuracy {accuracy:.3f} "
+              f"(training {train_accuracy:.3f}), {time.perf_counter() - start:.1f} s", file=sys.stderr)
         if len(state["history"]) < schedule.epochs and state["stale"] < schedule.patience:
             _save(folder, state, model, optimizer, scaler, schedule)
     model.load_state_dict(state["best"])
@@ -97,7 +100,7 @@ def forget(folder):
     (Path(folder) / RESUME).unlink(missing_ok=True)
 
 
-class _Images:
+class Images:
     """Training images in memory on the device, and the batches of one epoch."""
 
     def __init__(self, partition, device):
@@ -120,7 +123,8 @@ def _epoch(model, images, optimizer, scaler, schedule, epoch):
     if schedule.before_epoch:
         schedule.before_epoch(model, epoch)
     total, right, seen = torch.zeros((), device=schedule.device), torch.zeros((), device=schedule.device), 0
-    for x, y in _progress(images.batches(schedule.batch_size, generator), images, schedule, epoch):
+    bar = _progress(images.batches(schedule.batch_size, generator), images, schedule, epoch)
+    for x, y in bar:
         with torch.autocast(torch.device(schedule.device).type, schedule.autocast,
                             enabled=schedule.autocast is not None):
             logits = model(x)
@@ -132,6 +136,8 @@ def _epoch(model, images, optimizer, scaler, schedule, epoch):
         total += loss.detach() * len(y)
         right += (logits.detach().argmax(1) == y).sum()
         seen += len(y)
+        if not bar.disable and bar.n % SHOW_EVERY == 0:  # reading a value back makes a GPU wait
+            bar.set_postfix(loss=f"{float(total) / seen:.3f}", accuracy=f"{float(right) / seen:.3f}", refresh=False)
     mean = float(total) / seen
     if not np.isfinite(mean):
         raise UserError(f"the training loss is not finite in epoch {epoch}; lower `train.learning_rate` in the profile "
