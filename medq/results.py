@@ -430,6 +430,14 @@ def _remembered(function):
     return call
 
 
+def _rows_of(results, table, metric, klass):
+    """Rows of `metrics` or `intervals` of one metric and class; the table is split once."""
+    kept = vars(results).setdefault("_split", {})
+    if table not in kept:
+        kept[table] = dict(list(getattr(results, table).groupby(["metric", "class"])))
+    return kept[table].get((metric, klass), getattr(results, table).iloc[:0])
+
+
 @_remembered
 def scores(results, metric, *, stage="converted", klass="", recipe="default"):
     """One metric of every cell: dataset, backbone, regime, value, low, high, n_folds.
@@ -439,15 +447,15 @@ def scores(results, metric, *, stage="converted", klass="", recipe="default"):
     where they were pooled, else the mean over folds. `low` and `high` are the 95 % bootstrap interval
     within the cell, missing where none is stored.
     """
-    m = results.metrics
-    m = m[(m["metric"] == metric) & (m["class"] == klass) & m["recipe"].isin([recipe, ""])
-          & m["stage"].isin(["float", stage, ""]) & (m["backbone"] != "mean") & m["value"].notna()]
+    m = _rows_of(results, "metrics", metric, klass)
+    m = m[m["recipe"].isin([recipe, ""]) & m["stage"].isin(["float", stage, ""]) & (m["backbone"] != "mean")
+          & m["value"].notna()]
     pooled = m[m["fold"].isin(["pooled", ""])].set_index(CELL)["value"]
     apart = m[~m["fold"].isin(["pooled", ""])].groupby(CELL)["value"].agg(["mean", "size"])
     value = pooled.combine_first(apart["mean"]) if len(apart) else pooled
     out = value.rename("value").to_frame()
-    i = results.intervals
-    i = i[(i["metric"] == metric) & (i["class"] == klass) & i["stage"].isin(["float", stage, ""])]
+    i = _rows_of(results, "intervals", metric, klass)
+    i = i[i["stage"].isin(["float", stage, ""])]
     bounds = i.drop_duplicates(CELL).set_index(CELL)[["low", "high"]]
     out = out.join(bounds if recipe == "default" else bounds.iloc[:0])
     out["n_folds"] = apart["size"].reindex(out.index).fillna(1).astype(int) if len(apart) else 1
@@ -472,8 +480,8 @@ def means(results, metric, *, stage="converted"):
     backbone), and `between_std` the sample standard deviation between backbones: two different things, kept
     apart.
     """
-    m = results.metrics
-    given = m[(m["backbone"] == "mean") & (m["metric"] == metric) & m["stage"].isin(["float", stage])]
+    m = _rows_of(results, "metrics", metric, "")
+    given = m[(m["backbone"] == "mean") & m["stage"].isin(["float", stage])]
     if len(given):
         out = given[["dataset", "regime", "value"]].reset_index(drop=True)
         return out.assign(low=float("nan"), high=float("nan"), between_std=float("nan"),
@@ -482,9 +490,8 @@ def means(results, metric, *, stage="converted"):
     groups = s.groupby(["dataset", "regime"], sort=False)
     out = groups["value"].agg(value="mean", between_std="std")
     out["backbones"] = groups["backbone"].agg(tuple)
-    i = results.intervals
-    i = i[(i["metric"] == metric) & (i["class"] == "") & (i["backbone"] == "mean")
-          & i["stage"].isin(["float", stage])]
+    i = _rows_of(results, "intervals", metric, "")
+    i = i[(i["backbone"] == "mean") & i["stage"].isin(["float", stage])]
     out = out.join(i.drop_duplicates(["dataset", "regime"]).set_index(["dataset", "regime"])[["low", "high"]])
     out = out.reset_index()[["dataset", "regime", "value", "low", "high", "between_std", "backbones"]]
     return _in_order(results, out)
