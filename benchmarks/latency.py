@@ -1,8 +1,8 @@
-"""Time all backbones of a profile, and their peers, one after the other: the part of a batch that needs a quiet machine.
+"""Time all backbones of a profile and their peers: the part of a batch that needs a quiet machine.
 
-    python benchmarks/latency.py prepare reference               convert for the other runtimes; any time, beside other work
-    python benchmarks/latency.py regimes reference               fp32 baselines, PTQ and QAT under both engines
-    python benchmarks/latency.py peers reference                 the other runtimes, as prepared
+    python benchmarks/latency.py prepare reference    convert for the other runtimes; any time
+    python benchmarks/latency.py regimes reference    fp32 baselines, PTQ and QAT under both engines
+    python benchmarks/latency.py peers reference      the other runtimes, as prepared
 
 Each backbone is one process, its result is kept, and the same command goes on where it was stopped.
 """
@@ -16,12 +16,16 @@ from medq import latency, params as profiles, paths, peers
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("prepare", "regimes", "peers"))
     parser.add_argument("profile")
     parser.add_argument("--dataset", help="of the models for the peers (default: the profile's first)")
     parser.add_argument("--backbone", nargs="+", help="default: all of the profile")
-    parser.add_argument("--runtime", nargs="+", choices=[r.name for r in peers.RUNTIMES], help="limit the peers to these")
+    parser.add_argument(
+        "--runtime", nargs="+", choices=[r.name for r in peers.RUNTIMES], help="limit the peers to these"
+    )
     args = parser.parse_args()
     params = profiles.load(args.profile)
     backbones, failed = args.backbone or params.backbones, []

@@ -21,8 +21,9 @@ def run(args):
 
 
 def report():
-    """Everything as a dict: versions, packages (extras), cpu, integers (a sentence), gpu, threads, memory_gib, engines
-    {name: "works" or why not}, compiler, regimes {name: {train, convert, time}}, each `yes…` or `no: …`."""
+    """Everything as a dict: versions, packages (extras), cpu, integers (a sentence), gpu, threads,
+    memory_gib, engines {name: "works" or why not}, compiler, regimes {name: {train, convert, time}}, each
+    `yes…` or `no: …`."""
     import os
     import shutil
 
@@ -36,32 +37,59 @@ def report():
     cpu, gpu = provenance.cpu(), provenance.gpu()
     engines = {name: _try(name) for name in ENGINES}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"versions": provenance.versions(), "packages": _extras(), "cpu": cpu, "integers": integers(cpu["instructions"]),
-            "gpu": gpu, "threads": {"torch": torch.get_num_threads(), "usable_cores": cores},
-            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1), "engines": engines,
-            "compiler": shutil.which("g++") or shutil.which("clang++") or "", "regimes": regimes(gpu, engines, cpu["instructions"])}
+    return {
+        "versions": provenance.versions(),
+        "packages": _extras(),
+        "cpu": cpu,
+        "integers": integers(cpu["instructions"]),
+        "gpu": gpu,
+        "threads": {"torch": torch.get_num_threads(), "usable_cores": cores},
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "engines": engines,
+        "compiler": shutil.which("g++") or shutil.which("clang++") or "",
+        "regimes": regimes(gpu, engines, cpu["instructions"]),
+    }
 
 
 def integers(instructions):
     """What the processor's instructions mean for 8-bit kernels and the reduced range, as a sentence."""
     if {"avx512_vnni", "avx_vnni", "amx_int8"} & set(instructions):
-        return ("With VNNI: 8-bit products are summed in 32 bits and cannot saturate, except in fbgemm's depthwise kernels, which "
-                "still sum in 16 bits; PyTorch's default for fbgemm therefore keeps activations in 7 bits (reduced range) here too.")
+        return (
+            "With VNNI: 8-bit products are summed in 32 bits and cannot saturate, except in fbgemm's "
+            "depthwise kernels, which still sum in 16 bits; PyTorch's default for fbgemm therefore keeps activations in "
+            "7 bits (reduced range) here too."
+        )
     if {"asimddp", "i8mm"} & set(instructions):
         return "Arm with integer dot products: qnnpack sums in 32 bits and needs no reduced range."
     if "avx2" in instructions:
-        return ("Without VNNI: fbgemm sums pairs of products in 16 bits, which saturate unless activations keep to 7 bits (reduced "
-                "range, PyTorch's default for fbgemm). A model calibrated for qnnpack, 8 bits, goes silently wrong under fbgemm here.")
-    return "No instructions for 8-bit sums were recognised: expect INT8 to be slow, and check it against its simulation."
+        return (
+            "Without VNNI: fbgemm sums pairs of products in 16 bits, which saturate unless activations "
+            "keep to 7 bits (reduced range, PyTorch's default for fbgemm). A model calibrated for qnnpack, 8 "
+            "bits, goes silently wrong under fbgemm here."
+        )
+    return (
+        "No instructions for 8-bit sums were recognised: expect INT8 to be slow, and check it against its "
+        "simulation."
+    )
 
 
 def regimes(gpu, engines, instructions):
     """{regime: {train, convert, time}}: `yes`, `yes, …` with a remark, or `no: …` with the reason."""
     where = "yes" if gpu else "yes, on the CPU (slow)"
-    half = "yes" if gpu else "yes, as bfloat16 on the CPU" + (
-        "" if {"avx512_bf16", "amx_int8"} & set(instructions) else ", emulated and slow")
-    found = {"fp32": {"train": where, "convert": "not needed", "time": "yes"},
-             "fp16": {"train": half, "convert": "not needed", "time": "yes" if gpu else "no: half precision is timed on a GPU"}}
+    half = (
+        "yes"
+        if gpu
+        else "yes, as bfloat16 on the CPU"
+        + ("" if {"avx512_bf16", "amx_int8"} & set(instructions) else ", emulated and slow")
+    )
+    found = {
+        "fp32": {"train": where, "convert": "not needed", "time": "yes"},
+        "fp16": {
+            "train": half,
+            "convert": "not needed",
+            "time": "yes" if gpu else "no: half precision is timed on a GPU",
+        },
+    }
     for method in ("ptq", "qat"):
         for engine in ("fbgemm", "qnnpack"):
             works = "yes" if engines[engine] == "works" else f"no: {engines[engine]}"
@@ -71,14 +99,21 @@ def regimes(gpu, engines, instructions):
 
 
 def _try(engine_name):
-    """`works` if the engine converts and runs a small convolutional model and a dynamic Linear, else why not."""
+    """`works` if an engine converts and runs a small convolutional model and a dynamic Linear; else why not."""
     import torch
     from torch import nn
 
     from medq.quantize import Unsupported, dynamic, static
     from medq.quantize.stage import DEFAULT
 
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 2),
+    )
     x = torch.rand(2, 3, 8, 8)
     try:
         with torch.inference_mode():
@@ -95,7 +130,12 @@ def _extras():
     """{extra: {package: version or ""}} of what is optional."""
     from medq.peers import PACKAGES
 
-    wanted = {"batch": ("snakemake",), "book": ("jupyter-book", "plotly", "itables"), "fetch": ("kaggle",), "peers": PACKAGES}
+    wanted = {
+        "batch": ("snakemake",),
+        "book": ("jupyter-book", "plotly", "itables"),
+        "fetch": ("kaggle",),
+        "peers": PACKAGES,
+    }
     return {extra: {name: _version(name) for name in names} for extra, names in wanted.items()}
 
 
@@ -112,15 +152,33 @@ def text(found):
     lines = ["Versions    " + ", ".join(f"{name} {version}" for name, version in found["versions"].items())]
     for extra, installed in found["packages"].items():
         lacking = [name for name, version in installed.items() if not version]
-        lines.append(f"  [{extra}]".ljust(12) + ", ".join(f"{name} {v}" for name, v in installed.items() if v)
-                     + (f"{'; ' if len(lacking) < len(installed) else ''}missing: {', '.join(lacking)} (pip install 'medq[{extra}]')"
-                        if lacking else ""))
-    lines += [f"Processor   {cpu['model']}, {found['threads']['usable_cores']} usable cores, torch uses {found['threads']['torch']} threads, "
-              f"{found['memory_gib']} GiB", f"  integers  {', '.join(cpu['instructions']) or 'none recognised'}", f"            {found['integers']}",
-              f"GPU         {gpu['name']}, {gpu['memory_gib']} GiB, capability {gpu['capability']}, CUDA {gpu['cuda']}" if gpu else
-              "GPU         none: FP32 and QAT train on the CPU, FP16 falls back to bfloat16",
-              f"Compiler    {found['compiler'] or 'none: torch.compile and the runtime inductor are left out'}",
-              "Engines     " + "; ".join(f"{name}: {state}" for name, state in found["engines"].items()),
-              "", f"{'Regime':<14}{'train':<30}{'convert':<30}time"]
-    lines += [f"{name:<14}{row['train']:<30}{row['convert']:<30}{row['time']}" for name, row in found["regimes"].items()]
+        lines.append(
+            f"  [{extra}]".ljust(12)
+            + ", ".join(f"{name} {v}" for name, v in installed.items() if v)
+            + (
+                f"{'; ' if len(lacking) < len(installed) else ''}missing: {', '.join(lacking)} "
+                f"(pip install 'medq[{extra}]')"
+                if lacking
+                else ""
+            )
+        )
+    lines += [
+        f"Processor   {cpu['model']}, {found['threads']['usable_cores']} usable cores, "
+        f"torch uses {found['threads']['torch']} threads, "
+        f"{found['memory_gib']} GiB",
+        f"  integers  {', '.join(cpu['instructions']) or 'none recognised'}",
+        f"            {found['integers']}",
+        f"GPU         {gpu['name']}, {gpu['memory_gib']} GiB, capability {gpu['capability']}, "
+        f"CUDA {gpu['cuda']}"
+        if gpu
+        else "GPU         none: FP32 and QAT train on the CPU, FP16 falls back to bfloat16",
+        f"Compiler    {found['compiler'] or 'none: torch.compile and the runtime inductor are left out'}",
+        "Engines     " + "; ".join(f"{name}: {state}" for name, state in found["engines"].items()),
+        "",
+        f"{'Regime':<14}{'train':<30}{'convert':<30}time",
+    ]
+    lines += [
+        f"{name:<14}{row['train']:<30}{row['convert']:<30}{row['time']}"
+        for name, row in found["regimes"].items()
+    ]
     return "\n".join(lines)

@@ -1,7 +1,8 @@
 """Stage `latency`: how long a batch takes (section 2.8 of the paper), and how sure of it one can be.
 
-Every model of a backbone is timed in one process, in short turns in random order, so that a machine that drifts moves all
-of them. Times do not depend on what the weights say, only on the graph: one timing per backbone serves every dataset.
+Every model of a backbone is timed in one process, in short turns in random order, so that a machine that
+drifts moves all of them. Times do not depend on what the weights say, only on the graph: one timing per
+backbone serves every dataset.
 """
 
 import contextlib
@@ -34,15 +35,17 @@ FUSED = Recipe(title="Batch norm fused into its convolution", batch_norm="fused"
 SAME_GRAPH = "dynamic quantization gives the same integer graph with and without quantization-aware training"
 
 
-# --- statistics -------------------------------------------------------------------------------------------------------
+# --- statistics -----------------------------------------------------------------------------------
+
 
 def percentile(sample, q, confidence=0.95):
     """(value, low, high) of the `q` quantile of `sample` [n], with a distribution-free confidence interval.
 
-    The interval lies between two order statistics: the number of values below the true quantile is binomial(n, q), so
-    each bound is the outermost rank that is missed with probability of at most (1 - confidence) / 2. Where the sample
-    has no such rank all three are NaN; at 95 % that takes 6 values for the median, 36 for p90 and 368 for p99. Values
-    are taken as independent, which turns in random order make them nearly. `ValueError` unless 0 < q, confidence < 1.
+    The interval lies between two order statistics: the number of values below the true quantile is
+    binomial(n, q), so each bound is the outermost rank that is missed with probability of at most (1 -
+    confidence) / 2. Where the sample has no such rank all three are NaN; at 95 % that takes 6 values for the
+    median, 36 for p90 and 368 for p99. Values are taken as independent, which turns in random order make them
+    nearly. `ValueError` unless 0 < q, confidence < 1.
     """
     if not (0 < q < 1 and 0 < confidence < 1):
         raise ValueError(f"q and confidence must lie between 0 and 1, not {q} and {confidence}")
@@ -57,23 +60,32 @@ def percentile(sample, q, confidence=0.95):
 
 
 def summary(ms, batch_size):
-    """n_batches, mean_ms, p50_ms, p90_ms, p99_ms, their bounds and throughput (images per second) of batch times `ms`."""
-    found = {"n_batches": len(ms), "mean_ms": float(np.mean(ms)), "throughput": 1000 * batch_size / float(np.mean(ms))}
+    """n_batches, mean_ms, p50_ms, p90_ms, p99_ms, their bounds and throughput (images per second) of batch
+    times `ms`."""
+    found = {
+        "n_batches": len(ms),
+        "mean_ms": float(np.mean(ms)),
+        "throughput": 1000 * batch_size / float(np.mean(ms)),
+    }
     for name, q in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
         found[f"{name}_ms"], found[f"{name}_low"], found[f"{name}_high"] = percentile(ms, q)
     return found
 
 
-# --- timing -----------------------------------------------------------------------------------------------------------
+# --- timing ---------------------------------------------------------------------------------------
 
-def interleave(calls, *, warmup, seconds, batches, seed=42, synchronise=lambda: None, clock=time.perf_counter):
+
+def interleave(
+    calls, *, warmup, seconds, batches, seed=42, synchronise=lambda: None, clock=time.perf_counter
+):
     """Milliseconds of each call of each function of `calls` {key: function}, as {key: list}, timed in turns.
 
-    First up to `warmup` calls each (at most a quarter of `seconds`, at least one). Then, turn after turn in random
-    order, an untimed call that brings the model back into the caches and timed ones for a share of `seconds`; calls
-    longer than the share need no untimed one. A function ends after `batches` calls or `seconds` seconds, but not before
-    six calls. `synchronise` is called before each reading of the clock.
+    First up to `warmup` calls each (at most a quarter of `seconds`, at least one). Then, turn after turn in
+    random order, an untimed call that brings the model back into the caches and timed ones for a share of
+    `seconds`; calls longer than the share need no untimed one. A function ends after `batches` calls or
+    `seconds` seconds, but not before six calls. `synchronise` is called before each reading of the clock.
     """
+
     def once(call):
         synchronise()
         start = clock()
@@ -98,22 +110,30 @@ def interleave(calls, *, warmup, seconds, batches, seed=42, synchronise=lambda: 
             while spent < share and len(found[key]) < batches:
                 found[key].append(once(calls[key]))
                 spent += found[key][-1]
-        active = [key for key in active if len(found[key]) < batches
-                  and (sum(found[key]) < seconds or len(found[key]) < ENOUGH)]
+        active = [
+            key
+            for key in active
+            if len(found[key]) < batches and (sum(found[key]) < seconds or len(found[key]) < ENOUGH)
+        ]
     return {key: [1000 * value for value in values] for key, values in found.items()}
 
 
 def thread_count(params):
-    """Threads of a timing: `latency.threads`, else every core that this process may use (`UserError` if there are fewer)."""
+    """Threads of a timing: `latency.threads`, else every core that this process may use (`UserError` if there
+    are fewer)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if (params.latency.threads or 1) > cores:
-        raise UserError(f"latency.threads: {params.latency.threads} are asked for but this process may use {cores} cores; lower it.")
+        raise UserError(
+            f"latency.threads: {params.latency.threads} are asked for but this process may use "
+            f"{cores} cores; lower it."
+        )
     return params.latency.threads or cores
 
 
 @contextlib.contextmanager
 def pinned(threads):
-    """Inside the block torch uses `threads` threads and the process keeps to as many cores; yields what was set.
+    """Inside the block torch uses `threads` threads and the process keeps to as many cores; yields what was
+    set.
 
     Where the system cannot pin (not Linux), `cores` is empty.
     """
@@ -123,8 +143,11 @@ def pinned(threads):
         _pin(sorted(allowed)[:threads])
     torch.set_num_threads(threads)
     try:
-        yield {"threads": torch.get_num_threads(), "interop_threads": torch.get_num_interop_threads(),
-               "cores": sorted(allowed)[:threads] if allowed else []}
+        yield {
+            "threads": torch.get_num_threads(),
+            "interop_threads": torch.get_num_interop_threads(),
+            "cores": sorted(allowed)[:threads] if allowed else [],
+        }
     finally:
         torch.set_num_threads(before)
         if allowed:
@@ -139,21 +162,28 @@ def _pin(cores):
 
 @contextlib.contextmanager
 def conditions(threads):
-    """Pin the threads, keep other timings out, and record what the machine was doing; yields a dict filled at the end.
+    """Pin the threads, keep other timings out, and record what the machine was doing; yields a dict filled at
+    the end.
 
-    Keys: threads, interop_threads, cores, governor, load_before, load_after (1, 5, 15 minutes), others (cores that other
-    processes kept busy on average), seconds.
+    Keys: threads, interop_threads, cores, governor, load_before, load_after (1, 5, 15 minutes), others (cores
+    that other processes kept busy on average), seconds.
     """
     import psutil
 
     with lock(paths.runs() / ".timing"), pinned(threads) as facts:
-        facts |= {"governor": _governor(), "load_before": os.getloadavg() if hasattr(os, "getloadavg") else None}
+        facts |= {
+            "governor": _governor(),
+            "load_before": os.getloadavg() if hasattr(os, "getloadavg") else None,
+        }
         start, machine, own = time.perf_counter(), _busy(psutil.cpu_times()), sum(os.times()[:2])
         yield facts
         seconds = time.perf_counter() - start
         others = _busy(psutil.cpu_times()) - machine - (sum(os.times()[:2]) - own)
-        facts |= {"load_after": os.getloadavg() if hasattr(os, "getloadavg") else None, "seconds": round(seconds, 1),
-                  "others": round(max(0.0, others / seconds), 2)}
+        facts |= {
+            "load_after": os.getloadavg() if hasattr(os, "getloadavg") else None,
+            "seconds": round(seconds, 1),
+            "others": round(max(0.0, others / seconds), 2),
+        }
 
 
 def _busy(times):
@@ -165,7 +195,8 @@ def _governor():
     return path.read_text().strip() if path.is_file() else None
 
 
-# --- models -----------------------------------------------------------------------------------------------------------
+# --- models ---------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Source:
@@ -178,29 +209,49 @@ class Source:
 
 
 def source(params, backbone, image_size):
-    """The first trained FP32 model of `backbone` in this profile, with its calibration images resized to `image_size`.
+    """The first trained FP32 model of `backbone` in this profile, with its calibration images resized to
+    `image_size`.
 
-    Where none is trained yet, or it was built for another size (transformers), the weights are random; without any
-    prepared images the calibration images are noise. `facts` says which.
+    Where none is trained yet, or it was built for another size (transformers), the weights are random;
+    without any prepared images the calibration images are noise. `facts` says which.
     """
     spec, fold = profiles.backbones()[backbone], 0 if params.folds == "all" else params.folds[0]
-    trained = [cell for dataset in params.datasets
-               if artefacts.is_finished((cell := paths.Cell(params.profile, dataset, backbone, "fp32", fold)).folder)]
+    trained = [
+        cell
+        for dataset in params.datasets
+        if artefacts.is_finished((cell := paths.Cell(params.profile, dataset, backbone, "fp32", fold)).folder)
+    ]
     if not trained:
-        images = np.random.default_rng(params.seed).integers(0, 256, (64, image_size, image_size, 3), dtype=np.uint8)
+        images = np.random.default_rng(params.seed).integers(
+            0, 256, (64, image_size, image_size, 3), dtype=np.uint8
+        )
         model = _random(params, backbone, 4, image_size)
-        return Source(model, images, spec.family, {"weights": "random", "calibration": f"{len(images)} images of noise"})
+        return Source(
+            model, images, spec.family, {"weights": "random", "calibration": f"{len(images)} images of noise"}
+        )
     cell = trained[0]
     part = partition(params, cell.dataset, cell.fold)
     rows = calibration_rows(part, min(params.calibration.images, len(part.train)), params.seed)
     said = f"{len(rows)} images of {cell.dataset}" + (
-        f", resized from {params.image_size} pixels" if image_size != params.image_size else "")
+        f", resized from {params.image_size} pixels" if image_size != params.image_size else ""
+    )
     if spec.sized and image_size != params.image_size:
-        model, weights = _random(params, backbone, len(part.classes), image_size), "random: the trained model is of another size"
+        model, weights = (
+            _random(params, backbone, len(part.classes), image_size),
+            "random: the trained model is of another size",
+        )
     else:
         checkpoint = cell.folder / finetune.CHECKPOINT
-        model, weights = backbones.create(backbone, len(part.classes), image_size, str(checkpoint)), f"trained on {cell.dataset}"
-    return Source(model.eval(), resized(part.images[rows], image_size), spec.family, {"weights": weights, "calibration": said})
+        model, weights = (
+            backbones.create(backbone, len(part.classes), image_size, str(checkpoint)),
+            f"trained on {cell.dataset}",
+        )
+    return Source(
+        model.eval(),
+        resized(part.images[rows], image_size),
+        spec.family,
+        {"weights": weights, "calibration": said},
+    )
 
 
 def _random(params, backbone, n_classes, image_size):
@@ -233,16 +284,25 @@ class Variant:
 
 
 def variants(params, made):
-    """(variants, absent): every model of `Source` `made` that this machine can build, and {name: why not} of the others."""
+    """(variants, absent): every model of `Source` `made` that this machine can build, and {name: why not} of
+    the others."""
     sizes, found, absent = params.latency.batch_sizes, [], {}
-    jobs = {f"fp32 {name}": lambda name=name: baseline(made.model, name, made.images, sizes) for name in params.latency.baselines}
+    jobs = {
+        f"fp32 {name}": lambda name=name: baseline(made.model, name, made.images, sizes)
+        for name in params.latency.baselines
+    }
     for regime in profiles.REGIMES[2:]:
         if regime in params.regimes:
             jobs[regime] = lambda regime=regime: integer(made, regime)
     if params.device != "cpu" and torch.cuda.is_available():
-        jobs |= {f"{regime} on the GPU": lambda regime=regime: on_gpu(made.model, regime) for regime in ("fp32", "fp16")}
+        jobs |= {
+            f"{regime} on the GPU": lambda regime=regime: on_gpu(made.model, regime)
+            for regime in ("fp32", "fp16")
+        }
     elif "fp16" in params.regimes:
-        absent["fp16"] = "half precision is timed on a GPU, and there is none here or the profile does not use it"
+        absent["fp16"] = (
+            "half precision is timed on a GPU, and there is none here or the profile does not use it"
+        )
     for name, build in jobs.items():
         try:
             variant = build()
@@ -261,8 +321,9 @@ def batch(images, n, variant):
 
 
 def baseline(model, name, images, batch_sizes):
-    """An FP32 variant: `eager` as the paper's; `channels-last`; `fused`, that with batch norm in the convolutions;
-    `compiled` by torch.compile with constants frozen (its conversion time is that of compiling every batch size).
+    """An FP32 variant: `eager` as the paper's; `channels-last`; `fused`, that with batch norm in the
+    convolutions; `compiled` by torch.compile with constants frozen (its conversion time is that of
+    compiling every batch size).
 
     Raises `Unsupported` where there is nothing to fuse or no compiler.
     """
@@ -275,10 +336,14 @@ def baseline(model, name, images, batch_sizes):
     if name == "fused":
         fused = without_batch_norm(model).to(memory_format=torch.channels_last)
         seconds = round(time.perf_counter() - start, 3)
-        return Variant("fp32", fused, storage.state_dict_bytes(fused) / 1e6, seconds, name, layout=torch.channels_last)
+        return Variant(
+            "fp32", fused, storage.state_dict_bytes(fused) / 1e6, seconds, name, layout=torch.channels_last
+        )
     made = Variant("fp32", last, size, 0.0, name, layout=torch.channels_last)
     call = compiled(last, [batch(images, n, made) for n in batch_sizes])
-    return Variant("fp32", call, size, round(time.perf_counter() - start, 3), name, layout=torch.channels_last)
+    return Variant(
+        "fp32", call, size, round(time.perf_counter() - start, 3), name, layout=torch.channels_last
+    )
 
 
 def without_batch_norm(model):
@@ -294,7 +359,8 @@ def without_batch_norm(model):
 
 
 def compiled(model, examples):
-    """`model` compiled by torch.compile, weights frozen, for the batch sizes of `examples`; `Unsupported` without a compiler."""
+    """`model` compiled by torch.compile, weights frozen, for the batch sizes of `examples`; `Unsupported`
+    without a compiler."""
     from torch._dynamo.exc import BackendCompilerFailed
     from torch._inductor import config
     from torch._inductor.exc import InductorError
@@ -310,7 +376,8 @@ def compiled(model, examples):
 
 
 def integer(made, regime):
-    """The INT8 variant of a regime; its conversion time is, for PTQ, calibration and conversion, for QAT conversion.
+    """The INT8 variant of a regime; its conversion time is, for PTQ, calibration and conversion, for QAT
+    conversion.
 
     The graph of a QAT model does not depend on training: its fake-quantization is fed a few images instead.
     """
@@ -325,7 +392,9 @@ def integer(made, regime):
         prepared = prepared_model(made.model, made.family, engine_name, batches, size)
     quantized = converted(prepared, made.family, engine_name)
     seconds = round(time.perf_counter() - start, 3)
-    return Variant(regime, quantized, storage.state_dict_bytes(quantized.model) / 1e6, seconds, engine=engine_name)
+    return Variant(
+        regime, quantized, storage.state_dict_bytes(quantized.model) / 1e6, seconds, engine=engine_name
+    )
 
 
 @dataclass(frozen=True)
@@ -334,20 +403,31 @@ class _Images:
 
 
 def on_gpu(model, regime):
-    """FP32 on the GPU, or FP16 as it would be deployed: weights and images in half precision; both channels-last."""
+    """FP32 on the GPU, or FP16 as it would be deployed: weights and images in half precision; both channels-
+    last."""
     dtype = torch.float16 if regime == "fp16" else torch.float32
     model = copy.deepcopy(model).to("cuda", dtype, memory_format=torch.channels_last)
-    return Variant(regime, model, storage.state_dict_bytes(model) / 1e6, 0.0, "eager", device="cuda",
-                   layout=torch.channels_last, dtype=dtype)
+    return Variant(
+        regime,
+        model,
+        storage.state_dict_bytes(model) / 1e6,
+        0.0,
+        "eager",
+        device="cuda",
+        layout=torch.channels_last,
+        dtype=dtype,
+    )
 
 
-# --- stage ------------------------------------------------------------------------------------------------------------
+# --- stage ----------------------------------------------------------------------------------------
+
 
 def run(params, cell):
-    """Time every model of `cell.backbone` and write latency.csv, latency_raw.parquet and the manifest; returns the folder.
+    """Time every model of `cell.backbone` and write latency.csv, latency_raw.parquet and the manifest;
+    returns the folder.
 
-    What cannot be built here is left out, with the reason in `done.json` and the manifest (`absent`). A finished timing
-    with the same inputs is left as it is.
+    What cannot be built here is left out, with the reason in `done.json` and the manifest (`absent`). A
+    finished timing with the same inputs is left as it is.
     """
     target = stages.folder("latency", paths.Cell(params.profile, "", cell.backbone, ""))
     given = stages.inputs(params, "latency", cell)
@@ -373,9 +453,19 @@ def _run(params, backbone, target, given):
         absent["qat"] = f"not timed apart: {SAME_GRAPH}"
     artefacts.write_csv(target / TIMINGS, pd.DataFrame(rows)[SCHEMA[TIMINGS]])
     artefacts.write_parquet(target / RAW, raw[SCHEMA[RAW]])
-    artefacts.write_json(target / MANIFEST, provenance.manifest(
-        params, cell={"backbone": backbone}, inputs=given, started=started, machine=machine, absent=absent, **made.facts,
-        seconds=round(time.perf_counter() - clock, 1)))
+    artefacts.write_json(
+        target / MANIFEST,
+        provenance.manifest(
+            params,
+            cell={"backbone": backbone},
+            inputs=given,
+            started=started,
+            machine=machine,
+            absent=absent,
+            **made.facts,
+            seconds=round(time.perf_counter() - clock, 1),
+        ),
+    )
     artefacts.finish(target, [TIMINGS, RAW, MANIFEST], key=stages.key(given), inputs=given, absent=absent)
 
 
@@ -401,11 +491,21 @@ def _timed(params, images, found, n):
         calls[index] = lambda call=variant.call, x=x: call(x)
     gpu = any(variant.device == "cuda" for variant in found)
     with torch.inference_mode():
-        times = interleave(calls, warmup=timing.warmup, seconds=timing.seconds, batches=timing.batches, seed=params.seed,
-                           synchronise=torch.cuda.synchronize if gpu else lambda: None)
+        times = interleave(
+            calls,
+            warmup=timing.warmup,
+            seconds=timing.seconds,
+            batches=timing.batches,
+            seed=params.seed,
+            synchronise=torch.cuda.synchronize if gpu else lambda: None,
+        )
     for index, variant in enumerate(found):
-        named = {"variant": index, "regime": variant.regime, "batch_size": n,
-                 "baseline": variant.baseline if variant.device == "cpu" else variant.device}
+        named = {
+            "variant": index,
+            "regime": variant.regime,
+            "batch_size": n,
+            "baseline": variant.baseline if variant.device == "cpu" else variant.device,
+        }
         rows += [named | {"batch": k, "ms": ms} for k, ms in enumerate(times[index])]
     return pd.DataFrame(rows)
 
@@ -415,8 +515,19 @@ def _rows(raw, found, backbone, threads):
     rows = []
     for (index, n), group in raw.groupby(["variant", "batch_size"], sort=False):
         variant = found[index]
-        rows.append({"dataset": "", "backbone": backbone, "regime": variant.regime, "baseline": variant.baseline,
-                     "engine": variant.engine, "device": variant.device, "batch_size": n, "threads": threads,
-                     "convert_seconds": variant.convert_seconds, "size_mb": variant.size_mb,
-                     **summary(group["ms"].to_numpy(), n)})
+        rows.append(
+            {
+                "dataset": "",
+                "backbone": backbone,
+                "regime": variant.regime,
+                "baseline": variant.baseline,
+                "engine": variant.engine,
+                "device": variant.device,
+                "batch_size": n,
+                "threads": threads,
+                "convert_seconds": variant.convert_seconds,
+                "size_mb": variant.size_mb,
+                **summary(group["ms"].to_numpy(), n),
+            }
+        )
     return rows

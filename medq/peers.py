@@ -1,7 +1,9 @@
-"""Stage `peers`: the same trained model in other INT8 runtimes, calibrated and evaluated on the same images, timed together.
+"""Stage `peers`: the same trained model in other INT8 runtimes, calibrated and evaluated on the same images,
+timed together.
 
-Two steps, so that only the second needs a quiet machine: `build` converts, stores and evaluates every model, `run` times
-what is stored. A runtime is a name, the packages it needs, how to build a file and how to load one.
+Two steps, so that only the second needs a quiet machine: `build` converts, stores and evaluates every model,
+`run` times what is stored. A runtime is a name, the packages it needs, how to build a file and how to load
+one.
 """
 
 import contextlib
@@ -20,7 +22,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from medq import artefacts, backbones, evaluate, finetune, latency, metrics, params as profiles, provenance, stages
+from medq import (
+    artefacts,
+    backbones,
+    evaluate,
+    finetune,
+    latency,
+    metrics,
+    params as profiles,
+    provenance,
+    stages,
+)
 from medq.augment import normalise
 from medq.datasets.partition import lock, partition
 from medq.quantize import dynamic, static, storage
@@ -49,7 +61,8 @@ class Task:
     threads: int
 
 
-# --- PyTorch ----------------------------------------------------------------------------------------------------------
+# --- PyTorch --------------------------------------------------------------------------------------
+
 
 def _save_torch(task, path):
     finetune.save_weights(task.model, path)
@@ -69,35 +82,51 @@ def _save_engine(task, path, engine_name, recipe=DEFAULT):
     else:
         prepared = prepared_model(task.model, task.family, engine_name, task.batches, task.image_size, recipe)
         quantized, kind = static.convert(prepared, engine_name), "static"
-    storage.save(quantized, path, method=kind, backbone=task.backbone, n_classes=task.n_classes, image_size=task.image_size,
-                 recipe=recipe if kind == "static" else None)
+    storage.save(
+        quantized,
+        path,
+        method=kind,
+        backbone=task.backbone,
+        n_classes=task.n_classes,
+        image_size=task.image_size,
+        recipe=recipe if kind == "static" else None,
+    )
 
 
 def _load_engine(task, path):
     return storage.load(path)
 
 
-# --- torch.compile and PT2E -------------------------------------------------------------------------------------------
+# --- torch.compile and PT2E -----------------------------------------------------------------------
+
 
 def _load_compiled(task, path):
-    return _fixed_batches(task, latency.compiled, _load_torch(task, path).to(memory_format=torch.channels_last))
+    return _fixed_batches(
+        task, latency.compiled, _load_torch(task, path).to(memory_format=torch.channels_last)
+    )
 
 
 def _save_pt2e(task, path):
     from torchao.quantization.pt2e import move_exported_model_to_eval
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-    from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (X86InductorQuantizer,
-                                                                            get_default_x86_inductor_quantization_config)
+    from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
+        X86InductorQuantizer,
+        get_default_x86_inductor_quantization_config,
+    )
 
     example = (torch.zeros(2, 3, task.image_size, task.image_size),)
     dynamic_shapes = ({0: torch.export.Dim("n")},)
     exported = torch.export.export(task.model, example, dynamic_shapes=dynamic_shapes).module()
-    prepared = prepare_pt2e(exported, X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config()))
+    prepared = prepare_pt2e(
+        exported, X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
+    )
     static.calibrate(prepared, task.batches)
     converted = convert_pt2e(prepared)
     move_exported_model_to_eval(converted)
     used = {node.target for node in converted.graph.nodes if node.op == "get_attr"}
-    for name in [name for name, _ in converted.named_parameters() if name not in used]:  # float weights, now integers
+    for name in [
+        name for name, _ in converted.named_parameters() if name not in used
+    ]:  # float weights, now integers
         owner, _, leaf = name.rpartition(".")
         delattr(converted.get_submodule(owner), leaf)
     torch.export.save(torch.export.export(converted, example, dynamic_shapes=dynamic_shapes), path)
@@ -110,10 +139,13 @@ def _load_pt2e(task, path):
 
 
 def _fixed_batches(task, compile_, model):
-    """`model` compiled for the timed batch sizes and that of evaluation; another size is padded to the next larger."""
+    """`model` compiled for the timed batch sizes and that of evaluation; another size is padded to the next
+    larger."""
     sizes = sorted({*task.batch_sizes, BATCH})
     shape = (3, task.image_size, task.image_size)
-    call = compile_(model, [torch.zeros(n, *shape).contiguous(memory_format=torch.channels_last) for n in sizes])
+    call = compile_(
+        model, [torch.zeros(n, *shape).contiguous(memory_format=torch.channels_last) for n in sizes]
+    )
     return partial(_padded, {n: call for n in sizes})
 
 
@@ -122,22 +154,34 @@ def _padded(calls, x):
     n = min(size for size in calls if size >= len(x))
     if n == len(x):
         return calls[n](x)
-    return calls[n](torch.cat([x, x[:1].expand(n - len(x), *x.shape[1:])]))[:len(x)]
+    return calls[n](torch.cat([x, x[:1].expand(n - len(x), *x.shape[1:])]))[: len(x)]
 
 
-# --- ONNX Runtime -----------------------------------------------------------------------------------------------------
+# --- ONNX Runtime ---------------------------------------------------------------------------------
+
 
 def to_onnx(model, path, image, names=("image", "logits")):
-    """Write `model` (in evaluation mode) as ONNX with a free batch dimension, traced on the tensor `image` [n, ...]."""
+    """Write `model` (in evaluation mode) as ONNX with a free batch dimension, traced on the tensor `image`
+    [n, ...]."""
     with _quiet(), artefacts.replacing(path) as temporary:
-        torch.onnx.export(model, (image,), str(temporary), dynamo=False, opset_version=17, input_names=[names[0]],
-                          output_names=[names[1]], dynamic_axes={name: {0: "n"} for name in names})
+        torch.onnx.export(
+            model,
+            (image,),
+            str(temporary),
+            dynamo=False,
+            opset_version=17,
+            input_names=[names[0]],
+            output_names=[names[1]],
+            dynamic_axes={name: {0: "n"} for name in names},
+        )
 
 
 def quantize_onnx(source, path, batches, exclude=()):
-    """ONNX Runtime's static quantization of the model at `source`: QDQ, per-channel weights, its own defaults otherwise.
+    """ONNX Runtime's static quantization of the model at `source`: QDQ, per-channel weights, its own defaults
+    otherwise.
 
-    `batches` are arrays in the form of the model's input, `exclude` names of operator types left in floating point.
+    `batches` are arrays in the form of the model's input, `exclude` names of operator types left in floating
+    point.
     """
     import onnx
     from onnxruntime import quantization as ort
@@ -156,8 +200,14 @@ def quantize_onnx(source, path, batches, exclude=()):
             quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
             graph = onnx.load(ready).graph
             name = graph.input[0].name
-            ort.quantize_static(str(ready), str(temporary), Reader(), quant_format=ort.QuantFormat.QDQ, per_channel=True,
-                                nodes_to_exclude=[node.name for node in graph.node if node.op_type in exclude])
+            ort.quantize_static(
+                str(ready),
+                str(temporary),
+                Reader(),
+                quant_format=ort.QuantFormat.QDQ,
+                per_channel=True,
+                nodes_to_exclude=[node.name for node in graph.node if node.op_type in exclude],
+            )
         finally:
             ready.unlink(missing_ok=True)
 
@@ -188,7 +238,8 @@ def _load_onnx(task, path):
     return lambda x: torch.from_numpy(session.run(None, {name: x.contiguous().numpy()})[0])
 
 
-# --- OpenVINO ---------------------------------------------------------------------------------------------------------
+# --- OpenVINO -------------------------------------------------------------------------------------
+
 
 def read_openvino(model, path, image, names=("image", "logits")):
     """`model` as an OpenVINO graph in memory (by way of ONNX, written for a moment beside `path`)."""
@@ -206,7 +257,10 @@ def write_openvino(graph, path):
     """Write an OpenVINO graph to `path` and its weights, first, to the `.bin` beside it."""
     import openvino
 
-    with artefacts.replacing(path) as temporary, artefacts.replacing(Path(path).with_suffix(".bin")) as weights:
+    with (
+        artefacts.replacing(path) as temporary,
+        artefacts.replacing(Path(path).with_suffix(".bin")) as weights,
+    ):
         whole = temporary.with_name(f"{temporary.name}.xml")
         openvino.save_model(graph, str(whole), compress_to_fp16=False)
         shutil.move(whole.with_suffix(".bin"), weights)
@@ -218,9 +272,13 @@ def quantize_openvino(graph, batches, family, ignored=()):
     import nncf
 
     with _quiet():
-        return nncf.quantize(graph, nncf.Dataset(batches), subset_size=len(batches),
-                             model_type=nncf.ModelType.TRANSFORMER if family == "transformer" else None,
-                             ignored_scope=nncf.IgnoredScope(types=list(ignored), validate=False) if ignored else None)
+        return nncf.quantize(
+            graph,
+            nncf.Dataset(batches),
+            subset_size=len(batches),
+            model_type=nncf.ModelType.TRANSFORMER if family == "transformer" else None,
+            ignored_scope=nncf.IgnoredScope(types=list(ignored), validate=False) if ignored else None,
+        )
 
 
 def _save_openvino(task, path):
@@ -229,13 +287,16 @@ def _save_openvino(task, path):
 
 def _save_openvino_int8(task, path):
     graph = read_openvino(task.model, path, task.batches[0][:2])
-    write_openvino(quantize_openvino(graph, [x.contiguous().numpy() for x in task.batches], task.family), path)
+    write_openvino(
+        quantize_openvino(graph, [x.contiguous().numpy() for x in task.batches], task.family), path
+    )
 
 
 def openvino_model(path, threads, shape=None):
     """The IR at `path` compiled for the CPU with `threads` threads, for one input `shape` if given.
 
-    Floating-point operators stay in 32 bits: left to itself the runtime would use bfloat16 where the processor has it.
+    Floating-point operators stay in 32 bits: left to itself the runtime would use bfloat16 where the
+    processor has it.
     """
     import openvino
 
@@ -243,8 +304,11 @@ def openvino_model(path, threads, shape=None):
     graph = core.read_model(path)
     if shape:
         graph.reshape(shape)
-    return core.compile_model(graph, "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads,
-                                             "INFERENCE_PRECISION_HINT": "f32"})
+    return core.compile_model(
+        graph,
+        "CPU",
+        {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"},
+    )
 
 
 def _load_openvino(task, path):
@@ -252,11 +316,17 @@ def _load_openvino(task, path):
         return torch.from_numpy(np.array(model(x.contiguous().numpy())[0]))
 
     size = task.image_size
-    return partial(_padded, {n: partial(call, openvino_model(path, task.threads, [n, 3, size, size]))
-                             for n in sorted({*task.batch_sizes, BATCH})})
+    return partial(
+        _padded,
+        {
+            n: partial(call, openvino_model(path, task.threads, [n, 3, size, size]))
+            for n in sorted({*task.batch_sizes, BATCH})
+        },
+    )
 
 
-# --- all of them ------------------------------------------------------------------------------------------------------
+# --- all of them ----------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -276,10 +346,19 @@ class Runtime:
 
 RUNTIMES = (
     Runtime("pytorch", "fp32", ".safetensors", _save_torch, _load_torch),
-    *(Runtime(f"pytorch-{name}", "int8", ".safetensors", partial(_save_engine, engine_name=name), _load_engine)
-      for name in ("fbgemm", "x86", "onednn")),
-    Runtime("pytorch-fbgemm-fused", "int8", ".safetensors",
-            partial(_save_engine, engine_name="fbgemm", recipe=latency.FUSED), _load_engine),
+    *(
+        Runtime(
+            f"pytorch-{name}", "int8", ".safetensors", partial(_save_engine, engine_name=name), _load_engine
+        )
+        for name in ("fbgemm", "x86", "onednn")
+    ),
+    Runtime(
+        "pytorch-fbgemm-fused",
+        "int8",
+        ".safetensors",
+        partial(_save_engine, engine_name="fbgemm", recipe=latency.FUSED),
+        _load_engine,
+    ),
     Runtime("inductor", "fp32", ".safetensors", _save_torch, _load_compiled),
     Runtime("inductor", "int8", ".pt2", _save_pt2e, _load_pt2e, ("torchao",)),
     Runtime("onnxruntime", "fp32", ".onnx", _save_onnx, _load_onnx, ("onnx", "onnxruntime")),
@@ -302,20 +381,22 @@ def versions():
 
 
 def inputs(params, cell):
-    """What a comparison depends on: all that PTQ does, how it is timed, and the versions of the other runtimes."""
-    return stages.inputs(params, "quantize", cell.of("ptq-fbgemm")) | {
-        "latency": params.latency.model_dump(), "versions": versions()}
+    """What a comparison depends on: all that PTQ does, and how it is timed."""
+    return stages.inputs(params, "quantize", cell.of("ptq-fbgemm")) | {"latency": params.latency.model_dump()}
 
 
 def run(params, cell, runtimes=None):
     """Build, evaluate and time every runtime for the model of `cell`; returns the folder.
 
-    Writes peers.csv (models, metrics and times at the image size they were trained at), peers_latency.csv (times at
-    `latency.image_size` where that is another one), the predictions of each runtime and a manifest; `absent` says which
-    rows are missing and why. `runtimes` limits the comparison to those named (`pytorch-fp32`, `openvino-int8`, …).
+    Writes peers.csv (models, metrics and times at the image size they were trained at), peers_latency.csv
+    (times at `latency.image_size` where that is another one), the predictions of each runtime and a manifest;
+    `absent` says which rows are missing and why. `runtimes` limits the comparison to those named (`pytorch-
+    fp32`, `openvino-int8`, …).
     """
     chosen = [r for r in RUNTIMES if runtimes is None or r.name in runtimes]
-    target, given = cell.of("peers").folder, inputs(params, cell) | {"runtimes": [r.name for r in chosen]}
+    target, given = cell.of("peers").folder, inputs(params, cell)
+    if runtimes is not None:
+        given["runtimes"] = [r.name for r in chosen]
     build(params, cell, runtimes)
     with lock(target):
         if not artefacts.is_finished(target, stages.key(given)):
@@ -334,13 +415,42 @@ def _run(params, cell, chosen, target, given):
     if frames:
         other = pd.concat(frames.values(), ignore_index=True)
         other["threads"] = machine["threads"]
-        artefacts.write_csv(target / TIMINGS, other[["backbone", "runtime", "precision", "image_size", "batch_size", "threads",
-                                                     "n_batches", "mean_ms", *TIMED, "throughput", "size_mb"]])
+        artefacts.write_csv(
+            target / TIMINGS,
+            other[
+                [
+                    "backbone",
+                    "runtime",
+                    "precision",
+                    "image_size",
+                    "batch_size",
+                    "threads",
+                    "n_batches",
+                    "mean_ms",
+                    *TIMED,
+                    "throughput",
+                    "size_mb",
+                ]
+            ],
+        )
         files.append(TIMINGS)
-    files += [f"predictions.{name}.parquet" for name in trained["runtime"].str.cat(trained["precision"], "-").unique()]
-    artefacts.write_json(target / latency.MANIFEST, provenance.manifest(
-        params, cell=vars(cell), inputs=given, started=started, machine=machine, absent=absent, peers=versions(),
-        seconds=round(time.perf_counter() - clock, 1)))
+    files += [
+        f"predictions.{name}.parquet"
+        for name in trained["runtime"].str.cat(trained["precision"], "-").unique()
+    ]
+    artefacts.write_json(
+        target / latency.MANIFEST,
+        provenance.manifest(
+            params,
+            cell=vars(cell),
+            inputs=given,
+            started=started,
+            machine=machine,
+            absent=absent,
+            peers=versions(),
+            seconds=round(time.perf_counter() - clock, 1),
+        ),
+    )
     artefacts.finish(target, files, key=stages.key(given), inputs=given, absent=absent)
 
 
@@ -358,35 +468,61 @@ def build(params, cell, runtimes=None):
     Idempotent per runtime: what is stored with the same inputs is kept. Returns the folder.
     """
     finetune.run(params, cell.of("fp32"))
-    given = inputs(params, cell)
+    given = stages.inputs(params, "quantize", cell.of("ptq-fbgemm")) | {
+        "versions": versions(),
+        "batch_sizes": params.latency.batch_sizes,
+    }
     with lock(cell.of("peers").folder):
         for size in _sizes(params):
             task, part = _task(params, cell, size)
             folder = _folder(cell, size)
             for runtime in RUNTIMES:
                 if runtimes is None or runtime.name in runtimes:
-                    _build(task, part, cell, folder / runtime.name, runtime, stages.key(given), size == params.image_size)
+                    _build(
+                        task,
+                        part,
+                        cell,
+                        folder / runtime.name,
+                        runtime,
+                        stages.key(given),
+                        size == params.image_size,
+                    )
     return cell.of("peers").folder
 
 
 def _task(params, cell, size):
-    """The task at an image size, and the partition. At another size than the trained one only times are wanted: a model
-    built for one size then has random weights, and 32 images are enough to observe."""
+    """The task at an image size, and the partition. At another size than the trained one only times are
+    wanted: a model built for one size then has random weights, and 32 images are enough to observe."""
     part, spec = partition(params, cell.dataset, cell.fold), profiles.backbones()[cell.backbone]
     if size == params.image_size:
         model = float_model(params, cell, part)
-        batches = list(calibration_batches(part, calibration_rows(part, params.calibration.images, params.seed)))
+        batches = list(
+            calibration_batches(part, calibration_rows(part, params.calibration.images, params.seed))
+        )
     else:
-        made = latency.source(params.model_copy(update={"datasets": [cell.dataset], "folds": [cell.fold]}), cell.backbone, size)
+        made = latency.source(
+            params.model_copy(update={"datasets": [cell.dataset], "folds": [cell.fold]}), cell.backbone, size
+        )
         model, batches = made.model, [normalise(torch.from_numpy(made.images[:BATCH]))]
-    return Task(model, batches, cell.backbone, spec.family, len(part.classes), size, tuple(params.latency.batch_sizes),
-                latency.thread_count(params)), part
+    return Task(
+        model,
+        batches,
+        cell.backbone,
+        spec.family,
+        len(part.classes),
+        size,
+        tuple(params.latency.batch_sizes),
+        latency.thread_count(params),
+    ), part
 
 
 def _build(task, part, cell, folder, runtime, key, evaluated):
     if artefacts.is_finished(folder, key):
         return
-    path, row = folder / f"model{runtime.suffix}", {"runtime": runtime.runtime, "precision": runtime.precision}
+    path, row = (
+        folder / f"model{runtime.suffix}",
+        {"runtime": runtime.runtime, "precision": runtime.precision},
+    )
     shutil.rmtree(folder, ignore_errors=True)
     files, facts = [], {"status": "done"}
     try:
@@ -401,7 +537,9 @@ def _build(task, part, cell, folder, runtime, key, evaluated):
             row |= _evaluate(runtime.load(task, path), part, cell, runtime.name)
         artefacts.write_csv(folder / BUILT, pd.DataFrame([row]))
         files = [BUILT, *(p.name for p in folder.glob("model*"))]
-    except Exception as error:  # a converter of someone else's can raise anything: the row is absent, with the reason
+    except (
+        Exception
+    ) as error:  # a converter of someone else's can raise anything: the row is absent, with the reason
         reason = str(error) if isinstance(error, Unsupported) else f"{type(error).__name__}: {error}"
         facts = {"status": "unsupported", "reason": " ".join(reason.split())[:300]}
     torch._dynamo.reset()
@@ -411,8 +549,10 @@ def _build(task, part, cell, folder, runtime, key, evaluated):
 def _evaluate(call, part, cell, name):
     """Store the held-out predictions of a loaded model and return its metrics."""
     probability = evaluate.probabilities(call, part.images[part.held_out], batch_size=BATCH)
-    artefacts.write_parquet(cell.of("peers").folder / f"predictions.{name}.parquet",
-                            finetune.held_out_table(part, cell.fold, probability))
+    artefacts.write_parquet(
+        cell.of("peers").folder / f"predictions.{name}.parquet",
+        finetune.held_out_table(part, cell.fold, probability),
+    )
     found = metrics.summary(part.labels[part.held_out], probability)
     return found[found["class"] == ""].set_index("metric")["value"][SCORES].to_dict()
 
@@ -435,11 +575,22 @@ def _time(params, cell, chosen, size, absent):
         x = normalise(torch.from_numpy(latency.resized(images[:n], size)))
         plain = x.contiguous()
         with torch.inference_mode():
-            times = latency.interleave({name: partial(call, x if name.startswith("inductor") else plain)
-                                        for name, call in calls.items()}, warmup=params.latency.warmup,
-                                       seconds=SHARE * params.latency.seconds, batches=params.latency.batches, seed=params.seed)
-        found += [rows[name] | {"backbone": cell.backbone, "image_size": size, "batch_size": n} | latency.summary(ms, n)
-                  for name, ms in times.items()]
+            times = latency.interleave(
+                {
+                    name: partial(call, x if name.startswith("inductor") else plain)
+                    for name, call in calls.items()
+                },
+                warmup=params.latency.warmup,
+                seconds=SHARE * params.latency.seconds,
+                batches=params.latency.batches,
+                seed=params.seed,
+            )
+        found += [
+            rows[name]
+            | {"backbone": cell.backbone, "image_size": size, "batch_size": n}
+            | latency.summary(ms, n)
+            for name, ms in times.items()
+        ]
     torch._dynamo.reset()
     return pd.DataFrame(found)
 

@@ -20,18 +20,41 @@ def made(tmp_path, **tables):
 
 
 def cells(*regimes, status="done", reason=""):
-    return [{"dataset": "D", "backbone": "resnet18", "regime": r, "fold": 0, "status": status, "reason": reason} for r in regimes]
+    return [
+        {"dataset": "D", "backbone": "resnet18", "regime": r, "fold": 0, "status": status, "reason": reason}
+        for r in regimes
+    ]
 
 
 def timed(regime, p50, high=None, baseline=""):
-    return {"dataset": "", "backbone": "resnet18", "regime": regime, "baseline": baseline, "device": "cpu", "batch_size": 1,
-            "p50_ms": p50, "p50_high": high or p50, "size_mb": 1.0}
+    return {
+        "dataset": "",
+        "backbone": "resnet18",
+        "regime": regime,
+        "baseline": baseline,
+        "device": "cpu",
+        "batch_size": 1,
+        "p50_ms": p50,
+        "p50_high": high or p50,
+        "size_mb": 1.0,
+    }
 
 
 def compared(regime, auprc, ece):
     """Bootstrap rows: (delta, low, high) of FP32 minus the regime, in points."""
-    return [{"dataset": "D", "backbone": "resnet18", "method_a": "fp32", "method_b": regime, "metric": metric,
-             "delta_pp": d, "low_pp": low, "high_pp": high} for metric, (d, low, high) in (("auprc", auprc), ("ece", ece))]
+    return [
+        {
+            "dataset": "D",
+            "backbone": "resnet18",
+            "method_a": "fp32",
+            "method_b": regime,
+            "metric": metric,
+            "delta_pp": d,
+            "low_pp": low,
+            "high_pp": high,
+        }
+        for metric, (d, low, high) in (("auprc", auprc), ("ece", ece))
+    ]
 
 
 SAFE = ((0.1, -0.1, 0.3), (-0.1, -0.3, 0.1))  # loses 0.1 points, ECE rises by 0.001
@@ -42,9 +65,12 @@ def row_of(table, candidate):
 
 
 def test_the_fastest_that_passes_is_shipped(tmp_path):
-    results = made(tmp_path, cells=cells("fp32", "ptq-fbgemm", "qat-fbgemm"),
-                   latency=[timed("fp32", 10.0, baseline="eager"), timed("ptq-fbgemm", 2.0), timed("qat-fbgemm", 3.0)],
-                   bootstrap=compared("ptq-fbgemm", *SAFE) + compared("qat-fbgemm", *SAFE))
+    results = made(
+        tmp_path,
+        cells=cells("fp32", "ptq-fbgemm", "qat-fbgemm"),
+        latency=[timed("fp32", 10.0, baseline="eager"), timed("ptq-fbgemm", 2.0), timed("qat-fbgemm", 3.0)],
+        bootstrap=compared("ptq-fbgemm", *SAFE) + compared("qat-fbgemm", *SAFE),
+    )
     table = decide(results)
     assert table.loc[table["ship"], "candidate"].tolist() == ["ptq-fbgemm"]
     assert row_of(table, "ptq-fbgemm")["speedup"] == pytest.approx(5)
@@ -52,28 +78,44 @@ def test_the_fastest_that_passes_is_shipped(tmp_path):
 
 
 def test_an_interval_that_reaches_over_the_limit_fails_and_less_confidence_lets_it_pass(tmp_path):
-    results = made(tmp_path, cells=cells("fp32", "ptq-fbgemm"),
-                   latency=[timed("fp32", 10.0, baseline="eager"), timed("ptq-fbgemm", 2.0)],
-                   bootstrap=compared("ptq-fbgemm", (0.8, 0.4, 1.2), SAFE[1]))
+    results = made(
+        tmp_path,
+        cells=cells("fp32", "ptq-fbgemm"),
+        latency=[timed("fp32", 10.0, baseline="eager"), timed("ptq-fbgemm", 2.0)],
+        bootstrap=compared("ptq-fbgemm", (0.8, 0.4, 1.2), SAFE[1]),
+    )
     strict = decide(results)
     assert strict.loc[strict["ship"], "candidate"].tolist() == ["fp32"]
-    assert row_of(strict, "ptq-fbgemm")["auprc_loss_bound_pp"] == pytest.approx(0.8 + 0.4 * 1.6449 / 1.9600, abs=1e-4)
+    assert row_of(strict, "ptq-fbgemm")["auprc_loss_bound_pp"] == pytest.approx(
+        0.8 + 0.4 * 1.6449 / 1.9600, abs=1e-4
+    )
     assert "perhaps 1.14 points" in row_of(strict, "ptq-fbgemm")["why"]
     lax = decide(results, Limits(confidence=0.7))
     assert lax.loc[lax["ship"], "candidate"].tolist() == ["ptq-fbgemm"]
 
 
 def test_the_bound_of_a_rise_comes_from_the_lower_end_of_fp32_minus_regime(tmp_path):
-    results = made(tmp_path, cells=cells("fp32", "ptq-fbgemm"), latency=[timed("fp32", 9.0, baseline="eager"), timed("ptq-fbgemm", 2)],
-                   bootstrap=compared("ptq-fbgemm", SAFE[0], (-0.5, -3.0, 0.1)))
+    results = made(
+        tmp_path,
+        cells=cells("fp32", "ptq-fbgemm"),
+        latency=[timed("fp32", 9.0, baseline="eager"), timed("ptq-fbgemm", 2)],
+        bootstrap=compared("ptq-fbgemm", SAFE[0], (-0.5, -3.0, 0.1)),
+    )
     row = row_of(decide(results, Limits(confidence=0.975)), "ptq-fbgemm")
     assert row["ece_rise_bound"] == pytest.approx(0.03) and row["passes"] is False
 
 
 def test_a_budget_counts_with_its_bound_and_the_best_baseline_of_fp32_counts(tmp_path):
-    results = made(tmp_path, cells=cells("fp32", "qat-fbgemm"),
-                   latency=[timed("fp32", 10.0, baseline="eager"), timed("fp32", 4.0, baseline="fused"), timed("qat-fbgemm", 3.0, high=9.0)],
-                   bootstrap=compared("qat-fbgemm", *SAFE))
+    results = made(
+        tmp_path,
+        cells=cells("fp32", "qat-fbgemm"),
+        latency=[
+            timed("fp32", 10.0, baseline="eager"),
+            timed("fp32", 4.0, baseline="fused"),
+            timed("qat-fbgemm", 3.0, high=9.0),
+        ],
+        bootstrap=compared("qat-fbgemm", *SAFE),
+    )
     table = decide(results, Limits(latency_ms=5))
     assert table.loc[table["ship"], "candidate"].tolist() == ["fp32"]
     assert row_of(table, "fp32")["p50_ms"] == 4
@@ -83,24 +125,65 @@ def test_a_budget_counts_with_its_bound_and_the_best_baseline_of_fp32_counts(tmp
 
 
 def test_what_was_not_measured_does_not_pass_and_says_so(tmp_path):
-    results = made(tmp_path, cells=cells("fp32", "ptq-fbgemm", "ptq-qnnpack") + cells("qat-fbgemm", status="unsupported", reason="no add"),
-                   latency=[timed("fp32", 10.0, baseline="eager"), timed("ptq-fbgemm", 2.0)])
+    results = made(
+        tmp_path,
+        cells=cells("fp32", "ptq-fbgemm", "ptq-qnnpack")
+        + cells("qat-fbgemm", status="unsupported", reason="no add"),
+        latency=[timed("fp32", 10.0, baseline="eager"), timed("ptq-fbgemm", 2.0)],
+    )
     table = decide(results)
-    assert row_of(table, "ptq-fbgemm")["passes"] is None and "AUPRC not measured" in row_of(table, "ptq-fbgemm")["why"]
+    assert (
+        row_of(table, "ptq-fbgemm")["passes"] is None
+        and "AUPRC not measured" in row_of(table, "ptq-fbgemm")["why"]
+    )
     assert "Latency not measured" in row_of(table, "ptq-qnnpack")["why"]
-    assert row_of(table, "qat-fbgemm")["passes"] is False and row_of(table, "qat-fbgemm")["why"] == "unsupported: no add"
+    assert (
+        row_of(table, "qat-fbgemm")["passes"] is False
+        and row_of(table, "qat-fbgemm")["why"] == "unsupported: no add"
+    )
     assert table.loc[table["ship"], "candidate"].tolist() == ["fp32"]
 
 
 def test_runtimes_compete_on_their_speed_up_in_their_own_run(tmp_path):
     def peer(runtime, precision, p50, auprc=0.9, ece=0.02):
-        return {"dataset": "D", "backbone": "resnet18", "runtime": runtime, "precision": precision, "batch_size": 1,
-                "auprc": auprc, "ece": ece, "p50_ms": p50, "p50_high": p50, "p99_ms": p50}
+        return {
+            "dataset": "D",
+            "backbone": "resnet18",
+            "runtime": runtime,
+            "precision": precision,
+            "batch_size": 1,
+            "auprc": auprc,
+            "ece": ece,
+            "p50_ms": p50,
+            "p50_high": p50,
+            "p99_ms": p50,
+        }
 
-    spread = [{"dataset": "D", "backbone": "resnet18", "regime": "fp32", "stage": "float", "metric": m, "class": "", "value": v,
-               "low": v - w, "high": v + w} for m, v, w in (("auprc", 0.9, 0.001), ("ece", 0.02, 0.001))]
-    results = made(tmp_path, cells=cells("fp32"), latency=[timed("fp32", 40.0, baseline="eager")], intervals=spread,
-                   peers=[peer("pytorch", "fp32", 4.0), peer("openvino", "int8", 0.5, auprc=0.897), peer("onnxruntime", "int8", 0.4, ece=0.05)])
+    spread = [
+        {
+            "dataset": "D",
+            "backbone": "resnet18",
+            "regime": "fp32",
+            "stage": "float",
+            "metric": m,
+            "class": "",
+            "value": v,
+            "low": v - w,
+            "high": v + w,
+        }
+        for m, v, w in (("auprc", 0.9, 0.001), ("ece", 0.02, 0.001))
+    ]
+    results = made(
+        tmp_path,
+        cells=cells("fp32"),
+        latency=[timed("fp32", 40.0, baseline="eager")],
+        intervals=spread,
+        peers=[
+            peer("pytorch", "fp32", 4.0),
+            peer("openvino", "int8", 0.5, auprc=0.897),
+            peer("onnxruntime", "int8", 0.4, ece=0.05),
+        ],
+    )
     table = decide(results)
     chosen = table[table["ship"]].iloc[0]
     assert chosen["candidate"] == "openvino int8" and chosen["p50_ms"] == pytest.approx(5.0)
@@ -124,14 +207,18 @@ def test_results_without_timings_or_peers_still_decide():
     assert "time not measured" in advise.text(table, Limits())
 
 
-@pytest.mark.parametrize("wrong", [{"confidence": 1.0}, {"confidence": 0.2}, {"latency_ms": 0.0}, {"ece_rise": math.nan}])
+@pytest.mark.parametrize(
+    "wrong", [{"confidence": 1.0}, {"confidence": 0.2}, {"latency_ms": 0.0}, {"ece_rise": math.nan}]
+)
 def test_limits_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match="must"):
         Limits(**wrong)
 
 
 def test_the_command_prints_decisions_and_writes_a_table(tmp_path, capsys):
-    assert main(["advise", str(world().path), "--max-latency-ms", "10", "--csv", str(tmp_path / "out.csv")]) == 0
+    assert (
+        main(["advise", str(world().path), "--max-latency-ms", "10", "--csv", str(tmp_path / "out.csv")]) == 0
+    )
     said = capsys.readouterr().out
     assert "BrainMRI, ResNet-18: ship" in said and "DenseNet-121: nothing passes" in said
     assert set(advise.COLUMNS) == set(pd.read_csv(tmp_path / "out.csv").columns)
@@ -142,5 +229,8 @@ def test_the_command_prints_decisions_and_writes_a_table(tmp_path, capsys):
 
 
 def test_advising_needs_no_torch():
-    code = "import sys, medq.advise as a; from medq.results import load; a.decide(load(sys.argv[1])); assert 'torch' not in sys.modules"
+    code = (
+        "import sys, medq.advise as a; from medq.results import load; a.decide(load(sys.argv[1]))\n"
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code, str(world().path)], check=True)

@@ -19,7 +19,11 @@ def test_the_command_prints_the_report(found, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(found))
     assert main(["doctor"]) == 0
     assert found["integers"] in capsys.readouterr().out
-    monkeypatch.setattr(doctor, "report", lambda: found | {"regimes": doctor.regimes(None, {"fbgemm": "none", "qnnpack": "none"}, [])})
+    monkeypatch.setattr(
+        doctor,
+        "report",
+        lambda: found | {"regimes": doctor.regimes(None, {"fbgemm": "none", "qnnpack": "none"}, [])},
+    )
     assert main(["doctor"]) == 1
 
 
@@ -28,15 +32,29 @@ def test_the_report_names_engines_and_every_regime(found):
 
     for name, state in found["engines"].items():
         assert (state == "works") == (name in torch.backends.quantized.supported_engines)
-    assert list(found["regimes"]) == ["fp32", "fp16", "ptq-fbgemm", "ptq-qnnpack", "qat-fbgemm", "qat-qnnpack"]
+    assert list(found["regimes"]) == [
+        "fp32",
+        "fp16",
+        "ptq-fbgemm",
+        "ptq-qnnpack",
+        "qat-fbgemm",
+        "qat-qnnpack",
+    ]
     assert found["versions"]["torch"] == torch.__version__
     assert "onnxruntime" in found["packages"]["peers"]
     said = doctor.text(found)
     assert "ptq-qnnpack" in said and found["integers"] in said
 
 
-@pytest.mark.parametrize("instructions, said", [
-    (["avx2", "avx512_vnni"], "cannot saturate"), (["avx2"], "Without VNNI"), (["asimd", "asimddp"], "Arm"), ([], "No instructions")])
+@pytest.mark.parametrize(
+    "instructions, said",
+    [
+        (["avx2", "avx512_vnni"], "cannot saturate"),
+        (["avx2"], "Without VNNI"),
+        (["asimd", "asimddp"], "Arm"),
+        ([], "No instructions"),
+    ],
+)
 def test_what_instructions_mean_for_the_reduced_range(instructions, said):
     assert said in doctor.integers(instructions)
 

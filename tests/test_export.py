@@ -13,8 +13,12 @@ from medq.datasets import partition as partitions
 from medq.errors import UserError
 from medq.quantize.stage import float_model
 
-lacking = [name for name in ("onnx", "onnxruntime", "openvino", "nncf") if importlib.util.find_spec(name) is None]
-needs_peers = pytest.mark.skipif(bool(lacking), reason=f"extra `peers` is not installed: {', '.join(lacking)}")
+lacking = [
+    name for name in ("onnx", "onnxruntime", "openvino", "nncf") if importlib.util.find_spec(name) is None
+]
+needs_peers = pytest.mark.skipif(
+    bool(lacking), reason=f"extra `peers` is not installed: {', '.join(lacking)}"
+)
 
 ALONE = """
 import json, sys
@@ -23,7 +27,8 @@ session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProv
 images = numpy.load(sys.argv[2])
 numpy.save(sys.argv[3], session.run(None, {session.get_inputs()[0].name: images})[0])
 facts = session.get_modelmeta().custom_metadata_map
-print(json.dumps([facts["classes"], session.get_inputs()[0].type, "torch" in sys.modules or "medq" in sys.modules]))
+others = "torch" in sys.modules or "medq" in sys.modules
+print(json.dumps([facts["classes"], session.get_inputs()[0].type, others]))
 """
 
 
@@ -34,7 +39,9 @@ def trained(tmp_path_factory):
         patch.setenv("MEDQ_RUNS", str(tmp_path_factory.mktemp("runs")))
         patch.setattr(finetune, "partition", partition)
         patch.setattr(partitions, "partition", partition)
-        params = profiles.load("smoke", train={"epochs": 2, "batch_size": 16}, calibration={"images": 32, "sizes": [16]})
+        params = profiles.load(
+            "smoke", train={"epochs": 2, "batch_size": 16}, calibration={"images": 32, "sizes": [16]}
+        )
         cell = paths.Cell("smoke", "phantom-BrainMRI", "resnet18", "fp32", 0)
         finetune.run(params, cell)
         yield params, cell, partition(params, cell.dataset, 0)
@@ -47,8 +54,20 @@ def test_the_exported_file_gives_the_same_probabilities_to_onnxruntime_alone(tra
     assert "model.onnx" in capsys.readouterr().out
     held = part.images[part.held_out]
     np.save(tmp_path / "images.npy", np.ascontiguousarray(held.transpose(0, 3, 1, 2)))
-    said = subprocess.run([sys.executable, "-c", ALONE, tmp_path / "out" / "model.onnx", tmp_path / "images.npy", tmp_path / "p.npy"],
-                          capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    said = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            ALONE,
+            tmp_path / "out" / "model.onnx",
+            tmp_path / "images.npy",
+            tmp_path / "p.npy",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    ).stdout
     classes, kind, others = json.loads(said)
     assert json.loads(classes) == list(part.classes) and kind == "tensor(uint8)" and others is False
     logarithm = np.log(evaluate.probabilities(float_model(params, cell, part), held).astype(float)) / 1.5
@@ -57,7 +76,12 @@ def test_the_exported_file_gives_the_same_probabilities_to_onnxruntime_alone(tra
     facts = json.loads((tmp_path / "out" / export.FACTS).read_text())
     assert facts["temperature"] == 1.5 and facts["largest_difference"] <= 1e-4 and facts["same_decision"] == 1
     card = (tmp_path / "out" / export.CARD).read_text()
-    assert "glioma, meningioma" in card and "phantoms" in card and facts["checkpoint_sha256"] in card and "1.5 (set by hand)" in card
+    assert (
+        "glioma, meningioma" in card
+        and "phantoms" in card
+        and facts["checkpoint_sha256"] in card
+        and "1.5 (set by hand)" in card
+    )
 
 
 @needs_peers
@@ -65,10 +89,16 @@ def test_the_exported_file_gives_the_same_probabilities_to_onnxruntime_alone(tra
 def test_int8_files_stay_close_and_are_smaller(trained, tmp_path, form):
     _, cell, part = trained
     facts = export.export(cell.folder, tmp_path, format=form, precision="int8", temperature="fit")
-    assert 1e-6 < facts["largest_difference"] < 0.2 and facts["same_decision"] > 0.8 and facts["size_mb"] < 44 / 3
+    assert (
+        1e-6 < facts["largest_difference"] < 0.2
+        and facts["same_decision"] > 0.8
+        and facts["size_mb"] < 44 / 3
+    )
     p = export.load(tmp_path / facts["file"])(part.images[part.held_out])
     np.testing.assert_allclose(p.sum(1), 1, atol=1e-5)
-    assert sorted(f.suffix for f in tmp_path.iterdir()) == sorted([".json", ".md", *([".onnx"] if form == "onnx" else [".xml", ".bin"])])
+    assert sorted(f.suffix for f in tmp_path.iterdir()) == sorted(
+        [".json", ".md", *([".onnx"] if form == "onnx" else [".xml", ".bin"])]
+    )
 
 
 def test_the_fitted_temperature_is_the_best_one(trained):
@@ -84,8 +114,14 @@ def test_the_fitted_temperature_is_the_best_one(trained):
     assert loss(best) <= min(loss(best * f) for f in (0.8, 0.95, 1.05, 1.25)) + 1e-6
 
 
-@pytest.mark.parametrize("wrong, said", [
-    (["--temperature", "0"], "above 0"), (["--temperature", "warm"], "--temperature"), (["--temperature", "nan"], "above 0")])
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (["--temperature", "0"], "above 0"),
+        (["--temperature", "warm"], "--temperature"),
+        (["--temperature", "nan"], "above 0"),
+    ],
+)
 @needs_peers
 def test_mistakes_end_in_a_sentence(trained, tmp_path, capsys, wrong, said):
     assert main(["export", str(trained[1].folder), str(tmp_path / "out"), *wrong]) == 2

@@ -15,11 +15,12 @@ from medq.quantize.engines import Unsupported
 from medq.results import SCHEMA
 
 
-# --- statistics -------------------------------------------------------------------------------------------------------
+# --- statistics -----------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("q, least", [(0.5, 6), (0.9, 36), (0.99, 368)])
 def test_a_percentile_is_refused_below_the_smallest_sample_that_can_bound_it(q, least):
-    assert max(q, 1 - q) ** (least - 1) > 0.025 >= q ** least  # both ends of the sample cover it from here on
+    assert max(q, 1 - q) ** (least - 1) > 0.025 >= q**least  # both ends of the sample cover it from here on
     assert all(math.isnan(v) for v in latency.percentile(np.arange(least - 1.0), q))
     assert not any(math.isnan(v) for v in latency.percentile(np.arange(float(least)), q))
     assert all(math.isnan(v) for v in latency.percentile([], q))
@@ -49,11 +50,16 @@ def test_percentiles_of_impossible_order_are_refused():
 
 def test_the_summary_gives_throughput_in_images():
     found = latency.summary([10.0] * 8 + [20.0] * 2, 32)
-    assert found["mean_ms"] == 12 and found["throughput"] == pytest.approx(32 / 0.012) and found["n_batches"] == 10
+    assert (
+        found["mean_ms"] == 12
+        and found["throughput"] == pytest.approx(32 / 0.012)
+        and found["n_batches"] == 10
+    )
     assert found["p50_ms"] == 10 and math.isnan(found["p90_ms"]) and math.isnan(found["p99_low"])
 
 
-# --- timing -----------------------------------------------------------------------------------------------------------
+# --- timing ---------------------------------------------------------------------------------------
+
 
 class Machine:
     """A clock that only the timed functions move, and the order in which they ran."""
@@ -68,19 +74,30 @@ class Machine:
         def call():
             self.ran.append(name)
             self.now += seconds * self.slow
+
         return call
 
 
 def test_times_are_those_of_the_call_alone_and_models_take_turns():
     m = Machine()
-    found = latency.interleave({"a": m.model("a", 0.01), "b": m.model("b", 0.02)}, warmup=3, seconds=1.0, batches=1000, clock=m.clock)
-    assert found["a"] == pytest.approx([10] * len(found["a"])) and found["b"] == pytest.approx([20] * len(found["b"]))
+    found = latency.interleave(
+        {"a": m.model("a", 0.01), "b": m.model("b", 0.02)}, warmup=3, seconds=1.0, batches=1000, clock=m.clock
+    )
+    assert found["a"] == pytest.approx([10] * len(found["a"])) and found["b"] == pytest.approx(
+        [20] * len(found["b"])
+    )
     assert sum(found["a"]) >= 1000 and sum(found["b"]) >= 1000
     changes = sum(x != y for x, y in zip(m.ran, m.ran[1:]))
     assert changes >= latency.TURNS / 2
     assert m.ran[:6] == ["a"] * 3 + ["b"] * 3  # warm-up
     again = Machine()
-    latency.interleave({"a": again.model("a", 0.01), "b": again.model("b", 0.02)}, warmup=3, seconds=1.0, batches=1000, clock=again.clock)
+    latency.interleave(
+        {"a": again.model("a", 0.01), "b": again.model("b", 0.02)},
+        warmup=3,
+        seconds=1.0,
+        batches=1000,
+        clock=again.clock,
+    )
     assert again.ran == m.ran
 
 
@@ -93,16 +110,29 @@ def test_a_machine_that_drifts_moves_every_model():
         def run():
             m.slow = 1 + m.now  # slower and slower
             call()
+
         return run
 
-    found = latency.interleave({"a": drifting("a", 0.01), "b": drifting("b", 0.01)}, warmup=1, seconds=1.0, batches=1000, clock=m.clock)
+    found = latency.interleave(
+        {"a": drifting("a", 0.01), "b": drifting("b", 0.01)},
+        warmup=1,
+        seconds=1.0,
+        batches=1000,
+        clock=m.clock,
+    )
     assert np.mean(found["a"]) == pytest.approx(np.mean(found["b"]), rel=0.1)
     assert max(found["a"]) > 2 * min(found["a"])
 
 
 def test_a_slow_model_ends_early_but_not_before_its_median_can_be_bounded():
     m = Machine()
-    found = latency.interleave({"fast": m.model("fast", 0.001), "slow": m.model("slow", 5.0)}, warmup=10, seconds=1.0, batches=50, clock=m.clock)
+    found = latency.interleave(
+        {"fast": m.model("fast", 0.001), "slow": m.model("slow", 5.0)},
+        warmup=10,
+        seconds=1.0,
+        batches=50,
+        clock=m.clock,
+    )
     assert len(found["slow"]) == latency.ENOUGH and len(found["fast"]) == 50
     assert m.ran.count("slow") == latency.ENOUGH + 2  # one warm-up, one before its first turn
 
@@ -114,7 +144,9 @@ def test_the_device_is_waited_for_before_every_reading_of_the_clock():
         waited.append(len(m.ran))
         m.now += 0.5  # work still queued
 
-    found = latency.interleave({"a": m.model("a", 0.01)}, warmup=1, seconds=1.0, batches=6, clock=m.clock, synchronise=synchronise)
+    found = latency.interleave(
+        {"a": m.model("a", 0.01)}, warmup=1, seconds=1.0, batches=6, clock=m.clock, synchronise=synchronise
+    )
     assert found["a"] == pytest.approx([510] * len(found["a"]))
     assert len(waited) == 2 * (1 + len(found["a"]))
 
@@ -133,15 +165,24 @@ def test_more_threads_than_cores_are_refused():
         latency.thread_count(params)
 
 
-# --- models and stage -------------------------------------------------------------------------------------------------
+# --- models and stage -----------------------------------------------------------------------------
+
 
 def tiny(model, family="cnn"):
-    return latency.Source(model.eval(), np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8), family)
+    return latency.Source(
+        model.eval(), np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8), family
+    )
 
 
 def small_cnn():
-    return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
-                               torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 2))
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, bias=False),
+        torch.nn.BatchNorm2d(8),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(8, 2),
+    )
 
 
 def test_fusing_batch_norm_changes_no_logit_and_is_refused_where_there_is_none():
@@ -167,7 +208,12 @@ def test_what_an_engine_cannot_do_is_left_out_with_its_reason(monkeypatch):
     monkeypatch.setattr(latency, "integer", refuse)
     params = profiles.load("smoke", regimes=["fp32", "fp16", "ptq-fbgemm", "ptq-qnnpack"])
     found, absent = latency.variants(params, tiny(small_cnn()))
-    assert [(v.regime, v.baseline) for v in found] == [("fp32", "eager"), ("fp32", "channels-last"), ("fp32", "fused"), ("ptq-fbgemm", "")]
+    assert [(v.regime, v.baseline) for v in found] == [
+        ("fp32", "eager"),
+        ("fp32", "channels-last"),
+        ("fp32", "fused"),
+        ("ptq-fbgemm", ""),
+    ]
     assert absent["ptq-qnnpack"] == "failed to create add operator" and "GPU" in absent["fp16"]
 
 
@@ -182,27 +228,53 @@ def test_images_are_resized_and_repeated_to_the_batch():
 @pytest.fixture
 def quick(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDQ_RUNS", str(tmp_path))
-    return profiles.load("smoke", latency={"threads": 1, "image_size": 32, "seconds": 0.01, "batch_sizes": [1, 2], "warmup": 1,
-                                           "baselines": ["eager", "fused"]})
+    return profiles.load(
+        "smoke",
+        latency={
+            "threads": 1,
+            "image_size": 32,
+            "seconds": 0.01,
+            "batch_sizes": [1, 2],
+            "warmup": 1,
+            "baselines": ["eager", "fused"],
+        },
+    )
 
 
 def test_a_backbone_is_timed_under_every_regime_and_the_raw_times_are_kept(quick, monkeypatch):
     real = latency.source
-    monkeypatch.setattr(latency, "source", lambda *given: dataclasses.replace(real(*given), images=real(*given).images[:8]))
+    monkeypatch.setattr(
+        latency, "source", lambda *given: dataclasses.replace(real(*given), images=real(*given).images[:8])
+    )
     cell = paths.Cell("smoke", "", "resnet18", "", 0)
     folder = latency.run(quick, cell)
-    table, raw = pd.read_csv(folder / latency.TIMINGS, keep_default_na=False), pd.read_parquet(folder / latency.RAW)
+    table, raw = (
+        pd.read_csv(folder / latency.TIMINGS, keep_default_na=False),
+        pd.read_parquet(folder / latency.RAW),
+    )
     assert list(table.columns) == SCHEMA["latency.csv"] and list(raw.columns) == SCHEMA["latency_raw.parquet"]
-    names = {("fp32", "eager"), ("fp32", "fused"), ("ptq-fbgemm", ""), ("ptq-qnnpack", ""), ("qat-fbgemm", ""), ("qat-qnnpack", "")}
+    names = {
+        ("fp32", "eager"),
+        ("fp32", "fused"),
+        ("ptq-fbgemm", ""),
+        ("ptq-qnnpack", ""),
+        ("qat-fbgemm", ""),
+        ("qat-qnnpack", ""),
+    }
     assert set(zip(table["regime"], table["baseline"])) == names and len(table) == 2 * len(names)
     keys = ["regime", "baseline", "batch_size"]
-    assert raw.groupby(keys)["ms"].mean().round(9).to_dict() == table.set_index(keys)["mean_ms"].astype(float).round(9).to_dict()
+    assert (
+        raw.groupby(keys)["ms"].mean().round(9).to_dict()
+        == table.set_index(keys)["mean_ms"].astype(float).round(9).to_dict()
+    )
     sizes = table.drop_duplicates("regime").set_index("regime")["size_mb"].astype(float)
     assert 3.9 < sizes["fp32"] / sizes["ptq-fbgemm"] < 4.0
     done = json.loads((folder / "done.json").read_text())
     assert "fp16" in done["absent"]
     machine = json.loads((folder / latency.MANIFEST).read_text())["machine"]
-    assert machine["threads"] == 1 and {"load_before", "load_after", "governor", "others", "cores"} <= set(machine)
+    assert machine["threads"] == 1 and {"load_before", "load_after", "governor", "others", "cores"} <= set(
+        machine
+    )
     written = (folder / latency.TIMINGS).stat().st_mtime_ns
     latency.run(quick, cell)
     assert (folder / latency.TIMINGS).stat().st_mtime_ns == written
@@ -226,4 +298,9 @@ def test_transformers_are_timed_once_for_both_kinds_of_training(quick, monkeypat
 
 def test_random_weights_and_noise_stand_in_for_what_is_not_trained_yet(quick):
     made = latency.source(quick, "mobilenetv2", 32)
-    assert made.facts == {"weights": "random", "calibration": "64 images of noise"} and made.images.shape == (64, 32, 32, 3)
+    assert made.facts == {"weights": "random", "calibration": "64 images of noise"} and made.images.shape == (
+        64,
+        32,
+        32,
+        3,
+    )

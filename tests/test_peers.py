@@ -20,10 +20,14 @@ def partition(params, dataset, fold):
     """Forty-eight images of two colours, a class each, instead of a dataset on disk."""
     rng = np.random.default_rng(0)
     labels = np.arange(48) % 4
-    images = np.clip(60 * labels[:, None, None, None] + rng.integers(0, 60, (48, 32, 32, 3)), 0, 255).astype(np.uint8)
+    images = np.clip(60 * labels[:, None, None, None] + rng.integers(0, 60, (48, 32, 32, 3)), 0, 255).astype(
+        np.uint8
+    )
     ids = np.array([f"image{k}" for k in range(48)])
     classes = ("glioma", "meningioma", "notumor", "pituitary")
-    return partitions.Partition(images, labels, ids, classes, np.arange(32), np.arange(32, 48), np.arange(32, 48))
+    return partitions.Partition(
+        images, labels, ids, classes, np.arange(32), np.arange(32, 48), np.arange(32, 48)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +38,12 @@ def trained(tmp_path_factory):
         for module in (finetune, peers):
             patch.setattr(module, "partition", partition)
         patch.setattr(peers, "BATCH", 2)
-        params = profiles.load("smoke", train={"epochs": 2, "batch_size": 16}, calibration={"images": 16, "sizes": [16]},
-                               latency={"image_size": 32, "seconds": 0.01, "warmup": 1, "batch_sizes": [2], "threads": 1})
+        params = profiles.load(
+            "smoke",
+            train={"epochs": 2, "batch_size": 16},
+            calibration={"images": 16, "sizes": [16]},
+            latency={"image_size": 32, "seconds": 0.01, "warmup": 1, "batch_sizes": [2], "threads": 1},
+        )
         cell = paths.Cell("smoke", "phantom-BrainMRI", "resnet18", "", 0)
         finetune.run(params, cell.of("fp32"))
         yield params, cell
@@ -61,12 +69,16 @@ def test_pytorchs_own_engines_stand_in_the_same_table(trained):
     stored = pd.read_parquet(folder / "predictions.pytorch-fp32.parquet")
     np.testing.assert_allclose(stored.filter(like="p_").to_numpy(), exact, atol=1e-6)
     for row in table.to_dict("records"):
-        p = pd.read_parquet(folder / f"predictions.{row['runtime']}-{row['precision']}.parquet").filter(like="p_").to_numpy()
+        p = (
+            pd.read_parquet(folder / f"predictions.{row['runtime']}-{row['precision']}.parquet")
+            .filter(like="p_")
+            .to_numpy()
+        )
         assert row["auroc"] == pytest.approx(metrics.auroc(part.labels[part.held_out], p))
         assert row["ece"] == pytest.approx(metrics.expected_calibration_error(part.labels[part.held_out], p))
         assert 0 < row["p50_low"] <= row["p50_ms"] <= row["p50_high"] and np.isnan(row["p99_ms"])
     sizes = table.set_index("precision")["size_mb"]
-    assert 3.5 < sizes["fp32"].iloc[0] / sizes["int8"].iloc[0] < 4.1
+    assert 3.5 < sizes["fp32"] / sizes["int8"] < 4.1
 
 
 def test_what_is_stored_is_not_built_again(trained, monkeypatch):
@@ -85,7 +97,10 @@ def test_what_is_stored_is_not_built_again(trained, monkeypatch):
 def test_other_runtimes_compute_the_same_model(trained):
     params, cell, folder, table = compare(trained, [NATIVE[0], *FOREIGN])
     assert len(table) == 5
-    read = {name: pd.read_parquet(folder / f"predictions.{name}.parquet").filter(like="p_").to_numpy() for name in [NATIVE[0], *FOREIGN]}
+    read = {
+        name: pd.read_parquet(folder / f"predictions.{name}.parquet").filter(like="p_").to_numpy()
+        for name in [NATIVE[0], *FOREIGN]
+    }
     for name in FOREIGN:
         worst = np.abs(read[name] - read[NATIVE[0]]).max()
         assert worst < (1e-4 if name.endswith("fp32") else 0.2), name
@@ -103,8 +118,11 @@ def test_a_missing_package_or_a_converter_that_fails_leaves_a_reason_not_a_row(t
     def refuse(task, path):
         raise Unsupported("no batch norm")
 
-    more = (peers.Runtime("absent", "int8", ".bin", None, None, ("surely_not_installed",)),
-            peers.Runtime("broken", "int8", ".bin", broken, None), peers.Runtime("refusing", "int8", ".bin", refuse, None))
+    more = (
+        peers.Runtime("absent", "int8", ".bin", None, None, ("surely_not_installed",)),
+        peers.Runtime("broken", "int8", ".bin", broken, None),
+        peers.Runtime("refusing", "int8", ".bin", refuse, None),
+    )
     monkeypatch.setattr(peers, "RUNTIMES", (peers.RUNTIMES[0], *more))
     params, cell = trained
     folder = peers.run(params, cell)
