@@ -52,6 +52,9 @@ def with_batch_norm(model, kind):
     timm's BatchNormAct2d is traced through to a functional call that no engine fuses, and in training mode to one that
     uses batch statistics for ever. As a plain BatchNorm2d followed by its activation it fuses.
     """
+    from medq import _torchvision
+
+    _torchvision.ensure()
     from timm.layers import BatchNormAct2d
 
     model = copy.deepcopy(model)

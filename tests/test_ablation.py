@@ -1,0 +1,236 @@
+"""Each switch of a recipe really changes the model, and the ablation says what that does."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fixtures_quantize import batch, cell, part, trained
+from torch.nn import functional as F
+
+from medq import ablation, params as profiles, results, tables
+from medq.augment import normalise, unnormalised
+from medq.errors import UserError
+from medq.params import Recipe
+from medq.quantize import stage, static
+from medq.quantize.engines import Unsupported
+
+INT8 = ("fbgemm", "qnnpack")
+
+
+def made(name, **switches):
+    """(prepared, integer model) of the trained network for an engine."""
+    recipe = Recipe(title="", **switches)
+    prepared = static.prepare(trained(), name, recipe, 32)
+    static.calibrate(prepared, [batch()])
+    return prepared, static.convert(prepared, name)
+
+
+def activation_observer(prepared):
+    """The observer of the stem's output."""
+    node = next(n for n in prepared.graph.nodes if n.target == "stem.2")
+    return prepared.get_submodule(next(u for u in node.users if "activation_post_process" in str(u.target)).target)
+
+
+# --- one test for each switch ---------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", INT8)
+@pytest.mark.parametrize(("weights", "scheme"), [("per-tensor", torch.per_tensor_affine),
+                                                 ("per-channel", torch.per_channel_affine)])
+def test_weights(name, weights, scheme):
+    model = made(name, weights=weights)[1].model
+    assert {model.get_submodule(path).weight().qscheme() for path in ("stem.0", "depthwise", "mix", "head")} == {scheme}
+
+
+@pytest.mark.parametrize("name", INT8)
+@pytest.mark.parametrize(("activations", "observer"), [
+    ("minmax", "MinMaxObserver"), ("moving-average", "MovingAverageMinMaxObserver"), ("histogram", "HistogramObserver")])
+def test_activations(name, activations, observer):
+    found = activation_observer(made(name, activations=activations)[0])
+    assert type(found).__name__ == observer
+
+
+@pytest.mark.parametrize("name", INT8)
+@pytest.mark.parametrize(("reduced", "highest"), [(True, 127), (False, 255)])
+def test_reduced_range(name, reduced, highest):
+    prepared, integer = made(name, reduce_range=reduced, activations="minmax")
+    observer = activation_observer(prepared)
+    assert (observer.quant_min, observer.quant_max) == (0, highest)
+    assert prepared.get_submodule("activation_post_process_0").quant_max == highest  # also where the default has its own
+    assert integer.model.get_submodule("stem.0").scale == pytest.approx(
+        float(observer.max_val - observer.min_val) / highest, rel=0.5) or reduced
+
+
+def test_reduced_range_halves_the_resolution():
+    fine, coarse = (made("fbgemm", reduce_range=r, activations="minmax")[1].model.get_submodule("stem.0").scale
+                    for r in (False, True))
+    assert coarse / fine == pytest.approx(255 / 127, rel=1e-5)
+
+
+def test_batch_norm():
+    def left(kind):
+        model = made("fbgemm", batch_norm=kind)[1].model
+        return [n for n in model.graph.nodes if n.target is F.batch_norm], model
+
+    (traced, _), (fused, model), (unfused, _) = (left(kind) for kind in ("traced", "fused", "unfused"))
+    assert (len(traced), len(fused), len(unfused)) == (1, 0, 2)  # one plain BatchNorm2d, one of timm's BatchNormAct2d
+    assert all(node.kwargs.get("training", node.args[5] if len(node.args) > 5 else None) is False for node in unfused)
+    assert "norm" not in {str(node.target).split(".")[0] for node in model.graph.nodes if node.op == "call_module"} - {
+        "norm"} and not any("BatchNorm" in type(m).__name__ for m in model.modules())
+    state = {kind: model.state_dict() for kind, (_, model) in (("traced", left("traced")), ("fused", left("fused")))}
+    assert any("running_mean" in key for key in state["traced"])
+    assert not any("running_mean" in key for key in state["fused"])
+
+
+@pytest.mark.parametrize("name", INT8)
+def test_training_mode_uses_the_batch_s_statistics_for_ever(name):
+    x = batch(16)
+    with torch.inference_mode():
+        right, wrong = made(name)[1], made(name, training_mode=True)[1]
+        alone, together = (torch.cat([m(x[:8]), m(x[8:])]) for m in (right, wrong)), (m(x) for m in (right, wrong))
+        (right_alone, wrong_alone), (right_together, wrong_together) = alone, together
+    assert torch.equal(right_alone, right_together)
+    assert (wrong_alone - wrong_together).abs().max() > 0.05
+
+
+def test_training_mode_makes_predictions_depend_on_the_batch_s_classes():
+    """Held-out images sorted by class give batches of one class, whose own mean takes away what tells it apart."""
+    simulation = static.simulate(made("qnnpack", training_mode=True)[0])
+    rows = pd.DataFrame(ablation.batch_composition(simulation, part(), seed=0, batch_sizes=(24,))).set_index("order")
+    assert rows.loc["by class", "auprc"] < rows.loc["shuffled", "auprc"] - 0.1
+    assert rows.loc["by class", "brier"] > rows.loc["shuffled", "brier"] + 0.3
+    sound = ablation.batch_composition(static.simulate(made("qnnpack")[0]), part(), seed=0, batch_sizes=(24, 8))
+    for name in ablation.SCORES:
+        assert np.ptp([row[name] for row in sound]) < 1e-6
+
+
+def test_images_that_are_not_normalised():
+    rows = np.arange(32)
+    right, wrong = (next(stage.calibration_batches(part(), rows, prepare)) for prepare in (normalise, unnormalised))
+    assert 0 <= wrong.min() and wrong.max() <= 1 and right.min() < -1
+    first = {}
+    for name, images in (("right", right), ("wrong", wrong)):
+        prepared = static.prepare(trained(), "qnnpack", Recipe(title="", activations="minmax"), 32)
+        static.calibrate(prepared, [images])
+        observer = prepared.get_submodule("activation_post_process_0")
+        first[name] = float(observer.min_val), float(observer.max_val)
+    assert first["right"] == (float(right.min()), float(right.max()))
+    assert first["wrong"] == (float(wrong.min()), float(wrong.max()))
+
+
+def test_other_engine():
+    prepared, integer = made("qnnpack")
+    assert integer.engine == "qnnpack" and static.convert(prepared, static.OTHER["qnnpack"]).engine == "fbgemm"
+
+
+# --- recipes as data ------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", INT8)
+def test_a_resolved_recipe_is_the_default_written_out(name):
+    written = static.resolved(stage.DEFAULT, name)
+    assert None not in (written.weights, written.activations, written.reduce_range)
+    x = batch()
+    with torch.inference_mode():
+        a, b = (static.convert(_observed(name, recipe), name)(x) for recipe in (stage.DEFAULT, written))
+    assert torch.equal(a, b)
+
+
+def test_settings_alone_decide_not_the_engine_that_prepares():
+    settings = static.resolved(stage.DEFAULT, "qnnpack")
+    with torch.inference_mode():
+        a, b = (static.simulate(_observed(name, settings))(batch()) for name in INT8)
+    assert torch.equal(a, b)
+
+
+def _observed(name, recipe):
+    prepared = static.prepare(trained(), name, recipe, 32)
+    static.calibrate(prepared, [batch()])
+    return prepared
+
+
+@pytest.mark.parametrize("name", [name for name in profiles.recipes() if name != "default"])
+def test_every_recipe_changes_what_an_engine_gives(name):
+    recipes = profiles.recipes()
+
+    def key(recipe, engine):
+        return static.resolved(recipe, engine).model_copy(update={"title": ""})
+
+    assert any(key(recipes[name], engine) != key(recipes["default"], engine) for engine in INT8)
+
+
+def test_each_switch_stands_alone_in_one_recipe():
+    default = profiles.recipes()["default"].model_dump(exclude={"title"})
+    single = {next(iter(changed)) for recipe in profiles.recipes().values()
+              if len(changed := {k for k, v in recipe.model_dump(exclude={"title"}).items() if v != default[k]}) == 1}
+    assert single == set(default)
+
+
+# --- the stage ------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def measured():
+    params, here = cell()
+    names = ["weights-per-tensor", "batch-norm-unfused", "training-mode", "other-engine"]
+    params = params.model_copy(update={"study": params.study.model_copy(update={"recipes": names})})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ablation, "float_model", lambda *_: trained())
+        return ablation.measure(params, here, part())
+
+
+def test_the_table_has_every_recipe_engine_and_stage(measured):
+    table = measured[0]["ablation.csv"]
+    assert list(table.columns) and set(table.columns) == set(results.SCHEMA["ablation.csv"])
+    assert len(table) == 5 * 2 * 2 and not table.duplicated(["recipe", "engine", "stage"]).any()
+    assert list(table["recipe"].unique())[0] == "default" and list(table["engine"].unique()) == list(INT8)
+    other = table[table["recipe"] == "other-engine"]
+    assert (other["run_engine"] != other["engine"]).all()
+    assert measured[1] == {}
+
+
+def test_recipes_that_come_to_the_same_score_the_same(measured):
+    table = measured[0]["ablation.csv"].set_index(["engine", "recipe", "stage"])[list(ablation.SCORES)]
+    for stage_name in ("converted", "fake-quant"):  # qnnpack's weights are per-tensor anyway
+        assert (table.loc["qnnpack", "default", stage_name] == table.loc["qnnpack", "weights-per-tensor", stage_name]).all()
+    assert (table.loc["fbgemm", "default", "fake-quant"] == table.loc["fbgemm", "other-engine", "fake-quant"]).all()
+
+
+def test_the_smallest_change_that_collapses_the_model_is_named(measured):
+    table = measured[0]["ablation.csv"].query(
+        "stage == 'converted' and engine == 'fbgemm' and run_engine == 'fbgemm'").copy()
+    assert (ablation.smallest_collapse(table)["recipe"] == "none").all()
+    fell = table["recipe"].isin(["training-mode", "weights-per-tensor"])
+    table.loc[fell, "auprc"] -= [tables.COLLAPSE + 0.05, tables.COLLAPSE + 0.2]
+    worst = table.loc[fell, ["recipe", "auprc"]].sort_values("auprc").iloc[0]
+    answer = ablation.smallest_collapse(table).iloc[0]
+    assert (answer["recipe"], answer["n_changes"]) == (worst["recipe"], 1)
+    assert answer["auprc"] == worst["auprc"] and answer["tried"] == 3
+
+
+def test_batch_composition_is_part_of_the_answer(measured):
+    orders = measured[0]["composition.csv"]
+    assert set(orders["order"]) == {"by class", "shuffled"} and len(orders) == 4
+
+
+def test_what_an_engine_refuses_is_left_out_with_its_reason(monkeypatch):
+    params, here = cell()
+    params = params.model_copy(update={"study": params.study.model_copy(update={"recipes": []})})
+    right = ablation.converted
+
+    def refusing(prepared, family, run_engine):
+        if run_engine == "qnnpack":
+            raise Unsupported("no such kernel")
+        return right(prepared, family, run_engine)
+
+    monkeypatch.setattr(ablation, "float_model", lambda *_: trained())
+    monkeypatch.setattr(ablation, "converted", refusing)
+    written, facts = ablation.measure(params, here, part())
+    table = written["ablation.csv"]
+    assert facts == {"reason": "default for qnnpack: no such kernel"}
+    assert list(zip(table["engine"], table["stage"])) == [("fbgemm", "fake-quant"), ("fbgemm", "converted"),
+                                                          ("qnnpack", "fake-quant")]
+
+
+def test_unknown_recipe_is_refused():
+    params, here = cell()
+    params = params.model_copy(update={"study": params.study.model_copy(update={"recipes": ["minmx"]})})
+    with pytest.raises(UserError, match="unknown recipe 'minmx'; did you mean 'minmax'"):
+        ablation.run(params, here)

@@ -1,0 +1,266 @@
+"""Do the engines' integer kernels compute what floating point says? Reproductions, a sweep, and the check itself."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fixtures_quantize import batch, part, trained
+from torch import fx, nn
+from torch.ao.nn import quantized as nnq
+from torch.nn import functional as F
+
+from medq import backbones, evaluate
+from medq.params import Recipe
+from medq.quantize import agreement, dynamic, kernels, mended, stage, static, sweep
+from medq.quantize.engines import Quantized, engine
+
+ENGINES = [name for name in torch.backends.quantized.supported_engines if name != "none"]
+CLAMPS = {"relu6", "hardtanh", "clamp"}
+DEPTHWISE = {"depthwise 3x3", "depthwise 3x3, stride 2", "depthwise 5x5", "depthwise 7x7"}
+# What is known to disagree with floating point: (engine, layout or None, range or None) -> operators.
+KNOWN = {("qnnpack", "channels-last", None): CLAMPS, ("fbgemm", None, "full"): set(sweep.WEIGHTED),
+         ("x86", None, "full"): set(sweep.WEIGHTED), ("onednn", None, "full"): set(sweep.WEIGHTED)}
+
+
+def known(row):
+    return any(row.engine == name and layout in (None, row.layout) and used in (None, row.range)
+               and row.operator in operators for (name, layout, used), operators in KNOWN.items())
+
+
+@pytest.fixture(scope="module")
+def table():
+    return sweep.sweep()
+
+
+def test_nothing_but_what_is_known_disagrees(table):
+    found = [(row.engine, row.operator, row.layout, row.range) for row in sweep.disagreements(table).itertuples()]
+    assert found == [case for case, row in zip(found, sweep.disagreements(table).itertuples()) if known(row)]
+
+
+def test_the_sweep_tries_everything_on_every_engine(table):
+    assert len(table) == len(ENGINES) * len(sweep.CASES) * len(sweep.LAYOUTS) * len(sweep.RANGES)
+    assert set(table["engine"]) == set(ENGINES)
+    assert table["agrees"].notna().mean() > 0.95
+    sound = table[table["agrees"].eq(True)]
+    assert (sound["wrong"] <= kernels.MAX_WRONG).all() and (sound["kernel_sqnr_db"] > 25).all()
+
+
+def test_reduced_range_mends_every_weighted_operator(table):
+    reduced = table[(table["range"] == "reduced") & table["operator"].isin(sweep.WEIGHTED) & table["agrees"].notna()]
+    assert reduced["agrees"].all()
+
+
+def test_fbgemm_s_depthwise_kernel_saturates_in_the_full_range(table):
+    """Its 16-bit sums overflow even on a processor with VNNI; on one where they do not, the case is skipped, saying so."""
+    if "fbgemm" not in ENGINES:
+        pytest.skip("fbgemm is not available on this processor")
+    cases = table[(table["engine"] == "fbgemm") & table["operator"].isin(DEPTHWISE)].set_index(["operator", "range"])
+    if cases.xs("full", level="range")["agrees"].all():
+        pytest.skip(f"fbgemm of torch {torch.__version__} does not saturate here: the reduced range may be unnecessary")
+    for operator in DEPTHWISE:
+        full, reduced = (cases.loc[(operator, used), "kernel_sqnr_db"].min() for used in ("full", "reduced"))
+        assert full < 30 < reduced
+
+
+# --- qnnpack's ReLU6 ------------------------------------------------------------------------------
+
+def reproduction(x):
+    """The defect in four lines: quantized ReLU6 of a channels-last tensor under qnnpack, and what it should be."""
+    with engine("qnnpack"):
+        q = torch.quantize_per_tensor(x.contiguous(memory_format=torch.channels_last), 0.05, 128, torch.quint8)
+        return F.relu6(q), F.relu6(q.dequantize())
+
+
+def test_relu6_of_qnnpack_scrambles_channels_last():
+    """Passes while the defect is there; when a later torch mends it, it is skipped with a sentence that says so."""
+    result, exact = reproduction(torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0)))
+    scrambled = not torch.allclose(result.dequantize(), exact, atol=0.051)
+    assert kernels.defective("qnnpack") == scrambled
+    assert not any(kernels.defective(name) for name in ENGINES if name != "qnnpack")
+    if not scrambled:
+        pytest.skip(f"mended upstream: torch {torch.__version__} computes qnnpack's ReLU6 right, in either layout")
+    assert torch.allclose(result.dequantize().flatten().sort()[0], exact.flatten().sort()[0], atol=0.051)  # only moved
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (2, 1, 4, 4)])
+def test_relu6_of_qnnpack_is_right_where_both_layouts_are_the_same(shape):
+    result, exact = reproduction(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+    assert torch.allclose(result.dequantize(), exact, atol=0.051)
+
+
+@pytest.fixture(scope="module")
+def mobilenet():
+    """(prepared, images) of a MobileNetV2 for qnnpack whose batch norm has seen the images."""
+    torch.manual_seed(0)
+    model, x = backbones.create("mobilenetv2", 4, 32).train(), batch(16)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = None  # the statistics of exactly what it sees
+    with torch.no_grad():
+        model(x)
+    prepared = static.prepare(model.eval(), "qnnpack", stage.DEFAULT, 32)
+    static.calibrate(prepared, [x])
+    return prepared, x
+
+
+def test_the_check_names_relu6_in_mobilenetv2_and_mended_cures_it(mobilenet):
+    prepared, x = mobilenet
+    quantized = static.convert(prepared, "qnnpack")
+    cured = mended(quantized)
+    found = agreement(quantized, x)
+    assert set(found.loc[found["agrees"].eq(False), "operator"]) == ({"ReLU6"} if kernels.defective() else set())
+    agrees, note = kernels.verdict(found)
+    assert agrees != kernels.defective() and ("ReLU6 (" in note) == kernels.defective()
+    assert kernels.verdict(agreement(cured, x)) == (True, "")
+    with torch.inference_mode():
+        wanted, got, broken = (torch.softmax(m(x), 1) for m in (static.simulate(prepared), cured, quantized))
+    assert (got - wanted).abs().mean() < 0.01  # a step of rounding in an early layer may grow
+    assert not kernels.defective() or (broken - wanted).abs().mean() > 0.04
+
+
+def test_mended_changes_no_weight_and_only_what_needs_it(mobilenet):
+    quantized = static.convert(mobilenet[0], "qnnpack")
+    cured = mended(quantized)
+    assert cured.mended and not quantized.mended
+    for (name, a), (other, b) in zip(quantized.model.state_dict().items(), cured.model.state_dict().items()):
+        assert name == other
+        if isinstance(a, torch.Tensor):
+            assert torch.equal(torch.as_tensor(a.dequantize() if a.is_quantized else a),
+                               torch.as_tensor(b.dequantize() if b.is_quantized else b))
+    assert mended(Quantized(quantized.model, "fbgemm")) is None
+    assert mended(dynamic.convert(nn.Sequential(nn.Linear(4, 4)), "qnnpack")) is None
+    plain = static.prepare(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "qnnpack", stage.DEFAULT, 32)
+    static.calibrate(plain, [batch(2)])
+    assert mended(static.convert(plain, "qnnpack")) is None
+
+
+@pytest.mark.parametrize("activation", [lambda x: torch.clamp(x, -1, 1), lambda x: x.clamp(-1, 1), F.relu6,
+                                        lambda x: F.hardtanh(x, -2.0, 2.0), nn.Hardtanh(), nn.ReLU6()])
+def test_every_way_to_write_a_clamp_is_mended(activation):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.act = nn.Conv2d(3, 4, 3), activation if isinstance(activation, nn.Module) else None
+
+        def forward(self, x):
+            x = self.conv(x)
+            return activation(x) if self.act is None else self.act(x)
+
+    torch.manual_seed(0)
+    prepared = static.prepare(Net(), "qnnpack", stage.DEFAULT, 32)
+    static.calibrate(prepared, [batch(4)])
+    cured = mended(static.convert(prepared, "qnnpack"))
+    assert cured is not None
+    with torch.inference_mode():
+        assert (cured(batch(4)) - static.simulate(prepared)(batch(4))).abs().max() < 0.06
+
+
+# --- the check ------------------------------------------------------------------------------------
+
+def test_the_check_finds_a_kernel_that_is_wrong(monkeypatch):
+    """A convolution whose result is off by five steps in one channel, as nothing else in the model is."""
+    prepared = static.prepare(trained(), "fbgemm", stage.DEFAULT, 32)
+    static.calibrate(prepared, [batch()])
+    quantized = static.convert(prepared, "fbgemm")
+    assert kernels.verdict(agreement(quantized, batch())) == (True, "")
+    right = nnq.Conv2d.forward
+
+    def wrong(self, x):
+        y = right(self, x)
+        if self.groups == 1:
+            return y
+        shift = torch.zeros(1, y.shape[1], 1, 1)
+        shift[:, 3] = 5 * y.q_scale()
+        return torch.quantize_per_tensor(y.dequantize() + shift, y.q_scale(), y.q_zero_point(), y.dtype)
+
+    monkeypatch.setattr(nnq.Conv2d, "forward", wrong)
+    table = agreement(quantized, batch())
+    assert list(table.loc[table["agrees"].eq(False), "layer"]) == ["depthwise"]
+    row = table.set_index("layer").loc["depthwise"]
+    assert row["kernel_max_steps"] in (5, 6) and row["wrong"] == pytest.approx(1 / 16, abs=0.005)
+    assert kernels.verdict(table) == (False, "integer kernels differ from their simulation: Conv2d (1 of 3)")
+
+
+def test_full_range_under_fbgemm_is_caught_on_a_whole_model():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 5, padding=2, groups=32))
+    nn.init.constant_(model[1].weight, 0.5)
+    prepared = static.prepare(model, "fbgemm", Recipe(title="", reduce_range=False), 32)
+    static.calibrate(prepared, [batch(8)])
+    table = agreement(static.convert(prepared, "fbgemm"), batch(8)).set_index("layer")
+    if all(table["agrees"]):
+        pytest.skip("fbgemm's depthwise kernel does not saturate on this processor")
+    assert not table.loc["1", "agrees"] and table.loc["0", "agrees"]
+
+
+class Functional(nn.Module):
+    """Functional convolution and product, a layer norm, a gate, a broadcast: what users' models are made of."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.randn(8, 3, 3, 3) / 5), nn.Parameter(torch.randn(8))
+        self.v, self.norm, self.gate = nn.Parameter(torch.randn(4, 8)), nn.LayerNorm(8), nn.Hardswish()
+
+    def forward(self, x):
+        x = self.gate(F.conv2d(x, self.w, self.b, (2, 2), (0, 0), (1, 1), 1))
+        x = F.relu(x * torch.sigmoid(x.mean((2, 3), keepdim=True)))
+        x = F.linear(F.leaky_relu(self.norm(x.mean((2, 3)))), self.v)
+        return torch.cat([x, x + x], 1)
+
+
+@pytest.mark.parametrize("name", ["fbgemm", "qnnpack"])
+def test_functional_operators_are_checked_too(name):
+    torch.manual_seed(0)
+    prepared = static.prepare(Functional().eval(), name, stage.DEFAULT, 32)
+    static.calibrate(prepared, [batch(8)])
+    table = agreement(static.convert(prepared, name), batch(8))
+    assert table["agrees"].notna().all() and table["agrees"].all()
+    assert {"conv2d", "linear", "Hardswish"} <= set(table["operator"])
+
+
+def test_an_operator_that_is_not_known_is_not_judged():
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    q = graph.call_function(torch.quantize_per_tensor, (x, 0.1, 60, torch.quint8))
+    y = graph.call_function(torch.ops.quantized.celu, (q, 0.1, 60, 1.0))
+    graph.output(graph.call_method("dequantize", (y,)))
+    table = agreement(Quantized(fx.GraphModule(nn.Module(), graph), "fbgemm"), torch.randn(1, 3, 4, 4))
+    assert len(table) == 1 and table["agrees"].isna().all() and table["wrong"].isna().all()
+    assert kernels.verdict(table) == (True, "")
+
+
+@pytest.mark.parametrize("name", ["fbgemm", "qnnpack"])
+def test_dynamic_layers_are_checked(name, monkeypatch):
+    torch.manual_seed(0)
+    quantized = dynamic.convert(nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.ReLU(), nn.Linear(32, 4)), name)
+    table = agreement(quantized, torch.randn(8, 3, 8, 8))
+    assert list(table["layer"]) == ["1", "3"] and table["agrees"].all()
+    right = kernels.DYNAMIC.forward
+    monkeypatch.setattr(kernels.DYNAMIC, "forward", lambda self, x: right(self, x) + 0.5)
+    assert not agreement(quantized, torch.randn(8, 3, 8, 8))["agrees"].any()
+
+
+def test_sqnr_and_the_count_of_wrong_outputs():
+    signal = torch.tensor([3.0, 4.0])
+    assert kernels.sqnr_db(signal, torch.tensor([0.5, 0.0])) == pytest.approx(20.0)
+    assert kernels.sqnr_db(signal, torch.zeros(2)) == np.inf and kernels.sqnr_db(torch.zeros(2), signal) == -np.inf
+    exact = torch.arange(100) * 0.1
+    got = exact.clone()
+    got[7] += 1.0
+    row = kernels.compared(exact, torch.quantize_per_tensor(got, 0.1, 0, torch.quint8))
+    assert (row["kernel_max_steps"], row["wrong"], row["agrees"]) == (10, pytest.approx(0.01), True)
+    got[8] += 0.4
+    assert not kernels.compared(exact, torch.quantize_per_tensor(got, 0.1, 0, torch.quint8))["agrees"]
+
+
+def test_predictions_of_the_cured_model_are_those_of_the_simulation():
+    """The whole way: images to probabilities of a trained model with a ReLU6, as it is and mended, under qnnpack."""
+    prepared = static.prepare(trained(), "qnnpack", stage.DEFAULT, 32)
+    static.calibrate(prepared, [batch(64)])
+    quantized, held_out = static.convert(prepared, "qnnpack"), part().images[part().held_out]
+    wanted, got, broken = (evaluate.probabilities(m, held_out) for m in (
+        static.simulate(prepared), mended(quantized), quantized))
+    assert np.abs(got - wanted).max() < 0.05
+    if kernels.defective():
+        assert np.abs(broken - wanted).max() > 0.3
+    assert isinstance(agreement(quantized, batch(2)), pd.DataFrame)

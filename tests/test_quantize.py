@@ -1,0 +1,410 @@
+"""Post-training quantization and quantization-aware training: engines, simulation, storage, sizes, refusals."""
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fixtures_quantize import batch, cell, part, trained
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from medq import artefacts, backbones, calibration_size, evaluate, finetune, fit, metrics, paths
+from medq.errors import UserError
+from medq.params import Recipe
+from medq.quantize import dynamic, engines, kernels, stage, static, storage
+from medq.quantize.engines import Quantized, Unsupported, engine
+
+DEFAULT = stage.DEFAULT
+INT8 = ("fbgemm", "qnnpack")
+
+
+@pytest.fixture(autouse=True)
+def one_engine():
+    """No test may leave the global engine changed."""
+    before = torch.backends.quantized.engine
+    yield
+    assert torch.backends.quantized.engine == before
+
+
+def observed(model, engine_name, recipe=DEFAULT, size=32, batches=None, keep=()):
+    prepared = static.prepare(model, engine_name, recipe, size, keep)
+    static.calibrate(prepared, [batch()] if batches is None else batches)
+    return prepared
+
+
+# --- engines --------------------------------------------------------------------------------------
+
+
+def test_engine_is_restored_after_nesting_and_exceptions():
+    before = torch.backends.quantized.engine
+    with engine("fbgemm"):
+        with pytest.raises(ZeroDivisionError), engine("qnnpack"):
+            assert torch.backends.quantized.engine == "qnnpack"
+            raise ZeroDivisionError
+        assert torch.backends.quantized.engine == "fbgemm"
+    assert torch.backends.quantized.engine == before
+
+
+def test_a_model_runs_under_its_own_engine_only():
+    class Spy(nn.Module):
+        def forward(self, x):
+            seen.append(torch.backends.quantized.engine)
+            return x
+
+    seen = []
+    for name in INT8:
+        with engine("fbgemm"):
+            Quantized(Spy(), name)(torch.zeros(1))
+    assert seen == list(INT8)
+
+
+def test_unknown_and_missing_engines(monkeypatch):
+    with pytest.raises(UserError, match="unknown engine 'fbgem'; did you mean 'fbgemm'"), engine("fbgem"):
+        pass
+    monkeypatch.setattr(engines, "torch", type("T", (), {"backends": type("B", (), {
+        "quantized": type("Q", (), {"supported_engines": ["fbgemm"]})})}))
+    with pytest.raises(Unsupported, match="qnnpack is not available"), engine("qnnpack"):
+        pass
+
+
+def test_only_an_engine_s_refusal_becomes_unsupported():
+    with pytest.raises(Unsupported), engines.refusals():
+        raise RuntimeError("failed to create add operator with 1.0 A-to-output scale ratio: scale ratio must be in …")
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), engines.refusals():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
+def test_torch_quantization_is_behind_one_package():
+    root = paths.ROOT / "medq"
+    users = {path.relative_to(root).parts[0] for path in root.rglob("*.py")
+             if re.search(r"^\s*(from|import) torch\.ao\b", path.read_text("utf-8"), re.M)}
+    assert users == {"quantize"}
+
+
+# --- simulation and integers ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", INT8)
+def test_integer_model_agrees_with_its_simulation(name):
+    prepared = observed(trained(), name, batches=list(stage.calibration_batches(part(), np.arange(64))))
+    quantized = static.convert(prepared, name)
+    integer = kernels.mended(quantized) or quantized
+    held_out = part().images[part().held_out]
+    exact, simulated, converted = (evaluate.probabilities(m, held_out) for m in (
+        copy.deepcopy(trained()), static.simulate(prepared), integer))
+    assert np.abs(simulated - converted).max() < 0.1
+    assert np.abs(simulated - exact).max() > 1e-4  # it is a simulation of something
+    assert metrics.accuracy(part().labels[part().held_out], exact) > 0.8
+    assert metrics.accuracy(part().labels[part().held_out], converted) > 0.8
+
+
+def test_resnet18_agrees_with_its_simulation_under_fbgemm():
+    torch.manual_seed(0)
+    model, data = backbones.create("resnet18", 4, 32).train(), part()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for _ in range(8):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(batch(64)), torch.from_numpy(data.labels[:64])).backward()
+        optimizer.step()
+    prepared = observed(model.eval(), "fbgemm", batches=[batch(64)])
+    images = data.images[data.held_out][::3]
+    simulated, converted = (evaluate.probabilities(m, images) for m in (
+        static.simulate(prepared), static.convert(prepared, "fbgemm")))
+    assert np.abs(simulated - converted).max() < 0.1
+    assert simulated.max() > 0.5
+
+
+@pytest.mark.parametrize("name", INT8)
+def test_dynamic_linear_agrees_with_its_simulation(name):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.GELU(), nn.Linear(64, 4)).eval()
+    x = torch.randn(16, 3, 8, 8)
+    with torch.inference_mode():
+        exact, simulated, integer = model(x), dynamic.prepare_training(model, name)(x), dynamic.convert(model, name)(x)
+    assert (simulated - integer).abs().max() < 0.02 * exact.abs().max()
+    assert (simulated - exact).abs().max() > 1e-5
+
+
+def test_fake_quantized_linear_has_a_straight_through_gradient():
+    layer = dynamic.prepare_training(nn.Sequential(nn.Linear(8, 3)), "qnnpack")
+    x = torch.randn(5, 8, requires_grad=True)
+    layer(x).sum().backward()
+    assert layer[0].weight.grad.abs().min() > 0 and x.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("name", INT8)
+def test_layers_kept_in_floating_point(name):
+    kept = static.convert(observed(trained(), name, keep=("mix",)), name).model.get_submodule("mix")
+    assert type(kept) is nn.Conv2d
+    assert torch.equal(kept.weight, trained().mix.weight)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    converted = dynamic.convert(model, name, keep=("1",)).model
+    assert isinstance(converted[0], kernels.DYNAMIC) and type(converted[1]) is nn.Linear
+
+
+def test_float_model_is_left_as_it_was():
+    model = copy.deepcopy(trained())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    static.convert(observed(model, "fbgemm", Recipe(title="", training_mode=True)), "fbgemm")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model.training
+
+
+def test_float_weights_are_found_however_batch_norm_was_folded():
+    x = batch()
+    for kind in ("traced", "fused", "unfused"):
+        converted = static.convert(observed(trained(), "fbgemm", Recipe(title="", batch_norm=kind)), "fbgemm").model
+        weights = static.float_weights(trained(), converted)
+        assert set(weights) == {"stem.0", "depthwise", "mix", "head"}
+        for name, (weight, _) in weights.items():
+            integer = converted.get_submodule(name).weight()
+            step = integer.q_per_channel_scales().max()
+            assert (integer.dequantize() - weight).abs().max() <= 0.51 * step + 1e-6
+    fused = static.fused(trained())
+    assert torch.allclose(fused(x), trained()(x), atol=1e-4)
+
+
+# --- calibration ----------------------------------------------------------------------------------
+
+
+def test_calibration_sets_are_nested_training_images_and_draws_differ():
+    large, small = (stage.calibration_rows(part(), n, seed=42) for n in (96, 32))
+    assert list(large[:32]) == list(small)
+    assert len(set(large)) == 96 and set(large) <= set(part().train)
+    assert list(stage.calibration_rows(part(), 32, 42, draw=1)) != list(small)
+    with pytest.raises(UserError, match="calibration.images: 129 are asked for"):
+        stage.calibration_rows(part(), 129, 42)
+
+
+@pytest.mark.parametrize("name", INT8)
+def test_sweep_over_sizes_is_what_each_size_alone_gives(name, monkeypatch):
+    params, here = cell(f"ptq-{name}")
+    monkeypatch.setattr(calibration_size, "float_model", lambda *_: trained())
+    tables, facts = calibration_size.measure(params, here, part())
+    table = tables["calibration_size.csv"]
+    assert sorted(table["n_calibration"].unique()) == [32, 64, 96, 128]  # 256 is more than the training part has
+    assert len(table) == 8 and facts == {}
+    row = table[(table["n_calibration"] == 96) & (table["subset"] == 1)].iloc[0]
+    batches = stage.calibration_batches(part(), stage.calibration_rows(part(), 96, params.seed, draw=1))
+    alone = static.convert(observed(trained(), name, batches=batches), name)
+    probability = evaluate.probabilities(alone, part().images[part().held_out])
+    assert row["auprc"] == metrics.auprc(part().labels[part().held_out], probability)
+
+
+def test_sweep_says_so_where_calibration_does_not_matter(monkeypatch):
+    params, here = cell("ptq-fbgemm", "swin_tiny")
+    tables, facts = calibration_size.measure(params, here, part())
+    assert tables["calibration_size.csv"].empty and "no calibration images" in facts["reason"]
+    with pytest.raises(UserError, match="not to 'qat-fbgemm'"):
+        calibration_size.run(*cell("qat-fbgemm"))
+
+
+# --- storage --------------------------------------------------------------------------------------
+
+
+KINDS = [*((method, backbone, name) for name in INT8 for method, backbone in (
+    ("static", "resnet18"), ("static-qat", "resnet18"), ("dynamic", "swin_tiny"))),
+    ("static", "mobilenetv2", "qnnpack")]  # the last one is mended
+
+
+@pytest.mark.parametrize(("method", "backbone", "name"), KINDS)
+def test_saved_model_gives_identical_bits(method, backbone, name, tmp_path):
+    torch.manual_seed(3)
+    model, x = backbones.create(backbone, 4, 32).eval(), batch(4)
+    if method == "dynamic":
+        quantized = dynamic.convert(model, name)
+    elif method == "static":
+        quantized = static.convert(observed(model, name, batches=[x]), name)
+        quantized = kernels.mended(quantized) or quantized
+    else:
+        prepared = static.prepare_training(model, name, 32)
+        prepared(x)
+        quantized = static.convert(prepared.eval(), name)
+    assert quantized.mended == (backbone == "mobilenetv2")
+    path = tmp_path / "model.safetensors"
+    storage.save(quantized, path, method=method, backbone=backbone, n_classes=4, image_size=32,
+                 recipe=DEFAULT if method == "static" else None)
+    loaded = storage.load(path)
+    with torch.inference_mode():
+        assert torch.equal(loaded(x), quantized(x))
+    assert (loaded.engine, loaded.mended) == (name, quantized.mended)
+
+
+def test_files_that_are_not_ours_are_refused_and_nothing_in_them_runs(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "sprung",)
+
+    pickled = tmp_path / "model.safetensors"
+    torch.save({"a": Trap()}, pickled)
+    for text in (b"", b"garbage", None):
+        if text is not None:
+            pickled.write_bytes(text)
+        with pytest.raises(UserError, match="is not a readable quantized model"):
+            storage.load(pickled)
+    assert not (tmp_path / "sprung").exists()
+    with pytest.raises(UserError, match="is not a readable quantized model"):
+        storage.load(tmp_path / "absent.safetensors")
+    save_file({"a": torch.zeros(1)}, pickled)
+    with pytest.raises(UserError, match="is not a quantized model of medq"):
+        storage.load(pickled)
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"engine": "gpu"}, "engine"), ({"image_size": 10**9}, "image_size"), ({"method": "pickle"}, "method"),
+    ({"recipe": None}, "recipe"), ({"recipe": {"title": "", "code": "x"}}, "unknown key"),
+    ({"backbone": "resnet19"}, "unknown backbone"), ({"more": 1}, "more"), ({}, "does not fit resnet18")])
+def test_a_header_that_was_tampered_with_is_refused(change, said, tmp_path, saved_resnet18):
+    with safe_open(saved_resnet18, "pt") as file:
+        header = json.loads(file.metadata()["medq"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    path = tmp_path / "model.safetensors"
+    if not change:
+        del tensors["conv1.bias"]
+    save_file(tensors, path, metadata={"medq": json.dumps(header | change)})
+    with pytest.raises(UserError, match=said):
+        storage.load(path)
+
+
+@pytest.fixture(scope="module")
+def saved_resnet18(tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "model.safetensors"
+    quantized = static.convert(observed(backbones.create("resnet18", 4, 32).eval(), "fbgemm", batches=[batch(2)]), "fbgemm")
+    storage.save(quantized, path, method="static", backbone="resnet18", n_classes=4, image_size=32, recipe=DEFAULT)
+    return path
+
+
+# --- sizes ----------------------------------------------------------------------------------------
+
+
+TABLE_4 = {"resnet18": 3.96, "resnet50": 3.92, "densenet121": 3.49, "efficientnet_b0": 3.21, "mobilenetv2": 3.13,
+           "convnext_tiny": 3.86, "swin_tiny": 3.95, "vit_base": 3.88}
+
+
+@pytest.mark.parametrize("backbone", TABLE_4)
+def test_sizes_on_disk_are_the_paper_s(backbone):
+    """Table 4's last column, 4 classes at 224 pixels; what the observers see does not change a size."""
+    model = backbones.create(backbone, 4, 224).eval()
+    if backbone in ("swin_tiny", "vit_base"):
+        quantized = dynamic.convert(model, "fbgemm")
+    else:
+        quantized = static.convert(observed(model, "fbgemm", size=224, batches=[torch.zeros(1, 3, 64, 64)]), "fbgemm")
+    ratio = storage.state_dict_bytes(model) / storage.state_dict_bytes(quantized.model)
+    assert ratio == pytest.approx(TABLE_4[backbone], abs=0.02)
+
+
+# --- what an engine cannot do ---------------------------------------------------------------------
+
+
+def degenerate():
+    """A network whose second branch is all zeros, as a residual branch with a zero-initialised scale is."""
+    model = copy.deepcopy(trained())
+    nn.init.zeros_(model.mix.weight)
+    nn.init.zeros_(model.mix.bias)
+    return model
+
+
+def test_a_degenerate_scale_is_unsupported_under_qnnpack():
+    with torch.inference_mode(), pytest.raises(Unsupported, match="QNNPACK Add.*scale"):
+        static.convert(observed(degenerate(), "qnnpack"), "qnnpack")(batch())
+
+
+def test_an_unsupported_cell_ends_with_its_reason(runs, monkeypatch):
+    params, here = cell("ptq-qnnpack")
+    monkeypatch.setattr(stage, "float_model", lambda *_: degenerate())
+    monkeypatch.setattr(stage, "partition", lambda *_: part())
+    monkeypatch.setattr(finetune, "run", lambda *_: None)
+    record = artefacts.record(stage.run(params, here))
+    assert record["status"] == "unsupported" and "QNNPACK Add" in record["reason"]
+    assert not {"predictions.parquet", "quantized.safetensors"} & set(record["files"])
+    assert artefacts.is_finished(here.folder)
+
+
+def test_a_study_is_made_once_and_lies_beside_the_regimes(runs, monkeypatch):
+    params, here = cell()
+    monkeypatch.setattr(stage, "partition", lambda *_: part())
+    monkeypatch.setattr(finetune, "run", lambda *_: None)
+    calls = []
+
+    def measure(given):
+        calls.append(given)
+        return {"table.csv": calibration_size.pd.DataFrame({"a": [1]})}, {"reason": "because"}
+
+    for _ in range(2):
+        folder = stage.study(params, here, "diagnosis", stage.study_name("diagnosis", "ptq-qnnpack"), measure)
+    assert len(calls) == 1 and artefacts.is_finished(folder)
+    assert folder == runs / "tiny" / "phantom-BrainMRI" / "mobilenetv2" / "diagnosis-qnnpack" / "fold0"
+    assert artefacts.record(folder)["reason"] == "because"
+    assert stage.study_name("diagnosis", "qat-fbgemm") == "diagnosis-qat-fbgemm"
+    with pytest.raises(UserError, match="not 'fp32'"):
+        stage.study_name("diagnosis", "fp32")
+
+
+# --- quantization-aware training ------------------------------------------------------------------
+
+
+def scales(model):
+    return {name: value.clone() for name, value in model.state_dict().items() if name.endswith((".scale", "zero_point"))}
+
+
+@pytest.mark.parametrize("name", INT8)
+def test_frozen_observers_and_batch_norm_stay_as_they_are(name):
+    model = static.prepare_training(copy.deepcopy(trained()), name, 32)
+    model(batch())
+    static.freeze_observers(model)
+    finetune.freeze_batch_norm(model)
+    frozen = scales(model) | {k: v.clone() for k, v in model.state_dict().items() if "running_" in k}
+    model(3 * batch() + 1)
+    assert len(frozen) > 8
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in frozen.items())
+
+
+def test_training_freezes_at_the_points_of_the_profile(runs, monkeypatch):
+    params, here = cell("qat-fbgemm")
+    params = params.model_copy(update={"qat": params.qat.model_copy(update={
+        "epochs": 5, "freeze_observers": 0.6, "freeze_batch_norm": 0.4})})
+    seen = []
+
+    def watch(model, partition, schedule, folder):
+        for epoch in range(schedule.epochs):
+            model.train()
+            schedule.before_epoch(model, epoch)
+            observing = {bool(m.observer_enabled[0]) for m in model.modules() if hasattr(m, "observer_enabled")}
+            norms = {m.training for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+            seen.append((observing, norms))
+        return None
+
+    monkeypatch.setattr(fit, "fit", watch)
+    stage._train(params, here, part(), trained(), "cnn", "fbgemm", "key")
+    assert [observing for observing, _ in seen] == [{True}] * 3 + [{False}] * 2
+    assert [norms for _, norms in seen] == [{True}] * 2 + [{False}] * 3
+
+
+def test_the_control_has_the_schedule_of_quantization_aware_training():
+    params, here = cell()
+    qat, control, plain = (vars(finetune.schedule_of(params, here.of(regime), "cpu", "")) for regime in (
+        "qat-fbgemm", "fp32-continued", "fp32"))
+    assert qat.pop("before_epoch") and control.pop("before_epoch") and plain.pop("before_epoch") is None
+    assert qat == control and qat["epochs"] == params.qat.epochs and qat["learning_rate"] == params.qat.learning_rate
+    assert plain["epochs"] == params.train.epochs
+
+
+def test_quantization_aware_training_keeps_what_it_learned():
+    torch.manual_seed(0)
+    model = static.prepare_training(copy.deepcopy(trained()), "fbgemm", 32)
+    optimizer, labels = torch.optim.Adam(model.parameters(), lr=1e-3), torch.from_numpy(part().labels[:128])
+    for _ in range(5):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(batch(128)), labels).backward()
+        optimizer.step()
+    static.freeze_observers(model)
+    held_out = part().images[part().held_out]
+    simulated, integer = (evaluate.probabilities(m, held_out) for m in (
+        model.eval(), static.convert(model.eval(), "fbgemm")))
+    assert np.abs(simulated - integer).max() < 0.1
+    assert metrics.accuracy(part().labels[part().held_out], integer) > 0.8

@@ -1,0 +1,193 @@
+"""Remedies without retraining: each does what it says, and the table holds what was measured."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from fixtures_quantize import batch, cell, part, trained
+from torch import nn
+
+from medq import remedies, results
+from medq.errors import UserError
+from medq.params import Recipe
+from medq.quantize import kernels, stage, static
+from medq.quantize.engines import Unsupported
+
+INT8 = ("fbgemm", "qnnpack")
+
+
+def integer_model(model, name, recipe=stage.DEFAULT):
+    prepared = static.prepare(model, name, recipe, 32)
+    static.calibrate(prepared, [batch()])
+    return static.convert(prepared, name)
+
+
+# --- temperature ----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("true", [0.4, 1.0, 3.0])
+def test_temperature_recovers_the_one_that_labels_were_drawn_with(true):
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(0, 2, (20_000, 4)))
+    p = torch.softmax(logits, 1).numpy()
+    labels = torch.from_numpy((p.cumsum(1) < rng.random((len(p), 1))).sum(1).clip(max=3))
+    assert remedies.fit_temperature(logits * true, labels) == pytest.approx(true, rel=0.05)
+
+
+def test_temperature_is_the_minimum_on_a_fine_grid():
+    torch.manual_seed(0)
+    logits, labels = 4 * torch.randn(200, 3), torch.randint(0, 3, (200,))
+    grid = np.geomspace(0.05, 20, 4001)
+    losses = [float(nn.functional.cross_entropy(logits.double() / t, labels)) for t in grid]
+    fitted = remedies.fit_temperature(logits, labels)
+    assert float(nn.functional.cross_entropy(logits.double() / fitted, labels)) <= min(losses) + 1e-7
+
+
+def test_temperature_stays_within_bounds_and_refuses_what_is_not_finite():
+    logits, labels = torch.eye(3) / 2, torch.arange(3)
+    assert remedies.fit_temperature(logits, labels) == pytest.approx(1 / 20, rel=0.01)  # all right: ever surer
+    assert remedies.fit_temperature(logits, labels.flip(0).roll(1)) == pytest.approx(20, rel=0.01)
+    with pytest.raises(ValueError, match="not finite"):
+        remedies.fit_temperature(torch.tensor([[np.nan, 0.0]]), torch.tensor([0]))
+
+
+def test_temperature_keeps_the_order_of_classes():
+    quantized, labels = integer_model(trained(), "fbgemm"), torch.from_numpy(part().labels[:32])
+    scaled = remedies.tempered(quantized, [batch()], labels)
+    with torch.inference_mode():
+        a, b = quantized(batch()), scaled(batch())
+    assert torch.equal(a.argsort(1), b.argsort(1)) and not torch.allclose(a, b)
+
+
+# --- bias correction ------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", INT8)
+def test_bias_correction_takes_the_mean_error_away(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, bias=False)).eval()
+    model[0].weight.data[0] *= 40  # one wide channel makes a single scale too coarse for the others
+    recipe = Recipe(title="", weights="per-tensor")
+    before = integer_model(model, name, recipe)
+    after = remedies.bias_corrected(model, integer_model(model, name, recipe), [batch(16), batch(16)])
+    with torch.inference_mode():
+        exact = model(batch(16))
+        errors = [(q(batch(16)) - exact).mean((0, 2, 3)).abs() for q in (before, after)]
+    step = after.model.get_submodule("1").scale
+    assert errors[1].max() < errors[0].max() / 3 and errors[1].max() < step
+    assert torch.equal(before.model.get_submodule("1").weight().int_repr(), after.model.get_submodule("1").weight().int_repr())
+
+
+# --- cross-layer equalization ---------------------------------------------------------------------
+
+class Unbalanced(nn.Module):
+    """Convolution, depthwise convolution and convolution whose channels differ a thousandfold in range."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.a, self.norm, self.act = nn.Conv2d(3, 16, 1, bias=False), nn.BatchNorm2d(16), activation
+        self.b, self.c = nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Conv2d(16, 8, 1)
+        with torch.no_grad():
+            spread = torch.logspace(-1.5, 1.5, 16)
+            self.norm.weight.mul_(spread)
+            self.b.weight.div_(spread.view(-1, 1, 1, 1))
+
+    def forward(self, x):
+        return self.c(self.b(self.act(self.norm(self.a(x)))))
+
+
+def test_equalization_keeps_the_function_and_balances_the_ranges():
+    torch.manual_seed(0)
+    model = Unbalanced(nn.ReLU()).eval()
+    balanced = remedies.equalized(model)
+    with torch.inference_mode():
+        assert torch.allclose(balanced(batch(4)), model(batch(4)), atol=1e-4, rtol=1e-3)
+
+    def spread(weight):
+        ranges = weight.abs().flatten(1).amax(1)
+        return float(ranges.max() / ranges.min())
+
+    assert spread(model.b.weight) > 100
+    assert spread(balanced.get_submodule("b").weight) < 30
+    assert spread(balanced.get_submodule("a")[0].weight) < 30
+
+
+def test_equalization_rescues_one_scale_for_all_channels():
+    torch.manual_seed(0)
+    model, recipe = Unbalanced(nn.ReLU()).eval(), Recipe(title="", weights="per-tensor", batch_norm="fused")
+    with torch.inference_mode():
+        exact = model(batch())
+        plain, balanced = (kernels.sqnr_db(exact, integer_model(m, "qnnpack", recipe)(batch()) - exact)
+                           for m in (model, remedies.equalized(model)))
+    assert balanced > plain + 6
+
+
+def test_equalization_replaces_relu6_only_between_the_layers_it_balances():
+    balanced = remedies.equalized(Unbalanced(nn.ReLU6()).eval())
+    assert not any(isinstance(module, nn.ReLU6) for module in balanced.modules())
+    assert any(isinstance(module, nn.ReLU6) for module in trained().modules())  # the model itself stays as it was
+
+
+@pytest.mark.parametrize("net", [nn.Sequential(nn.Conv2d(3, 4, 1), nn.SiLU(), nn.Conv2d(4, 4, 1)),
+                                 nn.Sequential(nn.Conv2d(3, 4, 1)),
+                                 nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1, groups=2))])
+def test_equalization_says_where_it_does_not_apply(net):
+    with pytest.raises(ValueError, match="no two weighted layers"):
+        remedies.equalized(net.eval())
+
+
+# --- the stage ------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module", params=INT8)
+def measured(request):
+    params, here = cell(f"ptq-{request.param}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(remedies, "float_model", lambda *_: copy.deepcopy(trained()))
+        return request.param, *remedies.measure(params, here, part())
+
+
+def test_the_table_has_every_remedy_and_both_references(measured):
+    name, written, facts = measured
+    table = written["remedies.csv"].set_index("remedy")
+    assert set(written["remedies.csv"].columns) == set(results.SCHEMA["remedies.csv"])
+    wanted = {"fp32", "none", "temperature", "worst-1-in-fp32", "worst-3-in-fp32", "worst-5-in-fp32", "bias-correction",
+              "better-recipe", "combined"} | ({"mended"} if name == "qnnpack" else set())
+    assert wanted <= set(table.index) <= wanted | {"cross-layer-equalization"}
+    assert table[["auprc", "ece", "ece_top_label", "brier", "p50_ms"]].notna().all().all() and (table["p50_ms"] > 0).all()
+    assert table.loc["temperature", "auprc"] == pytest.approx(table.loc["none", "auprc"], abs=0.02)
+    assert "reason" not in facts or "cross-layer-equalization" in facts["reason"]
+
+
+def test_the_remedy_for_a_defect_is_to_mend_it(measured):
+    name, written, _ = measured
+    table = written["remedies.csv"].set_index("remedy")
+    if name == "qnnpack" and kernels.defective():
+        gap = table.loc["none", "brier"] - table.loc["fp32", "brier"]
+        assert gap > 0.1
+        assert table.loc["none", "brier"] - table.loc["mended", "brier"] > 0.9 * gap
+
+
+def test_what_is_refused_has_no_row(monkeypatch):
+    params, here = cell()
+
+    def makers(*_):
+        def refused(made):
+            raise Unsupported("no such kernel")
+
+        return {"none": lambda made: integer_model(trained(), "fbgemm"), "temperature": refused}
+
+    monkeypatch.setattr(remedies, "float_model", lambda *_: copy.deepcopy(trained()))
+    monkeypatch.setattr(remedies, "_cnn", makers)
+    written, facts = remedies.measure(params, here, part())
+    assert list(written["remedies.csv"]["remedy"]) == ["fp32", "none"]
+    assert facts == {"reason": "temperature: no such kernel"}
+
+
+def test_only_post_training_quantization_is_mended_without_training():
+    with pytest.raises(UserError, match="not 'qat-fbgemm'"):
+        remedies.run(*cell("qat-fbgemm"))
+
+
+def test_timings_are_taken_in_turns():
+    calls = []
+    found = remedies.latencies({name: lambda x, name=name: calls.append(name) for name in "abc"}, None, rounds=3)
+    assert "".join(calls) == "abc" * 5 and set(found) == set("abc")
