@@ -31,21 +31,27 @@ def _gaps(states):
     return f" To be read with care: {'; '.join(f'{n} {k}' for k, n in kinds.items())}." if kinds else ""
 
 
+def _change(results, metric, regimes, stage="converted"):
+    """Mean change against FP32 over the backbones that have both: a Series by (dataset, regime)."""
+    wide = scores(results, metric, stage=stage).pivot(index=["dataset", "backbone"], columns="regime",
+                                                      values="value")
+    known = [r for r in regimes if r in wide and "fp32" in wide]
+    if not known:
+        return wide.iloc[:0].sum(axis=1)
+    return wide[known].sub(wide["fp32"], axis=0).groupby("dataset").mean().stack().dropna()
+
+
+KINDS = {"FP16": ("fp16",), "PTQ": ("ptq-fbgemm", "ptq-qnnpack"), "QAT": ("qat-fbgemm", "qat-qnnpack")}
+
+
 def table1(results, published=None, *, stage="fake-quant"):
     """Reading of Table 1."""
     data = tables.table1_data(results, published, stage=stage)
-    known = data[data["ours"].notna()]
-    if known.empty:
+    if data["ours"].isna().all():
         return MISSING
-    wide = known.pivot(index=["dataset", "metric"], columns="regime", values="ours")
-    said = []
-    for kind in ("ptq", "qat"):
-        columns = [c for c in wide if c.startswith(kind)]
-        if columns and "fp32" in wide:
-            rise = wide[columns].sub(wide["fp32"], axis=0).stack().dropna()
-            ece = rise[rise.index.get_level_values("metric") == "ece"]
-            if len(ece):
-                said.append(f"{kind.upper()} changes the mean ECE by {ece.min():+.4f} to {ece.max():+.4f}")
+    rises = {kind: _change(results, "ece", KINDS[kind], stage) for kind in ("PTQ", "QAT")}
+    said = [f"{kind} changes the mean ECE by {rise.min():+.4f} to {rise.max():+.4f}"
+            for kind, rise in rises.items() if len(rise)]
     first = f"Against FP32, {' and '.join(said)}." if said else "No INT8 regime stands beside FP32 here."
     compared = data[data["low"].notna() & data["paper"].notna()]
     outside = sum(tables.is_outside(r) for r in compared.to_dict("records"))
@@ -126,14 +132,8 @@ def _regimes(results, metric, published):
     mean = data[data["backbone"] == "mean"]
     if mean.empty:
         return MISSING
-    wide = mean.pivot(index="dataset", columns="regime", values="value")
-    said = []
-    for name, columns in (("FP16", ["fp16"]), ("PTQ", ["ptq-fbgemm", "ptq-qnnpack"]),
-                          ("QAT", ["qat-fbgemm", "qat-qnnpack"])):
-        columns = [c for c in columns if c in wide and "fp32" in wide]
-        change = 100 * wide[columns].sub(wide["fp32"], axis=0).stack().dropna() if columns else []
-        if len(change):
-            said.append(f"{name} by {change.min():+.1f} to {change.max():+.1f}")
+    changes = {kind: 100 * _change(results, metric, regimes) for kind, regimes in KINDS.items()}
+    said = [f"{kind} by {c.min():+.1f} to {c.max():+.1f}" for kind, c in changes.items() if len(c)]
     cells = data[(data["backbone"] != "mean") & data["regime"].str.startswith("ptq")]
     worst = cells.loc[cells["value"].idxmin()] if len(cells) else None
     second = (f" The lowest cell under PTQ is {title(worst['backbone'])} on {title(worst['dataset'])} "
@@ -410,5 +410,6 @@ def found(results, published=None):
 
 
 READINGS = {f.__name__: f for f in (
-    summary, found, table1, table2, table3, table4, figure1, figure2, figure3, figure4, figure5, figure6, figure7,
+    summary, found, table1, table2, table3, table4, figure1, figure2, figure3, figure4, figure5, figure6,
+    figure7,
     engine_check, collapse, remedies, silent, leak, qat_control, peers, coverage)}

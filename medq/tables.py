@@ -94,7 +94,9 @@ def table1_data(results, published=None, *, stage="fake-quant"):
             for regime in _regimes(results):
                 mine = ours.get((dataset, regime))
                 theirs = paper.get((counterpart(dataset), regime), {}).get("value", math.nan)
-                state = mean_state(results, dataset, regime, mine["backbones"] if mine else (), stage)
+                printed = mine and not mine["backbones"]  # somebody's mean, of backbones that are not here
+                used = mine["backbones"] if mine else ()
+                state = "" if printed else mean_state(results, dataset, regime, used, stage)
                 rows.append({"dataset": dataset, "metric": metric, "regime": regime,
                              **_entry(mine, theirs, state),
                              "between_std": mine["between_std"] if mine else math.nan})

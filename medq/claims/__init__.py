@@ -112,7 +112,7 @@ CLAIMS = (
           lambda r, p: d.modest_residual(r)),
     Claim("conversion-keeps", "Conversion keeps the trends", "3.2",
           "The converted models show what the fake-quantized checkpoints show.",
-          "Mean ECE within ±0.02 and Brier within ±0.04 of the simulation's, every INT8 regime and dataset.",
+          "ECE within ±0.02 and Brier within ±0.04 of the simulation's in every INT8 cell.",
           lambda r, p: d.conversion_keeps(r)),
     Claim("best-regimes", "The best regime of each row", "Table 1 (bold)",
           "FP32, FP16 or QAT with QNNPACK is best, by dataset and metric.",

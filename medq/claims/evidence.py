@@ -74,7 +74,7 @@ def _words(known, worst, absent, unit):
     text = "; ".join(map(one, known)) if len(known) <= 6 else (
         f"{len(known)} values from {form(min(e.value for e in known))} to "
         f"{form(max(e.value for e in known))}{suffix}, decisive: {one(worst)}")
-    return text + (f"; missing: {', '.join(absent)}" if absent else "") + "."
+    return text + (f"; missing: {' / '.join(absent)}" if absent else "") + "."
 
 
 def both(*findings):

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 
 from medq.figures.paper import reliability_panels
-from medq.figures.style import (INK, MUTED, ON_COLOUR, ON_DARK, WIDTH, backbone_legend, backbone_style,
+from medq.figures.style import (INK, MUTED, ON_COLOUR, ON_DARK, WIDTH, absent, backbone_legend,
+                                backbone_style,
                                 described, empty,
                                 few_ticks, new, regime_colour, styled)
 from medq.results import CELL, class_title, scores, title
@@ -60,13 +61,14 @@ def _against_fp32(results, metric, stage):
 
 
 def _change_panel(axis, change, dataset, regimes, backbones):
+    if change.empty or dataset not in change.index.get_level_values("dataset"):
+        return absent(axis)
     axis.axvline(0, color=INK, linewidth=1)
     for y, regime in enumerate(regimes):
         found = [(b, change[dataset, b, regime]) for b in backbones if (dataset, b, regime) in change.index]
         found = [(b, v) for b, v in found if np.isfinite(v)]
         if not found:
-            axis.text(0.5, y, "missing", transform=axis.get_yaxis_transform(), ha="center", va="center",
-                      color=MUTED)
+            axis.text(0.02, y, "missing", transform=axis.get_yaxis_transform(), va="center", color=MUTED)
             continue
         axis.barh(y, np.mean([v for _, v in found]), height=0.7, color=regime_colour(regime), alpha=0.45,
                   linewidth=0)
@@ -315,7 +317,7 @@ def training_curve(history, *, regime="fp32", label=""):
     right.set(xlabel="Epoch", ylabel="Accuracy (%)", title=label or title(regime))
     right.legend(loc="lower right")
     for axis in axes[0]:
-        few_ticks(axis.xaxis, 6)
+        few_ticks(axis.xaxis, 6, whole=True)
     return described(figure, f"Training curve of {label or title(regime)}: {len(history)} epochs, best "
                              f"accuracy {100 * best['accuracy']:.1f} % at epoch {best['epoch']:.0f}.")
 

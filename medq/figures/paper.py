@@ -5,7 +5,7 @@ import textwrap
 
 import numpy as np
 
-from medq.figures.style import (FONT, GRID, INK, MUTED, PAPER, WIDTH, backbone_legend, backbone_style,
+from medq.figures.style import (FONT, GRID, INK, MUTED, PAPER, WIDTH, absent, backbone_legend, backbone_style,
                                 described, empty, few_ticks, joined, new, regime_colour, styled)
 from medq.results import REGIMES, family, title
 from medq.results import published as paper_results
@@ -48,6 +48,8 @@ def _across_regimes(results, published, metric, stage):
 def _regime_panel(axis, data, regimes, results):
     """One dataset: per regime a bar of mean ± std, the mean's own interval, and a marker for each backbone.
     """
+    if data.empty:
+        return absent(axis)
     spread = {b: k for k, b in enumerate(results.backbones)}
     mean = data[data["backbone"] == "mean"].set_index("regime")
     for y, regime in enumerate(regimes):
@@ -57,10 +59,7 @@ def _regime_panel(axis, data, regimes, results):
             continue
         row, colour = mean.loc[regime], regime_colour(regime)
         std = 0.0 if math.isnan(row["between_std"]) else row["between_std"]
-        n = (data["regime"].eq(regime) & data["backbone"].ne("mean")).sum()
-        if n < len(results.backbones):
-            axis.text(1.0, y - 0.36, f"{n} of {len(results.backbones)}", transform=axis.get_yaxis_transform(),
-                      ha="right", va="bottom", color=MUTED)
+        
         left, right = max(0.0, row["value"] - std), min(1.0, row["value"] + std)
         axis.barh(y, right - left, left=left, height=0.62, color=colour, alpha=0.3, linewidth=0)
         axis.plot([row["value"]] * 2, [y - 0.36, y + 0.36], color=colour, linewidth=3, solid_capstyle="butt")
@@ -78,6 +77,12 @@ def _regime_panel(axis, data, regimes, results):
     axis.grid(axis="y", visible=False)
     axis.margins(x=0.06)
     few_ticks(axis.xaxis, 3)
+    counts = data[data["backbone"] != "mean"].groupby("regime").size()
+    for regime, n in counts[counts < len(results.backbones)].items():
+        left = mean["value"].get(regime, 0) > sum(axis.get_xlim()) / 2  # where there is room
+        axis.text(0.01 if left else 0.99, regimes.index(regime) - 0.5, f"{n} of "
+                                                                 f"{len(results.backbones)}", color=MUTED,
+                  transform=axis.get_yaxis_transform(), ha="left" if left else "right", va="center")
 
 
 def _mean_handles(data):
@@ -131,7 +136,8 @@ def figure2(results, published=None, *, engine="fbgemm", batch_size=1):
         axis.set(title=title(dataset), xlabel=f"p50 at batch {batch_size} (ms)")
         few_ticks(axis.yaxis, 5)
         if part.empty:
-            axis.text(0.5, 0.5, "missing", transform=axis.transAxes, ha="center", color=MUTED)
+            absent(axis)
+            axis.tick_params(axis="y", left=False, labelleft=False)
     axes[0, 0].set_ylabel("Macro AUPRC")
     _colour_legend(figure, results.backbones, [
         Line2D([], [], marker=m, color=MUTED, linestyle="none", markersize=8, markeredgecolor=INK,
@@ -250,6 +256,9 @@ def figure3(results, published=None, *, engine="fbgemm", metric="auprc", per_bac
 
 
 def _forest_panel(axis, data, rows):
+    axis.set_ylim(-0.7, len(rows) - 0.3)
+    if data.empty:
+        return absent(axis)
     axis.axvline(0, color=INK, linewidth=1)
     for r in data.to_dict("records"):
         if r["backbone"] not in rows:
@@ -266,7 +275,6 @@ def _forest_panel(axis, data, rows):
         axis.text(0.99, y, "missing", transform=axis.get_yaxis_transform(), ha="right", va="center",
                   color=MUTED,
                   bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1})
-    axis.set_ylim(-0.7, len(rows) - 0.3)
     axis.margins(x=0.08)
     few_ticks(axis.xaxis, 4)
 
@@ -317,7 +325,7 @@ def figure4(results, published=None, *, regime="ptq-fbgemm"):
 
 def _sweep_panel(axis, part, backbone):
     colour, marker = backbone_style(backbone)
-    if part.empty:
+    if part.empty:  # the scale is shared with the panels beside
         axis.text(0.5, 0.5, "missing", transform=axis.transAxes, ha="center", va="center", color=MUTED)
     std = part["std"].fillna(0)
     axis.fill_between(part["n_calibration"], part["mean"] - std, part["mean"] + std, color=colour, alpha=0.35,

@@ -109,11 +109,19 @@ def backbone_legend(figure, backbones, *, columns=4, extra=(), line=False):
                   columnspacing=1.4)
 
 
-def few_ticks(axis, n=4):
-    """At most `n` ticks, so that labels never touch."""
+def few_ticks(axis, n=4, *, whole=False):
+    """At most `n` ticks (at whole numbers), so that labels never touch."""
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(n, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_locator(MaxNLocator(n, steps=[1, 2, 5, 10] if whole else [1, 2, 2.5, 5, 10],
+                                       integer=whole))
+
+
+def absent(axis):
+    """Say in an empty panel that its data is missing, and take its scale away."""
+    axis.text(0.5, 0.5, "missing", transform=axis.transAxes, ha="center", va="center", color=MUTED)
+    axis.tick_params(axis="x", bottom=False, labelbottom=False)  # ticks may be shared with the panels beside
+    axis.grid(visible=False)
 
 
 def joined(words):

@@ -1,0 +1,77 @@
+"""Readings: computed from the numbers, silent about nothing, and plain where there is nothing to read."""
+
+import re
+
+import fixtures_results as fixtures
+import pytest
+
+from medq import reading
+from medq.results import load, published, scores
+
+
+@pytest.fixture(scope="module")
+def full():
+    return fixtures.world()
+
+
+@pytest.fixture(scope="module")
+def gaps():
+    return fixtures.world(
+        unsupported=(("BrainMRI", "convnext_tiny", "ptq-qnnpack"),), failed=(("ChestXray", "vit_base",
+                                                                              "qat-fbgemm"),),
+        missing=(("SkinCancer", "vit_base", "qat-qnnpack"),), disagree=(("SkinCancer", "mobilenetv2",
+                                                                         "ptq-qnnpack"),))
+
+
+@pytest.mark.parametrize("name", reading.READINGS)
+def test_every_reading_is_a_few_plain_sentences(name, gaps, tmp_path):
+    for results in (gaps, published()):
+        said = reading.READINGS[name](results, published())
+        assert said.endswith(".") and len(said) > 30 and not re.search(r"\bnan\b|\binf\b|_", said), said
+    if name != "found":
+        assert "missing" in reading.READINGS[name](load(tmp_path)).lower()
+
+
+def test_numbers_are_those_of_the_tables(full):
+    said = reading.table4(full)
+    assert "1.05 (EfficientNet-B0) to 5.62 (DenseNet-121)" in said and "slower than it on 2 of 8" in said
+    assert "Rank correlation of the speed-ups with the paper's: +0.98" in said
+    assert "QNNPACK reaches 0.04 times FBGEMM's throughput (the paper's 0.07 to 0.10)" in reading.table2(full)
+    assert reading.coverage(full) == "Of 168 cells, 168 done."
+
+
+def test_changes_compare_backbones_that_have_both(full):
+    """A regime that lacks the best backbone is not worse for that."""
+    best = "swin_tiny"
+    cut = fixtures.bent(full, metrics=lambda m: m[~((m["backbone"] == best) & (m["regime"] == "fp16"))])
+    s = scores(cut, "auprc")
+    s = s[s["dataset"] == "SkinCancer"].pivot(index="backbone", columns="regime", values="value")
+    change = 100 * (s["fp16"] - s["fp32"]).dropna().mean()
+    assert abs(100 * (s["fp16"].mean() - s["fp32"].mean())) > 1 > abs(change)
+    assert f"FP16 by {min(change, *_others(cut)):+.1f}" in reading.figure5(cut)
+
+
+def _others(results):
+    s = scores(results, "auprc").pivot(index=["dataset", "backbone"], columns="regime", values="value")
+    change = 100 * (s["fp16"] - s["fp32"]).groupby("dataset").mean()
+    return change[["BrainMRI", "ChestXray"]]
+
+
+def test_what_is_doubtful_is_said(gaps):
+    assert "3 averaged over fewer backbones" in reading.figure1(gaps)
+    assert "1 from kernels that disagree with their own simulation" in reading.figure1(gaps)
+    assert "MobileNetV2 under INT8-PTQ (QNNPACK)" in reading.engine_check(gaps)
+    assert "With the operator mended" in reading.engine_check(gaps)
+    said = reading.coverage(gaps)
+    assert "1 unsupported" in said and "1 missing" in said and "scale ratio out of range" in said
+
+
+def test_found_counts_verdicts_and_names_what_the_paper_refutes_itself(full):
+    from medq import claims
+
+    count = claims.summary(claims.evaluate(full))
+    said = reading.found(full)
+    assert (f"support {count['supported']}, contradict {count['contradicted']} and leave "
+            f"{count['not testable']} open") in said
+    assert "The paper's own tables speak against 3 of its claims" in said
+    assert "*Tails stay within 1.02 to 1.15*" in said
