@@ -9,7 +9,7 @@ from medq import batch, params, paths
 PARAMS = params.load(config.get("profile", "smoke"))
 CELL = "{dataset}/{backbone}/{regime}/fold{fold}"
 PAPERMILL = config.get("papermill", "papermill")
-EXCLUSIVE = workflow.cores or 1  # a timing takes every core: nothing runs beside it
+EXCLUSIVE = config.get("cores", 1)  # a timing takes every core: nothing runs beside it
 
 workdir: str(paths.runs() / PARAMS.profile)
 

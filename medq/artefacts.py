@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from medq.errors import UserError
 DONE = "done.json"
 FAILED = "failed.json"  # written by a batch where a cell failed: the reason, and the notebook that shows it
 STATUSES = ("done", "unsupported")
+FULL = 1 << 20  # bytes: a disk with less than this counts as full when a write has failed
 
 
 @contextlib.contextmanager
@@ -36,12 +38,21 @@ def replacing(path):
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; free space or choose another "
+    except UserError:
+        raise
+    except Exception as error:  # writers of other libraries report a full disk in ways of their own
+        why = (error.strerror or error) if isinstance(error, OSError) else "No space left on device"
+        if not isinstance(error, OSError) and not _is_full(path.parent):
+            raise
+        raise UserError(f"cannot write {path}: {why}; free space or choose another "
                         "folder with MEDQ_RUNS, then run the same command again.") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _is_full(folder):
+    return folder.is_dir() and shutil.disk_usage(folder).free < FULL
 
 
 def write_text(path, text):

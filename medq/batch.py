@@ -401,9 +401,10 @@ def _snakemake(params, args, results, todo, collect, warm, remote):
 
     folder = paths.runs() / params.profile
     n, threads, memory = shares(params, args.jobs)
+    threads = (params.threads or 4) if remote else threads
     targets = [job.notebook for job in todo] + (["collect/collect.ipynb"] if collect else [])
     (folder / "collect" / "collect.ipynb").unlink(missing_ok=True)
-    config = {"profile": str(profiles.profile_path(args.params).absolute()), "threads": threads,
+    config = {"profile": str(profiles.profile_path(args.params).absolute()), "threads": threads, "cores": threads if remote else n * threads,
               "papermill": shlex.join(warm or [str(Path(sys.executable).with_name("papermill"))]), "results": str(results),
               "collect": [job.notebook for job in todo]}
     artefacts.write_json(folder / ".batch-config.json", config)
@@ -543,7 +544,14 @@ def _failures(params, todo):
 
 
 def failure_reason(notebook, text):
-    """One sentence that says why a notebook failed, from its own outputs or else from papermill's log."""
+    """One sentence that says why a notebook failed, from its own outputs and papermill's log."""
+    lines = [line.strip() for line in text.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    for line in reversed(lines):
+        kind, _, message = line.partition(": ")
+        if kind.endswith("DeadKernelError"):
+            return "the kernel died (killed, out of memory, or a crash)"
+        if kind.endswith("CellTimeoutError"):  # the notebook then shows the interrupt alone
+            return "out of time: it took longer than cell_minutes"
     try:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
         errors = [output for cell in cells for output in cell.get("outputs", []) if output["output_type"] == "error"]
@@ -552,13 +560,6 @@ def failure_reason(notebook, text):
     if errors:
         value = errors[-1]["evalue"].strip().splitlines() or [""]
         return value[0] if errors[-1]["ename"] == "UserError" else f"{errors[-1]['ename']}: {value[0]}"
-    lines = [line.strip() for line in text.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    for line in reversed(lines):
-        kind, _, message = line.partition(": ")
-        if "DeadKernelError" in kind:
-            return "the kernel died (killed, out of memory, or a crash)"
-        if "CellTimeoutError" in kind:
-            return f"out of time: {message.split(', after')[0]}" if message else "out of time"
     return lines[-1] if lines else "it was killed before it could say why"
 
 

@@ -61,17 +61,23 @@ def snapshot(folder):
 
 
 def outcome(folder):
-    """What a cell gave: the bytes of its predictions and weights."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*"))
-            if p.suffix in (".safetensors", ".parquet") and ".pixels" not in p.parts}
+    """What a cell gave: the bytes of its predictions and of every weight (the order of a file's header is chance)."""
+    from safetensors.numpy import load_file
+
+    found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.parquet")}
+    for path in folder.rglob("*.safetensors"):
+        name = path.relative_to(folder).as_posix()
+        found |= {f"{name}: {tensor}": value.tobytes() for tensor, value in load_file(path).items()}
+    return found
 
 
 @pytest.fixture(scope="session")
-def killed(tmp_path_factory):
+def killed(tmp_path_factory, request):
     """(profile, runs, processes left over, output of the second start): a batch killed while it trained, then run again."""
     folder = tmp_path_factory.mktemp("it's a \"test\" – größe")
     profile, runs = write_profile(folder / "my params"), folder / "my 'runs'"
     first = start_batch(profile, runs)
+    request.addfinalizer(first.kill)
     cell = runs / "tiny" / "phantom-BrainMRI" / "resnet18" / "fp32" / "fold0"
     wait_for(lambda: (cell / "resume.pt").exists() or first.poll() is not None)
     below = family(first.pid) if first.poll() is None else []

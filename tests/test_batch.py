@@ -303,7 +303,7 @@ def _notebook(path, outputs):
     ([{"output_type": "error", "ename": "ValueError", "evalue": "a\nb"}], "", "ValueError: a"),
     ([], "x\nnbclient.exceptions.DeadKernelError: Kernel died\n", "the kernel died (killed, out of memory, or a crash)"),
     ([], "nbclient.exceptions.CellTimeoutError: A cell timed out while it was being executed, after 5 seconds.\n",
-     "out of time: A cell timed out while it was being executed"),
+     "out of time: it took longer than cell_minutes"),
     ([], "", "it was killed before it could say why"),
 ])
 def test_the_reason_of_a_failure_is_one_sentence(tmp_path, outputs, log, reason):
