@@ -1,9 +1,10 @@
 """What the book asks of Sphinx beyond Jupyter Book, each part small and independent.
 
-- `run_pages`: the code of all pages runs in a few warm kernels. A kernel with its imports costs three seconds; one
-  each for some sixty pages would be most of the time that a build may take. The outputs go into MyST-NB's own cache,
-  where the pages then find them; a page that fails here is run again by MyST-NB, which reports it in its usual way.
-- directives `plot`, `tabular`, `interactive`: numbered figures and tables whose content medq.book has written.
+- `run_pages`: the code of all pages runs in a few warm kernels. A kernel with its imports costs three
+  seconds; one each for some eighty pages would be more than a build may take in all. The outputs go into
+  MyST-NB's own cache, where the pages then find them; a page that fails here is run again by MyST-NB, which
+  reports it in its usual way.
+- directives `plot`, `tabular`, `interactive`: figures and tables whose content medq.book has written.
 - role `repo`: a link to a file of the repository, which must exist.
 - formulas as MathML, so that no script is needed; a size on every image; keyboard access to scrolling tables.
 """
@@ -28,10 +29,12 @@ from sphinx.util.math import get_node_equation_number
 from medq import book
 
 LOG = logging.getLogger(__name__)
+ICONS = {"Binder": "fas fa-flask", "Colab": "fas fa-infinity"}
 KERNELS = min(4, os.cpu_count() or 1)
 
 
-# --- running the pages ------------------------------------------------------------------------------------------------
+# --- running the pages --------------------------------------------------------------------------------------
+
 
 def prepare(app):
     """Fix the result folder, write the pages of chosen cells, run all pages whose outputs are out of date."""
@@ -41,7 +44,9 @@ def prepare(app):
     try:
         ours = results.current()
     except UserError as error:
-        print(f"The book needs results: {error} Make some with `medq batch params/smoke.yaml`.", file=sys.stderr)
+        print(
+            f"The book needs results: {error} Make some with `medq batch params/smoke.yaml`.", file=sys.stderr
+        )
         raise SystemExit(2) from None
     os.environ["MEDQ_RESULTS"] = str(Path(ours.path).resolve())
     os.environ["MEDQ_BOOK"] = str(app.srcdir)
@@ -79,7 +84,10 @@ def run_pages(app, pages):
         return set()
     kernels = min(KERNELS, len(pages))
     LOG.info("running the code of %d pages in %d kernels", len(pages), kernels)
-    queue = [(name, read_myst_markdown_notebook(text, config=app.env.myst_config)) for name, text in reversed(pages)]
+    queue = [
+        (name, read_myst_markdown_notebook(text, config=app.env.myst_config))
+        for name, text in reversed(pages)
+    ]
 
     async def gather():
         timeout = app.config.nb_execution_timeout
@@ -96,14 +104,17 @@ def run_pages(app, pages):
 
 
 async def run_queue(queue, folder, timeout):
-    """Start one kernel and run notebooks from `queue` [(name, notebook)] in it until none is left; those that ended well."""
+    """Start one kernel and run notebooks from `queue` [(name, notebook)] in it until none is left; those
+    that ended well.
+    """
     from jupyter_client.manager import start_new_async_kernel
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     done = []
-    manager, client = await start_new_async_kernel(kernel_name="python3", cwd=folder,
-                                                   extra_arguments=["--log-level=ERROR"])
+    manager, client = await start_new_async_kernel(
+        kernel_name="python3", cwd=folder, extra_arguments=["--log-level=ERROR"]
+    )
     try:
         while queue:
             name, notebook = queue.pop()
@@ -126,10 +137,13 @@ def outdated(app, env, added, changed, removed):
     return sorted(env.medq_changed & env.found_docs)
 
 
-# --- directives and roles ---------------------------------------------------------------------------------------------
+# --- directives and roles -----------------------------------------------------------------------------------
+
 
 class Plot(SphinxDirective):
-    """A figure from an SVG: a light and a dark version, of which the theme shows one. Numbered if it has a name."""
+    """A figure from an SVG: a light and a dark version, of which the theme shows one. Numbered if it has a
+    name.
+    """
 
     required_arguments, has_content = 1, True
     option_spec = {"alt": directives.unchanged_required, "name": directives.unchanged}
@@ -139,10 +153,18 @@ class Plot(SphinxDirective):
         _, light = self.env.relfn2path(uri)
         dark, dark_uri = book.asset(f"dark/{Path(uri).name}")
         dark.write_text(book.dark(Path(light).read_text(encoding="utf-8")), encoding="utf-8")
-        images = [nodes.image(uri=source, alt=self.options["alt"], classes=[css])
-                  for source, css in ((uri, "only-light"), (dark_uri, "only-dark"))]
-        return [captioned(self, nodes.figure if self.options.get("name") else nodes.container, "medq-figure",
-                          nodes.container("", *images, classes=["medq-scroll"]))]
+        images = [
+            nodes.image(uri=source, alt=self.options["alt"], classes=[css])
+            for source, css in ((uri, "only-light"), (dark_uri, "only-dark"))
+        ]
+        return [
+            captioned(
+                self,
+                nodes.figure if self.options.get("name") else nodes.container,
+                "medq-figure",
+                nodes.container("", *images, classes=["medq-scroll"]),
+            )
+        ]
 
 
 class tabular(nodes.General, nodes.Element):
@@ -160,7 +182,9 @@ class Tabular(SphinxDirective):
         rows = nodes.raw("", Path(path).read_text(encoding="utf-8"), format="html")
         if not self.content:
             return [rows]
-        return [captioned(self, tabular if self.options.get("name") else nodes.container, "medq-tabular", rows)]
+        return [
+            captioned(self, tabular if self.options.get("name") else nodes.container, "medq-tabular", rows)
+        ]
 
 
 class Interactive(SphinxDirective):
@@ -173,11 +197,17 @@ class Interactive(SphinxDirective):
         _, path = self.env.relfn2path(self.arguments[0])
         html = Path(path).read_text(encoding="utf-8")
         label = escape(self.options["alt"], quote=True)
-        return [nodes.raw("", f'<figure class="medq-interactive" aria-label="{label}">{html}</figure>', format="html")]
+        return [
+            nodes.raw(
+                "", f'<figure class="medq-interactive" aria-label="{label}">{html}</figure>', format="html"
+            )
+        ]
 
 
 def captioned(directive, kind, css, content):
-    """A node of `kind` with `content` and the directive's text as its caption; with a name it has a label and a number."""
+    """A node of `kind` with `content` and the directive's text as its caption; with a name it has a label
+    and a number.
+    """
     node = kind(classes=[css])
     texts, messages = directive.state.inline_text(" ".join(directive.content), directive.lineno)
     caption = nodes.caption if directive.options.get("name") else nodes.paragraph
@@ -209,7 +239,8 @@ class Repo(SphinxRole):
         return [nodes.reference("", "", text, refuri=book.repository_url(path))], []
 
 
-# --- HTML -------------------------------------------------------------------------------------------------------------
+# --- HTML ---------------------------------------------------------------------------------------------------
+
 
 def mathml(latex, display):
     from latex2mathml.converter import convert
@@ -235,6 +266,8 @@ def page(app, name, template, context, doctree):
     if "body" in context:
         folder = (Path(app.outdir) / name).parent
         context["body"] = re.sub(r"<img [^>]*>", lambda tag: sized(tag[0], app, folder), context["body"])
+        # docutils gives a bibliography roles that are deprecated or do not fit each other
+        context["body"] = re.sub(r' role="(doc-biblioentry|doc-backlink|list)"', "", context["body"])
         if "plotly-graph-div" in context["body"]:
             app.add_js_file("plotly.min.js", priority=400)
         if "medq-sortable" in context["body"]:
@@ -243,6 +276,8 @@ def page(app, name, template, context, doctree):
     stage = (app.env.metadata.get(name) or {}).get("notebook")
     for group in context.get("header_buttons") or []:
         for button in group.get("buttons", []):
+            if button.get("text") in ICONS:  # the theme's logos come without a size
+                button["icon"] = ICONS[button["text"]]
             if button.get("text") == "Colab":  # Colab opens .ipynb only: the stage behind the page
                 button["url"] = book.colab_url(stage or "notebooks/evaluate.ipynb")
 
@@ -252,7 +287,9 @@ def sized(tag, app, folder):
     source = re.search(r'src="([^"]+)"', tag)
     if not source or " width=" in tag or "://" in source[1]:
         return tag
-    original = next((path for path, (_, name) in app.env.images.items() if name == Path(source[1]).name), None)
+    original = next(
+        (path for path, (_, name) in app.env.images.items() if name == Path(source[1]).name), None
+    )
     if original is None:
         return tag
     width, height = book.image_size(Path(app.srcdir) / original)
@@ -262,7 +299,7 @@ def sized(tag, app, folder):
 def copy_files(app, error):
     """Put beside the pages what they load or link to: plotly's and DataTables' scripts, the cells' CSV files.
 
-    DataTables comes (in itables) as a module, which browsers refuse to load from a file; as a plain script it works there.
+    DataTables comes (in itables) as a module, which browsers refuse to load from files; a plain script works.
     """
     if error is not None or app.builder.format != "html":
         return
@@ -272,8 +309,13 @@ def copy_files(app, error):
     static, bundle = Path(app.outdir) / "_static", Path(itables.__file__).parent / "html"
     static.joinpath("plotly.min.js").write_text(plotly.offline.get_plotlyjs(), encoding="utf-8")
     script = (bundle / "dt_bundle.js").read_text(encoding="utf-8")
-    script = re.sub(r"export\{([^}]*)\}", lambda names: "window.medqTables={" + ",".join(
-        "{1}:{0}".format(*pair.split(" as ")) for pair in names[1].split(",")) + "}", script)
+    script = re.sub(
+        r"export\{([^}]*)\}",
+        lambda names: "window.medqTables={"
+        + ",".join("{1}:{0}".format(*pair.split(" as ")) for pair in names[1].split(","))
+        + "}",
+        script,
+    )
     static.joinpath("datatables.js").write_text("(()=>{" + script + "\n})();", encoding="utf-8")
     shutil.copyfile(bundle / "dt_bundle.css", static / "datatables.css")
     cells = Path(app.srcdir) / book.ASSETS / "files"

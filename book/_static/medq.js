@@ -17,8 +17,13 @@ document.addEventListener("DOMContentLoaded", () => {
     }
     if (wide && block.dataset.label) block.setAttribute("aria-label", block.dataset.label);
   });
+  const sidebar = document.getElementById("pst-primary-sidebar");
+  if (sidebar) {  // the theme leaves logo and search outside of every landmark
+    sidebar.setAttribute("role", "complementary");
+    sidebar.setAttribute("aria-label", "Book");
+  }
   const tables = window.medqTables;
-  if (tables) document.querySelectorAll(".medq-sortable table").forEach((table) => {
+  if (tables) document.querySelectorAll(".medq-sortable table").forEach((table, number) => {
     table.querySelectorAll("td.number").forEach((cell) => {
       const value = parseFloat(cell.textContent.replace("−", "-").replace(/[^0-9.eE+-]/g, ""));
       cell.dataset.order = Number.isNaN(value) ? -1e99 : value;
@@ -27,6 +32,9 @@ document.addEventListener("DOMContentLoaded", () => {
     tables.jQuery(table).DataTable({
       order: [], autoWidth: false, info: false, paging: many, pageLength: 25, language: { search: "Filter rows: " },
       layout: { topStart: "search", topEnd: null, bottomStart: many ? "paging" : null, bottomEnd: null },
+    });
+    table.closest(".medq-sortable").querySelectorAll("nav").forEach((nav) => {
+      nav.setAttribute("aria-label", `Rows of table ${number + 1}`);
     });
   });
   reach();

@@ -7,11 +7,14 @@ from pathlib import Path
 import pandas as pd
 
 from medq import paths
-from medq.book.show import asset, beside, building, download, figure, files, joined, repository_url, table, text
-from medq.results import class_title, title
+from medq.book.show import (asset, beside, building, download, figure, files, joined, repository_url, table,
+                            text)
+from medq.results import CELL, class_title, title
 
 CHOSEN = ("resnet50", "mobilenetv2")  # the paper's example, and the backbone that an engine's defect hits
-MARKS = {"done": "✓", "unsupported": "∅", "failed": "✗", "missing": "·"}
+MARKS = {"done": "✓", "wrong": "⚠", "unsupported": "∅", "failed": "✗", "missing": "·"}
+STAGES = {"float": "deployed", "converted": "deployed (converted)", "fake-quant": "fake-quantized"}
+DEPLOYED = ("float", "converted")
 METRICS = ("auroc", "auprc", "ece", "ece_top_label", "brier", "accuracy", "nll")
 PAGE = """---
 file_format: mystnb
@@ -79,7 +82,9 @@ def page_name(dataset, backbone, regime):
 
 
 def chosen(results):
-    """Cells that have a page: those of `CHOSEN` backbones (the first two where none of them is there) that ended."""
+    """Cells that have a page: those of `CHOSEN` backbones (the first two where none of them is there) that
+    ended.
+    """
     backbones = [b for b in results.backbones if b in CHOSEN] or results.backbones[:2]
     status = results.status
     status = status[status["backbone"].isin(backbones) & (status["status"] != "missing")]
@@ -92,7 +97,7 @@ def write_cell_pages(folder, results):
     wanted = {}
     for cell in chosen(results):
         heading = " · ".join(title(name) for name in cell)
-        layers = LAYERS if len(_layers(results, *cell)) else ""
+        layers = LAYERS if len(_of(results.layers, *cell)) else ""
         wanted[f"{page_name(*cell)}.md"] = PAGE.format(heading=heading, cell=tuple(cell), layers=layers)
     for old in folder.glob("*-*.md"):
         if old.name not in wanted:
@@ -103,126 +108,112 @@ def write_cell_pages(folder, results):
             path.write_text(content, encoding="utf-8")
 
 
-# --- the map ----------------------------------------------------------------------------------------------------------
+# --- the map ------------------------------------------------------------------------------------------------
 
 def matrix(results):
-    """Every cell as a small table of AUPRC, coloured and marked by outcome; an entry leads to the cell's page or file."""
-    value = _values(results, "auprc")
-    pages = set(chosen(results))
-    regimes = results.regimes
-    head = "".join(f"<th scope='col'>{escape(title(r))}</th>" for r in regimes)
-    blocks = []
+    """Every cell by its AUPRC, coloured and marked by outcome; an entry leads to the cell's page or file."""
+    from medq.results import scores
+
+    values = scores(results, "auprc").set_index(CELL)["value"].to_dict()
+    pages, html = set(chosen(results)), ""
+    head = "".join(f'<th scope="col">{escape(title(r))}</th>' for r in results.regimes)
     for dataset in results.datasets:
-        rows = []
+        name, rows = escape(title(dataset), quote=True), ""
         for backbone in results.backbones:
-            entries = [_entry(results, (dataset, backbone, r), value, pages) for r in regimes]
-            rows.append(f"<tr><th scope='row'>{escape(title(backbone))}</th>{''.join(entries)}</tr>")
-        blocks.append(f"<table class='medq-matrix'><caption>{escape(title(dataset))}</caption><thead><tr><th scope='col'>Backbone</th>"
-                      f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>")
-    html = "".join(f"<div class='medq-scroll' role='region' tabindex='0' aria-label='Cells of {escape(title(d), quote=True)}'>{b}</div>"
-                   for d, b in zip(results.datasets, blocks))
+            entries = (_entry(results, (dataset, backbone, r), values, pages) for r in results.regimes)
+            rows += f'<tr><th scope="row">{escape(title(backbone))}</th>{"".join(entries)}</tr>'
+        html += (f'<div class="medq-scroll" role="region" tabindex="0" aria-label="Cells of {name}">'
+                 f'<table class="medq-matrix"><caption>{name}</caption><thead><tr>'
+                 f'<th scope="col">Backbone</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>')
     if not building():
         return text(html)
     path, uri = asset("matrix.html")
     path.write_text(html, encoding="utf-8")
-    frame = results.status.rename(columns={"note": "engine_note"})
-    return text(f"```{{tabular}} {uri}\n```\n\n{files([download(frame, 'cells')])}")
+    return text(f"```{{tabular}} {uri}\n```\n\n{files([download(results.status, 'cells')])}")
 
 
-def _values(results, metric):
-    from medq.results import scores
-
-    frame = scores(results, metric)
-    return {tuple(row[:3]): row[3] for row in frame[["dataset", "backbone", "regime", "value"]].itertuples(index=False, name=None)}
-
-
-def _entry(results, cell, value, pages):
+def _entry(results, cell, values, pages):
     state = results.state(*cell)
-    status, wrong = state["status"], state["engine_agrees"] is False
-    shown = f"{value[cell]:.3f}" if cell in value else status
-    mark = "⚠" if wrong and status == "done" else MARKS[status]
-    label = f"{mark} {shown}"
-    hint = escape("; ".join(filter(None, [status, state["reason"], state["note"]])), quote=True)
-    kind = "wrong" if wrong and status == "done" else status
+    kind = "wrong" if state["status"] == "done" and state["engine_agrees"] is False else state["status"]
+    label = f"{MARKS[kind]} " + (f"{values[cell]:.3f}" if cell in values else state["status"])
     if cell in pages:
-        label = f"<a href='{escape(page_name(*cell), quote=True)}.html'>{label}</a>"
-    elif status != "missing" and building():
-        label = f"<a href='../files/{escape(_cell_csv(results, cell), quote=True)}' download>{label}</a>"
-    return f"<td class='{kind}' title='{hint}'>{label}</td>"
+        label = f'<a href="{escape(page_name(*cell), quote=True)}.html">{label}</a>'
+    elif kind != "missing" and building():
+        label = f'<a href="../files/{escape(_write_csv(results, cell), quote=True)}" download>{label}</a>'
+    hint = "; ".join(filter(None, (state["status"], state["reason"], state["note"])))
+    return f'<td class="{kind}" title="{escape(hint, quote=True)}">{label}</td>'
 
 
-def _cell_csv(results, cell):
-    """Write all that is known of one cell as CSV; the file's name below the book's `files/`."""
+def _write_csv(results, cell):
+    """Write all that is known of one cell; the file's name below the book's `files/`."""
     path, _ = asset(f"files/{page_name(*cell)}.csv")
-    frame = _metrics(results, *cell)
+    frame = _of(results.metrics, *cell)
     if frame.empty:
         state = results.state(*cell)
-        frame = pd.DataFrame([dict(zip(("dataset", "backbone", "regime"), cell), status=state["status"], reason=state["reason"])])
+        frame = pd.DataFrame([dict(zip(CELL, cell), status=state["status"], reason=state["reason"])])
     frame.to_csv(path, index=False)
     return path.name
 
 
-def _metrics(results, dataset, backbone, regime):
-    m = results.metrics
-    return m[(m["dataset"] == dataset) & (m["backbone"] == backbone) & (m["regime"] == regime)]
+def _of(frame, dataset, backbone, regime):
+    """The rows of one cell."""
+    return frame[(frame["dataset"] == dataset) & (frame["backbone"] == backbone)
+                 & (frame["regime"] == regime)]
 
 
-# --- one cell ---------------------------------------------------------------------------------------------------------
+# --- one cell -----------------------------------------------------------------------------------------------
 
 def cell_head(results, dataset, backbone, regime):
     """What became of the cell, and links to the other regimes of the same images and backbone."""
-    state = results.state(dataset, backbone, regime)
+    state, pages = results.state(dataset, backbone, regime), chosen(results)
     others = [f"**{title(r)}**" if r == regime else f"[{title(r)}]({page_name(dataset, backbone, r)}.md)"
-              for r in results.regimes if r == regime or (dataset, backbone, r) in chosen(results)]
+              for r in results.regimes if r == regime or (dataset, backbone, r) in pages]
     said = [f"[All cells](index.md) · {' · '.join(others)}"]
     if state["status"] != "done":
-        said.append(f":::{{warning}}\nThis cell is **{state['status']}**: {state['reason'] or 'no reason is recorded'}.\n:::")
+        why = state["reason"] or "no reason is recorded"
+        said.append(f":::{{warning}}\nThis cell is **{state['status']}**: {why}.\n:::")
     elif state["engine_agrees"] is False:
-        said.append(f":::{{warning}}\nThe engine's integer kernels do not compute what this model's own simulation says: "
-                    f"{state['note'] or 'no note is recorded'}. See {{doc}}`/beyond/relu6`.\n:::")
-    said.append(f":::{{admonition}} Which results are these?\n:class: medq-banner dropdown\n{results.banner()}\n:::")
+        said.append(":::{warning}\nThe engine's integer kernels do not compute what this model's own "
+                    f"simulation says: {state['note'] or 'no note is recorded'}. "
+                    "See {doc}`/beyond/relu6`.\n:::")
+    said.append(":::{admonition} Which results are these?\n:class: medq-banner dropdown\n"
+                f"{results.banner()}\n:::")
     return text("\n\n".join(said))
 
 
-def cell_numbers(results, dataset, backbone, regime):
+def cell_numbers(results, *cell):
     """Every macro metric of the cell, by stage and recipe, with its interval where one is stored."""
-    frame = _metrics(results, dataset, backbone, regime)
+    frame = _of(results.metrics, *cell)
     frame = frame[(frame["class"] == "") & frame["metric"].isin(METRICS)]
     if frame.empty:
         return text("*No numbers: the cell did not end with predictions.*")
-    frame = frame.assign(model=[_model(s, r) for s, r in zip(frame["stage"], frame["recipe"])])
-    whole = frame[frame["fold"] == "pooled"] if (frame["fold"] == "pooled").any() else frame
+    model = [STAGES.get(s, s) if r in ("default", "") else r for s, r in zip(frame["stage"], frame["recipe"])]
+    whole = frame.assign(model=model)
+    whole = whole[whole["fold"] == "pooled"] if (whole["fold"] == "pooled").any() else whole
     wide = whole.groupby(["metric", "model"], sort=False)["value"].mean().unstack("model")
     wide = wide.reindex([m for m in METRICS if m in wide.index])
-    wide = wide[sorted(wide.columns, key=lambda c: not c.startswith("deployed"))]
-    i = results.intervals
-    i = i[(i["dataset"] == dataset) & (i["backbone"] == backbone) & (i["regime"] == regime) & (i["class"] == "")
-          & i["stage"].isin(["float", "converted"])].drop_duplicates("metric").set_index("metric")
-    bounds = [f"{i.loc[m, 'low']:.4f}–{i.loc[m, 'high']:.4f}" if m in i.index else "–" for m in wide.index]
-    wide.insert(1, "95 % interval", bounds)
-    wide = wide.reset_index()
-    wide.columns.name = None
+    wide = wide[sorted(wide.columns, key=lambda column: not column.startswith("deployed"))]
+    known = _of(results.intervals, *cell)
+    known = known[(known["class"] == "") & known["stage"].isin(DEPLOYED)].drop_duplicates("metric")
+    bounds = {r["metric"]: f"{r['low']:.4f}–{r['high']:.4f}" for r in known.to_dict("records")}
+    wide.insert(1, "95 % interval", [bounds.get(m, "–") for m in wide.index])
+    wide = wide.reset_index().rename_axis(None, axis=1)
     wide.attrs = {"formats": {None: "{:.4f}"}}
-    return table(wide, page_name(dataset, backbone, regime) + "-numbers", "Metrics on the held-out images", frame, numbered=False)
+    return table(wide, f"{page_name(*cell)}-numbers", "Metrics on the held-out images", frame, numbered=False)
 
 
-def _model(stage, recipe):
-    name = {"float": "deployed", "converted": "deployed (converted)", "fake-quant": "fake-quantized"}.get(stage, stage)
-    return recipe if recipe not in ("default", "") else name
-
-
-def cell_classes(results, dataset, backbone, regime):
+def cell_classes(results, *cell):
     """AUPRC, ROC-AUC and ECE of each class."""
-    frame = _metrics(results, dataset, backbone, regime)
-    frame = frame[(frame["class"] != "") & frame["stage"].isin(["float", "converted"]) & frame["recipe"].isin(["default", ""])
-                  & frame["metric"].isin(["auprc", "auroc", "ece"])]
+    frame = _of(results.metrics, *cell)
+    frame = frame[(frame["class"] != "") & frame["stage"].isin(DEPLOYED)
+                  & frame["recipe"].isin(["default", ""]) & frame["metric"].isin(["auprc", "auroc", "ece"])]
     if frame.empty:
         return text("*No numbers per class.*")
     wide = frame.groupby(["class", "metric"], sort=False)["value"].mean().unstack("metric").reset_index()
-    wide.columns.name = None
-    wide["class"] = [class_title(dataset, c) for c in wide["class"]]
+    wide["class"] = [class_title(cell[0], c) for c in wide["class"]]
+    wide = wide.rename_axis(None, axis=1)
     wide.attrs = {"formats": {None: "{:.4f}"}}
-    return table(wide, page_name(dataset, backbone, regime) + "-classes", "By class", frame, numbered=False)
+    return table(wide, f"{page_name(*cell)}-classes", "By class", frame, numbered=False)
 
 
 def cell_reliability(results, dataset, backbone, regime):
@@ -233,8 +224,8 @@ def cell_reliability(results, dataset, backbone, regime):
     label, name = f"{title(backbone)}, {title(regime)}", page_name(dataset, backbone, regime)
     return beside(figure(figures.reliability(predictions, regime=regime, label=label), f"{name}-reliability",
                          "Confidence against the share of right answers.", numbered=False),
-                  figure(figures.confusion_matrix(predictions, dataset=dataset, label=label), f"{name}-confusion",
-                         "True class against predicted class.", numbered=False))
+                  figure(figures.confusion_matrix(predictions, dataset=dataset, label=label),
+                         f"{name}-confusion", "True class against predicted class.", numbered=False))
 
 
 def cell_training(results, dataset, backbone, regime):
@@ -242,59 +233,53 @@ def cell_training(results, dataset, backbone, regime):
     from medq import figures
 
     if regime.startswith("ptq"):
-        return text(f"Nothing was trained: the weights are those of [the FP32 cell]({page_name(dataset, backbone, 'fp32')}.md)."
-                    if (dataset, backbone, "fp32") in chosen(results) else "Nothing was trained: the weights are the FP32 cell's.")
-    h = results.history
-    h = h[(h["dataset"] == dataset) & (h["backbone"] == backbone) & (h["regime"] == regime)]
-    first = h[h["fold"] == h["fold"].min()] if len(h) else h
-    return figure(figures.training_curve(first, regime=regime, label=f"{title(backbone)}, {title(regime)}"),
-                  page_name(dataset, backbone, regime) + "-training", "Training, epoch by epoch.", h, numbered=False)
+        there = (dataset, backbone, "fp32") in chosen(results)
+        fp32 = f"[the FP32 cell]({page_name(dataset, backbone, 'fp32')}.md)" if there else "the FP32 cell"
+        return text(f"Nothing was trained: the weights are those of {fp32}.")
+    history = _of(results.history, dataset, backbone, regime)
+    first = history[history["fold"] == history["fold"].min()] if len(history) else history
+    drawn = figures.training_curve(first, regime=regime, label=f"{title(backbone)}, {title(regime)}")
+    return figure(drawn, f"{page_name(dataset, backbone, regime)}-training", "Training, epoch by epoch.",
+                  history, numbered=False)
 
 
-def _layers(results, dataset, backbone, regime):
-    frame = results.layers
-    return frame[(frame["dataset"] == dataset) & (frame["backbone"] == backbone) & (frame["regime"] == regime)]
-
-
-def cell_layers(results, dataset, backbone, regime):
+def cell_layers(results, *cell):
     """Noise of every quantized layer, and the three worst by name."""
     from medq import figures, tables
 
-    name = page_name(dataset, backbone, regime)
-    return joined(figure(figures.sqnr_figure(results, dataset, backbone, regime), f"{name}-layers",
-                         "Signal-to-quantization-noise ratio, layer by layer.", _layers(results, dataset, backbone, regime),
+    name = page_name(*cell)
+    return joined(figure(figures.sqnr_figure(results, *cell), f"{name}-layers",
+                         "Signal-to-quantization-noise ratio, layer by layer.", _of(results.layers, *cell),
                          numbered=False),
-                  table(tables.worst_layers(results, dataset, backbone, regime), f"{name}-worst", numbered=False))
+                  table(tables.worst_layers(results, *cell), f"{name}-worst", numbered=False))
 
 
 def cell_files(results, dataset, backbone, regime):
-    """The executed notebook where there is one, the predictions, and the command that makes the cell again."""
+    """The executed notebook where there is one, the predictions, and the command that makes them again."""
     lines, stem = [], page_name(dataset, backbone, regime)
-    notebooks = executed(results, dataset, backbone, regime)
-    for fold, notebook in notebooks.items():
-        path, uri = asset(f"{stem}-fold{fold}.ipynb")
-        shutil.copyfile(notebook, path)
-        lines.append(f"- {{download}}`Executed notebook, fold {fold} <{uri}>`")
+    found = {f"Executed notebook, fold {fold}": notebook
+             for fold, notebook in executed(results, dataset, backbone, regime).items()}
+    if not found:
+        lines.append("- The executed notebook is not among these results; the command below makes it again.")
     predictions = results.path / "predictions" / dataset / backbone / f"{regime}.parquet"
     if predictions.is_file():
-        path, uri = asset(f"{stem}.parquet")
-        shutil.copyfile(predictions, path)
-        lines.append(f"- {{download}}`Predictions (parquet) <{uri}>`: every held-out image and its probabilities")
-    profile = results.provenance.get("profile", results.name)
+        found["Predictions (parquet): every held-out image and its probabilities"] = predictions
+    for k, (name, source) in enumerate(found.items()):
+        path, uri = asset(f"{stem}-{k}{source.suffix}")
+        shutil.copyfile(source, path)
+        lines.append(f"- {{download}}`{name} <{uri}>`")
     stage = "quantize" if regime.startswith(("ptq", "qat")) else "finetune"
+    profile = results.provenance.get("profile", results.name)
     lines.append(f"- Parameterised notebook: [{stage}.ipynb]({repository_url(f'notebooks/{stage}.ipynb')})")
-    if not notebooks:
-        lines.append("- The executed notebook is not among these results; this makes it again:")
-    lines.append(f"\n```console\n$ medq batch params/{profile}.yaml --only dataset={dataset} backbone={backbone} regime={regime}\n```")
+    lines.append(f"\n```console\n$ medq batch params/{profile}.yaml --only dataset={dataset} "
+                 f"backbone={backbone} regime={regime}\n```")
     return text("\n".join(lines))
 
 
 def executed(results, dataset, backbone, regime):
-    """Executed notebooks of a cell {fold: path}: kept with the results, or in the batch's own folder beside them."""
+    """Executed notebooks of a cell {fold: path}: kept with the results, or in the folder of their batch."""
     found = {}
     for root in (paths.runs() / results.name, results.path / "notebooks"):
         for path in sorted((root / dataset / backbone / regime).glob("fold*/*.ipynb")):
             found[path.parent.name.removeprefix("fold")] = path
     return found
-
-

@@ -1,7 +1,7 @@
 """Numbered figures and tables with their data to download, and links into the repository.
 
-A page's cell returns a `Shown`. Inside a build (`MEDQ_BOOK` names the book's folder) its content goes to files under
-`_build/assets/` and the page includes them as numbered figures and tables; in a notebook it shows itself as HTML.
+A page's cell returns a `Shown`. Inside a build (`MEDQ_BOOK` names the book's folder) its content goes to
+files under `_build/assets/`, which the page includes as figures and tables; a notebook shows it as HTML.
 """
 
 import hashlib
@@ -21,7 +21,8 @@ from medq import paths
 ASSETS = "_build/assets"
 
 
-# --- links: `_config.yml` is the one place that names the repository --------------------------------------------------
+# --- links: `_config.yml` is the one place that names the repository ----------------------------------------
+
 
 @cache
 def config():
@@ -55,11 +56,12 @@ def colab_url(path):
 def binder_url(path=""):
     """Address that opens `path` in JupyterLab on Binder."""
     owner, name = config()["repository"]["url"].rstrip("/").split("/")[-2:]
-    start = f"{config()['launch_buttons']['binderhub_url']}/v2/gh/{owner}/{name}/{config()['repository']['branch']}"
-    return f"{start}?urlpath=lab/tree/{quote(path)}"
+    hub, branch = config()["launch_buttons"]["binderhub_url"], config()["repository"]["branch"]
+    return f"{hub}/v2/gh/{owner}/{name}/{branch}?urlpath=lab/tree/{quote(path)}"
 
 
-# --- what a cell returns ----------------------------------------------------------------------------------------------
+# --- what a cell returns ------------------------------------------------------------------------------------
+
 
 class Shown:
     """MyST for the book and, for a notebook, Markdown or HTML of the same content."""
@@ -92,7 +94,8 @@ def text(markdown):
 
 def joined(*parts):
     """Several outputs as one, below each other."""
-    return Shown("\n\n".join(p.myst for p in parts), "".join(p.html or f"<p>{escape(p.myst)}</p>" for p in parts))
+    html = "".join(p.html or f"<p>{escape(p.myst)}</p>" for p in parts)
+    return Shown("\n\n".join(p.myst for p in parts), html)
 
 
 def beside(*parts):
@@ -102,7 +105,7 @@ def beside(*parts):
 
 
 def figure(figure, name, caption=None, data=None, *, numbered=True):
-    """A figure of medq.figures with its SVG and, where `data` (a DataFrame) is given, its numbers as CSV to download.
+    """A figure of medq.figures with its SVG and, where `data` (a DataFrame) is given, its numbers as CSV.
 
     A numbered figure can be referred to as {numref}`name`.
     """
@@ -117,21 +120,25 @@ def figure(figure, name, caption=None, data=None, *, numbered=True):
     figures.save(figure, path)
     links = [f"{{download}}`SVG <{uri}>`", *([download(data, name)] if data is not None else [])]
     label = f":name: {name}\n" if numbered else ""
-    return Shown(f"```{{plot}} {uri}\n{label}:alt: {json.dumps(alt, ensure_ascii=False)}\n\n{caption or ''}\n```\n\n"
-                 f"{files(links)}")
+    return Shown(
+        f"```{{plot}} {uri}\n{label}:alt: {json.dumps(alt, ensure_ascii=False)}\n\n{caption or ''}\n```\n\n"
+        f"{files(links)}"
+    )
 
 
 def table(frame, name, caption=None, data=None, *, numbered=True, sortable=False):
     """A table (as medq.tables gives it, or any DataFrame) with its numbers as CSV to download.
 
-    `data` is what the CSV holds, if not the table itself. `sortable` lets the reader sort by a column and filter rows.
+    `data` is what the CSV holds, if not the table itself. `sortable` lets the reader sort and filter rows.
     """
     from medq import tables
 
     caption = caption or frame.attrs.get("caption", name)
     frame.attrs.setdefault("caption", caption)
     html = aligned(tables.show(frame).replace("T_medq", f"T_{name}"))
-    return table_of(html, name, caption, frame if data is None else data, numbered=numbered, sortable=sortable)
+    return table_of(
+        html, name, caption, frame if data is None else data, numbered=numbered, sortable=sortable
+    )
 
 
 def table_of(html, name, caption, data, *, numbered=True, sortable=False):
@@ -147,10 +154,32 @@ def table_of(html, name, caption, data, *, numbered=True, sortable=False):
     return Shown(f"```{{tabular}} {uri}\n{label}\n{caption}\n```\n\n{files([download(data, name)])}")
 
 
+def unfolding(summary, lines):
+    """HTML of a list that unfolds; nothing for an empty one. The lines are text."""
+    items = "".join(f"<li>{escape(line.strip())}</li>" for line in lines if line.strip())
+    return f"<details><summary>{escape(summary)}</summary><ul>{items}</ul></details>" if items else ""
+
+
+def html_table(heads, rows, label):
+    """HTML of a table whose cells are HTML already: `heads` and each row hold pairs (HTML, `text` or
+    `number`).
+    """
+    head = "".join(f'<th scope="col" class="{css}">{cell}</th>' for cell, css in heads)
+    body = "".join(
+        "<tr>" + "".join(f'<td class="{css}">{cell}</td>' for cell, css in row) + "</tr>" for row in rows
+    )
+    return (
+        f'<div class="medq-scroll" role="region" tabindex="0" aria-label="{escape(label, quote=True)}">'
+        f'<table class="medq-unfolds"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
 def aligned(html):
     """The table's HTML with each heading of a text column marked as text, like the column's cells."""
     for column in re.findall(r'<td[^>]* class="data row0 (col\d+) text"', html):
-        html = re.sub(rf'class="col_heading level0 {column}"', f'class="col_heading level0 {column} text"', html)
+        html = re.sub(
+            rf'class="col_heading level0 {column}"', f'class="col_heading level0 {column} text"', html
+        )
     return html
 
 
@@ -158,16 +187,29 @@ def each_dataset(results, draw, name, caption, data=None):
     """`draw(dataset)` as one figure per dataset; {dataset} in the caption becomes its title."""
     from medq.results import title
 
-    return joined(*(figure(draw(d), f"{name}-{d}", caption.format(dataset=title(d)),
-                           data[data["dataset"] == d] if data is not None else None) for d in results.datasets))
+    return joined(
+        *(
+            figure(
+                draw(d),
+                f"{name}-{d}",
+                caption.format(dataset=title(d)),
+                data[data["dataset"] == d] if data is not None else None,
+            )
+            for d in results.datasets
+        )
+    )
 
 
 def interactive(figure, name):
     """A plotly figure of medq.figures, which the reader can hover over and zoom."""
     from medq import figures
 
-    html = figure.to_html(full_html=False, include_plotlyjs=False if building() else "cdn", div_id=f"plotly-{name}",
-                          config={"displaylogo": False, "responsive": True})
+    html = figure.to_html(
+        full_html=False,
+        include_plotlyjs=False if building() else "cdn",
+        div_id=f"plotly-{name}",
+        config={"displaylogo": False, "responsive": True},
+    )
     alt = figures.alt_text(figure)
     if not building():
         return Shown(alt, html)
@@ -189,7 +231,8 @@ def files(links):
     return f"{{.medq-files}}\nDownload: {' · '.join(links)}"
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- pictures -----------------------------------------------------------------------------------------------
+
 
 def image_size(path):
     """Width and height in CSS pixels of an SVG or bitmap."""
@@ -212,9 +255,10 @@ def dark(svg):
 
     A colour is grey where its channels differ by less than 12 of 255.
     """
+
     def swap(match):
         digits = match[1] if len(match[1]) == 6 else "".join(2 * d for d in match[1])
-        channels = [int(digits[i:i + 2], 16) for i in (0, 2, 4)]
+        channels = [int(digits[i : i + 2], 16) for i in (0, 2, 4)]
         if max(channels) - min(channels) >= 12:
             return match[0]
         return "#" + "".join(f"{round(230 - 212 * c / 255):02x}" for c in channels)

@@ -1,0 +1,399 @@
+"""The book built on a small simulated result folder, checked in its HTML; its helpers and its experiment on
+their own.
+"""
+
+import csv
+import importlib.util
+import re
+
+import pandas as pd
+import pytest
+import yaml
+from filelock import FileLock
+
+import book_check
+import fixtures_results
+from medq import book, params, paths, results
+
+pytestmark = pytest.mark.timeout(900)  # a busy machine builds the book slowly
+MISSING = ("phantom-SkinCancer", "swin_tiny", "qat-qnnpack")
+FAILED = ("phantom-SkinCancer", "resnet50", "fp16")
+UNSUPPORTED = ("phantom-BrainMRI", "resnet50", "ptq-qnnpack")
+WRONG = ("phantom-SkinCancer", "resnet50", "qat-qnnpack")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory, worker_id):
+    """The small book, built once however many processes run the tests."""
+    base = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
+    folder = base / "book with a space"
+    with FileLock(str(base / "book.lock")):
+        if not (folder / "output.txt").is_file():
+            folder.mkdir()
+            fixtures_results.write(
+                folder / "small",
+                datasets=("BrainMRI", "SkinCancer"),
+                backbones=("resnet50", "swin_tiny"),
+                n=80,
+                phantoms=True,
+                missing=[MISSING],
+                failed=[FAILED],
+                unsupported=[UNSUPPORTED],
+                disagree=[WRONG],
+            )
+            _, output = book_check.build(folder, folder / "small")
+            (folder / "output.txt").write_text(output)
+    html = folder / "book" / "_build" / "html"
+    return {
+        "html": html,
+        "output": (folder / "output.txt").read_text(),
+        "pages": book_check.pages(html),
+        "results": results.load(folder / "small"),
+        "folder": folder,
+    }
+
+
+def text(site, page):
+    return " ".join(site["pages"][page].get_text(" ").split())
+
+
+def test_builds_without_a_warning(site):
+    assert book_check.warnings(site["output"]) == []
+
+
+def test_loads_nothing_from_elsewhere(site):
+    assert book_check.outside(site["html"], site["pages"]) == []
+
+
+def test_links_and_anchors_lead_somewhere(site):
+    assert book_check.broken_links(site["html"], site["pages"]) == []
+
+
+def test_images_have_size_and_alternative_text(site):
+    assert book_check.plain_images(site["pages"]) == []
+
+
+def test_no_path_of_this_machine(site):
+    for page in [*site["html"].rglob("*.html"), *site["html"].rglob("*.ipynb"), *site["html"].rglob("*.svg")]:
+        content = page.read_text(encoding="utf-8")
+        assert str(site["folder"]) not in content and str(paths.ROOT) not in content, page
+
+
+@pytest.mark.parametrize(
+    "kind, number", [("table", n) for n in range(1, 5)] + [("figure", n) for n in range(1, 8)]
+)
+def test_every_table_and_figure_of_the_paper_is_there(site, kind, number):
+    page = site["pages"][f"results/{kind}{number}.html"]
+    named = page.find(id=f"{kind}{number}")
+    assert named and named.find(class_="caption-number").get_text(strip=True) == f"{kind.title()} {number}"
+    assert named.find("table" if kind == "table" else "img")
+    files = {a["href"].rsplit(".", 1)[-1] for a in page.find_all("a", class_="download")}
+    assert files >= ({"csv"} if kind == "table" else {"csv", "svg"})
+    assert page.find("details", class_="hide"), "the code that makes it is folded, not absent"
+    reading = next(
+        s for s in page.find_all("section") if s.find("h2") and s.h2.get_text().startswith("Reading")
+    )
+    assert re.search(r"\d|missing", reading.get_text()), "sentences computed from numbers"
+
+
+def test_a_number_on_a_page_is_the_number_in_the_results(site):
+    rows = results.means(site["results"], "ece", stage="fake-quant")
+    rows = rows[rows["regime"] == "ptq-fbgemm"].set_index("dataset")
+    cells = [
+        [c.get_text(" ", strip=True) for c in row.find_all("td")]
+        for row in site["pages"]["results/table1.html"].find(id="table1").find_all("tr")
+    ]
+    shown = {row[0]: row[4] for row in cells if len(row) > 4 and row[1] == "ECE"}
+    for name, value in rows["value"].items():
+        assert shown[results.title(name)].startswith(f"{value:.4f}")
+
+
+def test_the_csv_behind_a_table_holds_the_same_numbers(site):
+    link = site["pages"]["results/table1.html"].find("a", class_="download", href=re.compile(r"table1\.csv"))
+    with (site["html"] / "results" / link["href"]).open(encoding="utf-8") as file:
+        rows = [r for r in csv.DictReader(file) if r["metric"] == "brier" and r["regime"] == "fp32"]
+    means = results.means(site["results"], "brier", stage="fake-quant").set_index(["dataset", "regime"])[
+        "value"
+    ]
+    assert {r["dataset"]: float(r["ours"]) for r in rows} == pytest.approx(
+        {d: means[d, "fp32"] for d in site["results"].datasets}
+    )
+
+
+def test_pages_say_what_is_missing_failed_and_unsupported(site):
+    matrix = site["pages"]["cells/index.html"]
+    counts = {
+        kind: len(matrix.select(f"table.medq-matrix td.{kind}"))
+        for kind in ("missing", "failed", "unsupported", "wrong", "done")
+    }
+    assert counts == {"missing": 1, "failed": 1, "unsupported": 1, "wrong": 1, "done": 24}
+    assert "scale ratio out of range" in text(site, "cells/phantom-BrainMRI-resnet50-ptq-qnnpack.html")
+    assert "the kernel died" in text(site, "cells/phantom-SkinCancer-resnet50-fp16.html")
+    assert "ReLU6 off by 6.0" in text(site, "cells/phantom-SkinCancer-resnet50-qat-qnnpack.html")
+    assert "unsupported" in text(site, "results/table1.html")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "index",
+        "results/table1",
+        "results/figure7",
+        "results/claims",
+        "beyond/found",
+        "cells/index",
+        "beyond/remedies",
+        "repro/model-card",
+    ],
+)
+def test_banner_says_what_these_results_are_not(site, page):
+    said = site["pages"][f"{page}.html"].find(class_="medq-banner").get_text(" ")
+    assert "from scratch" in said and "phantoms" in said and "64 × 64" in said
+
+
+def test_every_entry_of_the_map_leads_somewhere_and_has_its_number(site):
+    auprc = results.scores(site["results"], "auprc").set_index(["dataset", "backbone", "regime"])["value"]
+    entry = site["pages"]["cells/index.html"].find("a", href="phantom-BrainMRI-resnet50-ptq-fbgemm.html")
+    assert entry.get_text().endswith(f"{auprc['phantom-BrainMRI', 'resnet50', 'ptq-fbgemm']:.3f}")
+    plain = site["pages"]["cells/index.html"].find("a", href="../files/phantom-BrainMRI-swin_tiny-fp32.csv")
+    frame = pd.read_csv(site["html"] / "files" / "phantom-BrainMRI-swin_tiny-fp32.csv", keep_default_na=False)
+    assert plain and set(frame["backbone"]) == {"swin_tiny"} and "brier" in set(frame["metric"])
+
+
+def test_launch_buttons_and_links_follow_the_one_setting(site):
+    page = site["pages"]["results/figure3.html"]
+    links = [a["href"] for a in page.find_all("a", href=True)]
+    assert book.binder_url("book/results/figure3.md") in links
+    assert book.colab_url("notebooks/bootstrap.ipynb") in links
+    host = book.config()["repository"]["url"]
+    everywhere = {
+        a["href"]
+        for soup in site["pages"].values()
+        for a in soup.find_all("a", href=re.compile("github.com"))
+    }
+    assert {a for a in everywhere if not a.startswith(host)} <= {
+        "https://github.com/Cedars-CIG/Quantization",
+        "https://github.com/huggingface/pytorch-image-models",
+    }
+
+
+def test_all_pages_are_in_the_table_of_contents():
+    toc = yaml.safe_load((paths.ROOT / "_toc.yml").read_text())
+    listed = {toc["root"]} | {c["file"] for part in toc["parts"] for c in part["chapters"]}
+    there = {
+        p.relative_to(paths.ROOT / "book").with_suffix("").as_posix()
+        for p in (paths.ROOT / "book").rglob("*.md")
+        if "_build" not in p.parts and p.name.count("-") < 2 or p.parent.name != "cells"
+    }
+    assert listed == {name for name in there if not name.startswith("_build")}
+    for name in ("_config.yml", "_toc.yml"):
+        assert (paths.ROOT / "book" / name).resolve() == paths.ROOT / name
+
+
+def test_everything_that_a_page_or_checklist_points_to_exists():
+    lists = yaml.safe_load((paths.ROOT / "book" / "_data" / "checklists.yaml").read_text())
+    proofs = {p for items in lists.values() for item in items for p in item.get("proof", [])}
+    roles = {
+        m
+        for page in (paths.ROOT / "book").rglob("*.md")
+        for m in re.findall(r"\{repo\}`(?:[^`<]*<)?([^`>]+)>?`", page.read_text())
+    }
+    gone = [
+        p for p in proofs if not (paths.ROOT / p).exists() and not (paths.ROOT / "book" / f"{p}.md").is_file()
+    ]
+    assert gone + [p for p in roles if not (paths.ROOT / p).exists()] == []
+    assert all(item.get("proof") or item.get("note") for items in lists.values() for item in items)
+
+
+# --- helpers ------------------------------------------------------------------------------------------------
+
+
+def test_dark_exchanges_greys_and_keeps_colours():
+    svg = ('<svg xmlns="x"><path style="fill: #ffffff; stroke: #222222"/>'
+           '<path style="fill: #ce0e17" clip-path="url(#abc)"/></svg>')
+    dark = book.dark(svg)
+    assert "fill: #121212" in dark and "fill: #ce0e17" in dark and "url(#abc)" in dark
+    grey = re.search(r"stroke: #([0-9a-f]{2})\1\1", dark)
+    assert grey and int(grey[1], 16) > 180
+    assert 'fill="#' in dark.split(">")[0], "text without a colour would be black on black"
+
+
+def test_image_size_reads_points_pixels_and_view_boxes(tmp_path):
+    for head, size in (
+        ('width="72pt" height="36pt"', (96, 48)),
+        ('width="30" height="20"', (30, 20)),
+        ('viewBox="0 0 50.4 25"', (50, 25)),
+    ):
+        (tmp_path / "x.svg").write_text(f"<svg {head}></svg>")
+        assert book.image_size(tmp_path / "x.svg") == size
+
+
+def test_fingerprint_changes_with_the_results(tmp_path):
+    (tmp_path / "metrics.csv").write_text("a")
+    before = book.fingerprint(tmp_path)
+    assert before == book.fingerprint(tmp_path)
+    (tmp_path / "metrics.csv").write_text("ab")
+    assert before != book.fingerprint(tmp_path)
+
+
+def test_pages_of_cells_follow_the_results(tmp_path):
+    made = results.load(
+        fixtures_results.write(
+            tmp_path / "r",
+            datasets=("BrainMRI",),
+            backbones=("resnet18", "vit_base"),
+            regimes=("fp32", "ptq-fbgemm"),
+            n=40,
+        )
+    )
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "BrainMRI-resnet50-fp32.md").write_text("of an earlier build")
+    book.write_cell_pages(tmp_path, made)
+    assert {p.stem for p in (tmp_path / "cells").iterdir()} == {
+        f"BrainMRI-{b}-{r}" for b in ("resnet18", "vit_base") for r in ("fp32", "ptq-fbgemm")
+    }
+
+
+def test_advice_names_the_fastest_that_passes_and_why_others_did_not(tmp_path):
+    from medq.advise import Limits
+
+    shape = {
+        "datasets": ("BrainMRI",),
+        "n": 40,
+        "predictions": False,
+        "backbones": ("resnet18", "mobilenetv2"),
+        "omit": ("peers.csv",),
+        "speedup": {"resnet18": 3.0, "mobilenetv2": 2.0},
+    }
+    good = results.load(fixtures_results.write(tmp_path / "good", ptq=0.0, qat=0.0, **shape))
+    bad = results.load(fixtures_results.write(tmp_path / "bad", ptq=1.0, qat=1.0, **shape))
+    refused = book.advice(bad).set_index("backbone")
+    assert set(refused["ship"]) == {"FP32"} and "INT8-PTQ" in refused.loc["mobilenetv2", "refused"]
+    wide = book.advice(good, Limits(auprc_loss_pp=100, ece_rise=1))
+    assert wide["ship"].str.startswith("INT8").all() and (wide["speedup"] > 1).all()
+
+
+def test_optimism_of_selection_is_the_gap_to_the_neighbours():
+    history = pd.DataFrame(
+        {
+            "dataset": "d",
+            "backbone": "b",
+            "regime": ["fp32"] * 5 + ["fp16"] * 3,
+            "fold": "0",
+            "epoch": [1, 2, 3, 4, 5, 1, 2, 3],
+            "accuracy": [0.5, 0.8, 0.9, 0.85, 0.8, 0.5, 0.6, 0.7],
+        }
+    )
+
+    class Folder:
+        pass
+
+    Folder.history = history
+    frame = book.selection_optimism(Folder)
+    assert list(frame["regime"]) == ["fp32"], "the other's best epoch is its last: nothing to compare with"
+    assert frame["optimism"].iloc[0] == pytest.approx(100 * (0.9 - (0.8 + 0.9 + 0.85) / 3))
+
+
+# --- the experiment on batch normalisation ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    path = paths.ROOT / "book" / "_data" / "batch_norm.py"
+    spec = importlib.util.spec_from_file_location("batch_norm", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module, pd.read_csv(path.with_suffix(".csv")).set_index("backbone")
+
+
+def test_batch_norm_experiment_gives_the_committed_size(experiment):
+    from medq import backbones
+
+    module, committed = experiment
+    ratio = module.size_ratio(backbones.create("mobilenetv2", 4, module.SIDE), "traced")
+    assert ratio == pytest.approx(committed.loc["mobilenetv2", "traced"], abs=0.005)
+    assert set(book.batch_norm_sizes()["nearer"]) == {"traced"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["densenet121", "efficientnet_b0", "mobilenetv2"])
+def test_batch_norm_experiment_gives_the_committed_row(experiment, name):
+    module, committed = experiment
+    now = module.measure(name)
+    for treatment in ("traced", "fused"):
+        assert now[treatment] == pytest.approx(committed.loc[name, treatment], abs=0.005)
+    assert now["qat_traced"] > 0.1 and now["qat_replaced"] < 1e-4
+
+
+# --- the worked example of book/run/own.md ------------------------------------------------------------------
+
+
+@pytest.fixture
+def example(tmp_path, monkeypatch):
+    """The YAML blocks of the page, in a copy of params/, and images where the page says they lie."""
+    from PIL import Image
+
+    page = (paths.ROOT / "book" / "run" / "own.md").read_text(encoding="utf-8")
+    blocks = [yaml.safe_load(b) for b in re.findall(r"```yaml\n(.*?)```", page, re.S)]
+    folder = tmp_path / "params"
+    folder.mkdir()
+    for name, keys in (("datasets", ("Retina", "Fractures")), ("backbones", ("regnet",))):
+        entries = {k: v for b in blocks for k, v in b.items() if k in keys}
+        assert set(entries) == set(keys)
+        (folder / f"{name}.yaml").write_text(
+            (paths.PARAMS / f"{name}.yaml").read_text() + yaml.safe_dump(entries)
+        )
+    profile = next(b for b in blocks if "profile" in b)
+    (folder / "mine.yaml").write_text(yaml.safe_dump(profile))
+    rows = []
+    for k in range(30):
+        name = f"r{k:04d}.png"
+        (tmp_path / "data/retina/photographs").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (24, 24), (8 * k, 0, 0)).save(tmp_path / "data/retina/photographs" / name)
+        rows.append(
+            {
+                "image": name.removesuffix(".png"),
+                "diagnosis": ("healthy", "referable")[k // 2 % 2],
+                "patient": f"p{k // 2}",
+            }
+        )
+    pd.DataFrame(rows).to_csv(tmp_path / "data/retina/labels.csv", index=False)
+    for k in range(12):
+        target = tmp_path / "data/fractures" / ("none", "fracture")[k % 2]
+        target.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (24, 24), 20 * k).save(target / f"{k}.png")
+    return tmp_path
+
+
+def test_worked_example_reads_the_images_it_describes(example):
+    from medq.datasets.folds import folds
+    from medq.datasets.index import index
+
+    specs = params.datasets(example / "params")
+    for name, n in (("Retina", 30), ("Fractures", 12)):
+        frame = index(specs[name], example / "data")
+        assert len(frame) == n
+        split = folds(frame, specs[name])
+        assert split.groupby("group")["fold"].nunique().max() == 1 and split["fold"].nunique() == 5
+
+
+def test_worked_example_backbone_builds_and_quantizes(example, monkeypatch):
+    import torch
+
+    from medq import backbones
+    from medq.params import Recipe
+    from medq.quantize import static
+
+    known = params.backbones(example / "params")
+    monkeypatch.setattr(params, "backbones", lambda *_: known)
+    model = backbones.create("regnet", 2, 64).eval()
+    prepared = static.prepare(model, "fbgemm", Recipe(title="default"), 64)
+    static.calibrate(prepared, [torch.randn(2, 3, 64, 64)])
+    assert static.convert(prepared, "fbgemm")(torch.randn(1, 3, 64, 64)).shape == (1, 2)
+
+
+def test_worked_example_profile_is_valid(example, monkeypatch):
+    monkeypatch.setattr(params, "backbones", lambda *_: {"regnet": None, "resnet18": None})
+    monkeypatch.setattr(params, "datasets", lambda *_: {"Retina": None})
+    profile = params.load(example / "params" / "mine.yaml")
+    assert profile.datasets == ["Retina"] and profile.weights == "imagenet"
