@@ -56,8 +56,8 @@ def integers(instructions):
     if {"avx512_vnni", "avx_vnni", "amx_int8"} & set(instructions):
         return (
             "With VNNI: 8-bit products are summed in 32 bits and cannot saturate, except in fbgemm's "
-            "depthwise kernels, which still sum in 16 bits; PyTorch's default for fbgemm therefore keeps activations in "
-            "7 bits (reduced range) here too."
+            "depthwise kernels, which still sum in 16 bits; PyTorch's default for fbgemm therefore "
+            "keeps activations in 7 bits (reduced range) here too."
         )
     if {"asimddp", "i8mm"} & set(instructions):
         return "Arm with integer dot products: qnnpack sums in 32 bits and needs no reduced range."
@@ -99,7 +99,7 @@ def regimes(gpu, engines, instructions):
 
 
 def _try(engine_name):
-    """`works` if an engine converts and runs a small convolutional model and a dynamic Linear; else why not."""
+    """`works` if an engine converts and runs a small convolutional model and a dynamic Linear, or why."""
     import torch
     from torch import nn
 

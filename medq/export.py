@@ -336,7 +336,7 @@ def _describe(output, facts, part, found, exact):
 
 
 def _score_tables(facts, scores, reference, spec):
-    """Rows of the card's two tables: macro metrics of the file and of PyTorch's FP32, and the file's per class."""
+    """Rows of the card's two tables: metrics of the file and of PyTorch's FP32, and the file's per class."""
     from medq.results import METRICS
 
     def score(frame, metric, klass=""):
