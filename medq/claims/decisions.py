@@ -12,7 +12,7 @@ from medq.claims.evidence import (CONTRADICTED, NAN, OPEN, SUPPORTED, Entry, Fin
                                   spread_ratio,
                                   student)
 from medq.results import class_title, counterpart, family, means, scores, timings, title
-from medq.tables import _latency_rows, calibration_data, silent, speedups
+from medq.tables import latency_rows, calibration_data, silent, speedups
 
 CLOSE = {"auroc": 0.01, "auprc": 0.02, "ece": 0.01, "brier": 0.02}  # as good as the same
 LARGE = {"auroc": 0.05, "auprc": 0.05, "ece": 0.05,
@@ -350,7 +350,7 @@ def _ratio(table, backbone):
 
 def tails(results, low=1.02, high=1.15):
     """p99 over p50 of INT8-PTQ at batch 1 lies between `low` and `high` for every backbone."""
-    rows = _latency_rows(results, 1, "ptq-fbgemm")
+    rows = latency_rows(results, 1, "ptq-fbgemm")
     found = []
     for backbone in results.backbones:
         tail = rows.get(backbone, {}).get("int8_tail")
@@ -361,7 +361,7 @@ def tails(results, low=1.02, high=1.15):
 
 def tails_alike(results, margin=0.1):
     """Mean p99 over p50 of INT8-PTQ differs from that of FP32 by at most `margin`."""
-    rows = _latency_rows(results, 1, "ptq-fbgemm")
+    rows = latency_rows(results, 1, "ptq-fbgemm")
     change = [q["int8_tail"]["value"] - q["fp32_tail"]["value"] for q in rows.values()
               if "int8_tail" in q and "fp32_tail" in q]
     return judge([student(results, "INT8 over FP32", change)], low=-margin, high=margin, unit="signed")
@@ -395,7 +395,7 @@ def speedups_differ(results, factor=2):
 
 def larger_gain_more(results):
     """Speed-ups rise with the FP32 latency of the backbone (rank correlation above 0)."""
-    rows = {b: q["fp32_p50"]["value"] for b, q in _latency_rows(results, 1, "ptq-fbgemm").items()
+    rows = {b: q["fp32_p50"]["value"] for b, q in latency_rows(results, 1, "ptq-fbgemm").items()
             if "fp32_p50" in q}
     found = rank_correlation(pd.Series(rows, dtype=float), _speedups(results, "ptq-fbgemm")["value"],
                              "rank correlation of FP32 latency and speed-up")
@@ -428,7 +428,7 @@ def neither_gain_nor_reliability(results, named=VULNERABLE):
 def sizes_shrink(results, published, margin=0.05):
     """FP32 over INT8 size on disk matches Table 4 within `margin` for each backbone."""
     paper = published.ratios.set_index("backbone")["size_ratio"]
-    rows = _latency_rows(results, 1, "ptq-fbgemm")
+    rows = latency_rows(results, 1, "ptq-fbgemm")
     found = []
     for backbone in results.backbones:
         mine = paper.get(backbone) if printed(results) else rows.get(backbone, {}).get("size_ratio",

@@ -1,0 +1,281 @@
+"""Tables beyond the paper: engines, recipes, remedies, decisions, leaks, controls, other runtimes, coverage.
+"""
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from medq.results import CELL, CONTROL, LOWER_IS_BETTER, counterpart, means, scores, title
+from medq.results import published as paper_results
+from medq.tables.entries import by_key, captioned, cell_state
+
+COLLAPSE = 0.10  # a recipe collapses a model if it costs this much AUPRC, or adds this much top-label ECE
+
+
+def engine_check(results, metric="brier"):
+    """Does each INT8 engine compute what the model's own simulation says? One row per INT8 cell, worst first.
+
+    Columns: dataset, backbone, regime, agrees, fp32, simulated, converted, mended, gap (converted -
+    simulated, in the direction of worse), worst_layer, max_steps (largest error of a kernel, in
+    quantization steps), note.
+    """
+    simulated, converted = (by_key(scores(results, metric, stage=s), CELL) for s in ("fake-quant",
+                                                                                     "converted"))
+    mended = by_key(scores(results, metric, recipe="mended"), CELL)
+    worst = results.layers.dropna(subset=["kernel_max_steps"]).sort_values("kernel_max_steps")
+    layers, sign = by_key(worst.drop_duplicates(CELL, keep="last"),
+                          CELL), 1 if metric in LOWER_IS_BETTER else -1
+    rows = []
+    for cell in results.status.to_dict("records"):
+        key = tuple(cell[c] for c in CELL)
+        if not key[2].startswith(("ptq", "qat")):
+            continue
+        value = {n: f.get(key, {}).get("value", math.nan) for n, f in
+                 (("simulated", simulated), ("converted", converted), ("mended", mended))}
+        layer = layers.get(key, {})
+        rows.append({**dict(zip(CELL, key)),
+                     "agrees": {True: "yes", False: "NO"}.get(cell["engine_agrees"], ""),
+                     "fp32": converted.get((*key[:2], "fp32"), {}).get("value", math.nan), **value,
+                     "gap": sign * (value["converted"] - value["simulated"]),
+                     "worst_layer": layer.get("layer", ""),
+                     "max_steps": layer.get("kernel_max_steps", math.nan),
+                     "note": cell["note"] or cell_state(results, *key)})
+    columns = [*CELL, "agrees", "fp32", "simulated", "converted", "mended", "gap", "worst_layer", "max_steps",
+               "note"]
+    frame = pd.DataFrame(rows, columns=columns).sort_values("gap", ascending=False, kind="stable",
+                                                            na_position="last")
+    return captioned(frame.reset_index(drop=True),
+                    f"Converted models against their own simulation ({title(metric)})",
+                    "gap: how much worse the converted model is than its fake-quantized simulation.",
+                    formats={None: "{:.4f}", "max_steps": "{:.0f}"})
+
+
+FACTORS = ("weights", "activations", "reduce_range", "fused", "training_mode", "normalised")
+SWITCHES = {("reduce_range", "true"): "reduced range", ("reduce_range", "false"): "full range",
+            ("fused", "fused"): "batch norm fused", ("fused", "unfused"): "batch norm not fused",
+            ("fused", "traced"): "batch norm as traced",
+            ("training_mode", "true"): "observers fed in training mode",
+            ("training_mode", "false"): "observers fed in evaluation mode",
+            ("normalised", "true"): "calibration images normalised",
+            ("normalised", "false"): "calibration images not normalised"}
+
+
+def recipe_means(results, stage):
+    """One row per dataset, backbone, engine and recipe, averaged over folds; with the number and names of
+    changes."""
+    a = results.ablation
+    a = a[a["stage"].isin([stage, ""])] if (a["stage"] == stage).any() else a
+    keys = ["dataset", "backbone", "engine", "recipe"]
+    first = a.drop_duplicates(keys).set_index(keys)
+    frame = first[[*FACTORS, "run_engine"]].join(
+        a.groupby(keys)[["auprc", "auroc", "ece", "ece_top_label", "brier"]].mean()).reset_index()
+    default = by_key(frame[frame["recipe"] == "default"], ["dataset", "backbone", "engine"])
+    frame["changes"] = [_changes(row, default.get((row["dataset"], row["backbone"], row["engine"])))
+                        for row in frame.to_dict("records")]
+    return frame
+
+
+def _changes(row, default):
+    changed = [SWITCHES.get((f, row[f].lower()), f"{f} {row[f] or 'as the engine has them'}") for f in FACTORS
+               if default is not None and row[f].lower() != default[f].lower()]
+    return changed + ([f"run under {row['run_engine']}"] if row["run_engine"] not in ("", row["engine"])
+                      else [])
+
+
+def ablation(results, *, stage="converted"):
+    """The smallest change of recipe that turns a sound model into a collapsed one, per dataset, backbone
+    and engine.
+
+    Columns: dataset, backbone, engine, recipe, changes, n_changes, auprc_before, auprc, ece_before, ece,
+    ece_top_label_before, ece_top_label, tried. Collapsed: AUPRC lower, or top-label ECE higher, by
+    `COLLAPSE` than under the default recipe. Of several recipes with equally few changes the one that costs
+    most AUPRC counts.
+    """
+    frame, rows = recipe_means(results, stage), []
+    for key, group in frame.groupby(["dataset", "backbone", "engine"], sort=False):
+        base = group[group["recipe"] == "default"]
+        others = group[group["recipe"] != "default"]
+        row = {**dict(zip(["dataset", "backbone", "engine"], key)), "tried": len(others)}
+        if len(base):
+            base = base.iloc[0]
+            row |= {f"{m}_before": base[m] for m in ("auprc", "ece", "ece_top_label")}
+            fell = others[(base["auprc"] - others["auprc"] >= COLLAPSE)
+                          | (others["ece_top_label"] - base["ece_top_label"] >= COLLAPSE)]
+            fell = fell.assign(n_changes=fell["changes"].map(len)).sort_values(["n_changes", "auprc"])
+            if len(fell):
+                row |= {m: fell.iloc[0][m] for m in ("recipe", "n_changes", "auprc", "ece", "ece_top_label")}
+                row["changes"] = ", ".join(fell.iloc[0]["changes"])
+            else:
+                row |= {"recipe": "none", "changes": f"none of {len(others)} recipes collapses it"}
+        else:
+            row |= {"recipe": "", "changes": "the default recipe is missing"}
+        rows.append(row)
+    columns = ["dataset", "backbone", "engine", "recipe", "changes", "n_changes", "auprc_before", "auprc",
+               "ece_before",
+               "ece", "ece_top_label_before", "ece_top_label", "tried"]
+    return captioned(pd.DataFrame(rows, columns=columns),
+                    "The smallest change of recipe that makes PTQ collapse",
+                    f"Collapsed: {COLLAPSE:.2f} less AUPRC, or {COLLAPSE:.2f} more top-label ECE, than the "
+                    "default recipe gives.",
+                    formats={None: "{:.3f}", "n_changes": "{:.0f}", "tried": "{:.0f}"})
+
+
+def ablation_means(results, published=None, *, stage="converted"):
+    """Can the paper's Table 1 averages be produced by a recipe? ECE and Brier, mean over backbones, per
+    recipe.
+
+    Columns: dataset, engine, recipe, n_backbones, ece, brier, paper_ece, paper_brier, distance (of the two
+    from the paper's, Euclidean); nearest first within dataset and engine.
+    """
+    published = published or paper_results()
+    frame = recipe_means(results, stage)
+    mean = frame.groupby(["dataset", "engine", "recipe"], sort=False).agg(
+        n_backbones=("backbone", "nunique"), ece=("ece", "mean"), brier=("brier", "mean")).reset_index()
+    for metric in ("ece", "brier"):
+        paper = by_key(means(published, metric, stage="fake-quant"), ["dataset", "regime"])
+        mean[f"paper_{metric}"] = [paper.get((counterpart(d), f"ptq-{e}"), {}).get("value", math.nan)
+                                   for d, e in zip(mean["dataset"], mean["engine"])]
+    mean["distance"] = np.hypot(mean["ece"] - mean["paper_ece"], mean["brier"] - mean["paper_brier"])
+    mean = mean.sort_values(["dataset", "engine", "distance"]).reset_index(drop=True)
+    return captioned(mean, "Recipes beside the paper's INT8-PTQ averages, nearest first",
+                    formats={None: "{:.4f}", "n_backbones": "{:.0f}"})
+
+
+UNTREATED, UNQUANTIZED = "none", "fp32"  # the rows of remedies.csv that the others are held against
+GAP = 0.002  # a PTQ - FP32 gap smaller than this is too small to speak of closing it
+
+
+def remedies(results):
+    """Share of the PTQ to FP32 gap that each remedy closes, and what it costs in latency, one row per cell
+    and remedy.
+
+    Columns: dataset, backbone, regime, remedy, then for auprc, ece, ece_top_label, brier the value and
+    `<metric>_closed` (1: as good as FP32; below 0: worse than PTQ; missing where PTQ is within `GAP` of
+    FP32), and `slowdown` (p50 over untreated PTQ's).
+    """
+    metrics = ["auprc", "ece", "ece_top_label", "brier"]
+    frame = results.remedies.groupby([*CELL, "remedy"], sort=False)[[*metrics, "p50_ms"]].mean().reset_index()
+    untreated = by_key(frame[frame["remedy"] == UNTREATED], CELL)
+    columns = [*CELL, "remedy", *(c for m in metrics for c in (m, f"{m}_closed")), "slowdown"]
+    goals, rows = by_key(frame[frame["remedy"] == UNQUANTIZED], CELL), []
+    for row in frame[~frame["remedy"].isin([UNTREATED, UNQUANTIZED])].to_dict("records"):
+        before, goal = (side.get(tuple(row[c] for c in CELL), {}) for side in (untreated, goals))
+        out = {c: row[c] for c in [*CELL, "remedy", *metrics]}
+        for m in metrics:
+            gap = goal.get(m, math.nan) - before.get(m, math.nan)
+            out[f"{m}_closed"] = (row[m] - before.get(m, math.nan)) / gap if abs(gap) >= GAP else math.nan
+        out["slowdown"] = row["p50_ms"] / before.get("p50_ms", math.nan)
+        rows.append(out)
+    percent = {f"{m}_closed": "{:.0%}" for m in metrics}
+    return captioned(pd.DataFrame(rows, columns=columns),
+                    "Remedies without retraining: share of the PTQ to FP32 gap closed",
+                    f"No share is given where PTQ lies within {GAP} of FP32.",
+                    formats={None: "{:.4f}", **percent, "slowdown": "{:.2f}×"})
+
+
+def silent(results, *, stage="converted"):
+    """What crosses a decision threshold fixed on the FP32 model: one row per cell and class, worst
+    sensitivity first.
+
+    Columns: dataset, backbone, regime, class, n, threshold, sensitivity_reference, sensitivity,
+    sensitivity_change, specificity_change, prevalence_change, crossed_up, crossed_down.
+    """
+    s = results.silent[results.silent["stage"].isin(["float", stage])]
+    counts = ["crossed_up", "crossed_down", "n"]
+    rates = ["threshold", *(f"{r}{e}" for r in ("sensitivity", "specificity", "prevalence")
+                            for e in ("_reference", ""))]
+    frame = s.groupby([*CELL, "class"], sort=False).agg(dict.fromkeys(rates, "mean")
+                                                        | dict.fromkeys(counts, "sum"))
+    frame = frame.reset_index()
+    for rate in ("sensitivity", "specificity", "prevalence"):
+        frame[f"{rate}_change"] = frame[rate] - frame[f"{rate}_reference"]
+    columns = [*CELL, "class", "n", "threshold", "sensitivity_reference", "sensitivity", "sensitivity_change",
+               "specificity_change", "prevalence_change", "crossed_up", "crossed_down"]
+    frame = frame[columns].sort_values("sensitivity_change", kind="stable").reset_index(drop=True)
+    return captioned(frame, "Silent failures: decisions at a threshold fixed on the FP32 model",
+                    "Means over folds; counts are sums over folds.",
+                    formats={None: "{:.3f}", **dict.fromkeys(counts, "{:.0f}")})
+
+
+def flips(results):
+    """Images whose predicted class changes between two regimes, summed over folds, the most first."""
+    counts = ["flipped", "flipped_to_right", "flipped_to_wrong", "n"]
+    frame = results.flips.groupby(["dataset", "backbone", "regime_a", "regime_b"],
+                                  sort=False)[counts].sum().reset_index()
+    frame["share"] = frame["flipped"] / frame["n"]
+    frame = frame.sort_values("share", ascending=False, kind="stable").reset_index(drop=True)
+    return captioned(frame, "Label flips between regimes", formats={None: "{:.0f}", "share": "{:.1%}"})
+
+
+def leak(results, metric="auroc", *, stage="converted"):
+    """What images that stand on both sides of the split do to a metric: one row per cell.
+
+    Columns: dataset, backbone, regime, stage, all, without_identical, without_twins, effect (all - without
+    twins).
+    """
+    frame = results.leak[(results.leak["metric"] == metric) & results.leak["stage"].isin(["float", stage])]
+    wide = frame.pivot_table(index=[*CELL, "stage"], columns="subset", values="value", sort=False)
+    wide = wide.reindex(columns=["all", "without-identical", "without-twins"]).reset_index()
+    wide.columns = [*CELL, "stage", "all", "without_identical", "without_twins"]
+    wide["effect"] = wide["all"] - wide["without_twins"]
+    return captioned(wide, f"The leak between training and test images, and {title(metric)} without it",
+                    formats={None: "{:.4f}", "effect": "{:+.4f}"})
+
+
+def qat_control(results, metric="auprc", *, engine="fbgemm", stage="converted"):
+    """What quantization-aware training gives that training on in FP32 does not: one row per dataset and
+    backbone.
+
+    Columns: dataset, backbone, fp32, continued, qat, training_on (continued - fp32), awareness (qat -
+    continued).
+    """
+    value = {k: r["value"] for k, r in by_key(scores(results, metric, stage=stage), CELL).items()}
+    rows = [{"dataset": d, "backbone": b,
+             **{name: value.get((d, b, regime), math.nan) for name, regime in
+                (("fp32", "fp32"), ("continued", CONTROL), ("qat", f"qat-{engine}"))}}
+            for d in results.datasets for b in results.backbones]
+    frame = pd.DataFrame(rows, columns=["dataset", "backbone", "fp32", "continued", "qat"])
+    frame["training_on"] = frame["continued"] - frame["fp32"]
+    frame["awareness"] = frame["qat"] - frame["continued"]
+    return captioned(frame, f"QAT ({engine}) against FP32 trained for as long, {title(metric)}",
+                    formats={None: "{:.4f}", "training_on": "{:+.4f}", "awareness": "{:+.4f}"})
+
+
+def peers(results, *, batch_size=1):
+    """Other runtimes on the same checkpoints and images; `pareto` marks rows that none beats in both p50
+    and ECE."""
+    frame = results.peers[results.peers["batch_size"].isin([batch_size])].reset_index(drop=True)
+    best = pd.Series(False, index=frame.index)
+    for _, group in frame.groupby(["dataset", "backbone"]):
+        for k, row in group.iterrows():
+            beaten = (group["p50_ms"] <= row["p50_ms"]) & (group["ece"] <= row["ece"]) & (
+                (group["p50_ms"] < row["p50_ms"]) | (group["ece"] < row["ece"]))
+            best[k] = not beaten.any() and not math.isnan(row["p50_ms"])
+    frame = frame.assign(pareto=best).drop(columns="batch_size")
+    return captioned(frame, f"The same models in other INT8 runtimes, batch {batch_size}",
+                    "Pareto: no other row of the model is as fast and as well calibrated, and better in one.",
+                    formats={None: "{:.2f}", **dict.fromkeys(("auroc", "auprc", "ece", "ece_top_label",
+                                                              "brier"), "{:.4f}")})
+
+
+def coverage(results):
+    """What became of every cell: rows (dataset, backbone), a column per regime, entries as in
+    `Results.status`."""
+    frame = results.status.pivot(index=["dataset", "backbone"], columns="regime", values="status")
+    rows = pd.MultiIndex.from_product([results.datasets, results.backbones], names=["dataset", "backbone"])
+    frame = frame.reindex(index=rows, columns=results.regimes)
+    return captioned(frame, "What became of every cell")
+
+
+def worst_layers(results, dataset, backbone, regime, n=3):
+    """The `n` layers with the lowest signal-to-quantization-noise ratio of a cell, worst first (columns of
+    layers.csv)."""
+    frame = results.layers
+    frame = frame[(frame["dataset"] == dataset) & (frame["backbone"] == backbone)
+                  & (frame["regime"] == regime)]
+    frame = frame.groupby(["layer", "operator"], sort=False)[["sqnr_db", "saturation", "weight_range_ratio",
+                                                               "kernel_sqnr_db", "kernel_max_steps"]].mean()
+    frame = frame.nsmallest(n, "sqnr_db").reset_index()
+    return captioned(frame, f"Worst layers of {title(backbone)}, {title(regime)}, {title(dataset)}",
+                    formats={None: "{:.1f}", "saturation": "{:.2%}", "weight_range_ratio": "{:.1f}×"})
