@@ -85,8 +85,8 @@ def _cnn(model, engine_name, batches, labels, size):
         return list(diagnosis.worst(diagnosed(made["none"]), k, WEIGHTED)["layer"])
 
     def combined(made):
-        better = bias_corrected(model, quantized(BETTER), batches)
-        return tempered(kernels.mended(better) or better, batches, labels)
+        better = quantized(BETTER)
+        return tempered(bias_corrected(model, kernels.mended(better) or better, batches), batches, labels)
 
     makers = {"none": lambda made: quantized(),
               "temperature": lambda made: tempered(made["none"], batches, labels)}
