@@ -25,7 +25,7 @@ BETTER = Recipe(title="Per-channel weights, histogram observers, batch norm fold
                 activations="histogram", batch_norm="fused")
 FUSED = Recipe(title="Batch norm folded", batch_norm="fused")
 KEPT = (1, 3, 5)  # how many of the worst layers stay in FP32
-ROUNDS = 30  # timings of each model, one round after the other
+ROUNDS = 60  # timings of each model, one round after the other
 WEIGHTED = ("Conv2d", "ConvReLU2d", "Linear", "LinearReLU", "Linear (dynamic)")
 EQUALIZATION_ROUNDS = 20
 
@@ -256,13 +256,17 @@ def _balance(first, second):
 # --- cost -----------------------------------------------------------------------------------------
 
 def latencies(models, image, rounds=ROUNDS):
-    """{name: median milliseconds} of each model on one image [1, 3, h, w], timed in turns so that all drift alike."""
-    times = {name: [] for name in models}
+    """{name: median milliseconds} of each model on one image [1, 3, h, w].
+
+    All are timed in turns, so that they drift alike, in an order drawn anew for each turn: what ran before decides what
+    the caches hold.
+    """
+    times, draw = {name: [] for name in models}, np.random.default_rng(0)
     with torch.inference_mode():
         for i in range(rounds + 2):
-            for name, model in models.items():
+            for name in draw.permutation(list(models)):
                 start = time.perf_counter()
-                model(image)
+                models[name](image)
                 if i > 1:  # the first two warm up
                     times[name].append(1e3 * (time.perf_counter() - start))
     return {name: float(np.median(values)) for name, values in times.items()}
