@@ -171,8 +171,7 @@ class Results:
         return pd.DataFrame(columns=["image_id", "fold", "label", *(f"p_{c}" for c in self.classes(dataset))])
 
     def classes(self, dataset):
-        """Class names of a dataset in label order: from its predictions, else the catalogue, else the
-        metrics."""
+        """Class names in label order: from predictions, else the catalogue, else the metrics."""
         kept = vars(self).setdefault("_classes", {})
         if dataset not in kept:
             kept[dataset] = self._read_classes(dataset)
@@ -208,8 +207,7 @@ class Results:
 
     @cached_property
     def regimes(self):
-        """Regimes in these results or planned by their profile, in the paper's order; the control comes
-        last."""
+        """Regimes in these results or planned by their profile, in the paper's order, the control last."""
         return self._named("regime", list(REGIMES))
 
     @cached_property
@@ -238,9 +236,7 @@ class Results:
 
     def state(self, dataset, backbone, regime):
         """The row of `status` of one cell as a dict; status `missing` where nothing mentions the cell."""
-        return self._states.get((dataset, backbone, regime), {"status": "missing", "reason": "", "note": "",
-                                                              "engine_agrees": "", "folds_done": 0,
-                                                              "folds": 0})
+        return self._states.get((dataset, backbone, regime), _cell_status(None, False) | {"folds": 0})
 
     def banner(self):
         """Markdown: what these numbers are and are not, computed from `provenance.json` and the cells."""

@@ -7,16 +7,13 @@ import numpy as np
 import pandas as pd
 
 from medq.claims.evidence import (CONTRADICTED, NAN, OPEN, SUPPORTED, Entry, Finding, both, engines, entry,
-                                  exists, harm,
-                                  harms, judge, level, minus, ours, paired, printed, rank_correlation,
-                                  spread_ratio,
-                                  student)
-from medq.results import class_title, counterpart, family, means, scores, timings, title
+                                  exists, harm, harms, judge, level, minus, ours, paired, printed,
+                                  rank_correlation, spread_ratio, student)
+from medq.results import CELL, class_title, counterpart, family, means, scores, timings, title
 from medq.tables import latency_rows, calibration_data, silent, speedups
 
 CLOSE = {"auroc": 0.01, "auprc": 0.02, "ece": 0.01, "brier": 0.02}  # as good as the same
-LARGE = {"auroc": 0.05, "auprc": 0.05, "ece": 0.05,
-         "brier": 0.10}  # about what Table 1 gains from QAT on SkinCancer
+LARGE = {"auroc": 0.05, "auprc": 0.05, "ece": 0.05, "brier": 0.10}  # about Table 1's PTQ on SkinCancer
 UNIT = {"auroc": "points", "auprc": "points", "ece": "signed", "brier": "signed"}
 VULNERABLE = ("mobilenetv2", "efficientnet_b0")
 
@@ -154,13 +151,10 @@ def modest_residual(results, metric="ece"):
 
 
 def conversion_keeps(results):
-    """Every converted model is as well calibrated as its own simulation on the same images, within twice
-    `CLOSE`.
-    """
+    """Every converted model is within twice `CLOSE` of its own simulation on the same images."""
     found = {"ece": [], "brier": []}
     for metric, entries in found.items():
-        simulated, deployed = (scores(results, metric, stage=s).set_index(["dataset", "backbone",
-                                                                           "regime"])["value"]
+        simulated, deployed = (scores(results, metric, stage=s).set_index(CELL)["value"]
                                for s in ("fake-quant", "converted"))
         change = (deployed - simulated).dropna()
         change = change[change.index.get_level_values("regime").str.startswith(("ptq", "qat"))]
@@ -288,8 +282,8 @@ def silent_failures(results):
 
 def ptq_loss(results, metric="auroc"):
     """Mean loss under PTQ of each backbone over datasets and engines: a Series by backbone."""
-    rows = [(b, e.value) for r in engines(results, "ptq") for (_, b), e in harms(results, metric, "fp32",
-                                                                                 r).items()]
+    rows = [(b, e.value) for r in engines(results, "ptq")
+            for (_, b), e in harms(results, metric, "fp32", r).items()]
     frame = pd.DataFrame(rows, columns=["backbone", "loss"])
     return frame.groupby("backbone")["loss"].mean()
 
@@ -431,8 +425,8 @@ def sizes_shrink(results, published, margin=0.05):
     rows = latency_rows(results, 1, "ptq-fbgemm")
     found = []
     for backbone in results.backbones:
-        mine = paper.get(backbone) if printed(results) else rows.get(backbone, {}).get("size_ratio",
-                                                                                       {}).get("value", NAN)
+        measured = rows.get(backbone, {}).get("size_ratio", {}).get("value", NAN)
+        mine = paper.get(backbone) if printed(results) else measured
         off = NAN if mine is None or backbone not in paper else mine - paper[backbone]
         found.append(Entry(title(backbone), off, off, off))
     return judge(found, low=-margin, high=margin, unit="signed")
@@ -541,9 +535,8 @@ def significant(results, first, second, *, better):
 
 def _sweep(results, datasets, backbones):
     data = calibration_data(results)
-    return {(d, b): part.sort_values("n_calibration") for (d, b), part in data.groupby(["dataset",
-                                                                                        "backbone"])
-            if d in datasets and b in backbones}
+    return {(d, b): part.sort_values("n_calibration")
+            for (d, b), part in data.groupby(["dataset", "backbone"]) if d in datasets and b in backbones}
 
 
 def insensitive(results, *, tolerance=0.02, floor=0.95):

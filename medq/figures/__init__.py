@@ -8,16 +8,12 @@ from medq.figures.beyond import (ablation_figure, before_after, confusion_matrix
 from medq.figures.explain import (auprc_explained, auroc_explained, brier_explained, ece_explained,
                                   regime_figure)
 from medq.figures.paper import (figure1, figure2, figure2_interactive, figure3, figure4, figure4_interactive,
-                                figure5,
-                                figure6, figure7)
+                                figure5, figure6, figure7)
 from medq.figures.style import BACKBONE_STYLES, REGIME_COLOURS, alt_text, backbone_style, regime_colour, save
 
 __all__ = ["BACKBONE_STYLES", "REGIME_COLOURS", "ablation_figure", "alt_text", "auprc_explained",
-           "auroc_explained",
-           "backbone_style", "before_after", "brier_explained", "confusion_matrix", "ece_explained",
-           "figure1", "figure2",
-           "figure2_interactive", "figure3", "figure4", "figure4_interactive", "figure5", "figure6",
-           "figure7",
-           "matrix_figure", "regime_colour", "regime_figure", "reliability", "remedies_figure", "save",
-           "sqnr_figure",
-           "summary_figure", "training_curve"]
+           "auroc_explained", "backbone_style", "before_after", "brier_explained", "confusion_matrix",
+           "ece_explained", "figure1", "figure2", "figure2_interactive", "figure3", "figure4",
+           "figure4_interactive", "figure5", "figure6", "figure7", "matrix_figure", "regime_colour",
+           "regime_figure", "reliability", "remedies_figure", "save", "sqnr_figure", "summary_figure",
+           "training_curve"]

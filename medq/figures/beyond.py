@@ -5,9 +5,7 @@ import pandas as pd
 
 from medq.figures.paper import reliability_panels
 from medq.figures.style import (INK, MUTED, ON_COLOUR, ON_DARK, WIDTH, absent, backbone_legend,
-                                backbone_style,
-                                described, empty,
-                                few_ticks, new, regime_colour, styled)
+                                backbone_style, described, empty, few_ticks, new, regime_colour, styled)
 from medq.results import CELL, class_title, scores, title
 from medq.tables import STATUS, recipe_means, remedies, worst_layers
 
@@ -37,8 +35,7 @@ def summary_figure(results, published=None, *, stage="converted"):
     backbone_legend(figure, results.backbones, extra=_bar_handle(), columns=5)
     means = {m: c.groupby(level="regime").mean() for m, c in changes.items()}
     said = [f"{title(r)}: AUPRC {means['auprc'].get(r, np.nan):+.1f} points, ECE "
-            f"{means['ece'].get(r, np.nan):+.1f}"
-            for r in regimes]
+            f"{means['ece'].get(r, np.nan):+.1f}" for r in regimes]
     return described(figure, "What each precision regime costs against FP32, per dataset, a marker per "
                              f"backbone. Mean change over datasets and backbones: {'; '.join(said)}.")
 
@@ -78,12 +75,11 @@ def _change_panel(axis, change, dataset, regimes, backbones):
             axis.plot(v, y + step, marker, color=colour, markersize=5, markeredgecolor=INK,
                       markeredgewidth=0.5)
     axis.set_xscale("symlog", linthresh=1)
-    few = [-50, -10, -1, 0, 1, 10, 50]
     values = change[np.isfinite(change)].to_numpy()
     low, high = min(values.min(initial=-1) * 1.3, -1.5), max(values.max(initial=1) * 1.3, 1.5)
+    ticks = [t for t in (-50, -10, -1, 0, 1, 10, 50) if low <= t <= high]
     axis.set_xlim(low, high)
-    axis.set_xticks([t for t in few if low <= t <= high], [f"{t:+g}" if t else "0" for t in few
-                                                           if low <= t <= high])
+    axis.set_xticks(ticks, [f"{t:+g}" if t else "0" for t in ticks])
     axis.set_xticks([], minor=True)
     axis.grid(axis="y", visible=False)
 
@@ -178,8 +174,8 @@ def ablation_figure(results, dataset, *, engine="fbgemm", stage="converted"):
     if frame.empty:
         return empty(f"Recipe ablation on {title(dataset)} ({engine}): missing from these results.")
     wide = 100 * frame.pivot(index="recipe", columns="backbone", values="auprc")
-    wide = wide.reindex(index=frame["recipe"].unique(), columns=[b for b in results.backbones
-                                                                 if b in wide.columns])
+    known = [b for b in results.backbones if b in wide.columns]
+    wide = wide.reindex(index=frame["recipe"].unique(), columns=known)
     base = wide.loc["default"] if "default" in wide.index else wide.max()
     change = wide.drop(index="default", errors="ignore") - base
     figure, axes = new(height=1.9 + 0.3 * len(change))
@@ -339,10 +335,9 @@ def confusion_matrix(predictions, *, dataset="", label=""):
     axis.set_yticks(range(len(names)), names)
     axis.set(xlabel="Predicted", ylabel="True", title=label)
     right = np.trace(counts) / counts.sum()
+    recall = ", ".join(f"{n} {100 * s:.0f} %" for n, s in zip(names, np.diag(share)))
     return described(figure, f"Confusion matrix{' of ' + label if label else ''}: {counts.sum()} images, "
-                             f"{100 * right:.1f} % right; recall by "
-                             "class " + ", ".join(f"{n} {100 * s:.0f} %" for n,
-                                                                   s in zip(names, np.diag(share))) + ".")
+                             f"{100 * right:.1f} % right; recall by class {recall}.")
 
 
 def _shade(axis, share, counts):

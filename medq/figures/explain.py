@@ -28,9 +28,7 @@ REGIME_DRAWINGS = (  # name; colours of input, weights, arithmetic, output in tr
 
 @styled
 def regime_figure():
-    """What each precision regime does to one layer, while training and as deployed, coloured by number
-    format.
-    """
+    """What each regime does to one layer, while training and as deployed, coloured by number format."""
     from matplotlib.patches import Patch
 
     figure, axes = new(height=5.6)
@@ -166,9 +164,7 @@ def auprc_explained():
 
 @styled
 def ece_explained():
-    """ECE on 200 simulated images in five bins: the gaps between confidence and frequency, weighted by their
-    images.
-    """
+    """ECE on 200 simulated images in five bins: gaps between confidence and frequency, weighted."""
     from medq.metrics import expected_calibration_error, reliability_curve
 
     rng = np.random.default_rng(7)
@@ -207,8 +203,7 @@ def ece_explained():
 
 @styled
 def brier_explained():
-    """Brier score of three images with three classes: squared distance from the truth, summed over classes.
-    """
+    """Brier score of three images with three classes: squared distance from the truth, summed."""
     from medq.metrics import brier_score
 
     probability = np.array([[.85, .10, .05], [.40, .35, .25], [.05, .15, .80]])

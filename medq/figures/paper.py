@@ -10,16 +10,13 @@ from medq.figures.style import (FONT, GRID, INK, MUTED, PAPER, WIDTH, absent, ba
 from medq.results import REGIMES, family, title
 from medq.results import published as paper_results
 from medq.tables import (PAIRS, calibration_data, forest_data, latency_data, regimes_data, reliability_data,
-                         speedups,
-                         tradeoff_data)
+                         speedups, tradeoff_data)
 
 
 # --- Figures 1 and 5 ------------------------------------------------------------------------------
 
 def figure1(results, published=None, *, stage="converted"):
-    """Figure 1: macro ROC-AUC across regimes, a panel per dataset; mean ± std across backbones and each
-    backbone.
-    """
+    """Figure 1: macro ROC-AUC across regimes, a panel per dataset; each backbone, and their mean ± std."""
     return _across_regimes(results, published, "auroc", stage)
 
 
@@ -46,8 +43,7 @@ def _across_regimes(results, published, metric, stage):
 
 
 def _regime_panel(axis, data, regimes, results):
-    """One dataset: per regime a bar of mean ± std, the mean's own interval, and a marker for each backbone.
-    """
+    """One dataset: per regime a bar of mean ± std, the mean's own interval, a marker per backbone."""
     if data.empty:
         return absent(axis)
     spread = {b: k for k, b in enumerate(results.backbones)}
@@ -80,9 +76,9 @@ def _regime_panel(axis, data, regimes, results):
     counts = data[data["backbone"] != "mean"].groupby("regime").size()
     for regime, n in counts[counts < len(results.backbones)].items():
         left = mean["value"].get(regime, 0) > sum(axis.get_xlim()) / 2  # where there is room
-        axis.text(0.01 if left else 0.99, regimes.index(regime) - 0.5, f"{n} of "
-                                                                 f"{len(results.backbones)}", color=MUTED,
-                  transform=axis.get_yaxis_transform(), ha="left" if left else "right", va="center")
+        axis.text(0.01 if left else 0.99, regimes.index(regime) - 0.5, f"{n} of {len(results.backbones)}",
+                  transform=axis.get_yaxis_transform(), ha="left" if left else "right", va="center",
+                  color=MUTED)
 
 
 def _mean_handles(data):
@@ -160,9 +156,7 @@ def _log_ms(axis, values):
 
 
 def _colour_legend(figure, backbones, extra):
-    """Below the figure: a colour patch per backbone (the marker's shape means something else here), then
-    `extra`.
-    """
+    """Below the figure: a colour patch per backbone (the shape means something else here), then `extra`."""
     from matplotlib.patches import Patch
 
     handles = [Patch(facecolor=backbone_style(b)[0], edgecolor=INK, linewidth=0.5, label=title(b))
@@ -197,11 +191,10 @@ def figure2_interactive(results, *, engine="fbgemm", batch_size=1):
             regimes = ["FP32" if r == "fp32" else "INT8-QAT" for r in points["regime"]]
             hover = "%{text}<br>%{x:.2f} ms<br>AUPRC %{y:.4f}<extra></extra>"
             figure.add_scatter(
-                x=points["p50_ms"], y=points["value"], mode="lines+markers", name=title(backbone), row=1,
-                col=column,
-                legendgroup=backbone, showlegend=column == 1, text=[f"{title(backbone)}, {r}"
-                                                                    for r in regimes],
-                hovertemplate=hover, line={"color": backbone_style(backbone)[0], "width": 1},
+                x=points["p50_ms"], y=points["value"], mode="lines+markers", name=title(backbone),
+                row=1, col=column, legendgroup=backbone, showlegend=column == 1,
+                text=[f"{title(backbone)}, {r}" for r in regimes], hovertemplate=hover,
+                line={"color": backbone_style(backbone)[0], "width": 1},
                 marker={"size": 11, "symbol": ["circle" if r == "FP32" else "square" for r in regimes],
                         "line": {"width": 1}})
     figure.update_xaxes(type="log", title=f"p50 at batch {batch_size} (ms)", dtick="D2")
@@ -225,9 +218,7 @@ def _plotly_style(figure, alt, height):
 
 @styled
 def figure3(results, published=None, *, engine="fbgemm", metric="auprc", per_backbone=True):
-    """Figure 3: paired bootstrap differences, square where p < 0.05 and circle otherwise, pooled and per
-    backbone.
-    """
+    """Figure 3: paired bootstrap differences, pooled and per backbone; square where p < 0.05, else circle."""
     from matplotlib.lines import Line2D
 
     data = forest_data(results, metric=metric, engine=engine)
@@ -314,9 +305,7 @@ def figure4(results, published=None, *, regime="ptq-fbgemm"):
         line[0].set_ylabel(f"{title(dataset)}\nAUPRC")
         few_ticks(line[0].yaxis, 4)
     sizes = sorted(data["n_calibration"].unique())
-    marks = [s for s in sizes if s in (sizes[0], sizes[-1])] if len(sizes) < 4 else [sizes[0],
-                                                                                     sizes[len(sizes) // 2],
-                                                                                    sizes[-1]]
+    marks = sorted({sizes[0], sizes[len(sizes) // 2], sizes[-1]})
     axes[0, 0].set_xticks(marks, [f"{m:g}" for m in marks])
     note = textwrap.fill(_sweep_note(data, results), 100)
     figure.supxlabel(f"Calibration images\n{note}", fontsize=FONT)
@@ -385,9 +374,7 @@ def figure4_interactive(results, *, regime="ptq-fbgemm"):
 
 @styled
 def figure6(results, published=None, *, engine="fbgemm", batch_size=1):
-    """Figure 6: CPU latency of FP32 and INT8-PTQ per backbone, p50 with its interval and p99, and the speed-
-    up.
-    """
+    """Figure 6: CPU latency of FP32 and INT8-PTQ per backbone, p50 and p99, and the speed-up."""
     from matplotlib.lines import Line2D
 
     data = latency_data(results, published, engine=engine, batch_size=batch_size)
@@ -436,9 +423,7 @@ def figure6(results, published=None, *, engine="fbgemm", batch_size=1):
 
 @styled
 def figure7(results, published=None, *, backbone="resnet50", engine="fbgemm"):
-    """Figure 7: reliability of one backbone (top label) under FP32, PTQ and QAT, with histograms of
-    confidence below.
-    """
+    """Figure 7: reliability (top label) of one backbone under FP32, PTQ and QAT, histograms below."""
     from matplotlib.lines import Line2D
 
     data = reliability_data(results, backbone=backbone, engine=engine)

@@ -79,9 +79,7 @@ def alt_text(figure):
 
 
 def save(figure, path):
-    """Write a figure as SVG, the same bytes each time: no date, salted ids; its alternative text as
-    description.
-    """
+    """Write a figure as SVG, the same bytes each time, with its alternative text as description."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": "medq", "svg.fonttype": "path"}):
@@ -127,5 +125,4 @@ def absent(axis):
 def joined(words):
     """'a, b and c'."""
     words = list(words)
-    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + (" and " if words
-                                                                     else "") + "".join(words[-1:])
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))

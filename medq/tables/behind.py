@@ -52,8 +52,7 @@ def forest_data(results, *, metric="auprc", engine="fbgemm"):
 
 
 def calibration_data(results, *, regime="ptq-fbgemm"):
-    """Figure 4: dataset, backbone, n_calibration, mean, std, n, spread (over `folds` or over `subsets` of
-    one fold)."""
+    """Figure 4: dataset, backbone, n_calibration, mean, std, n, spread (`folds`, or `subsets` of one)."""
     c = results.calibration_size
     c = c[c["regime"] == regime]
     keys = ["dataset", "backbone", "n_calibration"]
@@ -108,6 +107,5 @@ DATA = {
 
 
 def data(name, results, published=None):
-    """The tidy numbers behind a table or figure (names in `DATA`), for download; `UserError` for an unknown
-    name."""
+    """The tidy numbers behind a table or figure (names in `DATA`); `UserError` for an unknown name."""
     return DATA[one_of("table or figure", name, DATA)](results, published)

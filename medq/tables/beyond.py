@@ -20,13 +20,12 @@ def engine_check(results, metric="brier"):
     simulated, in the direction of worse), worst_layer, max_steps (largest error of a kernel, in
     quantization steps), note.
     """
-    simulated, converted = (by_key(scores(results, metric, stage=s), CELL) for s in ("fake-quant",
-                                                                                     "converted"))
+    simulated, converted = (by_key(scores(results, metric, stage=s), CELL)
+                            for s in ("fake-quant", "converted"))
     mended = by_key(scores(results, metric, recipe="mended"), CELL)
     worst = results.layers.dropna(subset=["kernel_max_steps"]).sort_values("kernel_max_steps")
-    layers, sign = by_key(worst.drop_duplicates(CELL, keep="last"),
-                          CELL), 1 if metric in LOWER_IS_BETTER else -1
-    rows = []
+    layers = by_key(worst.drop_duplicates(CELL, keep="last"), CELL)
+    sign, rows = 1 if metric in LOWER_IS_BETTER else -1, []
     for cell in results.status.to_dict("records"):
         key = tuple(cell[c] for c in CELL)
         if not key[2].startswith(("ptq", "qat")):
@@ -43,14 +42,14 @@ def engine_check(results, metric="brier"):
                      "note": cell["note"] or cell_state(results, *key)})
     columns = [*CELL, "agrees", "fp32", "simulated", "converted", "mended", "gap", "worst_layer", "max_steps",
                "note"]
-    frame = pd.DataFrame(rows, columns=columns).sort_values("gap", ascending=False, kind="stable",
-                                                            na_position="last")
+    frame = pd.DataFrame(rows, columns=columns).sort_values("gap", ascending=False, kind="stable")
     return captioned(frame.reset_index(drop=True),
                     f"Converted models against their own simulation ({title(metric)})",
                     "gap: how much worse the converted model is than its fake-quantized simulation.",
                     formats={None: "{:.4f}", "max_steps": "{:.0f}"})
 
 
+SCORES = ["auroc", "auprc", "ece", "ece_top_label", "brier"]
 FACTORS = ("weights", "activations", "reduce_range", "fused", "training_mode", "normalised")
 SWITCHES = {("reduce_range", "true"): "reduced range", ("reduce_range", "false"): "full range",
             ("fused", "fused"): "batch norm fused", ("fused", "unfused"): "batch norm not fused",
@@ -62,14 +61,13 @@ SWITCHES = {("reduce_range", "true"): "reduced range", ("reduce_range", "false")
 
 
 def recipe_means(results, stage):
-    """One row per dataset, backbone, engine and recipe, averaged over folds; with the number and names of
-    changes."""
+    """One row per dataset, backbone, engine and recipe, averaged over folds, with the `changes` by name."""
     a = results.ablation
     a = a[a["stage"].isin([stage, ""])] if (a["stage"] == stage).any() else a
     keys = ["dataset", "backbone", "engine", "recipe"]
     first = a.drop_duplicates(keys).set_index(keys)
     frame = first[[*FACTORS, "run_engine"]].join(
-        a.groupby(keys)[["auprc", "auroc", "ece", "ece_top_label", "brier"]].mean()).reset_index()
+        a.groupby(keys)[SCORES].mean()).reset_index()
     default = by_key(frame[frame["recipe"] == "default"], ["dataset", "backbone", "engine"])
     frame["changes"] = [_changes(row, default.get((row["dataset"], row["backbone"], row["engine"])))
                         for row in frame.to_dict("records")]
@@ -112,8 +110,7 @@ def ablation(results, *, stage="converted"):
             row |= {"recipe": "", "changes": "the default recipe is missing"}
         rows.append(row)
     columns = ["dataset", "backbone", "engine", "recipe", "changes", "n_changes", "auprc_before", "auprc",
-               "ece_before",
-               "ece", "ece_top_label_before", "ece_top_label", "tried"]
+               "ece_before", "ece", "ece_top_label_before", "ece_top_label", "tried"]
     return captioned(pd.DataFrame(rows, columns=columns),
                     "The smallest change of recipe that makes PTQ collapse",
                     f"Collapsed: {COLLAPSE:.2f} less AUPRC, or {COLLAPSE:.2f} more top-label ECE, than the "
@@ -243,8 +240,7 @@ def qat_control(results, metric="auprc", *, engine="fbgemm", stage="converted"):
 
 
 def peers(results, *, batch_size=1):
-    """Other runtimes on the same checkpoints and images; `pareto` marks rows that none beats in both p50
-    and ECE."""
+    """Other runtimes on the same checkpoints and images; `pareto`: none beats it in both p50 and ECE."""
     frame = results.peers[results.peers["batch_size"].isin([batch_size])].reset_index(drop=True)
     best = pd.Series(False, index=frame.index)
     for _, group in frame.groupby(["dataset", "backbone"]):
@@ -255,13 +251,11 @@ def peers(results, *, batch_size=1):
     frame = frame.assign(pareto=best).drop(columns="batch_size")
     return captioned(frame, f"The same models in other INT8 runtimes, batch {batch_size}",
                     "Pareto: no other row of the model is as fast and as well calibrated, and better in one.",
-                    formats={None: "{:.2f}", **dict.fromkeys(("auroc", "auprc", "ece", "ece_top_label",
-                                                              "brier"), "{:.4f}")})
+                    formats={None: "{:.2f}", **dict.fromkeys(SCORES, "{:.4f}")})
 
 
 def coverage(results):
-    """What became of every cell: rows (dataset, backbone), a column per regime, entries as in
-    `Results.status`."""
+    """What became of every cell: rows (dataset, backbone), a column per regime, entries of `status`."""
     frame = results.status.pivot(index=["dataset", "backbone"], columns="regime", values="status")
     rows = pd.MultiIndex.from_product([results.datasets, results.backbones], names=["dataset", "backbone"])
     frame = frame.reindex(index=rows, columns=results.regimes)
@@ -269,13 +263,12 @@ def coverage(results):
 
 
 def worst_layers(results, dataset, backbone, regime, n=3):
-    """The `n` layers with the lowest signal-to-quantization-noise ratio of a cell, worst first (columns of
-    layers.csv)."""
+    """The `n` layers of a cell with the lowest signal-to-quantization-noise ratio, worst first."""
     frame = results.layers
     frame = frame[(frame["dataset"] == dataset) & (frame["backbone"] == backbone)
                   & (frame["regime"] == regime)]
-    frame = frame.groupby(["layer", "operator"], sort=False)[["sqnr_db", "saturation", "weight_range_ratio",
-                                                               "kernel_sqnr_db", "kernel_max_steps"]].mean()
+    numbers = ["sqnr_db", "saturation", "weight_range_ratio", "kernel_sqnr_db", "kernel_max_steps"]
+    frame = frame.groupby(["layer", "operator"], sort=False)[numbers].mean()
     frame = frame.nsmallest(n, "sqnr_db").reset_index()
     return captioned(frame, f"Worst layers of {title(backbone)}, {title(regime)}, {title(dataset)}",
                     formats={None: "{:.1f}", "saturation": "{:.2%}", "weight_range_ratio": "{:.1f}×"})

@@ -1,6 +1,4 @@
-"""What every table is made of: a number of ours with its interval, the paper's beside it, and what is
-doubtful.
-"""
+"""What tables are made of: a number of ours with its interval, the paper's, and what is doubtful."""
 
 import math
 
@@ -20,8 +18,7 @@ def captioned(frame, caption, *notes, **attributes):
 
 
 def wide_layout(tidy, rows, column, order):
-    """Tidy entries as the paper's layout: `rows` down, `column` across in `order`, FIELDS below each
-    column."""
+    """Tidy entries as the paper's layout: `rows` down, `column` across in `order`, FIELDS below each."""
     columns = pd.MultiIndex.from_product([order, FIELDS], names=[column, "field"])
     if tidy.empty:
         return pd.DataFrame(columns=columns, index=pd.MultiIndex.from_arrays([[]] * len(rows), names=rows))

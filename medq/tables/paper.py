@@ -15,8 +15,7 @@ from medq.tables.entries import (FIELDS, PAPER_REGIMES, by_key, captioned, cell_
 # --- Table 1 --------------------------------------------------------------------------------------
 
 def table1_data(results, published=None, *, stage="fake-quant"):
-    """ECE and Brier, mean over backbones: dataset, metric, regime, ours, low, high, paper, state,
-    between_std."""
+    """ECE and Brier, mean over backbones: dataset, metric, regime, FIELDS, between_std."""
     published = published or paper_results()
     rows = []
     for metric in ("ece", "brier"):
@@ -120,10 +119,8 @@ def table2(results, published=None, *, batch_size=32):
     Rows (dataset, family, engine); columns (quantity, field). Milliseconds are the machine's: only the
     ratio of qnnpack to fbgemm is compared with the paper's.
     """
-    frame = wide_layout(table2_data(results, published, batch_size=batch_size), ["dataset", "family",
-                                                                                 "engine"],
-                  "quantity",
-                  list(TABLE2))
+    tidy = table2_data(results, published, batch_size=batch_size)
+    frame = wide_layout(tidy, ["dataset", "family", "engine"], "quantity", list(TABLE2))
     once = results.latency["dataset"].eq("").any()
     return captioned(frame, f"CPU efficiency of INT8-PTQ at batch {batch_size} (median within the family)",
                     "In parentheses the least and the greatest of the family's backbones.",
