@@ -85,7 +85,7 @@ def clipped(integer, exact):
 
 def weight_range_ratio(weight):
     """Widest over narrowest non-zero range (maximum - minimum) of the output channels of a weight [channels, …]."""
-    flat = weight.flatten(1)
+    flat = weight.detach().flatten(1)
     ranges = (flat.amax(1).clamp_min(0) - flat.amin(1).clamp_max(0))
     ranges = ranges[ranges > 0]
     return float(ranges.max() / ranges.min()) if len(ranges) else math.nan
@@ -101,8 +101,8 @@ def _dynamic(float_model, model, batch):
         for got, wanted in zip(integer[name], exact.get(name, [None] * len(integer[name]))):
             weight = (model if float_model is None else float_model).get_submodule(name).weight
             weight = weight if isinstance(weight, nn.Parameter) else weight().dequantize()
-            rows.append((name, "Linear (dynamic)", math.nan if wanted is None else kernels.sqnr_db(wanted, got - wanted),
-                         math.nan, weight_range_ratio(weight)))
+            ratio = math.nan if wanted is None else kernels.sqnr_db(wanted, got - wanted)
+            rows.append((name, "Linear (dynamic)", ratio, math.nan, weight_range_ratio(weight)))
     return rows
 
 

@@ -38,7 +38,8 @@ def run(params, cell):
     """
     if not cell.regime.startswith("ptq"):
         raise UserError(f"regime: remedies without retraining mend ptq-fbgemm and ptq-qnnpack, not {cell.regime!r}.")
-    return study(params, cell, "remedies", study_name("remedies", cell.regime), lambda part: measure(params, cell, part))
+    return study(params, cell, "remedies", study_name("remedies", cell.regime),
+                 lambda part: measure(params, cell, part))
 
 
 def measure(params, cell, part):
@@ -183,7 +184,7 @@ def equalized(model):
     """`model` as a float graph with batch norm folded and weight ranges balanced between consecutive layers.
 
     Nagel et al. (2019), section 4.1: where two weighted layers follow each other with at most a ReLU between them,
-    channel i of the first is divided by s_i and the second's weights for it multiplied by s_i = sqrt(r1_i / r2_i), which
+    channel i of the first is divided by s_i = sqrt(r1_i / r2_i) and the second's weights for it multiplied by s_i, which
     changes no output. As there, a ReLU6 between them becomes a ReLU first, which does. Raises ValueError where the
     model has no such pair.
     """

@@ -43,7 +43,8 @@ def test_weights(name, weights, scheme):
 
 @pytest.mark.parametrize("name", INT8)
 @pytest.mark.parametrize(("activations", "observer"), [
-    ("minmax", "MinMaxObserver"), ("moving-average", "MovingAverageMinMaxObserver"), ("histogram", "HistogramObserver")])
+    ("minmax", "MinMaxObserver"), ("moving-average", "MovingAverageMinMaxObserver"),
+    ("histogram", "HistogramObserver")])
 def test_activations(name, activations, observer):
     found = activation_observer(made(name, activations=activations)[0])
     assert type(found).__name__ == observer
@@ -52,12 +53,10 @@ def test_activations(name, activations, observer):
 @pytest.mark.parametrize("name", INT8)
 @pytest.mark.parametrize(("reduced", "highest"), [(True, 127), (False, 255)])
 def test_reduced_range(name, reduced, highest):
-    prepared, integer = made(name, reduce_range=reduced, activations="minmax")
+    prepared, _ = made(name, reduce_range=reduced, activations="minmax")
     observer = activation_observer(prepared)
     assert (observer.quant_min, observer.quant_max) == (0, highest)
-    assert prepared.get_submodule("activation_post_process_0").quant_max == highest  # also where the default has its own
-    assert integer.model.get_submodule("stem.0").scale == pytest.approx(
-        float(observer.max_val - observer.min_val) / highest, rel=0.5) or reduced
+    assert prepared.get_submodule("activation_post_process_0").quant_max == highest  # the images' too
 
 
 def test_reduced_range_halves_the_resolution():
@@ -74,11 +73,8 @@ def test_batch_norm():
     (traced, _), (fused, model), (unfused, _) = (left(kind) for kind in ("traced", "fused", "unfused"))
     assert (len(traced), len(fused), len(unfused)) == (1, 0, 2)  # one plain BatchNorm2d, one of timm's BatchNormAct2d
     assert all(node.kwargs.get("training", node.args[5] if len(node.args) > 5 else None) is False for node in unfused)
-    assert "norm" not in {str(node.target).split(".")[0] for node in model.graph.nodes if node.op == "call_module"} - {
-        "norm"} and not any("BatchNorm" in type(m).__name__ for m in model.modules())
-    state = {kind: model.state_dict() for kind, (_, model) in (("traced", left("traced")), ("fused", left("fused")))}
-    assert any("running_mean" in key for key in state["traced"])
-    assert not any("running_mean" in key for key in state["fused"])
+    assert not any("BatchNorm" in type(module).__name__ for module in model.modules())
+    assert not any("running_mean" in key for key in model.state_dict())
 
 
 @pytest.mark.parametrize("name", INT8)
@@ -189,7 +185,8 @@ def test_the_table_has_every_recipe_engine_and_stage(measured):
 def test_recipes_that_come_to_the_same_score_the_same(measured):
     table = measured[0]["ablation.csv"].set_index(["engine", "recipe", "stage"])[list(ablation.SCORES)]
     for stage_name in ("converted", "fake-quant"):  # qnnpack's weights are per-tensor anyway
-        assert (table.loc["qnnpack", "default", stage_name] == table.loc["qnnpack", "weights-per-tensor", stage_name]).all()
+        default, same = (table.loc["qnnpack", name, stage_name] for name in ("default", "weights-per-tensor"))
+        assert (default == same).all()
     assert (table.loc["fbgemm", "default", "fake-quant"] == table.loc["fbgemm", "other-engine", "fake-quant"]).all()
 
 

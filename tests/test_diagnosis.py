@@ -127,7 +127,8 @@ def test_a_module_that_is_called_twice_has_two_rows():
 @pytest.mark.parametrize("name", INT8)
 def test_dynamic_layers(name):
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.GELU(), nn.Linear(32, 4)).eval(), torch.randn(8, 3, 8, 8)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.GELU(), nn.Linear(32, 4)).eval()
+    x = torch.randn(8, 3, 8, 8)
     quantized = dynamic.convert(model, name)
     table = diagnosis.layers(model, quantized, x).set_index("layer")
     with torch.inference_mode():

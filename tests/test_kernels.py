@@ -51,7 +51,7 @@ def test_reduced_range_mends_every_weighted_operator(table):
 
 
 def test_fbgemm_s_depthwise_kernel_saturates_in_the_full_range(table):
-    """Its 16-bit sums overflow even on a processor with VNNI; on one where they do not, the case is skipped, saying so."""
+    """Its 16-bit sums overflow even on a processor with VNNI; where they do not, the test is skipped, saying so."""
     if "fbgemm" not in ENGINES:
         pytest.skip("fbgemm is not available on this processor")
     cases = table[(table["engine"] == "fbgemm") & table["operator"].isin(DEPTHWISE)].set_index(["operator", "range"])

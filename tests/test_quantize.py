@@ -274,7 +274,8 @@ def test_a_header_that_was_tampered_with_is_refused(change, said, tmp_path, save
 @pytest.fixture(scope="module")
 def saved_resnet18(tmp_path_factory):
     path = tmp_path_factory.mktemp("saved") / "model.safetensors"
-    quantized = static.convert(observed(backbones.create("resnet18", 4, 32).eval(), "fbgemm", batches=[batch(2)]), "fbgemm")
+    prepared = observed(backbones.create("resnet18", 4, 32).eval(), "fbgemm", batches=[batch(2)])
+    quantized = static.convert(prepared, "fbgemm")
     storage.save(quantized, path, method="static", backbone="resnet18", n_classes=4, image_size=32, recipe=DEFAULT)
     return path
 
@@ -349,7 +350,8 @@ def test_a_study_is_made_once_and_lies_beside_the_regimes(runs, monkeypatch):
 
 
 def scales(model):
-    return {name: value.clone() for name, value in model.state_dict().items() if name.endswith((".scale", "zero_point"))}
+    state = model.state_dict()
+    return {name: value.clone() for name, value in state.items() if name.endswith((".scale", "zero_point"))}
 
 
 @pytest.mark.parametrize("name", INT8)

@@ -4,6 +4,8 @@ engines    the global engine state, and models tied to their engine
 static     FX graph mode for convolutional backbones, recipes as data
 dynamic    dynamic Linear for transformers, and its simulation
 kernels    does the engine compute what the simulation says?
+sweep      the same question for every quantized operator on its own
+twin       a converted graph and its floating-point twin side by side
 storage    quantized models on disk, without pickled code
 stage      the stage `quantize` of a batch
 """
@@ -13,4 +15,5 @@ from medq.quantize.kernels import agreement, mended
 from medq.quantize.stage import run
 from medq.quantize.storage import load, save, state_dict_bytes
 
-__all__ = ["ENGINES", "Quantized", "Unsupported", "agreement", "engine", "load", "mended", "run", "save", "state_dict_bytes"]
+__all__ = ["ENGINES", "Quantized", "Unsupported", "agreement", "engine", "load", "mended", "run", "save",
+           "state_dict_bytes"]

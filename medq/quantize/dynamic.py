@@ -35,7 +35,7 @@ def _fake_weight(weight):
 
 
 def fake_activation(x, levels):
-    """`x` on an asymmetric grid of `levels` steps over its own range (zero included), with a straight-through gradient."""
+    """`x` on an asymmetric grid of `levels` steps over its own range, zero included; the gradient passes straight through."""
     low, high = torch.aminmax(x.detach())
     low, high = low.clamp_max(0), high.clamp_min(0)
     scale = ((high - low) / levels).clamp_min(torch.finfo(torch.float32).eps)
@@ -44,7 +44,7 @@ def fake_activation(x, levels):
 
 
 def prepare_training(model, engine_name):
-    """A copy of `model` whose Linear layers are `FakeQuantLinear` with the engine's levels; it also is the simulation."""
+    """A copy of `model` whose Linear layers are `FakeQuantLinear` with the engine's levels, which also is the simulation."""
     model = copy.deepcopy(model)
     for module in model.modules():
         if type(module) is nn.Linear:

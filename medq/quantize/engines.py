@@ -56,14 +56,14 @@ def refusals():
         yield
     except RuntimeError as error:
         text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if any(sign in text.lower() for sign in ("qnnpack", "fbgemm", "onednn", "create_", "failed to create", "scale ratio",
-                                                 "requantization", "engine", "could not run 'quantized")):
+        if any(sign in text.lower() for sign in ("qnnpack", "fbgemm", "onednn", "create_", "failed to create",
+                                                 "scale ratio", "requantization", "engine", "could not run 'quantized")):
             raise Unsupported(_reason(text)) from error
         raise
 
 
 def _reason(text):
-    """What an engine said, without torch's assertion around it; qnnpack prints the cause of its refusal to stderr only."""
+    """What an engine said, without torch's assertion around it; qnnpack prints the cause to stderr only."""
     said = text.rpartition("please report a bug to PyTorch. ")[2][:200]
     if "QNNPACK Add" in said or "QNNPACK Mul" in said:
         said += ": an input's scale over the output's must lie in [2^-14, 2^8)"

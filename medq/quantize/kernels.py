@@ -26,7 +26,8 @@ _CLAMPS = (F.relu6, F.hardtanh, torch.clamp, "clamp", "clamp_")
 # torch.ops.quantized operators in floating point; they alone are also given the output's scale and zero point.
 _FUNCTIONS = {"add": torch.add, "mul": torch.mul, "matmul": torch.matmul, "cat": torch.cat, "hardswish": F.hardswish,
               "leaky_relu": F.leaky_relu, "elu": F.elu, "sigmoid": torch.sigmoid, "layer_norm": F.layer_norm,
-              "group_norm": F.group_norm, "instance_norm": lambda x, w, b, eps: F.instance_norm(x, weight=w, bias=b, eps=eps),
+              "group_norm": F.group_norm,
+              "instance_norm": lambda x, w, b, eps: F.instance_norm(x, weight=w, bias=b, eps=eps),
               "linear": lambda x, packed: F.linear(x, *_unpacked(packed)),
               "conv2d": lambda x, packed: F.conv2d(x, *_unpacked(packed), packed.stride(), packed.padding(),
                                                    packed.dilation(), packed.groups())}

@@ -1,4 +1,4 @@
-"""Stage `quantize`: INT8 by post-training quantization or quantization-aware training, from the cell's FP32 checkpoint."""
+"""Stage `quantize`: INT8 by post-training quantization or quantization-aware training of the FP32 checkpoint."""
 
 import dataclasses
 import hashlib

@@ -98,7 +98,7 @@ def fused(model, kind="fused"):
 def float_weights(model, converted):
     """{module path: (weight, bias)} in `model` of each weighted module of the integer graph `converted`.
 
-    How batch norm was folded cannot be read off `converted`: of the three ways the one whose weights lie nearest counts.
+    How batch norm was folded cannot be read off `converted`: the way whose weights lie nearest counts.
     """
     quantized = {name: module.weight().dequantize() for name, module in converted.named_modules()
                  if isinstance(module, kernels.WEIGHTED)}

@@ -35,7 +35,7 @@ class Header(Model):
 
 
 def save(quantized, path, *, method, backbone, n_classes, image_size, recipe_engine=None, recipe=None):
-    """Write `quantized` to `path`. `method` is `static`, `static-qat` or `dynamic`; `recipe` a `Recipe` (static only)."""
+    """Write `quantized` to `path`. `method` is `static`, `static-qat` or `dynamic`; `recipe`: static only."""
     header = {"method": method, "backbone": backbone, "n_classes": n_classes, "image_size": image_size,
               "engine": recipe_engine or quantized.engine, "run_engine": quantized.engine,
               "recipe": recipe.model_dump() if recipe else None, "mended": quantized.mended}
@@ -58,7 +58,8 @@ def load(path):
         raise UserError(f"{path}: is not a quantized model of medq (its header does not say how to build it).")
     header = validate(Header, header, f"{path} (header)")
     if (header.recipe is not None) != (header.method == "static"):
-        raise UserError(f"{path} (header): recipe: belongs to the method static, not to {header.method}; make it again.")
+        raise UserError(f"{path} (header): recipe: belongs to the method static, not to {header.method}; "
+                        "make it again.")
     quantized = _rebuild(header)
     template = quantized.model.state_dict()
     try:

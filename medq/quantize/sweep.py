@@ -27,12 +27,14 @@ WEIGHTED = {"conv 3x3": (16, 24, 3, 1, 1), "conv 3x3, stride 2": (16, 24, 3, 2, 
 NATIVE = {"relu": F.relu, "relu6": F.relu6, "hardtanh": F.hardtanh, "clamp": lambda x: torch.clamp(x, -1.0, 1.0),
           "sigmoid": torch.sigmoid, "tanh": torch.tanh, "hardsigmoid": F.hardsigmoid,
           "max pool 3x3": lambda x: F.max_pool2d(x, 3, 2, 1), "average pool 2x2": lambda x: F.avg_pool2d(x, 2),
-          "adaptive average pool": lambda x: F.adaptive_avg_pool2d(x, 1), "mean": lambda x: x.mean((2, 3), keepdim=True),
+          "adaptive average pool": lambda x: F.adaptive_avg_pool2d(x, 1),
+          "mean": lambda x: x.mean((2, 3), keepdim=True),
           "interpolate": lambda x: F.interpolate(x, scale_factor=2.0), "cat": lambda x: torch.cat([x, x], 1)}
 # Functions of torch.ops.quantized (name there -> floating point) of one or two tensors, given the output's grid.
 UNARY = {"hardswish": F.hardswish, "leaky_relu": F.leaky_relu, "elu": F.elu}
 EXTRA = {"leaky_relu": ((0.01, False), ()), "elu": ((), (1.0,))}  # arguments before and after the output's grid
-BINARY = {"add": torch.add, "add_relu": lambda a, b: F.relu(a + b), "mul": torch.mul, "mul_relu": lambda a, b: F.relu(a * b)}
+BINARY = {"add": torch.add, "add_relu": lambda a, b: F.relu(a + b), "mul": torch.mul,
+          "mul_relu": lambda a, b: F.relu(a * b)}
 CASES = (*WEIGHTED, *NATIVE, *UNARY, *BINARY, "mul, broadcast", "batch_norm", "layer_norm")
 
 
