@@ -1,0 +1,58 @@
+"""The committed results: metrics are those of the committed predictions, folds those of the predictions' images."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medq import metrics, paths, results
+
+REFERENCE = paths.RESULTS / "reference"
+
+
+@pytest.fixture(scope="module")
+def reference():
+    if not (REFERENCE / "metrics.csv").is_file():
+        pytest.skip("no results/reference in this checkout")
+    return results.load(REFERENCE)
+
+
+def predictions():
+    return sorted((REFERENCE / "predictions").rglob("*.parquet"))
+
+
+@pytest.mark.parametrize("path", predictions(), ids=lambda path: path.relative_to(REFERENCE / "predictions").as_posix())
+def test_metrics_are_those_of_the_predictions(reference, path):
+    frame = pd.read_parquet(path)
+    dataset, backbone = path.parts[-3:-1]
+    regime, _, variant = path.name.removesuffix(".parquet").partition(".")
+    classes = [name.removeprefix("p_") for name in frame if name.startswith("p_")]
+    stage = "fake-quant" if variant == "fake-quant" else "converted" if regime[:3] in ("ptq", "qat") else "float"
+    recipe = "mended" if variant == "mended" else "default"
+    table = pd.read_csv(REFERENCE / "metrics.csv", keep_default_na=False, dtype={"fold": str})
+    table["value"] = pd.to_numeric(table["value"], errors="coerce")
+    rows = table[(table["dataset"] == dataset) & (table["backbone"] == backbone) & (table["regime"] == regime)
+                 & (table["stage"] == stage) & (table["recipe"] == recipe)]
+    for fold, part in frame.groupby("fold"):
+        stored = rows[rows["fold"] == str(fold)].set_index(["metric", "class"])["value"]
+        again = metrics.summary(part["label"].to_numpy(), part.filter(like="p_").to_numpy(), classes)
+        again = again.set_index(["metric", "class"])["value"]
+        assert set(stored.index) == set(again.index) and len(stored) > 20
+        np.testing.assert_allclose(stored.reindex(again.index), again, rtol=0, atol=1e-12)
+
+
+def test_predictions_are_of_the_held_out_part(reference):
+    for path in predictions():
+        frame = pd.read_parquet(path)
+        folds = pd.read_csv(REFERENCE / "folds" / f"{path.parts[-3]}.csv", dtype={"image_id": str})
+        joined = frame.merge(folds, on="image_id", suffixes=("", "_assigned"))
+        assert len(joined) == len(frame)
+        assert (joined["fold"] == joined["fold_assigned"]).all() and (joined["label"] == joined["label_assigned"]).all()
+
+
+def test_finished_cells_have_predictions_and_the_provenance_says_what_they_are(reference):
+    done = reference.cells[reference.cells["status"] == "done"]
+    missing = [tuple(row) for row in done[["dataset", "backbone", "regime"]].itertuples(index=False)
+               if not (REFERENCE / "predictions" / row.dataset / row.backbone / f"{row.regime}.parquet").is_file()]
+    assert missing == []
+    banner = reference.banner()
+    assert "64" in banner and "scratch" in banner.lower()
