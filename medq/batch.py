@@ -404,7 +404,8 @@ def _snakemake(params, args, results, todo, collect, warm, remote):
     threads = (params.threads or 4) if remote else threads
     targets = [job.notebook for job in todo] + (["collect/collect.ipynb"] if collect else [])
     (folder / "collect" / "collect.ipynb").unlink(missing_ok=True)
-    config = {"profile": str(profiles.profile_path(args.params).absolute()), "threads": threads, "cores": threads if remote else n * threads,
+    config = {"profile": str(profiles.profile_path(args.params).absolute()), "threads": threads,
+              "cores": threads if remote else n * threads,
               "papermill": shlex.join(warm or [str(Path(sys.executable).with_name("papermill"))]), "results": str(results),
               "collect": [job.notebook for job in todo]}
     artefacts.write_json(folder / ".batch-config.json", config)

@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import nbformat
@@ -17,7 +16,7 @@ import torch
 from fixtures_batch import (ROOT, environment, family, finished, killed, outcome, start_batch, wait_for,  # noqa: F401
                             write_profile)
 
-from medq import artefacts, batch, finetune, fit, params, paths, quantize, warm
+from medq import artefacts, batch, finetune, fit, params, paths, quantize
 from medq.datasets.partition import prepare
 from medq.errors import UserError
 
@@ -34,7 +33,7 @@ def tiny(runs, tmp_path):
 # --- training goes on where it was ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("regime", ["fp32", "fp16", "fp32-continued"])
-def test_an_interrupted_training_equals_an_uninterrupted_one(killed, tiny, monkeypatch, tmp_path, regime):
+def test_an_interrupted_training_equals_an_uninterrupted_one(killed, tiny, monkeypatch, regime):
     loaded, cell = tiny
     loaded = loaded.model_copy(update={"qat": loaded.qat.model_copy(update={"epochs": 3})})
     cell = cell.of(regime)
