@@ -91,9 +91,12 @@ def test_the_repository_holds_no_images_of_patients():
 
 
 def test_one_stage_is_one_notebook_one_rule_one_module():
-    from medq import notebook
+    from medq import batch, notebook
 
-    rules = set(re.findall(r"^rule (\w+):", (ROOT / "Snakefile").read_text(), re.M))
+    text = (ROOT / "Snakefile").read_text()
+    rules = set(re.findall(r"^rule (\w+):", text, re.M))
+    assert re.search(r"for stage in batch\.STUDIES:.*?name: stage$", text, re.M | re.S)  # the studies' rules are alike
+    rules |= set(batch.STUDIES)
     for stage in notebook.PARAMETERS:
         assert (ROOT / "notebooks" / f"{stage}.ipynb").is_file(), stage
         assert (ROOT / "medq" / f"{stage}.py").is_file() or (ROOT / "medq" / stage / "__init__.py").is_file(), stage
