@@ -164,7 +164,7 @@ def test_launch_buttons_and_links_follow_the_one_setting(site):
     page = site["pages"]["results/figure3.html"]
     links = [a["href"] for a in page.find_all("a", href=True)]
     assert book.binder_url("book/results/figure3.md") in links
-    assert book.colab_url("notebooks/bootstrap.ipynb") in links
+    assert book.colab_url("notebooks/collect.ipynb") in links
     host = book.config()["repository"]["url"]
     everywhere = {
         a["href"]

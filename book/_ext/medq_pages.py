@@ -44,9 +44,7 @@ def prepare(app):
     try:
         ours = results.current()
     except UserError as error:
-        print(
-            f"The book needs results: {error} Make some with `medq batch params/smoke.yaml`.", file=sys.stderr
-        )
+        print(f"The book needs results: {error} `medq batch params/smoke.yaml` makes some.", file=sys.stderr)
         raise SystemExit(2) from None
     os.environ["MEDQ_RESULTS"] = str(Path(ours.path).resolve())
     os.environ["MEDQ_BOOK"] = str(app.srcdir)
@@ -55,7 +53,9 @@ def prepare(app):
     stamp_file = Path(app.outdir).parent / "pages.json"
     stamp = {"results": book.fingerprint(Path(os.environ["MEDQ_RESULTS"]))}
     old = json.loads(stamp_file.read_text()) if stamp_file.is_file() else {}
-    app.env.medq_changed = set()
+    if old.get("results") != stamp["results"]:  # nothing of other results may stay behind
+        for folder in (Path(app.srcdir) / book.ASSETS, Path(app.outdir) / "cells", Path(app.outdir) / "files"):
+            shutil.rmtree(folder, ignore_errors=True)
     stale = []
     for path in sorted(Path(app.srcdir).rglob("*.md")):
         if {"_build", "_ext"} & set(path.relative_to(app.srcdir).parts):
@@ -279,7 +279,7 @@ def page(app, name, template, context, doctree):
             if button.get("text") in ICONS:  # the theme's logos come without a size
                 button["icon"] = ICONS[button["text"]]
             if button.get("text") == "Colab":  # Colab opens .ipynb only: the stage behind the page
-                button["url"] = book.colab_url(stage or "notebooks/evaluate.ipynb")
+                button["url"] = book.colab_url(stage or "notebooks/collect.ipynb")
 
 
 def sized(tag, app, folder):

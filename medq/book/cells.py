@@ -20,7 +20,7 @@ PAGE = """---
 file_format: mystnb
 kernelspec: {{name: python3, display_name: Python 3}}
 orphan: true
-notebook: notebooks/evaluate.ipynb
+notebook: notebooks/collect.ipynb
 ---
 
 # {heading}

@@ -46,6 +46,11 @@ def limits(results):
     return text("\n".join(said) or "No limits are recorded beyond those of the paper's own design.")
 
 
+def example(results):
+    """The backbone of Table 3 and Figure 7: the paper's ResNet-50, or the first where that is not there."""
+    return "resnet50" if "resnet50" in results.backbones or not results.backbones else results.backbones[0]
+
+
 def packages(results):
     """Versions that these results were measured with: package, version."""
     versions = results.provenance.get("versions", {})

@@ -43,6 +43,21 @@ def claims_table(claims):
     return table_of(html_table(heads, rows, "Claims"), "claims", caption, claims, sortable=True)
 
 
+def experiments(results, published):
+    """Markdown: what each experiment of these results says, a computed paragraph and the page behind it."""
+    from medq import reading
+
+    parts = {"beyond/collapse": reading.collapse(results, published),
+             "beyond/relu6": reading.engine_check(results),
+             "beyond/remedies": reading.remedies(results),
+             "beyond/longer-training": reading.qat_control(results),
+             "beyond/leakage": reading.leak(results),
+             "beyond/silent-failures": reading.silent(results),
+             "results/table4": reading.table4(results, published),
+             "beyond/runtimes": reading.peers(results)}
+    return text("\n\n".join(f"{{doc}}`/{page}`\n: {said}" for page, said in parts.items()))
+
+
 # --- checklists ---------------------------------------------------------------------------------------------
 
 def checks(name):
@@ -92,7 +107,8 @@ def advice_table(results):
     rows = []
     for r in frame.to_dict("records"):
         ship = f"<strong>{escape(r['ship'])}</strong>{unfolding('why not faster', r['refused'].split('; '))}"
-        numbers = ["–" if pd.isna(r[name]) else form.format(r[name]) for name, (_, form) in ADVICE.items()]
+        numbers = ["–" if pd.isna(r[name]) else form.format(r[name] + 0.0)
+                   for name, (_, form) in ADVICE.items()]
         rows.append([(escape(title(r["dataset"])), "text"), (escape(title(r["backbone"])), "text"),
                      (ship, "text"), *((number, "number") for number in numbers)])
     caption = "The precision to ship for each dataset and backbone, at the default limits."
