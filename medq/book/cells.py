@@ -82,13 +82,10 @@ def page_name(dataset, backbone, regime):
 
 
 def chosen(results):
-    """Cells that have a page: those of `CHOSEN` backbones (the first two where none of them is there) that
-    ended.
-    """
-    backbones = [b for b in results.backbones if b in CHOSEN] or results.backbones[:2]
-    status = results.status
-    status = status[status["backbone"].isin(backbones) & (status["status"] != "missing")]
-    return list(status[["dataset", "backbone", "regime"]].itertuples(index=False, name=None))
+    """Cells that have a page: all that were tried of two backbones, `CHOSEN` or else the first that were."""
+    tried = results.status[results.status["status"] != "missing"]
+    backbones = [b for b in dict.fromkeys((*CHOSEN, *results.backbones)) if b in set(tried["backbone"])][:2]
+    return list(tried.loc[tried["backbone"].isin(backbones), CELL].itertuples(index=False, name=None))
 
 
 def write_cell_pages(folder, results):

@@ -48,7 +48,8 @@ def limits(results):
 
 def example(results):
     """The backbone of Table 3 and Figure 7: the paper's ResNet-50, or the first where that is not there."""
-    return "resnet50" if "resnet50" in results.backbones or not results.backbones else results.backbones[0]
+    done = set(results.status.loc[results.status["status"] == "done", "backbone"])
+    return next((b for b in ("resnet50", *results.backbones) if b in done), "resnet50")
 
 
 def packages(results):

@@ -204,6 +204,8 @@ def interactive(figure, name):
     """A plotly figure of medq.figures, which the reader can hover over and zoom."""
     from medq import figures
 
+    if not figure.data:
+        return text(f"*{figures.alt_text(figure)}*")
     html = figure.to_html(
         full_html=False,
         include_plotlyjs=False if building() else "cdn",
