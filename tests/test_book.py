@@ -31,8 +31,9 @@ def site(tmp_path_factory, worker_id):
         if not (folder / "output.txt").is_file():
             folder.mkdir()
             fixtures_results.write(
-                folder / "small", phantoms=True, n=80, datasets=("BrainMRI",), missing=[MISSING], failed=[FAILED],
-                unsupported=[UNSUPPORTED], disagree=[WRONG], backbones=("resnet50", "mobilenetv2", "swin_tiny"))
+                folder / "small", phantoms=True, n=80, datasets=("BrainMRI",), missing=[MISSING],
+                failed=[FAILED], unsupported=[UNSUPPORTED], disagree=[WRONG],
+                backbones=("resnet50", "mobilenetv2", "swin_tiny"))
             _, output = book_check.build(folder, folder / "small")
             (folder / "output.txt").write_text(output)
     html = folder / "book" / "_build" / "html"
@@ -299,7 +300,8 @@ def test_every_page_says_what_it_lacks(tmp_path, monkeypatch, folder):
     monkeypatch.setenv("MEDQ_RESULTS", str(tmp_path / folder))
     monkeypatch.setenv("MEDQ_BOOK", str(tmp_path))
     cell = re.compile(r"```\{code-cell\} ipython3\n(?::tags[^\n]*\n)?(.*?)```", re.S)
-    pages = [p for p in (paths.ROOT / "book").rglob("*.md") if "_build" not in p.parts and p.stem.count("-") < 2]
+    pages = [p for p in (paths.ROOT / "book").rglob("*.md")
+             if "_build" not in p.parts and p.stem.count("-") < 2]
     for page in pages:
         space = {}
         for code in cell.findall(page.read_text()):
