@@ -95,10 +95,10 @@ def set_threads(params):
 
 
 def save_weights(model, path, **facts):
-    """Write a state dict as safetensors with `facts` in its header."""
+    """Write a state dict as safetensors with `facts` in its header, the same bytes for the same weights."""
     state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
     with artefacts.replacing(path) as temporary:
-        save_file(state, temporary, metadata={name: str(value) for name, value in facts.items()})
+        save_file(state, temporary, metadata={"medq": json.dumps(facts)})  # several entries have no fixed order
 
 
 def finish(params, cell, inputs, files, history, started, clock, status="done", **facts):

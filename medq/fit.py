@@ -41,6 +41,7 @@ class Schedule:
     autocast: torch.dtype | None = None
     key: str = ""  # what the run was made from: a state saved under another key is not resumed
     before_epoch: object = None  # called with (model in training mode, epoch): the freezing points of QAT
+    after_epoch: object = None  # called with the model before it is scored: nothing may learn from the images that score
 
 
 @contextlib.contextmanager
@@ -81,6 +82,8 @@ def _fit(model, partition, schedule, folder):
         epoch = len(state["history"])
         start = time.perf_counter()
         loss, train_accuracy = _epoch(model, images, optimizer, scaler, schedule, epoch)
+        if schedule.after_epoch:
+            schedule.after_epoch(model)
         predicted = probabilities(model, partition.images[partition.selection], device=schedule.device,
                                   autocast=schedule.autocast)
         accuracy = float((predicted.argmax(1) == partition.labels[partition.selection]).mean())
@@ -190,4 +193,4 @@ def _resume(folder, model, optimizer, scaler, schedule):
 
 
 def _identity(schedule):
-    return {key: str(value) for key, value in vars(schedule).items() if key != "before_epoch"}
+    return {key: str(value) for key, value in vars(schedule).items() if not callable(value)}

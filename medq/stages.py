@@ -47,7 +47,7 @@ def folder(stage, cell):
     if stage == "collect":
         return paths.runs() / cell.profile / "collect"
     if stage in PER_ENGINE:
-        return cell.of(f"{stage}-{cell.regime.partition('-')[2]}").folder
+        return cell.of(f"{stage}-{cell.regime.removeprefix('ptq-')}").folder
     return cell.folder if stage in ("finetune", "quantize") else cell.of(stage).folder
 
 

@@ -1,6 +1,7 @@
 """Post-training quantization and quantization-aware training: engines, simulation, storage, sizes, refusals."""
 
 import copy
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -358,7 +359,7 @@ def scales(model):
 def test_frozen_observers_and_batch_norm_stay_as_they_are(name):
     model = static.prepare_training(copy.deepcopy(trained()), name, 32)
     model(batch())
-    static.freeze_observers(model)
+    static.observe(model, False)
     finetune.freeze_batch_norm(model)
     frozen = scales(model) | {k: v.clone() for k, v in model.state_dict().items() if "running_" in k}
     model(3 * batch() + 1)
@@ -387,6 +388,28 @@ def test_training_freezes_at_the_points_of_the_profile(runs, monkeypatch):
     assert [norms for _, norms in seen] == [{True}] * 2 + [{False}] * 3
 
 
+def test_no_range_moves_while_held_out_images_are_scored(runs):
+    params, here = cell("qat-fbgemm")
+    params = params.model_copy(update={"qat": params.qat.model_copy(update={"epochs": 1, "freeze_observers": 1.0})})
+    found = []
+    for selection in (part().selection, part().train, part().selection[:1]):
+        model, _ = stage._train(params, here, dataclasses.replace(part(), selection=selection),
+                                copy.deepcopy(trained()), "cnn", "fbgemm", "key")
+        before = scales(model)
+        model(5 * batch())
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+        found.append(before)
+    assert len(found[0]) > 8
+    assert all(torch.equal(value, other[name]) for other in found[1:] for name, value in found[0].items())
+
+
+def test_one_epoch_of_training_still_observes(runs):
+    params, here = cell("qat-fbgemm")
+    params = params.model_copy(update={"qat": params.qat.model_copy(update={"epochs": 1, "freeze_observers": 0.0})})
+    model, _ = stage._train(params, here, part(), copy.deepcopy(trained()), "cnn", "fbgemm", "key")
+    assert all(float(value) != 1 for name, value in scales(model).items() if "activation_post" in name and "scale" in name)
+
+
 def test_the_control_has_the_schedule_of_quantization_aware_training():
     params, here = cell()
     qat, control, plain = (vars(finetune.schedule_of(params, here.of(regime), "cpu", "")) for regime in (
@@ -404,7 +427,7 @@ def test_quantization_aware_training_keeps_what_it_learned():
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(batch(128)), labels).backward()
         optimizer.step()
-    static.freeze_observers(model)
+    static.observe(model, False)
     held_out = part().images[part().held_out]
     simulated, integer = (evaluate.probabilities(m, held_out) for m in (
         model.eval(), static.convert(model.eval(), "fbgemm")))

@@ -157,14 +157,16 @@ def _train(params, cell, part, model, family, engine_name, key):
         prepared = static.prepare_training(model, engine_name, params.image_size)
     schedule = finetune.schedule_of(params, cell, finetune.pick_device(params.device), key)
     qat = params.quantization(cell.backbone)
-    freeze_at, freeze_batch_norm = round(qat.freeze_observers * qat.epochs), schedule.before_epoch
+    freeze_at = max(1, round(qat.freeze_observers * qat.epochs))  # without one epoch of observing there are no ranges
+    freeze_batch_norm = schedule.before_epoch
 
-    def freeze(model, epoch):
+    def before(model, epoch):
         freeze_batch_norm(model, epoch)
-        if epoch >= freeze_at:
-            static.freeze_observers(model)
+        static.observe(model, epoch < freeze_at)
 
-    schedule = dataclasses.replace(schedule, before_epoch=freeze)
+    # `eval()` does not stop an observer: without this the held-out images would move the activations' ranges.
+    schedule = dataclasses.replace(schedule, before_epoch=before,
+                                   after_epoch=lambda model: static.observe(model, False))
     history = fit.fit(prepared, part, schedule, cell.folder)
     return prepared.cpu().eval(), history
 

@@ -6,7 +6,7 @@ import warnings
 
 import torch
 from torch import nn
-from torch.ao.quantization import (QConfig, disable_observer, get_default_qat_qconfig_mapping,
+from torch.ao.quantization import (QConfig, disable_observer, enable_observer, get_default_qat_qconfig_mapping,
                                    get_default_qconfig_mapping)
 from torch.ao.quantization import observer as observers
 from torch.ao.quantization.quantize_fx import convert_fx, convert_to_reference_fx, fuse_fx, prepare_fx, prepare_qat_fx
@@ -142,9 +142,9 @@ def prepare_training(model, engine_name, image_size):
         return prepare_qat_fx(model, get_default_qat_qconfig_mapping(engine_name), _example(image_size))
 
 
-def freeze_observers(model):
-    """Keep every scale and zero point as it is from now on."""
-    model.apply(disable_observer)
+def observe(model, on):
+    """Let every observer follow what passes (`on`), or keep each scale and zero point as it is."""
+    model.apply(enable_observer if on else disable_observer)
 
 
 def _example(image_size):
