@@ -144,8 +144,6 @@ def plan(params, only=None, look=True):
 
 def _inputs(params, job, key_of, look):
     """Today's inputs of a job; None where the images must be read before they are known."""
-    if job.stage == "peers":
-        return stages.inputs(params, "quantize", job.cell.of("ptq-fbgemm"), key_of) | {"latency": params.latency.model_dump()}
     if job.stage != "datasets":
         return stages.inputs(params, job.stage, job.cell, key_of)
     value = {"parameters": stages.parameters(params, "datasets", job.cell.dataset), "code": stages.code("datasets")}

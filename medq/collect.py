@@ -26,7 +26,8 @@ STUDIES = ("calibration_size.csv", "ablation.csv", "layers.csv", "remedies.csv",
 SHARED = ("image_size", "weights", "subset", "deduplicate", "seed")  # never mixed within a result folder
 PAIRS = (("fp32", "fp16"), *((a, f"{b}-{e}") for e in ("fbgemm", "qnnpack") for a, b in (("fp32", "ptq"), ("fp32", "qat"))),
          *((f"ptq-{e}", f"qat-{e}") for e in ("fbgemm", "qnnpack")), ("fp32", "fp32-continued"),
-         *(("fp32-continued", f"qat-{e}") for e in ("fbgemm", "qnnpack")))
+         *(("fp32-continued", f"qat-{e}") for e in ("fbgemm", "qnnpack")),
+         *((f"{method}-fbgemm", f"{method}-qnnpack") for method in ("ptq", "qat")))
 INTERVALS = ("auroc", "auprc", "ece", "ece_top_label", "brier", "accuracy")
 COMPARED = ("auprc", "auroc", "ece", "ece_top_label", "brier")
 LEAK = ("auroc", "auprc", "ece", "ece_top_label", "brier", "accuracy")

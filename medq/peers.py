@@ -40,10 +40,9 @@ from medq.quantize.engines import Unsupported
 from medq.quantize.stage import DEFAULT, calibration_batches, calibration_rows, float_model, prepared_model
 from medq.results import SCHEMA
 
-TABLE, TIMINGS, BUILT = "peers.csv", "peers_latency.csv", "built.csv"
+TABLE, BUILT = "peers.csv", "built.csv"
 BATCH = 32
 SHARE = 0.25  # of `latency.seconds`: there are several times as many models
-TIMED = ["p50_ms", "p50_low", "p50_high", "p99_ms", "p99_low", "p99_high"]
 SCORES = ["auroc", "auprc", "ece", "ece_top_label", "brier"]
 
 
@@ -380,21 +379,15 @@ def versions():
     return {name: metadata.version(name) for name in PACKAGES if not missing([name])}
 
 
-def inputs(params, cell):
-    """What a comparison depends on: all that PTQ does, and how it is timed."""
-    return stages.inputs(params, "quantize", cell.of("ptq-fbgemm")) | {"latency": params.latency.model_dump()}
-
-
 def run(params, cell, runtimes=None):
     """Build, evaluate and time every runtime for the model of `cell`; returns the folder.
 
-    Writes peers.csv (models, metrics and times at the image size they were trained at), peers_latency.csv
-    (times at `latency.image_size` where that is another one), the predictions of each runtime and a manifest;
-    `absent` says which rows are missing and why. `runtimes` limits the comparison to those named (`pytorch-
-    fp32`, `openvino-int8`, …).
+    Writes peers.csv (metrics, size and conversion of the trained model; times at `latency.image_size`), the
+    predictions of each runtime and a manifest; `absent` says which rows are missing and why. `runtimes` limits
+    the comparison to those named (`pytorch-fp32`, `openvino-int8`, …).
     """
     chosen = [r for r in RUNTIMES if runtimes is None or r.name in runtimes]
-    target, given = cell.of("peers").folder, inputs(params, cell)
+    target, given = cell.of("peers").folder, stages.inputs(params, "peers", cell.of("peers"))
     if runtimes is not None:
         given["runtimes"] = [r.name for r in chosen]
     build(params, cell, runtimes)
@@ -405,53 +398,19 @@ def run(params, cell, runtimes=None):
 
 
 def _run(params, cell, chosen, target, given):
-    started, clock, frames, absent = provenance.now(), time.perf_counter(), {}, {}
+    started, clock, absent = provenance.now(), time.perf_counter(), {}
     with latency.conditions(latency.thread_count(params)) as machine:
-        for size in _sizes(params):
-            frames[size] = _time(params, cell, chosen, size, absent)
-    trained = frames.pop(params.image_size)
-    files = [TABLE, latency.MANIFEST]
-    artefacts.write_csv(target / TABLE, trained.assign(dataset=cell.dataset, note="")[SCHEMA[TABLE]])
-    if frames:
-        other = pd.concat(frames.values(), ignore_index=True)
-        other["threads"] = machine["threads"]
-        artefacts.write_csv(
-            target / TIMINGS,
-            other[
-                [
-                    "backbone",
-                    "runtime",
-                    "precision",
-                    "image_size",
-                    "batch_size",
-                    "threads",
-                    "n_batches",
-                    "mean_ms",
-                    *TIMED,
-                    "throughput",
-                    "size_mb",
-                ]
-            ],
-        )
-        files.append(TIMINGS)
-    files += [
-        f"predictions.{name}.parquet"
-        for name in trained["runtime"].str.cat(trained["precision"], "-").unique()
-    ]
-    artefacts.write_json(
-        target / latency.MANIFEST,
-        provenance.manifest(
-            params,
-            cell=vars(cell),
-            inputs=given,
-            started=started,
-            machine=machine,
-            absent=absent,
-            peers=versions(),
-            seconds=round(time.perf_counter() - clock, 1),
-        ),
-    )
-    artefacts.finish(target, files, key=stages.key(given), inputs=given, absent=absent)
+        timed = _time(params, cell, chosen, absent)
+    built = pd.DataFrame([_built(cell, params.image_size, r.name) for r in chosen if r.name not in absent])
+    table = built.merge(timed, on=["runtime", "precision"], how="left")
+    table = table.assign(dataset=cell.dataset, backbone=cell.backbone, note="")[SCHEMA[TABLE]]
+    artefacts.write_csv(target / TABLE, table)
+    names = table["runtime"].str.cat(table["precision"], "-").unique()
+    artefacts.write_json(target / latency.MANIFEST, provenance.manifest(
+        params, cell=vars(cell), inputs=given, started=started, machine=machine, absent=absent, peers=versions(),
+        seconds=round(time.perf_counter() - clock, 1)))
+    artefacts.finish(target, [TABLE, latency.MANIFEST, *(f"predictions.{name}.parquet" for name in names)],
+                     key=stages.key(given), inputs=given, absent=absent)
 
 
 def _sizes(params):
@@ -468,10 +427,8 @@ def build(params, cell, runtimes=None):
     Idempotent per runtime: what is stored with the same inputs is kept. Returns the folder.
     """
     finetune.run(params, cell.of("fp32"))
-    given = stages.inputs(params, "quantize", cell.of("ptq-fbgemm")) | {
-        "versions": versions(),
-        "batch_sizes": params.latency.batch_sizes,
-    }
+    given = stages.inputs(params, "peers", cell.of("peers")) | {"versions": versions()}
+    given["parameters"]["latency"] = {k: given["parameters"]["latency"][k] for k in ("image_size", "batch_sizes", "threads")}
     with lock(cell.of("peers").folder):
         for size in _sizes(params):
             task, part = _task(params, cell, size)
@@ -557,40 +514,37 @@ def _evaluate(call, part, cell, name):
     return found[found["class"] == ""].set_index("metric")["value"][SCORES].to_dict()
 
 
-def _time(params, cell, chosen, size, absent):
-    """Rows of all stored models at one image size, timed in turns; fills `absent` {name: reason}."""
+def _built(cell, size, name):
+    """The row of a stored model: runtime, precision, size, conversion and, at the trained size, the metrics."""
+    return pd.read_csv(_folder(cell, size) / name / BUILT).iloc[0].to_dict()
+
+
+def _time(params, cell, chosen, absent):
+    """Times of all stored models at `latency.image_size`, in turns; fills `absent` {name: reason}.
+
+    A model that is missing at that size or at the trained one is absent.
+    """
+    size, calls, found = params.latency.image_size, {}, []
     task, part = _task(params, cell, size)
-    rows, calls = {}, {}
     for runtime in chosen:
-        folder = _folder(cell, size) / runtime.name
-        facts = artefacts.record(folder)
-        if facts["status"] != "done":
-            absent[runtime.name] = facts["reason"]
-            continue
-        rows[runtime.name] = pd.read_csv(folder / BUILT).iloc[0].to_dict()
-        calls[runtime.name] = runtime.load(task, folder / f"model{runtime.suffix}")
+        records = [artefacts.record(_folder(cell, s) / runtime.name) for s in _sizes(params)]
+        reasons = [record["reason"] for record in records if record["status"] != "done"]
+        if reasons:
+            absent[runtime.name] = reasons[0]
+        else:
+            calls[runtime] = runtime.load(task, _folder(cell, size) / runtime.name / f"model{runtime.suffix}")
     images = part.images[np.resize(part.train, max(task.batch_sizes))]
-    found = []
     for n in task.batch_sizes:
         x = normalise(torch.from_numpy(latency.resized(images[:n], size)))
         plain = x.contiguous()
         with torch.inference_mode():
             times = latency.interleave(
-                {
-                    name: partial(call, x if name.startswith("inductor") else plain)
-                    for name, call in calls.items()
-                },
-                warmup=params.latency.warmup,
-                seconds=SHARE * params.latency.seconds,
-                batches=params.latency.batches,
-                seed=params.seed,
-            )
-        found += [
-            rows[name]
-            | {"backbone": cell.backbone, "image_size": size, "batch_size": n}
-            | latency.summary(ms, n)
-            for name, ms in times.items()
-        ]
+                {runtime: partial(call, x if runtime.name.startswith("inductor") else plain)
+                 for runtime, call in calls.items()},
+                warmup=params.latency.warmup, seconds=SHARE * params.latency.seconds,
+                batches=params.latency.batches, seed=params.seed)
+        found += [{"runtime": runtime.runtime, "precision": runtime.precision, "image_size": size, "batch_size": n}
+                  | latency.summary(ms, n) for runtime, ms in times.items()]
     torch._dynamo.reset()
     return pd.DataFrame(found)
 

@@ -58,7 +58,7 @@ SCHEMA = {file: columns.split() for file, columns in {
     "flips.csv": "dataset backbone regime_a regime_b fold flipped flipped_to_right flipped_to_wrong n",
     "leak.csv": "dataset backbone regime stage metric subset n value",
     "peers.csv":
-        "dataset backbone runtime precision batch_size auroc auprc ece ece_top_label brier p50_ms p99_ms "
+        "dataset backbone runtime precision image_size batch_size auroc auprc ece ece_top_label brier p50_ms p99_ms "
         "p50_low p50_high p99_low p99_high size_mb convert_seconds note",
     "history.csv": "dataset backbone regime fold epoch train_loss train_accuracy accuracy",
     "ratios.csv": "dataset backbone regime batch_size speedup size_ratio",

@@ -27,7 +27,7 @@ MODULES = {
     "diagnosis": (*_QUANTIZE, "diagnosis"),
     "remedies": (*_QUANTIZE, "remedies"),
     "latency": (*_QUANTIZE, "latency"),
-    "peers": (*_QUANTIZE, "peers"),
+    "peers": (*_QUANTIZE, "latency", "peers"),
     "collect": ("collect", "metrics", "bootstrap"),
 }
 PER_ENGINE = ("calibration_size", "diagnosis", "remedies")  # studies with a folder per engine
@@ -93,6 +93,8 @@ def parameters(params, stage, dataset, backbone=None, regime=None):
         values["qat"] = params.quantization(backbone).model_dump()
     if stage not in ("finetune", "datasets"):
         values["calibration"] = params.calibration.model_dump(exclude=None if stage == "calibration_size" else {"sizes", "subsets"})
+    if stage == "peers":
+        values["latency"] = params.latency.model_dump()
     if stage == "ablation":
         values["recipes"] = {name: r.model_dump(exclude={"title"}) for name, r in profiles.recipes().items()
                              if params.study.recipes is None or name in ("default", *params.study.recipes)}

@@ -132,15 +132,17 @@ def test_a_missing_package_or_a_converter_that_fails_leaves_a_reason_not_a_row(t
     assert set(pd.read_csv(folder / peers.TABLE)["runtime"]) == {"pytorch"}
 
 
-def test_times_at_another_image_size_go_to_a_table_of_their_own(trained, monkeypatch):
+def test_times_are_taken_at_the_size_that_the_profile_asks_for(trained, monkeypatch):
     params, cell = trained
     monkeypatch.setattr(peers.latency, "partition", partition)
+    at_trained_size = pd.read_csv(peers.run(params, cell, NATIVE[:1]) / peers.TABLE)
     params = params.model_copy(update={"latency": params.latency.model_copy(update={"image_size": 48})})
     folder = peers.run(params, cell, NATIVE[:1])
-    other = pd.read_csv(folder / peers.TIMINGS)
-    assert set(other["image_size"]) == {48} and len(other) == 1 and "auroc" not in other
-    assert len(pd.read_csv(folder / peers.TABLE)) == 1 and artefacts.is_finished(folder)
-    assert (other["mean_ms"] > 0).all() and (other["threads"] == 1).all()
+    table = pd.read_csv(folder / peers.TABLE)
+    assert set(table["image_size"]) == {48} and len(table) == 1 and artefacts.is_finished(folder)
+    assert (table["p50_ms"] > 0).all()
+    scores = ["auroc", "auprc", "ece", "brier"]
+    pd.testing.assert_frame_equal(table[scores], at_trained_size[scores])
 
 
 def test_a_batch_of_another_size_is_padded_and_cut():

@@ -248,9 +248,11 @@ def peers(results, *, batch_size=1):
             beaten = (group["p50_ms"] <= row["p50_ms"]) & (group["ece"] <= row["ece"]) & (
                 (group["p50_ms"] < row["p50_ms"]) | (group["ece"] < row["ece"]))
             best[k] = not beaten.any() and not math.isnan(row["p50_ms"])
-    frame = frame.assign(pareto=best).drop(columns="batch_size")
+    sizes = "/".join(f"{size:g}" for size in sorted(frame["image_size"].dropna().unique())) or "?"
+    frame = frame.assign(pareto=best).drop(columns=["batch_size", "image_size"])
     return captioned(frame, f"The same models in other INT8 runtimes, batch {batch_size}",
-                    "Pareto: no other row of the model is as fast and as well calibrated, and better in one.",
+                    "Pareto: no other row of the model is as fast and as well calibrated, and better in one. "
+                    f"Times at {sizes} pixels, whatever the size the models were trained at.",
                     formats={None: "{:.2f}", **dict.fromkeys(SCORES, "{:.4f}")})
 
 
