@@ -222,19 +222,21 @@ def die_with_parent():
 
 
 def _preload():
-    import importlib
     import importlib.util
+    import warnings
 
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     if importlib.util.find_spec("torchvision"):
         from medq import _torchvision
 
         _torchvision.ensure()
-    for name in PRELOAD:
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            continue  # the notebook that needs it will say so
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tqdm's, of a progress bar for browsers that papermill does not draw
+        for name in PRELOAD:
+            try:
+                importlib.import_module(name)
+            except ImportError:
+                continue  # the notebook that needs it will say so
 
 
 if __name__ == "__main__":
