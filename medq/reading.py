@@ -327,6 +327,19 @@ def leak(results, published=None):
             f"{100 * data['effect'].median():+.2f}.")
 
 
+def beside_variant(results, kind):
+    """Reading of the cells that were trained again with one thing changed (`tables.VARIANTS`)."""
+    data = tables.beside_variant(results, kind)
+    if data.empty:
+        return "No cell of these results was made again that way: **missing**."
+    said = [f"{name} by {e.mean():+.4f}" + (f" ({e.min():+.4f} to {e.max():+.4f})" if len(e) > 1 else "")
+            for name, e in data.groupby("metric", sort=False)["effect"]]
+    cells = len(data.drop_duplicates(CELL))
+    return (f"In {cells} {'cell' if cells == 1 else 'cells'}, on the same test images, the paper's way changes "
+            f"{_list(said)}, against models {tables.VARIANTS[kind]}. The scatter between two training runs is "
+            "in these numbers.")
+
+
 def qat_control(results, published=None):
     """Reading of QAT against training on in FP32."""
     data = tables.qat_control(results).dropna(subset=["fp32", "continued", "qat"])

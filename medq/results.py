@@ -393,6 +393,15 @@ def load(path_or_name):
     raise UserError(f"{path_or_name}: no such result folder; results/ holds {', '.join(known) or 'none'}.")
 
 
+def variant(results, kind):
+    """The results of the same profile with one key changed (`deduplicated`, `inner`), or None where there are none.
+
+    They lie beside `results`, in a folder of the same name with `-<kind>` behind it.
+    """
+    path = results.path.with_name(f"{results.path.name}-{kind}")
+    return Results(path.name, path) if (path / "metrics.csv").is_file() else None
+
+
 def published():
     """The paper's own numbers (Tables 1 to 4) as a result set.
 

@@ -27,6 +27,16 @@ def refused(folder, value):
     return text
 
 
+@pytest.mark.parametrize("kind, key", [("deduplicated", "deduplicate"), ("inner", "train")])
+def test_a_variant_of_the_reference_trains_with_one_key_changed(kind, key):
+    variant, base = (params.load(f"reference{end}").model_dump() for end in (f"-{kind}", ""))
+    scope = {"profile", "about", "datasets", "backbones", "regimes", "controls", "study", "overrides", "qat", "latency"}
+    assert {name for name in base if variant[name] != base[name]} - scope == {key}
+    assert set(variant["backbones"]) <= set(base["backbones"]) - set(base["overrides"])
+    if key == "train":
+        assert variant[key] | {"selection": "held-out"} == base[key]
+
+
 @pytest.mark.parametrize("name", ["smoke", "reference", "paper"])
 def test_committed_profiles_load(name):
     loaded = params.load(name)

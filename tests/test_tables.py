@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medq import tables
+from medq import reading, tables
 from medq.errors import UserError
 from medq.results import CELL, load, published, scores
 
@@ -286,7 +286,23 @@ def test_every_table_shows_full_gappy_and_empty_results(table, gaps, paper, tmp_
         assert len(re.findall(r"<td", html)) >= len(frame)
 
 
-@pytest.mark.parametrize("name", tables.DATA)
+@pytest.mark.parametrize("kind", tables.VARIANTS)
+def test_what_was_trained_again_with_one_change_stands_beside_it(kind, tmp_path):
+    few = {"datasets": ("BrainMRI",), "backbones": ("resnet18", "resnet50"), "n": 60}
+    ours = load(fixtures.write(tmp_path / "ours", **few))
+    assert tables.beside_variant(ours, kind).empty
+    assert "missing" in reading.beside_variant(ours, kind)
+    fixtures.write(tmp_path / f"ours-{kind}", **few | {"backbones": ("resnet18",)}, ptq=0.0)
+    frame = tables.beside_variant(ours, kind)
+    assert set(frame["backbone"]) == {"resnet18"} and set(frame["regime"]) > {"fp32", "ptq-fbgemm"}
+    row = frame[(frame["regime"] == "ptq-fbgemm") & (frame["metric"] == "AUPRC")].iloc[0]
+    assert row["effect"] == pytest.approx(row["as_in_the_paper"] - row["changed"]) and row["effect"] < -0.05
+    assert (frame[frame["regime"] == "fp32"]["effect"].abs() < 1e-12).all()
+    assert tables.VARIANTS[kind] in reading.beside_variant(ours, kind)
+    assert tables.data(kind, ours).equals(frame)
+
+
+@pytest.mark.parametrize("name", [name for name in tables.DATA if name not in tables.VARIANTS])
 def test_the_numbers_behind_everything_can_be_downloaded(name, full, tmp_path):
     frame = tables.data(name, full)
     assert len(frame) and not isinstance(frame.columns, pd.MultiIndex)

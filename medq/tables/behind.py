@@ -7,7 +7,7 @@ import pandas as pd
 from medq.errors import one_of
 from medq.results import CELL, counterpart, means, scores, timings
 from medq.results import published as paper_results
-from medq.tables.beyond import engine_check, flips, qat_control, remedies, silent
+from medq.tables.beyond import beside_variant, engine_check, flips, qat_control, remedies, silent
 from medq.tables.entries import by_key, cell_state, mean_state
 from medq.tables.paper import speedups, table1_data, table2_data, table3_data, table4_data
 
@@ -100,7 +100,9 @@ DATA = {
     "ablation": lambda r, p: r.ablation, "remedies": lambda r, p: remedies(r),
     "layers": lambda r, p: r.layers,
     "silent": lambda r, p: silent(r), "flips": lambda r, p: flips(r), "leak": lambda r, p: r.leak,
-    "qat_control": lambda r, p: qat_control(r), "peers": lambda r, p: r.peers,
+    "deduplicated": lambda r, p: beside_variant(r, "deduplicated"),
+    "inner": lambda r, p: beside_variant(r, "inner"), "qat_control": lambda r, p: qat_control(r),
+    "peers": lambda r, p: r.peers,
     "speedups": lambda r, p: speedups(r),
     "coverage": lambda r, p: r.status,
 }

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from medq.results import CELL, CONTROL, LOWER_IS_BETTER, counterpart, means, scores, title
+from medq.results import CELL, CONTROL, LOWER_IS_BETTER, counterpart, means, scores, title, variant
 from medq.results import published as paper_results
 from medq.tables.entries import by_key, captioned, cell_state
 
@@ -217,6 +217,30 @@ def leak(results, metric="auroc", *, stage="converted"):
     wide.columns = [*CELL, "stage", "all", "without_identical", "without_twins"]
     wide["effect"] = wide["all"] - wide["without_twins"]
     return captioned(wide, f"The leak between training and test images, and {title(metric)} without it",
+                    formats={None: "{:.4f}", "effect": "{:+.4f}"})
+
+
+VARIANTS = {"deduplicated": "trained without the copies and near twins of test images",
+            "inner": "with the epoch chosen on a part of the training images"}
+
+
+def beside_variant(results, kind, *, stage="converted"):
+    """The same cells, trained with one thing changed (`VARIANTS`), on the same test images: one row per cell and metric.
+
+    Columns: dataset, backbone, regime, metric, as_in_the_paper, changed, effect (what the paper's way adds, in the
+    metric's own unit). Empty where `results` has no such folder beside it.
+    """
+    other, rows = variant(results, kind), []
+    for metric in ("accuracy", "auroc", "auprc", "ece") if other else ():
+        ours = by_key(scores(results, metric, stage=stage), CELL)
+        for key, row in by_key(scores(other, metric, stage=stage), CELL).items():
+            if key in ours:
+                rows.append({**dict(zip(CELL, key)), "metric": title(metric),
+                             "as_in_the_paper": ours[key]["value"], "changed": row["value"],
+                             "effect": ours[key]["value"] - row["value"]})
+    columns = [*CELL, "metric", "as_in_the_paper", "changed", "effect"]
+    return captioned(pd.DataFrame(rows, columns=columns), f"As in the paper, and {VARIANTS[kind]}",
+                    "One training run each: a difference holds the scatter between runs, too.",
                     formats={None: "{:.4f}", "effect": "{:+.4f}"})
 
 
