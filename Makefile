@@ -63,8 +63,8 @@ lab: setup  ## JupyterLab on the notebooks
 	@$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[$(EXTRAS),lab]"
 	@$(BIN)/jupyter lab notebooks
 
-bench: setup  ## every benchmark, each against a named alternative
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+bench: setup  ## the benchmarks, each against a named alternative (pixels: MEDQ_DATA; timings of models: latency.py)
+	@for name in bootstrap batch gpu pixels; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
 
 lock: setup  ## pin what is installed now
 	@$(BIN)/python scripts/lock.py
