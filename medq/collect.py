@@ -53,19 +53,21 @@ def add_arguments(parser):
     """Arguments of `medq collect`."""
     parser.add_argument("runs", metavar="RUNS", help="folder of a batch, runs/<profile>")
     parser.add_argument("results", metavar="RESULTS", help="folder to write, results/<profile>; replaced as a whole")
+    parser.add_argument("--keep", action="store_true", help="keep the cells and studies that only RESULTS holds by now")
 
 
 def run(args):
     """Collect, and say what was taken and what was left out."""
-    left_out = collect(args.runs, args.results)
+    left_out = collect(args.runs, args.results, keep=args.keep)
     for name, reason in left_out.items():
         print(f"left out {name}: {reason}", file=sys.stderr)
 
 
-def collect(runs, results):
+def collect(runs, results, keep=False):
     """Write the result folder `results` from the batch in `runs`; returns {what was left out: why}.
 
     The folder is written beside its place and moved there when whole; files in it that are not results (a README) stay.
+    With `keep`, cells and studies that stand in `results` and not in `runs` stay too: a grid made in several sittings.
     Raises `UserError` where `runs` holds no finished cell.
     """
     runs, results = Path(runs), Path(results)
@@ -73,20 +75,33 @@ def collect(runs, results):
         known = ", ".join(sorted(p.name for p in paths.runs().glob("[!.]*"))) or "none"
         raise UserError(f"{runs}: no such folder; batches in {paths.runs()}: {known}.")
     left_out = {}
-    taken = _consistent(_finished(runs, left_out), left_out)
-    cells = [t for t in taken if _is_cell(t)]
+    taken = _finished(runs, left_out)
     if not any(t for t in taken if not t.name.endswith("/data")):
         raise UserError(f"{runs}: holds no finished cell yet; run `medq batch` first.")
     results.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{results.name}.", suffix=".part", dir=results.parent))
     try:
-        _write(scratch, runs, taken, cells, left_out)
-        _replace(results, scratch)
+        earlier = _earlier(results, scratch, taken, left_out) if keep and results.is_dir() else {}
+        taken = _consistent(sorted(taken + [*earlier.values()], key=lambda t: Path(t.name)), left_out)
+        cells = [t for t in taken if _is_cell(t)]
+        _write(scratch / "new", runs, taken, cells, left_out)
+        _replace(results, scratch / "new")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     print(f"{results}: {len(cells)} cells, {len(taken) - len(cells)} other parts"
           + (f", {len(left_out)} left out" if left_out else "") + ".")
     return left_out
+
+
+def _earlier(results, scratch, taken, left_out):
+    """{name: Taken} of what stands in `results` and is not in `taken`, written out below `scratch`."""
+    from medq.unpack import unpack
+
+    unpack(results, scratch / "earlier")
+    found = {t.name: t for t in _finished(scratch / "earlier", {})}
+    for name in found:
+        left_out.pop(name, None)
+    return {name: t for name, t in found.items() if name not in {t.name for t in taken}}
 
 
 def stage(params, results=""):
@@ -156,19 +171,22 @@ def _failure(folder):
 
 
 def _consistent(taken, left_out):
-    """Those of `taken` that may stand in one table: same settings as the newest cell, same images, same FP32 weights."""
+    """Those of `taken` that may stand in one table: the newest cell's settings and budget, same images, same FP32 weights."""
     if not taken:
         return taken
     newest = max(taken, key=lambda t: (t.manifest["written"], t.name)).manifest["parameters"]
     keys = {t.name: t.record.get("key") for t in taken}
+    images = {t.name: t.manifest.get("fingerprint") for t in taken if t.name.endswith("/data")}
     kept = []
     for t in taken:
         parts, inputs = t.name.split("/"), t.record.get("inputs", {})
-        differing = [key for key in SHARED if t.manifest["parameters"].get(key) != newest.get(key)]
+        differing = _differing(t, newest)
         data, before = f"{parts[0]}/data", "/".join([*parts[:2], "fp32", *parts[3:]])
         if differing:
             left_out[t.name] = f"its {differing[0]} is not that of the newest cell; run the batch again"
-        elif inputs.get("images") and data in keys and not t.name.endswith("/data") and inputs["images"] != keys[data]:
+        elif data in images and t.name != data and (
+                t.manifest.get("fingerprint", images[data]) != images[data]
+                or keys[data] and inputs.get("images", keys[data]) != keys[data]):
             left_out[t.name] = "was made from other images; run the batch again"
         elif _is_cell(t) and inputs.get("starts from") and inputs["starts from"] != keys.get(before):
             left_out[t.name] = "starts from an FP32 checkpoint that is no longer there; run the batch again"
@@ -177,9 +195,21 @@ def _consistent(taken, left_out):
     return kept
 
 
+def _differing(taken, newest):
+    """Names of the settings in which what was taken differs from those of the newest cell, as far as they concern it."""
+    own, parts = taken.manifest["parameters"], taken.name.split("/")
+    found = [key for key in SHARED if own.get(key) != newest.get(key)]
+    if len(parts) == 4:
+        qat = parts[2].startswith("qat") or parts[2] == "fp32-continued"
+        for key in ("train", "qat") if qat else ("train",):
+            budget, wanted = ((p.get(key), (p.get("overrides") or {}).get(parts[1], {}).get(key)) for p in (own, newest))
+            found += [key] if budget != wanted else []
+    return found
+
+
 def _replace(results, scratch):
     """Put `scratch` in the place of `results`, keeping files there that no collection writes."""
-    ours = {p.name for p in scratch.iterdir()} | {"predictions", "folds", *_files()}
+    ours = {p.name for p in scratch.iterdir()} | {"predictions", "folds", "audit", *_files()}
     if results.is_dir():
         for path in results.iterdir():
             if path.name not in ours:
@@ -222,8 +252,9 @@ def _write(folder, runs, taken, cells, left_out):
     for name in STUDIES:
         tables[name] = _study(name, taken, newest["parameters"])
     for dataset, t in data.items():
-        (folder / "folds").mkdir(exist_ok=True)
-        shutil.copyfile(t.folder / "folds.csv", folder / "folds" / f"{dataset}.csv")
+        for name in ("folds", "audit"):
+            (folder / name).mkdir(exist_ok=True)
+            shutil.copyfile(t.folder / f"{name}.csv", folder / name / f"{dataset}.csv")
     for name, frame in tables.items():
         if len(frame):
             frame = frame.reindex(columns=SCHEMA[name])
@@ -525,11 +556,13 @@ def _provenance(newest, taken, cells, data):
                          "n_release": sum(sum(part.values()) for part in release.values()) or None,
                          "n_train": max((m["n_train"] for m in sizes), default=None),
                          "n_held_out": max((m["n_held_out"] for m in sizes), default=None)}
-    machines = {json.dumps([t.manifest.get("cpu"), t.manifest.get("gpu")], sort_keys=True): t.manifest for t in taken}
-    hashes = {(t.manifest.get("commit") or {}).get("hash") for t in taken} - {None}
+    machines = {json.dumps(machine, sort_keys=True) for t in taken for machine in t.manifest.get(
+        "machines", [{"cpu": t.manifest.get("cpu"), "gpu": t.manifest.get("gpu")}])}
+    hashes = {h for t in taken for h in t.manifest.get("commits", [(t.manifest.get("commit") or {}).get("hash")])} - {None}
     return {**{key: newest.get(key) for key in ("parameters", "versions", "platform", "cpu", "gpu", "commit",
                                                 "quantized_engines", "threads", "written")},
             "profile": newest["parameters"]["profile"], "data": sets, "seeds": [newest["parameters"]["seed"]],
-            "commits": sorted(hashes), "first_written": min(t.manifest["written"] for t in taken),
-            "machines": [{"cpu": m.get("cpu"), "gpu": m.get("gpu")} for _, m in sorted(machines.items())],
+            "commits": sorted(hashes),
+            "first_written": min(t.manifest.get("first_written", t.manifest["written"]) for t in taken),
+            "machines": [json.loads(machine) for machine in sorted(machines)],
             "train_hours": round(sum(c.record.get("train_seconds", 0) for c in cells) / 3600, 3)}

@@ -251,3 +251,74 @@ def test_the_profile_is_the_cells_own_not_todays_file(found):
     assert found.provenance["parameters"] == PARAMETERS and found.provenance["written"] == WRITTEN
     assert set(found.bootstrap["n_resamples"]) == {128}
     assert json.loads((found.path / "provenance.json").read_text())["profile"] == "made"
+
+
+def test_a_grid_made_in_several_sittings_is_the_grid_made_in_one(tmp_path):
+    cells = [(b, r) for b in ("resnet18", "resnet50") for r in SIX]
+    study = pd.DataFrame({"dataset": "BrainMRI", "backbone": "resnet18", "regime": "ptq-fbgemm", "fold": 0, "n_calibration": [16, 32],
+                          "subset": 0, "auprc": [0.1 + 0.2, 1 / 3]})
+    made = {}
+    for name, some in (("whole", cells), ("first", cells[:7]), ("second", cells[7:])):
+        made[name] = build(tmp_path / name, some)
+        if name != "second":
+            folder = made[name] / "BrainMRI" / "resnet18" / "calibration_size-fbgemm" / "fold0"
+            artefacts.write_csv(folder / "calibration_size.csv", study)
+            manifest(folder)
+            artefacts.finish(folder, ["calibration_size.csv", "manifest.json"], inputs={"images": "key-data"})
+    _, whole = collected(made["whole"])
+    out = tmp_path / "out"
+    assert collect.collect(made["first"], out) == {}
+    shutil.rmtree(made["second"] / "BrainMRI" / "data")
+    assert collect.collect(made["second"], out, keep=True) == {}
+    for path in sorted(whole.path.rglob("*.*")):
+        other = out / path.relative_to(whole.path)
+        assert other.read_bytes() == path.read_bytes(), path.name
+    assert not [p for p in out.rglob("*") if "earlier" in p.parts]
+    assert len(results.load(out).cells) == 14
+
+
+def test_what_a_new_run_holds_replaces_what_was_kept(made):
+    out = made.parent.parent / "out"
+    collect.collect(made, out)
+    before = results.load(out).cells
+    shutil.rmtree(made / "BrainMRI" / "resnet50")
+    add_cell(made, "resnet18", "fp16", status="unsupported", reason="no half precision here", written="2026-11-02T10:00:00+00:00")
+    assert collect.collect(made, out, keep=True) == {}
+    after = results.load(out).cells
+    assert len(after) == len(before)
+    assert after[after["regime"] == "fp16"]["reason"].item() == "no half precision here"
+    assert not (out / "predictions" / "BrainMRI" / "resnet18" / "fp16.parquet").exists()
+
+
+def test_what_is_kept_must_have_the_settings_and_the_budget_of_the_new_cells(made):
+    out = made.parent.parent / "out"
+    collect.collect(made, out)
+    shutil.rmtree(made / "BrainMRI" / "resnet50")
+    for change in ({"image_size": 32}, {"train": {"epochs": 3}}, {"overrides": {"resnet50": {"train": {"epochs": 3}}}}):
+        add_cell(made, "resnet18", "fp16", written="2026-11-02T10:00:00+00:00", parameters=change)
+        left_out = collect.collect(made, made.parent.parent / "new", keep=False)
+        shutil.rmtree(made.parent.parent / "new")
+        shutil.copytree(out, made.parent.parent / "new")
+        left_out = collect.collect(made, made.parent.parent / "new", keep=True)
+        assert "BrainMRI/resnet50/fp32/fold0" in left_out, change
+        shutil.rmtree(made.parent.parent / "new")
+
+
+def test_what_was_made_from_other_images_is_not_kept(made):
+    out = made.parent.parent / "out"
+    collect.collect(made, out)
+    shutil.rmtree(made / "BrainMRI" / "resnet50")
+    data = made / "BrainMRI" / "data"
+    manifest(data, fingerprint="f01", n_images=200)
+    artefacts.finish(data, ["folds.csv", "audit.csv", "manifest.json"], key="key-data", inputs={})
+    assert collect.collect(made, out, keep=True) == {
+        "BrainMRI/resnet50/fp32/fold0": "was made from other images; run the batch again"}
+
+
+def test_a_folder_that_is_no_result_folder_cannot_be_added_to(made):
+    out = made.parent.parent / "out"
+    out.mkdir()
+    (out / "cells.csv").write_text("dataset\n")
+    with pytest.raises(UserError, match="--keep"):
+        collect.collect(made, out, keep=True)
+    assert (out / "cells.csv").read_text() == "dataset\n"

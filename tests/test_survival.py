@@ -9,7 +9,6 @@ import subprocess
 import time
 
 import nbformat
-import numpy as np
 import psutil
 import pytest
 import torch
@@ -300,4 +299,4 @@ def test_twenty_kills_of_a_whole_batch(killed, tmp_path):
     said = last.communicate(timeout=900)[0]
     assert last.returncode == 0, said
     assert outcome(runs / "tiny") == outcome(reference / "tiny")
-    assert np.isfinite(len(said)) and "Traceback" not in said
+    assert "Traceback" not in said
