@@ -16,9 +16,7 @@ from medq import latency, params as profiles, paths, peers
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("prepare", "regimes", "peers"))
     parser.add_argument("profile")
     parser.add_argument("--dataset", help="of the models for the peers (default: the profile's first)")

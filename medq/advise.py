@@ -51,11 +51,7 @@ def add_arguments(parser):
     """Arguments of `medq advise`."""
     parser.add_argument("results", help="a result folder, or its name under results/")
     parser.add_argument(
-        "--max-auprc-loss-pp",
-        type=float,
-        default=1.0,
-        metavar="PP",
-        help="points of macro AUPRC (default: 1)",
+        "--max-auprc-loss-pp", type=float, default=1.0, metavar="PP", help="points of macro AUPRC (default: 1)"
     )
     parser.add_argument("--max-ece-rise", type=float, default=0.01, metavar="X", help="default: 0.01")
     parser.add_argument(
@@ -157,10 +153,7 @@ def _regimes(results, dataset, backbone, limits):
 
 
 # Metric: its cost, the cost's bound, and what turns a loss of the metric (FP32 minus candidate) into it.
-COSTS = {
-    "auprc": ("auprc_loss_pp", "auprc_loss_bound_pp", 100.0),
-    "ece": ("ece_rise", "ece_rise_bound", -1.0),
-}
+COSTS = {"auprc": ("auprc_loss_pp", "auprc_loss_bound_pp", 100.0), "ece": ("ece_rise", "ece_rise_bound", -1.0)}
 
 
 def _cost(results, dataset, backbone, regime, metric, scale, reach):
@@ -200,9 +193,7 @@ def _time(results, backbone, regime, limits):
     """p50_ms, its bound, p99_ms, speed-up over eager FP32 and size of a regime on the CPU, NaN where it was
     not timed."""
     t = results.latency
-    t = t[
-        (t["backbone"] == backbone) & (t["batch_size"] == limits.batch_size) & t["device"].isin(["cpu", ""])
-    ]
+    t = t[(t["backbone"] == backbone) & (t["batch_size"] == limits.batch_size) & t["device"].isin(["cpu", ""])]
     eager = t[(t["regime"] == "fp32") & t["baseline"].isin(["eager", ""])]
     mine = t[t["regime"] == regime].sort_values("p50_ms")
     if mine.empty or math.isnan(mine.iloc[0]["p50_ms"]):

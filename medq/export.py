@@ -80,9 +80,7 @@ def export(cell_folder, output, *, format="onnx", precision="fp32", temperature=
     model = float_model(params, cell, part) if cell.regime == "fp32" else _model(params, cell, part)
     rows = calibration_rows(part, min(params.calibration.images, len(part.train)), params.seed)
     value = (
-        fitted_temperature(model, part.images[rows], part.labels[rows])
-        if temperature == "fit"
-        else temperature
+        fitted_temperature(model, part.images[rows], part.labels[rows]) if temperature == "fit" else temperature
     )
     if not 0 < value < float("inf"):
         raise UserError(f"temperature: must be a number above 0, not {value!r}.")
@@ -184,9 +182,7 @@ def fitted_temperature(model, images, labels):
     log_probability = np.log(np.clip(evaluate.probabilities(model, images).astype(float), 1e-12, 1))
 
     def loss(log_temperature):
-        return -log_softmax(log_probability / np.exp(log_temperature), 1)[
-            np.arange(len(labels)), labels
-        ].mean()
+        return -log_softmax(log_probability / np.exp(log_temperature), 1)[np.arange(len(labels)), labels].mean()
 
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
 

@@ -75,9 +75,7 @@ def summary(ms, batch_size):
 # --- timing ---------------------------------------------------------------------------------------
 
 
-def interleave(
-    calls, *, warmup, seconds, batches, seed=42, synchronise=lambda: None, clock=time.perf_counter
-):
+def interleave(calls, *, warmup, seconds, batches, seed=42, synchronise=lambda: None, clock=time.perf_counter):
     """Milliseconds of each call of each function of `calls` {key: function}, as {key: list}, timed in turns.
 
     First up to `warmup` calls each (at most a quarter of `seconds`, at least one). Then, turn after turn in
@@ -341,9 +339,7 @@ def baseline(model, name, images, batch_sizes):
         )
     made = Variant("fp32", last, size, 0.0, name, layout=torch.channels_last)
     call = compiled(last, [batch(images, n, made) for n in batch_sizes])
-    return Variant(
-        "fp32", call, size, round(time.perf_counter() - start, 3), name, layout=torch.channels_last
-    )
+    return Variant("fp32", call, size, round(time.perf_counter() - start, 3), name, layout=torch.channels_last)
 
 
 def without_batch_norm(model):

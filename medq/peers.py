@@ -42,6 +42,8 @@ from medq.results import SCHEMA
 
 TABLE, BUILT = "peers.csv", "built.csv"
 BATCH = 32
+COMPILES = "inductor"  # takes a minute for each model
+NOT_COMPILED = "`latency.baselines` of the profile does not name `compiled`"
 SHARE = 0.25  # of `latency.seconds`: there are several times as many models
 SCORES = ["auroc", "auprc", "ece", "ece_top_label", "brier"]
 
@@ -100,9 +102,7 @@ def _load_engine(task, path):
 
 
 def _load_compiled(task, path):
-    return _fixed_batches(
-        task, latency.compiled, _load_torch(task, path).to(memory_format=torch.channels_last)
-    )
+    return _fixed_batches(task, latency.compiled, _load_torch(task, path).to(memory_format=torch.channels_last))
 
 
 def _save_pt2e(task, path):
@@ -256,10 +256,7 @@ def write_openvino(graph, path):
     """Write an OpenVINO graph to `path` and its weights, first, to the `.bin` beside it."""
     import openvino
 
-    with (
-        artefacts.replacing(path) as temporary,
-        artefacts.replacing(Path(path).with_suffix(".bin")) as weights,
-    ):
+    with artefacts.replacing(path) as temporary, artefacts.replacing(Path(path).with_suffix(".bin")) as weights:
         whole = temporary.with_name(f"{temporary.name}.xml")
         openvino.save_model(graph, str(whole), compress_to_fp16=False)
         shutil.move(whole.with_suffix(".bin"), weights)
@@ -286,9 +283,7 @@ def _save_openvino(task, path):
 
 def _save_openvino_int8(task, path):
     graph = read_openvino(task.model, path, task.batches[0][:2])
-    write_openvino(
-        quantize_openvino(graph, [x.contiguous().numpy() for x in task.batches], task.family), path
-    )
+    write_openvino(quantize_openvino(graph, [x.contiguous().numpy() for x in task.batches], task.family), path)
 
 
 def openvino_model(path, threads, shape=None):
@@ -386,7 +381,7 @@ def run(params, cell, runtimes=None):
     predictions of each runtime and a manifest; `absent` says which rows are missing and why. `runtimes` limits
     the comparison to those named (`pytorch-fp32`, `openvino-int8`, …).
     """
-    chosen = [r for r in RUNTIMES if runtimes is None or r.name in runtimes]
+    chosen = _chosen(params, runtimes)
     target, given = cell.of("peers").folder, stages.inputs(params, "peers", cell.of("peers"))
     if runtimes is not None:
         given["runtimes"] = [r.name for r in chosen]
@@ -397,8 +392,16 @@ def run(params, cell, runtimes=None):
     return target
 
 
+def _chosen(params, names):
+    """The runtimes of these names; without names all, those that compile only where `latency.baselines` does too."""
+    if names is not None:
+        return [r for r in RUNTIMES if r.name in names]
+    return [r for r in RUNTIMES if r.runtime != COMPILES or "compiled" in params.latency.baselines]
+
+
 def _run(params, cell, chosen, target, given):
-    started, clock, absent = provenance.now(), time.perf_counter(), {}
+    started, clock = provenance.now(), time.perf_counter()
+    absent = {r.name: NOT_COMPILED for r in RUNTIMES if r.runtime == COMPILES and r not in chosen}
     with latency.conditions(latency.thread_count(params)) as machine:
         timed = _time(params, cell, chosen, absent)
     built = pd.DataFrame([_built(cell, params.image_size, r.name) for r in chosen if r.name not in absent])
@@ -406,11 +409,26 @@ def _run(params, cell, chosen, target, given):
     table = table.assign(dataset=cell.dataset, backbone=cell.backbone, note="")[SCHEMA[TABLE]]
     artefacts.write_csv(target / TABLE, table)
     names = table["runtime"].str.cat(table["precision"], "-").unique()
-    artefacts.write_json(target / latency.MANIFEST, provenance.manifest(
-        params, cell=vars(cell), inputs=given, started=started, machine=machine, absent=absent, peers=versions(),
-        seconds=round(time.perf_counter() - clock, 1)))
-    artefacts.finish(target, [TABLE, latency.MANIFEST, *(f"predictions.{name}.parquet" for name in names)],
-                     key=stages.key(given), inputs=given, absent=absent)
+    artefacts.write_json(
+        target / latency.MANIFEST,
+        provenance.manifest(
+            params,
+            cell=vars(cell),
+            inputs=given,
+            started=started,
+            machine=machine,
+            absent=absent,
+            peers=versions(),
+            seconds=round(time.perf_counter() - clock, 1),
+        ),
+    )
+    artefacts.finish(
+        target,
+        [TABLE, latency.MANIFEST, *(f"predictions.{name}.parquet" for name in names)],
+        key=stages.key(given),
+        inputs=given,
+        absent=absent,
+    )
 
 
 def _sizes(params):
@@ -428,22 +446,23 @@ def build(params, cell, runtimes=None):
     """
     finetune.run(params, cell.of("fp32"))
     given = stages.inputs(params, "peers", cell.of("peers")) | {"versions": versions()}
-    given["parameters"]["latency"] = {k: given["parameters"]["latency"][k] for k in ("image_size", "batch_sizes", "threads")}
+    given["parameters"]["latency"] = {
+        k: given["parameters"]["latency"][k] for k in ("image_size", "batch_sizes", "threads")
+    }
     with lock(cell.of("peers").folder):
         for size in _sizes(params):
             task, part = _task(params, cell, size)
             folder = _folder(cell, size)
-            for runtime in RUNTIMES:
-                if runtimes is None or runtime.name in runtimes:
-                    _build(
-                        task,
-                        part,
-                        cell,
-                        folder / runtime.name,
-                        runtime,
-                        stages.key(given),
-                        size == params.image_size,
-                    )
+            for runtime in _chosen(params, runtimes):
+                _build(
+                    task,
+                    part,
+                    cell,
+                    folder / runtime.name,
+                    runtime,
+                    stages.key(given),
+                    size == params.image_size,
+                )
     return cell.of("peers").folder
 
 
@@ -539,12 +558,20 @@ def _time(params, cell, chosen, absent):
         plain = x.contiguous()
         with torch.inference_mode():
             times = latency.interleave(
-                {runtime: partial(call, x if runtime.name.startswith("inductor") else plain)
-                 for runtime, call in calls.items()},
-                warmup=params.latency.warmup, seconds=SHARE * params.latency.seconds,
-                batches=params.latency.batches, seed=params.seed)
-        found += [{"runtime": runtime.runtime, "precision": runtime.precision, "image_size": size, "batch_size": n}
-                  | latency.summary(ms, n) for runtime, ms in times.items()]
+                {
+                    runtime: partial(call, x if runtime.name.startswith("inductor") else plain)
+                    for runtime, call in calls.items()
+                },
+                warmup=params.latency.warmup,
+                seconds=SHARE * params.latency.seconds,
+                batches=params.latency.batches,
+                seed=params.seed,
+            )
+        found += [
+            {"runtime": runtime.runtime, "precision": runtime.precision, "image_size": size, "batch_size": n}
+            | latency.summary(ms, n)
+            for runtime, ms in times.items()
+        ]
     torch._dynamo.reset()
     return pd.DataFrame(found)
 

@@ -32,14 +32,7 @@ def test_the_report_names_engines_and_every_regime(found):
 
     for name, state in found["engines"].items():
         assert (state == "works") == (name in torch.backends.quantized.supported_engines)
-    assert list(found["regimes"]) == [
-        "fp32",
-        "fp16",
-        "ptq-fbgemm",
-        "ptq-qnnpack",
-        "qat-fbgemm",
-        "qat-qnnpack",
-    ]
+    assert list(found["regimes"]) == ["fp32", "fp16", "ptq-fbgemm", "ptq-qnnpack", "qat-fbgemm", "qat-qnnpack"]
     assert found["versions"]["torch"] == torch.__version__
     assert "onnxruntime" in found["packages"]["peers"]
     said = doctor.text(found)

@@ -16,9 +16,7 @@ from medq.quantize.stage import float_model
 lacking = [
     name for name in ("onnx", "onnxruntime", "openvino", "nncf") if importlib.util.find_spec(name) is None
 ]
-needs_peers = pytest.mark.skipif(
-    bool(lacking), reason=f"extra `peers` is not installed: {', '.join(lacking)}"
-)
+needs_peers = pytest.mark.skipif(bool(lacking), reason=f"extra `peers` is not installed: {', '.join(lacking)}")
 
 ALONE = """
 import json, sys
@@ -90,9 +88,7 @@ def test_int8_files_stay_close_and_are_smaller(trained, tmp_path, form):
     _, cell, part = trained
     facts = export.export(cell.folder, tmp_path, format=form, precision="int8", temperature="fit")
     assert (
-        1e-6 < facts["largest_difference"] < 0.2
-        and facts["same_decision"] > 0.8
-        and facts["size_mb"] < 44 / 3
+        1e-6 < facts["largest_difference"] < 0.2 and facts["same_decision"] > 0.8 and facts["size_mb"] < 44 / 3
     )
     p = export.load(tmp_path / facts["file"])(part.images[part.held_out])
     np.testing.assert_allclose(p.sum(1), 1, atol=1e-5)

@@ -51,9 +51,7 @@ def test_percentiles_of_impossible_order_are_refused():
 def test_the_summary_gives_throughput_in_images():
     found = latency.summary([10.0] * 8 + [20.0] * 2, 32)
     assert (
-        found["mean_ms"] == 12
-        and found["throughput"] == pytest.approx(32 / 0.012)
-        and found["n_batches"] == 10
+        found["mean_ms"] == 12 and found["throughput"] == pytest.approx(32 / 0.012) and found["n_batches"] == 10
     )
     assert found["p50_ms"] == 10 and math.isnan(found["p90_ms"]) and math.isnan(found["p99_low"])
 
@@ -114,11 +112,7 @@ def test_a_machine_that_drifts_moves_every_model():
         return run
 
     found = latency.interleave(
-        {"a": drifting("a", 0.01), "b": drifting("b", 0.01)},
-        warmup=1,
-        seconds=1.0,
-        batches=1000,
-        clock=m.clock,
+        {"a": drifting("a", 0.01), "b": drifting("b", 0.01)}, warmup=1, seconds=1.0, batches=1000, clock=m.clock
     )
     assert np.mean(found["a"]) == pytest.approx(np.mean(found["b"]), rel=0.1)
     assert max(found["a"]) > 2 * min(found["a"])

@@ -155,3 +155,13 @@ def test_a_batch_of_another_size_is_padded_and_cut():
     x = torch.arange(3.0).reshape(3, 1)
     assert torch.equal(peers._padded({1: call, 8: call}, x), x * 2) and seen == [8]
     assert torch.equal(peers._padded({1: call, 8: call}, x[:1]), x[:1] * 2) and seen == [8, 1]
+
+
+def test_compiling_runtimes_are_compared_where_the_profile_compiles(trained):
+    params, _ = trained
+    names = {r.name for r in peers._chosen(params, None)}
+    assert not any(name.startswith("inductor") for name in names) and "openvino-int8" in names
+    baselines = [*params.latency.baselines, "compiled"]
+    params = params.model_copy(update={"latency": params.latency.model_copy(update={"baselines": baselines})})
+    assert {r.name for r in peers._chosen(params, None)} - names == {"inductor-fp32", "inductor-int8"}
+    assert [r.name for r in peers._chosen(params, ["inductor-fp32"])] == ["inductor-fp32"]
