@@ -145,8 +145,8 @@ def _finished(runs, left_out):
                for path in runs.rglob(name)}
     for folder in sorted(folders):
         name = folder.relative_to(runs).as_posix()
-        if name == "collect":
-            continue  # the record of an earlier collection
+        if name == "collect" or name.count("/") > 3:
+            continue  # the record of an earlier collection; what a study keeps for itself
         record = artefacts.record(folder)
         wanted = [f for f in (record or {}).get("files", {}) if not f.endswith(".safetensors")]
         reason = artefacts.damage(folder, names=wanted)
