@@ -6,8 +6,9 @@ A profile fixes all that varies in a batch. Every mistake in one ends in a singl
 import difflib
 import functools
 import os
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -18,6 +19,7 @@ from medq.errors import UserError, one_of
 REGIMES = ("fp32", "fp16", "ptq-fbgemm", "ptq-qnnpack", "qat-fbgemm", "qat-qnnpack")
 CONTROLS = ("fp32-continued",)
 FAMILIES = ("cnn", "transformer")
+RESERVED = ("data", "latency", "collect", "logs", "all", "mean", *FAMILIES)  # folders of a batch, groups of the tables
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
@@ -65,7 +67,7 @@ class Calibration(Model):
     """Images of the training part that static quantization observes, and the sizes swept by Figure 4."""
 
     images: Positive = 256
-    sizes: list[Positive] = [16, 32, 64, 128, 256, 512, 1024]
+    sizes: Annotated[list[Positive], Field(min_length=1)] = [16, 32, 64, 128, 256, 512, 1024]
     subsets: Positive = 3
 
 
@@ -73,9 +75,9 @@ class Latency(Model):
     """Section 2.8: warm-up batches, then timed batches."""
 
     image_size: Positive = 224
-    batch_sizes: list[Positive] = [1, 32]
+    batch_sizes: Annotated[list[Positive], Field(min_length=1)] = [1, 32]
     warmup: Annotated[int, Field(ge=0)] = 10
-    seconds: Annotated[float, Field(gt=0)] = 5.0
+    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5.0
     batches: Positive = 500
     threads: Positive | None = None
     baselines: list[Literal["eager", "channels-last", "fused", "compiled"]] = ["eager", "channels-last", "fused"]
@@ -105,12 +107,12 @@ class Study(Model):
 class Override(Model):
     """What differs for one backbone."""
 
-    train: dict[str, int | float | str] = {}
-    qat: dict[str, int | float] = {}
+    train: dict[str, Any] = {}
+    qat: dict[str, Any] = {}
 
 
 class Params(Model):
-    """A profile, complete and checked."""
+    """A profile, complete and checked. `data_root` and a file of `weights` are looked for beside the profile's own file."""
 
     profile: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     about: str = ""
@@ -119,14 +121,14 @@ class Params(Model):
     backbones: Annotated[list[str], Field(min_length=1)]
     regimes: Annotated[list[str], Field(min_length=1)] = list(REGIMES)
     controls: list[str] = list(CONTROLS)
-    folds: list[Annotated[int, Field(ge=0)]] | Literal["all"] = "all"
+    folds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | Literal["all"] = "all"
     image_size: Annotated[int, Field(ge=32, le=1024)] = 224
     subset: Subset = Subset()
     deduplicate: bool = False
-    weights: str = "imagenet"
-    seed: Annotated[int, Field(ge=0)] = 42
+    weights: Annotated[str, Field(min_length=1)] = "imagenet"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Positive | None = None
+    threads: Annotated[int, Field(gt=0, le=1024)] | None = None
     cell_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # longer than this is a failure
     train: Train = Train()
     qat: Qat = Qat()
@@ -164,7 +166,7 @@ class Params(Model):
 
 def _merged(kind, base, overrides, backbone, key):
     changes = getattr(overrides[backbone], key) if backbone in overrides else {}
-    return kind.model_validate(base.model_dump() | changes)
+    return validate(kind, base.model_dump() | changes, f"overrides.{backbone}.{key}")
 
 
 class Backbone(Model):
@@ -200,7 +202,7 @@ class Recipe(Model):
 def _sentence(source, model, error):
     """The first validation error as one sentence with the nearest known key."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"]) or "the whole file"
+    place = ".".join(str(part) for part in first["loc"] if "[" not in str(part)) or "the whole file"  # a union's member
     more = f" ({error.error_count() - 1} more after this one)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _keys_at(model, first["loc"][:-1])
@@ -219,11 +221,31 @@ def _keys_at(model, location):
     return list(model.model_fields)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which `1e-4` is a number, and a key that stands twice is a mistake: the first would be lost without a word."""
+
+    def compose_mapping_node(self, anchor):
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+            seen.add((key.tag, key.value))
+        return node
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789"))
+
+
+def parse_yaml(text):
+    """What `text` says in YAML; raises `yaml.YAMLError`."""
+    return yaml.load(text, _Loader)  # a SafeLoader: plain data alone
+
+
 def read_yaml(path):
     """The mapping in a YAML file; `UserError` where it is missing, not YAML, or not a mapping."""
     path = Path(path)
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f" Beside it: {', '.join(near)}." if near else ""
@@ -245,6 +267,8 @@ def validate(model, value, source):
     """`value` as `model`; a `UserError` naming `source` and the key otherwise."""
     try:
         return model.model_validate(value)
+    except UserError as error:  # of a part that is checked with another model
+        raise UserError(f"{source}: {error}") from None
     except ValidationError as error:
         raise UserError(_sentence(source, model, error)) from None
     except RecursionError:
@@ -268,7 +292,16 @@ def _remembered(read):
 
 @_remembered
 def _catalogue(path, model):
-    return {str(name): validate(model, entry, f"{path}: {name}") for name, entry in read_yaml(path).items()}
+    entries = {check_name(str(name), path): entry for name, entry in read_yaml(path).items()}
+    return {name: validate(model, entry, f"{path}: {name}") for name, entry in entries.items()}
+
+
+def check_name(name, path):
+    """`name` of an entry of the catalogue `path`, if a folder of a batch can be called so; `UserError` otherwise."""
+    if name in RESERVED or name != name.strip() or not re.fullmatch(r"[^./\\,={}*?\s][^/\\,={}*?\n\r\t]*", name):
+        raise UserError(f"{path}: {name}: is no name for an entry, as folders are called after it: start with a letter or a "
+                        f"figure, without / \\ , = {{ }} * ? in it, and not {', '.join(RESERVED)}.")
+    return name
 
 
 @_remembered
@@ -306,27 +339,33 @@ def profile_path(name):
     return Path(text) if text.endswith((".yaml", ".yml")) else paths.PARAMS / f"{text}.yaml"
 
 
-def load(path, **changes):
-    """Read and check a profile; `changes` replace its keys before the check (nested mappings are merged).
+def _beside(path, value):
+    """`value` with `data_root` and a file of `weights` as absolute paths: a notebook runs in another folder than the command."""
+    found = {key: value[key] for key in ("data_root", "weights") if value.get(key) and value[key] not in ("imagenet", "none")}
+    return value | {key: str(path.absolute().parent / os.path.expanduser(given)) for key, given in found.items()
+                    if isinstance(given, str)}
+
+
+def load(path, replaced=None, /, **changes):
+    """Read and check a profile; `changes` (or the mapping `replaced`) replace its keys before the check (nested mappings are merged).
 
     `path` is a file or the name of a profile in `params/`. Raises `UserError` naming the file and the key.
     """
     path = profile_path(path)
-    value = _with(read_yaml(path), changes)
-    params = validate(Params, value, str(path))
+    value = _with(read_yaml(path), {**(replaced or {}), **changes})
+    params = validate(Params, _beside(path, value), str(path))
     if params.profile != path.stem:
         raise UserError(f"{path}: profile: must be {path.stem!r}, the file's own name, not {params.profile!r}.")
     known_backbones = list(backbones())
-    known_datasets = list(datasets())
-    studied = [(f"study.{key}", known_backbones, names) for key, names in params.study
-               if key != "recipes" and names is not None]
-    for key, known, given in (*studied, ("datasets", known_datasets, params.datasets),
-                              ("backbones", known_backbones, params.backbones),
-                              ("overrides", known_backbones, params.overrides),
-                              ("regimes", REGIMES, params.regimes), ("controls", CONTROLS, params.controls)):
-        for name in given:
+    checks = [("datasets", "dataset", list(datasets()), params.datasets), ("overrides", "backbone", known_backbones, params.overrides),
+              ("backbones", "backbone", known_backbones, params.backbones), ("regimes", "regime", REGIMES, params.regimes),
+              ("controls", "control", CONTROLS, params.controls)]
+    checks += [(f"study.{key}", "recipe", list(recipes()), names) if key == "recipes" else
+               (f"study.{key}", "backbone", known_backbones, names) for key, names in params.study]
+    for key, kind, known, given in checks:
+        for name in given or ():
             try:
-                one_of("backbone" if key.startswith("study") else key.removesuffix("s"), name, known)
+                one_of(kind, name, known)
             except UserError as error:
                 raise UserError(f"{path}: {key}: {error}") from None
     return params

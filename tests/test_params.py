@@ -71,6 +71,16 @@ def test_the_paper_profile_is_the_papers_protocol():
     ({"overrides": {"resnet18": {"train": {"epochs": -1}}}}, "epochs"),
     ({"overrides": {"resnet81": {}}}, "did you mean 'resnet18'"),
     ({"cell_minutes": 0}, "cell_minutes"),
+    ({"overrides": {"resnet18": {"train": {"epoch": 3}}}}, "overrides.resnet18.train: unknown key 'epoch': did you mean 'epochs'"),
+    ({"overrides": {"resnet18": {"qat": {"epochs": True}}}}, "overrides.resnet18.qat: epochs: input should be a valid integer"),
+    ({"study": {"recipes": ["minimax"]}}, "study.recipes: unknown recipe 'minimax'; did you mean 'minmax'"),
+    ({"folds": []}, "folds: "),
+    ({"folds": 0}, "folds: input"),
+    ({"latency": {"batch_sizes": []}}, "latency.batch_sizes"),
+    ({"latency": {"seconds": float("inf")}}, "latency.seconds"),
+    ({"calibration": {"sizes": []}}, "calibration.sizes"),
+    ({"seed": 2**32}, "seed"),
+    ({"weights": ""}, "weights"),
 ])
 def test_mistakes_name_the_file_and_the_key(tmp_path, change, said):
     assert said in refused(tmp_path, GOOD | change)
@@ -78,7 +88,8 @@ def test_mistakes_name_the_file_and_the_key(tmp_path, change, said):
 
 @pytest.mark.parametrize("text, said", [
     ("profile: [", "line"), ("- a\n- b\n", "mapping"), ("", "mapping"), ("a: &x [*x]", ""), ("{" * 3000, ""),
-    ("profile: mine\nprofile: mine\n\tx: 1", "YAML"), ("profile: !!python/object/apply:os.system [ls]", "YAML")])
+    ("profile: mine\n\tx: 1", "YAML"), ("profile: mine\nprofile: mine\n", "line 2: the key 'profile' stands twice"),
+    ("train: {epochs: 3, epochs: 5}", "the key 'epochs' stands twice"), ("profile: !!python/object/apply:os.system [ls]", "YAML")])
 def test_what_is_no_profile_at_all(tmp_path, text, said):
     assert said in refused(tmp_path, text)
 
@@ -105,6 +116,35 @@ def test_changes_are_merged_and_checked(tmp_path):
     assert (changed.train.epochs, changed.train.patience) == (3, 2)
     with pytest.raises(UserError, match="train.epochs"):
         params.load(path, train={"epochs": 0})
+
+
+def test_a_power_of_ten_is_a_number_with_and_without_a_point(tmp_path):
+    text = yaml.safe_dump(GOOD) + "train: {learning_rate: 3e-4, weight_decay: 1.0e-3}\n"
+    assert params.load(write(tmp_path, text)).train.model_dump(include={"learning_rate", "weight_decay"}) == {
+        "learning_rate": 3e-4, "weight_decay": 1e-3}
+
+
+def test_paths_in_a_profile_are_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEDQ_DATA", raising=False)
+    (tmp_path / "params").mkdir()
+    loaded = params.load(write(tmp_path / "params", GOOD | {"data_root": "../data", "weights": "w.pt"}).relative_to(tmp_path))
+    assert (loaded.root(), loaded.weights) == (f"{tmp_path}/params/../data", f"{tmp_path}/params/w.pt")
+    assert params.load(write(tmp_path, GOOD | {"data_root": "/data", "weights": "none"})).model_dump(
+        include={"data_root", "weights"}) == {"data_root": "/data", "weights": "none"}
+
+
+@pytest.mark.parametrize("name", ["data", "a/b", "..", "latency", "a,b", "a=b", "{a}", " a", "a\nb", ""])
+@pytest.mark.parametrize("kind", ["backbones", "datasets"])
+def test_no_folder_of_a_batch_can_be_called_so(tmp_path, kind, name):
+    entry = {"backbones": {"title": "X", "timm": "resnet18", "family": "cnn"},
+             "datasets": {"title": "X", "layout": "folders", "classes": ["a", "b"], "folder": ["x"], "pattern": "{class}/*",
+                          "folds": {"scheme": "stratified"}}}[kind]
+    write(tmp_path, {name: entry}, f"{kind}.yaml")
+    with pytest.raises(UserError, match="no name for an entry"):
+        getattr(params, kind)(tmp_path)
+    write(tmp_path, {"My own é-2.0": entry}, f"{kind}.yaml")
+    assert list(getattr(params, kind)(tmp_path)) == ["My own é-2.0"]
 
 
 def test_overrides_reach_one_backbone_alone(tmp_path):

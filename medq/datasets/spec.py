@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medq.errors import UserError
+from medq.params import check_name, parse_yaml
 
 CATALOGUE = Path(__file__).parents[2] / "params" / "datasets.yaml"
 SPLITS = ("train", "held_out")
@@ -173,7 +174,7 @@ def load_catalogue(path=None):
     """
     path = Path(path or CATALOGUE)
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
@@ -184,6 +185,7 @@ def load_catalogue(path=None):
         raise UserError(f"{path} must map names of datasets to their descriptions.")
     catalogue, problems = {}, []
     for name, entry in entries.items():
+        check_name(name, path)
         if not isinstance(entry, dict) or "name" in entry:
             problems.append(f"{name}: must be a mapping of keys, without a 'name' of its own")
             continue
