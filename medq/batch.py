@@ -63,9 +63,13 @@ class Job:
 def jobs(params, only=None):
     """Every job of a profile in an order in which it can run; `only` limits it (with what the chosen jobs start from).
 
-    `only`: {dataset, backbone, regime, fold or stage: list of names}. Raises `UserError` for a fold that does not exist.
+    `only`: {dataset, backbone, regime, fold or stage: list of names}. Raises `UserError` for a fold that does not exist, and
+    where `only` leaves nothing.
     """
     chosen = [job for job in _all(params) if _wanted(job, only or {})]
+    if not chosen:
+        words = " ".join(f"{key}={','.join(names)}" for key, names in only.items())
+        raise UserError(f"--only {words}: fits no part of {params.profile}; leave out one of these words.")
     needed = dict.fromkeys(job.after for job in chosen)
     needed = dict.fromkeys([before.after for before in needed if before] + [*needed])
     wanted = {job for job in [*needed, *chosen] if job}
@@ -76,6 +80,8 @@ def jobs(params, only=None):
 
 def _all(params):
     found, catalogue, known = [], profiles.datasets(), profiles.backbones()
+    if not any(folds(params, catalogue[dataset]) for dataset in params.datasets):
+        raise UserError(f"folds: no dataset of {params.profile} has fold {', '.join(map(str, params.folds))}; a fixed split has fold 0.")
     ptq = [name for name in params.regimes if name.startswith("ptq")]
     for dataset in params.datasets:
         found.append(Job("datasets", paths.Cell(params.profile, dataset, "", "")))
@@ -117,7 +123,8 @@ def _wanted(job, only):
 def parse_only(words, params):
     """`--only dataset=A,B regime=fp32` as {"dataset": ["A", "B"], …}; `UserError` for what the profile does not have."""
     known = {"dataset": params.datasets, "backbone": params.backbones, "stage": list(stages.MODULES),
-             "regime": [*dict.fromkeys(["fp32", *params.regimes, *params.controls])], "fold": None}
+             "regime": [*dict.fromkeys(["fp32", *params.regimes, *params.controls])],
+             "fold": sorted({str(k) for name in params.datasets for k in folds(params, profiles.datasets()[name])}, key=int)}
     only = {}
     for word in words or ():
         key, separator, names = word.partition("=")
@@ -125,7 +132,7 @@ def parse_only(words, params):
             raise UserError(f"--only {word}: write it as key=name,name with one of the keys {', '.join(ONLY)}.")
         one_of("key of --only", key, ONLY)
         only.setdefault(key, []).extend(names.split(","))
-        for name in only[key] if known[key] is not None else ():
+        for name in only[key]:
             one_of(key, name, known[key])
     return only
 
@@ -248,8 +255,7 @@ def resources(params, stage):
 
 def timed_after(params, backbone):
     """The notebook after which a backbone can be timed: its first FP32 cell."""
-    dataset = params.datasets[0]
-    fold = folds(params, profiles.datasets()[dataset])[0]
+    dataset, fold = next((name, k) for name in params.datasets for k in folds(params, profiles.datasets()[name]))
     return Job("finetune", paths.Cell(params.profile, dataset, backbone, "fp32", fold)).notebook
 
 
@@ -279,6 +285,10 @@ def run(args):
         raise UserError(f"--profile {args.profile}: no config.yaml there; profiles/ has some.")
     only = parse_only(args.only, params)
     results = Path(args.results or paths.RESULTS / params.profile).absolute()
+    if params.weights not in ("imagenet", "none") and not Path(params.weights).is_file():
+        raise UserError(f"{args.params}: weights: {params.weights} is no file; give `imagenet`, `none` or the path of a state dict.")
+    if any(place.exists() and not place.is_dir() for place in (results, *results.parents)):
+        raise UserError(f"--results {results}: is no folder and cannot become one; choose another.")
     if args.dry_run:
         return _report_plan(plan(params, only, look=False), len(jobs(params, only)))
     with batch_lock(paths.runs() / params.profile):
@@ -390,6 +400,8 @@ def _environment(threads):
         filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")])), OMP_NUM_THREADS=str(threads))
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     environment["MEDQ_RUNS"] = str(paths.runs().absolute())
+    if os.environ.get("MEDQ_DATA"):
+        environment["MEDQ_DATA"] = str(Path(os.environ["MEDQ_DATA"]).expanduser().absolute())
     return environment
 
 
@@ -576,7 +588,8 @@ def _report(params, todo, failed, results, seconds):
     waiting = [job for job, record in records.items() if record is None and job not in failed]
     done = len(todo) - len(failed) - len(waiting)
     print(f"{params.profile}: {done} of {len(todo)} parts done in {_duration(seconds)}"
-          + (f", {len(unsupported)} of them unsupported" if unsupported else "") + f"; tables in {results}.")
+          + (f", {len(unsupported)} of them unsupported" if unsupported else "")
+          + (f"; tables in {results}." if _collected(params, results) else "."))
     for job, (reason, shown) in failed.items():
         print(f"failed {job}: {reason}\n       see {shown}")
     if waiting:

@@ -6,6 +6,7 @@ A module named here has `add_arguments(parser)` and `run(args)`; `run` returns a
 import argparse
 import importlib
 import sys
+import warnings
 
 from medq import __version__
 from medq.errors import UserError
@@ -25,6 +26,7 @@ INTERRUPTED = 130
 def main(argv=None):
     """Run one command line; returns the exit status (2 after a user's mistake, 130 after Ctrl-C)."""
     argv = sys.argv[1:] if argv is None else argv
+    warnings.formatwarning = _note
     try:
         args = _parser(argv).parse_args(argv)
         status = args.run(args) or 0
@@ -39,6 +41,11 @@ def main(argv=None):
     except BrokenPipeError:  # the reader, `head` for one, has had enough
         sys.stderr.close()
         return 0
+
+
+def _note(message, category, filename, line_number, line=None, plain=warnings.formatwarning):
+    """A warning as text: one of our own as a note, without the line of code that gave it."""
+    return f"note: {message}\n" if category.__module__.startswith("medq.") else plain(message, category, filename, line_number, line)
 
 
 def _parser(argv):

@@ -1,5 +1,7 @@
 """What every notebook begins with: its parameters checked, its profile loaded, its cell named."""
 
+import os
+
 from medq import params as profiles, paths, slots
 from medq.errors import UserError, one_of
 
@@ -16,8 +18,9 @@ PARAMETERS = {
     "peers": ("dataset", "backbone", "fold"),
     "collect": ("results",),
 }
-REGIMES = {"finetune": ("fp32", "fp16", "fp32-continued"),
-           "quantize": tuple(name for name in profiles.REGIMES if name.startswith(("ptq", "qat")))}
+_PTQ, _QAT = (tuple(name for name in profiles.REGIMES if name.startswith(method)) for method in ("ptq", "qat"))
+REGIMES = {"finetune": ("fp32", "fp16", "fp32-continued"), "quantize": _PTQ + _QAT, "diagnosis": _PTQ + _QAT,
+           "calibration_size": _PTQ, "remedies": _PTQ}
 
 
 def start(namespace, stage):
@@ -31,13 +34,21 @@ def start(namespace, stage):
     given = {name: value for name, value in namespace.items() if _is_parameter(name, value)}
     for name in given:
         one_of("parameter", name, known)
-    params = profiles.load(given.get("profile", "smoke"), **given.get("changes", {}))
-    if given.get("changes"):
+    changes = given.get("changes", {})
+    if not isinstance(changes, dict):
+        raise UserError(f"changes: must map keys of the profile to values, not {changes!r}.")
+    params = profiles.load(given.get("profile", "smoke"), changes)
+    if changes:
         params = params.model_copy(update={"profile": f"{params.profile}-changed"})
     for kind, names in (("dataset", profiles.datasets()), ("backbone", profiles.backbones()),
                         ("regime", REGIMES.get(stage, profiles.REGIMES))):
         if kind in given:
             one_of(kind, given[kind], list(names))
+    if not isinstance(given.get("results", ""), str):
+        raise UserError(f"results: must be the path of a folder, not {given['results']!r}.")
+    for name in ("MEDQ_THREADS", "MEDQ_GPU_SLOTS"):
+        if not (os.environ.get(name) or "1").isdecimal():
+            raise UserError(f"{name}: must be a whole number, not {os.environ[name]!r}.")
     slots.acquire()
     fold = given.get("fold", 0)
     if not isinstance(fold, int) or isinstance(fold, bool) or fold < 0:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from fixtures_batch import ROOT, environment, finished, killed, snapshot, write_profile  # noqa: F401
 
-from medq import artefacts, batch, cli, params, paths, results, slots, stages
+from medq import artefacts, batch, cli, notebook, params, paths, results, slots, stages
 from medq.errors import UserError
 
 FP32, PTQ = "phantom-BrainMRI/resnet18/fp32/fold0", "phantom-BrainMRI/resnet18/ptq-fbgemm/fold0"
@@ -63,6 +63,47 @@ def test_dry_run_says_why_and_touches_nothing(finished, tmp_path, capsys):
     out = capsys.readouterr().out
     assert f"{FP32}: train.epochs: 3 → 4" in out and "2 of 3 parts would run" in out
     assert snapshot(runs) == before
+
+
+# --- what is said before anything starts --------------------------------------------------------------------------------
+
+def test_weights_that_are_not_there_stop_a_batch_before_it_starts(tmp_path, runs, capsys):
+    assert cli.main(["batch", str(write_profile(tmp_path, weights="w.pt"))]) == 2
+    assert f"weights: {tmp_path}/w.pt is no file" in capsys.readouterr().err and not runs.exists()
+
+
+def test_folds_that_only_some_datasets_have(tmp_path, runs):
+    both = params.load(write_profile(tmp_path, datasets=["phantom-BrainMRI", "phantom-ChestXray"], folds=[1], study={}))
+    assert batch.timed_after(both, "resnet18") == "phantom-ChestXray/resnet18/fp32/fold1/finetune.ipynb"
+    with pytest.raises(UserError, match="no dataset of tiny has fold 1"):
+        batch.jobs(params.load(write_profile(tmp_path, folds=[1])))
+
+
+def test_jobs_see_the_same_folders_from_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MEDQ_DATA", "my data")
+    monkeypatch.setenv("MEDQ_RUNS", "runs")
+    jobs = batch._environment(1)
+    assert (jobs["MEDQ_DATA"], jobs["MEDQ_RUNS"]) == (str(tmp_path / "my data"), str(tmp_path / "runs"))
+
+
+@pytest.mark.parametrize("stage, given, said", [
+    ("finetune", {"changes": "epochs"}, "changes: must map"),
+    ("finetune", {"changes": {1: 2}}, "keys should be strings"),
+    ("finetune", {"changes": {"path": "x"}}, "unknown key 'path'"),
+    ("collect", {"results": 5}, "results: must be"),
+    ("diagnosis", {"dataset": "phantom-BrainMRI", "backbone": "resnet18", "regime": "fp32"}, "unknown regime 'fp32'"),
+])
+def test_parameters_of_a_notebook_are_checked_before_it_works(stage, given, said, runs):
+    with pytest.raises(UserError, match=said):
+        notebook.start(given, stage)
+
+
+@pytest.mark.parametrize("name", ["MEDQ_THREADS", "MEDQ_GPU_SLOTS"])
+def test_numbers_in_the_environment_are_numbers(name, runs, monkeypatch):
+    monkeypatch.setenv(name, "two")
+    with pytest.raises(UserError, match=f"{name}: must be a whole number, not 'two'"):
+        notebook.start({}, "finetune")
 
 
 # --- what a change makes stale ----------------------------------------------------------------------------------------

@@ -70,6 +70,9 @@ def test_a_programming_error_is_not_hidden(command):
     (["batch", "smoke", "--dry-run", "--only", "backbone=resnet19"], "did you mean 'resnet18'"),
     (["batch", "smoke", "--dry-run", "--only", "colour=red"], "unknown key of --only 'colour'"),
     (["batch", "smoke", "--dry-run", "--only", "backbone"], "key=name"),
+    (["batch", "smoke", "--dry-run", "--only", "fold=7"], "unknown fold '7': known are 0"),
+    (["batch", "smoke", "--dry-run", "--only", "stage=finetune", "regime=ptq-fbgemm"], "fits no part of smoke"),
+    (["batch", "smoke", "--results", "/dev/null"], "--results /dev/null: is no folder"),
     (["batch", "smoke", "--jobs", "0"], "--jobs"),
     (["batch", "smoke", "--profile", "profiles/none"], "no config.yaml there"),
     (["collect", "runs/none", "results/none"], "no such folder"),
@@ -98,6 +101,16 @@ def test_data_check_of_an_unfit_folder_is_status_1(tmp_path, capsys):
     (tmp_path / "brainmri").mkdir()
     assert cli.main(["data", "check", "BrainMRI", "--root", str(tmp_path)]) == 1
     assert "not fit for use" in capsys.readouterr().out
+
+
+def test_what_data_lacks_is_a_note_without_code(tmp_path, capsys):
+    from PIL import Image
+
+    for k, name in enumerate(("COVID", "Normal", "Viral Pneumonia")):
+        (tmp_path / "chestxray" / name / "images").mkdir(parents=True)
+        for n in range(5):
+            Image.new("L", (8, 8), 20 * k + n).save(tmp_path / "chestxray" / name / "images" / f"{n}.png")
+    assert medq("data", "audit", "ChestXray", "--root", str(tmp_path)).stderr.startswith("note: ChestXray: 15 images, the release has")
 
 
 def test_fetch_of_a_phantom_is_refused_in_a_sentence(capsys):
