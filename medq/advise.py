@@ -43,6 +43,8 @@ class Limits:
             raise ValueError(f"confidence must be at least 0.5 and below 1, not {self.confidence}")
         if self.latency_ms is not None and not self.latency_ms > 0:
             raise ValueError(f"the latency budget must be above 0 ms, not {self.latency_ms}")
+        if self.batch_size < 1:
+            raise ValueError(f"the batch size must be 1 or more, not {self.batch_size}")
         if math.isnan(self.auprc_loss_pp) or math.isnan(self.ece_rise):
             raise ValueError("the largest loss of AUPRC and rise of ECE must be numbers")
 

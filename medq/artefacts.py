@@ -95,7 +95,8 @@ def record(folder):
         value = json.loads((Path(folder) / DONE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return value if isinstance(value, dict) and value.get("status") in STATUSES else None
+    whole = isinstance(value, dict) and value.get("status") in STATUSES and isinstance(value.get("files"), dict)
+    return value if whole else None
 
 
 def damage(folder, *, names=None, quick=False):

@@ -6,6 +6,7 @@ are a function of the cells alone: collecting twice gives the same bytes, whatev
 
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -23,6 +24,7 @@ VARIANTS = {  # file of a cell: (what the result's file is called after, recipe,
 }
 STUDIES = ("calibration_size.csv", "ablation.csv", "layers.csv", "remedies.csv", "peers.csv", "latency.csv",
            "latency_raw.parquet")  # study cells write these as they stand in results/
+PART = re.compile(r"[^/]+/data|latency/[^/]+|[^/]+/[^/]+/[^/]+/fold\d+")  # what a batch writes, by its path there
 SHARED = ("image_size", "weights", "subset", "deduplicate", "seed")  # never mixed within a result folder
 PAIRS = (("fp32", "fp16"), *((a, f"{b}-{e}") for e in ("fbgemm", "qnnpack") for a, b in (("fp32", "ptq"), ("fp32", "qat"))),
          *((f"ptq-{e}", f"qat-{e}") for e in ("fbgemm", "qnnpack")), ("fp32", "fp32-continued"),
@@ -68,18 +70,26 @@ def collect(runs, results, keep=False):
 
     The folder is written beside its place and moved there when whole; files in it that are not results (a README) stay.
     With `keep`, cells and studies that stand in `results` and not in `runs` stay too: a grid made in several sittings.
-    Raises `UserError` where `runs` holds no finished cell.
+    Raises `UserError` where `runs` holds no finished cell, or `results` cannot be written or holds `runs`.
     """
-    runs, results = Path(runs), Path(results)
+    runs, results = Path(runs), Path(results).absolute()
     if not runs.is_dir():
         known = ", ".join(sorted(p.name for p in paths.runs().glob("[!.]*"))) or "none"
         raise UserError(f"{runs}: no such folder; batches in {paths.runs()}: {known}.")
     left_out = {}
     taken = _finished(runs, left_out)
     if not any(t for t in taken if not t.name.endswith("/data")):
-        raise UserError(f"{runs}: holds no finished cell yet; run `medq batch` first.")
-    results.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{results.name}.", suffix=".part", dir=results.parent))
+        why = next((f" ({name}: {reason.rstrip('.')})" for name, reason in left_out.items()), "")
+        raise UserError(f"{runs}: holds no finished cell yet{why}; run `medq batch` first, and give runs/<profile>.")
+    if results.resolve() in (runs.resolve(), *runs.resolve().parents):
+        raise UserError(f"{results}: holds the batch itself and would be replaced; choose another folder for the tables.")
+    if results.exists() and not results.is_dir():
+        raise UserError(f"{results}: is a file; choose another folder for the tables.")
+    try:
+        results.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{results.name}.", suffix=".part", dir=results.parent))
+    except OSError as error:
+        raise UserError(f"{results}: cannot be written ({error.strerror}); choose another folder for the tables.") from None
     try:
         earlier = _earlier(results, scratch, taken, left_out) if keep and results.is_dir() else {}
         taken = _consistent(sorted(taken + [*earlier.values()], key=lambda t: Path(t.name)), left_out)
@@ -145,8 +155,8 @@ def _finished(runs, left_out):
                for path in runs.rglob(name)}
     for folder in sorted(folders):
         name = folder.relative_to(runs).as_posix()
-        if name == "collect" or name.count("/") > 3:
-            continue  # the record of an earlier collection; what a study keeps for itself
+        if not PART.fullmatch(name):
+            continue  # the record of an earlier collection, what a study keeps for itself
         record = artefacts.record(folder)
         wanted = [f for f in (record or {}).get("files", {}) if not f.endswith(".safetensors")]
         reason = artefacts.damage(folder, names=wanted)

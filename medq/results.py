@@ -148,9 +148,12 @@ class Results:
         """`provenance.json` as a dict (keys in `PROVENANCE`), empty where the folder lacks it."""
         path = self.path / "provenance.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         except ValueError as error:
             raise UserError(f"{path}: is not valid JSON ({error}); collect the results again.") from None
+        if not isinstance(found, dict):
+            raise UserError(f"{path}: must hold a JSON object, not {type(found).__name__}; collect the results again.")
+        return found
 
     def folds(self, dataset):
         """`folds/<dataset>.csv`: image_id, label, group, fold as text; empty where the folder lacks it."""

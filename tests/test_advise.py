@@ -208,7 +208,7 @@ def test_results_without_timings_or_peers_still_decide():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"confidence": 1.0}, {"confidence": 0.2}, {"latency_ms": 0.0}, {"ece_rise": math.nan}]
+    "wrong", [{"confidence": 1.0}, {"confidence": 0.2}, {"latency_ms": 0.0}, {"ece_rise": math.nan}, {"batch_size": 0}]
 )
 def test_limits_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match="must"):

@@ -322,3 +322,31 @@ def test_a_folder_that_is_no_result_folder_cannot_be_added_to(made):
     with pytest.raises(UserError, match="--keep"):
         collect.collect(made, out, keep=True)
     assert (out / "cells.csv").read_text() == "dataset\n"
+
+
+# --- what a user can get wrong ----------------------------------------------------------------------------------------
+
+def test_tables_never_take_the_place_of_the_batch_or_of_a_file(tmp_path, monkeypatch, capsys):
+    runs, file = tmp_path / "runs" / "made", tmp_path / "file"
+    add_cell(runs, "resnet18", "fp32")
+    file.write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    for results_folder, said in ((runs, "holds the batch itself"), (".", "holds the batch itself"), (file, "is a file"),
+                                 (file / "below", "cannot be written")):
+        assert cli.main(["collect", str(runs), str(results_folder)]) == 2
+        assert said in capsys.readouterr().err and sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_folder_of_all_batches_is_not_a_batch(tmp_path):
+    add_cell(tmp_path / "runs" / "made", "resnet18", "fp32")
+    with pytest.raises(UserError, match="holds no finished cell.*runs/<profile>"):
+        collect.collect(tmp_path / "runs", tmp_path / "results")
+
+
+@pytest.mark.parametrize("record", ['{"status": "done"}', '{"status": "done", "files": []}', "[]", "{", ""])
+def test_a_damaged_record_leaves_its_cell_out(tmp_path, record):
+    folder = add_cell(tmp_path / "made", "resnet18", "fp32")
+    (folder / "done.json").write_text(record)
+    with pytest.raises(UserError, match="resnet18/fp32/fold0: no completion record"):
+        collect.collect(tmp_path / "made", tmp_path / "results")

@@ -70,6 +70,7 @@ def test_a_missing_value_column_reads_as_missing(tmp_path):
     ("metrics.csv", "", "metrics.csv"),
     ("latency_raw.parquet", "no parquet", "latency_raw.parquet"),
     ("provenance.json", "{", "not valid JSON"),
+    ("provenance.json", "[]", "must hold a JSON object"),
 ])
 def test_a_broken_file_is_named(tmp_path, file, text, said):
     (tmp_path / file).write_text(text)
