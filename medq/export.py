@@ -86,7 +86,10 @@ def export(cell_folder, output, *, format="onnx", precision="fp32", temperature=
         raise UserError(f"temperature: must be a number above 0, not {value!r}.")
     whole = deployable(model, value)
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be a folder ({error.strerror}); choose another.") from None
     _write(whole, output / FORMATS[format], format, precision, part.images[rows], params, cell)
     predict = load(output / FORMATS[format])
     held = part.images[part.held_out]

@@ -39,6 +39,9 @@ def run(args):
         print(f"GPU: about {found['gpu_hours']:,.1f} hours on one card like an RTX 3090.")
     print(f"CPU: about {found['cpu_hours']:,.1f} hours on two cores.")
     print(f"Disk: about {found['disk_gb']:,.1f} GB in {paths.runs()}.")
+    unknown = [name for name in params.datasets if not sum(n_images(profiles.datasets()[name]))]
+    if unknown:
+        print(f"Not counted: the images of {', '.join(unknown)}, which have no `release` in params/datasets.yaml.")
     own = found["measured"]
     print(f"Training rates: {'measured in this profile for ' + ', '.join(own) if own else 'from published and measured tables'}"
           f"{'; the others from tables' if own and len(own) < len(params.backbones) else ''}."

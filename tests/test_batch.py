@@ -79,6 +79,14 @@ def test_folds_that_only_some_datasets_have(tmp_path, runs):
         batch.jobs(params.load(write_profile(tmp_path, folds=[1])))
 
 
+def test_a_plan_says_whose_images_it_cannot_count(tmp_path, runs, monkeypatch, capsys):
+    known = params.datasets()
+    own = known["phantom-BrainMRI"].model_copy(update={"name": "Own", "release": {}})
+    monkeypatch.setattr(params, "datasets", lambda: known | {"Own": own})
+    assert cli.main(["plan", str(write_profile(tmp_path, datasets=["Own"]))]) == 0
+    assert "Not counted: the images of Own, which have no `release`" in capsys.readouterr().out
+
+
 def test_jobs_see_the_same_folders_from_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MEDQ_DATA", "my data")

@@ -130,6 +130,13 @@ def test_a_folder_without_a_finished_model_is_refused(trained, tmp_path, capsys)
     assert "not a finished cell" in capsys.readouterr().err
 
 
+@needs_peers
+def test_a_file_in_the_place_of_the_output_is_refused_and_kept(trained, tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    assert main(["export", str(trained[1].folder), str(tmp_path / "out")]) == 2
+    assert "cannot be a folder" in capsys.readouterr().err and (tmp_path / "out").read_text() == "mine"
+
+
 def test_a_missing_package_is_named_with_the_way_to_it(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "_NEEDS", {"onnx": ("surely_not_installed",)})
     with pytest.raises(UserError, match="surely_not_installed.*pip install"):
