@@ -1,5 +1,6 @@
 """The backbones of section 2.4, as timm builds them, at any image size and class count."""
 
+import difflib
 from pathlib import Path
 
 from medq import params
@@ -21,17 +22,23 @@ def create(name, n_classes, image_size=224, weights="none"):
     known = params.backbones()
     spec = known[one_of("backbone", name, list(known))]
     options = dict(spec.options) | ({"img_size": image_size} if spec.sized else {})
-    if weights == "imagenet":
-        try:
-            return _with_small_head(timm.create_model(spec.timm, pretrained=True, num_classes=n_classes, **options))
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"ImageNet weights of {spec.timm} cannot be had ({type(error).__name__}: {_first_line(error)}); "
-                            "connect to the hub once, or set `weights: none` or `weights: <file>` in the profile.") from error
-    if weights == "none":
-        options |= spec.scratch
-    model = timm.create_model(spec.timm, pretrained=False, num_classes=n_classes, **options)
+    options |= spec.scratch if weights == "none" else {}
+    if not timm.is_model(spec.timm):
+        near = difflib.get_close_matches(spec.timm, timm.list_models(), n=3)
+        raise UserError(f"backbones.yaml: {name}.timm: timm {timm.__version__} has no model {spec.timm!r}"
+                        + (f"; did you mean {' or '.join(near)}?" if near else "; `timm.list_models()` lists them."))
+    try:
+        model = timm.create_model(spec.timm, pretrained=weights == "imagenet", num_classes=n_classes, **options)
+    except (TypeError, AssertionError, ValueError, KeyError) as error:
+        raise UserError(f"backbones.yaml: {name}: timm cannot build {spec.timm} with {options or 'no options'} "
+                        f"({type(error).__name__}: {_first_line(error)}); mend `options`, `scratch` or `sized`.") from error
+    except (OSError, RuntimeError) as error:
+        if weights != "imagenet":
+            raise
+        raise UserError(f"ImageNet weights of {spec.timm} cannot be had ({type(error).__name__}: {_first_line(error)}); "
+                        "connect to the hub once, or set `weights: none` or `weights: <file>` in the profile.") from error
     _with_small_head(model)
-    if weights != "none":
+    if weights not in ("none", "imagenet"):
         load_into(model, weights, f"{name} with {n_classes} classes at {image_size} pixels")
     return model
 
@@ -77,10 +84,13 @@ def read_state(path):
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: holds pickled code and is refused; save `model.state_dict()` alone "
                         f"({_first_line(error)[:80]}).") from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except (SafetensorError, RuntimeError, EOFError, LookupError, TypeError, ValueError, OSError) as error:
         raise UserError(f"{path}: is damaged or not a state dict ({_first_line(error)[:80]}); write it again.") from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path}: must hold a state dict, that is names and tensors; save `model.state_dict()` alone.")
+    for name, value in state.items():
+        if value.is_complex() or value.is_floating_point() and not torch.isfinite(value).all():
+            raise UserError(f"{path}: {name!r} holds numbers that are not real and finite; save the weights again.")
     return state
 
 

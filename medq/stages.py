@@ -85,7 +85,7 @@ def parameters(params, stage, dataset, backbone=None, regime=None):
     values = {"dataset": spec, "image_size": params.image_size, "seed": params.seed}
     if stage == "datasets":
         return values
-    values |= {key: getattr(params, key) for key in ("weights", "deduplicate", "device")}
+    values |= {"weights": _weights(params.weights), "deduplicate": params.deduplicate, "device": params.device}
     values["subset"] = params.subset.model_dump()
     values["backbone"] = profiles.backbones()[backbone].model_dump(exclude={"title"})
     values["train"] = params.training(backbone).model_dump()
@@ -99,6 +99,20 @@ def parameters(params, stage, dataset, backbone=None, regime=None):
         values["recipes"] = {name: r.model_dump(exclude={"title"}) for name, r in profiles.recipes().items()
                              if params.study.recipes is None or name in ("default", *params.study.recipes)}
     return values
+
+
+def _weights(name):
+    """`imagenet`, `none`, or what a file of weights holds: replaced under its name, it makes its cells stale."""
+    path = Path(name)
+    if name in ("imagenet", "none") or not path.is_file():
+        return name
+    stat = path.stat()
+    return f"sha256 {_digest(path, stat.st_mtime_ns, stat.st_size)}"
+
+
+@cache
+def _digest(path, *_):
+    return artefacts.sha256(path)
 
 
 def _timed(params, backbone):

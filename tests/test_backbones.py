@@ -1,5 +1,7 @@
 """Backbones at any size, and weights that are refused in one sentence."""
 
+import re
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -81,3 +83,23 @@ def test_weights_from_a_hub_that_cannot_be_reached(monkeypatch):
     monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(UserError, match="no route to host.*weights: none"):
         backbones.create("resnet18", 3, 32, "imagenet")
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"timm": "resnet81"}, "has no model 'resnet81'; did you mean resnet18"), ({"timm": "?"}, "timm.list_models()"),
+    ({"options": {"depth_of_everything": 3}}, "mend `options`"), ({"sized": True}, "mend `options`, `scratch` or `sized`")])
+def test_an_entry_that_timm_cannot_build_is_refused_in_a_sentence(change, said, monkeypatch):
+    entry = params.backbones()["resnet18"].model_copy(update=change)
+    monkeypatch.setattr(params, "backbones", lambda: {"mine": entry})
+    with pytest.raises(UserError, match=re.escape(said)) as error:
+        backbones.create("mine", 3, 32)
+    assert str(error.value).startswith("backbones.yaml: mine") and "\n" not in str(error.value)
+
+
+def test_weights_that_are_no_numbers_and_text_are_refused(tmp_path):
+    (tmp_path / "text.pt").write_text("not a checkpoint")
+    save_file({"a": torch.tensor([1.0, float("nan")])}, tmp_path / "nan.safetensors")
+    torch.save({"a": torch.tensor([1j])}, tmp_path / "complex.pt")
+    for name in ("text.pt", "nan.safetensors", "complex.pt"):
+        with pytest.raises(UserError, match=name):
+            backbones.read_state(tmp_path / name)

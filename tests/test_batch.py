@@ -67,6 +67,16 @@ def test_dry_run_says_why_and_touches_nothing(finished, tmp_path, capsys):
 
 # --- what is said before anything starts --------------------------------------------------------------------------------
 
+def test_a_weights_file_replaced_under_its_name_makes_its_cells_stale(tmp_path):
+    path = tmp_path / "w.pt"
+    path.write_bytes(b"one")
+    loaded = params.load(write_profile(tmp_path, weights=str(path)))
+    first = stages.parameters(loaded, "finetune", loaded.datasets[0], loaded.backbones[0], "fp32")["weights"]
+    path.write_bytes(b"two and more")
+    again = stages.parameters(loaded, "finetune", loaded.datasets[0], loaded.backbones[0], "fp32")["weights"]
+    assert first != again and str(tmp_path) not in first
+
+
 def test_weights_that_are_not_there_stop_a_batch_before_it_starts(tmp_path, runs, capsys):
     assert cli.main(["batch", str(write_profile(tmp_path, weights="w.pt"))]) == 2
     assert f"weights: {tmp_path}/w.pt is no file" in capsys.readouterr().err and not runs.exists()
