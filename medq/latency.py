@@ -345,13 +345,17 @@ def baseline(model, name, images, batch_sizes):
 def without_batch_norm(model):
     """A copy of `model` (in evaluation mode) with each batch norm folded into the convolution before it.
 
-    Raises `Unsupported` where there is none.
+    Raises `Unsupported` where there is none, or where torch.fx cannot trace the model.
     """
     from torch.fx.experimental.optimization import fuse
+    from torch.fx.proxy import TraceError
 
     if not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()):
         raise Unsupported("there is no batch normalisation to fuse")
-    return fuse(static.with_batch_norm(model, "fused").eval())
+    try:
+        return fuse(static.with_batch_norm(model, "fused").eval())
+    except TraceError as error:
+        raise Unsupported(f"torch.fx cannot trace this model ({error})") from None
 
 
 def compiled(model, examples):

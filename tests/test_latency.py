@@ -9,8 +9,9 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from medq import latency, params as profiles, paths
+from medq import backbones, latency, params as profiles, paths
 from medq.errors import UserError
+from medq.quantize.engines import Unsupported
 from medq.quantize.engines import Unsupported
 from medq.results import SCHEMA
 
@@ -298,3 +299,9 @@ def test_random_weights_and_noise_stand_in_for_what_is_not_trained_yet(quick):
         32,
         3,
     )
+
+
+def test_a_model_that_cannot_be_traced_has_no_fused_baseline():
+    model = backbones.create("mobilevit_xxs", 3, 32).eval()
+    with pytest.raises(Unsupported, match="torch.fx cannot trace this model"):
+        latency.without_batch_norm(model)
