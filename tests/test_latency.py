@@ -12,7 +12,6 @@ from scipy.stats import binom
 from medq import backbones, latency, params as profiles, paths
 from medq.errors import UserError
 from medq.quantize.engines import Unsupported
-from medq.quantize.engines import Unsupported
 from medq.results import SCHEMA
 
 
