@@ -291,6 +291,8 @@ def run(args):
         raise UserError(f"--results {results}: is no folder and cannot become one; choose another.")
     if args.dry_run:
         return _report_plan(plan(params, only, look=False), len(jobs(params, only)))
+    if not args.profile:  # jobs of a cluster may see other disks than this machine
+        _look_for_images(params, only)
     with batch_lock(paths.runs() / params.profile):
         started = time.monotonic()
         planned = plan(params, only)
@@ -307,6 +309,22 @@ def run(args):
             if not _collected(params, results):
                 start([], collect=True)
         return _report(params, todo, failed, results, time.monotonic() - started)
+
+
+def _look_for_images(params, only):
+    """`UserError` naming every dataset that is still to be prepared and whose images are not there, or not as they should be."""
+    from medq.datasets import dataset_root, index
+
+    wrong = []
+    for job in jobs(params, only):
+        if job.stage == "datasets" and artefacts.record(job.folder) is None:
+            try:
+                spec = profiles.datasets()[job.cell.dataset]
+                index(spec, dataset_root(spec, params.root()))
+            except UserError as error:
+                wrong.append(str(error))
+    if wrong:
+        raise UserError(" ".join(wrong))
 
 
 def batch_lock(folder):

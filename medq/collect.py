@@ -22,8 +22,10 @@ VARIANTS = {  # file of a cell: (what the result's file is called after, recipe,
     "predictions.fake-quant.parquet": (".fake-quant", "default", "fake-quant"),
     "predictions.mended.parquet": (".mended", "mended", "converted"),
 }
-STUDIES = ("calibration_size.csv", "ablation.csv", "layers.csv", "remedies.csv", "peers.csv", "latency.csv",
-           "latency_raw.parquet")  # study cells write these as they stand in results/
+STUDIES = {  # what study cells write as it stands in results/: the stage that makes it
+    "calibration_size.csv": "calibration_size", "ablation.csv": "ablation", "layers.csv": "diagnosis", "remedies.csv": "remedies",
+    "peers.csv": "peers", "latency.csv": "latency", "latency_raw.parquet": "latency",
+}
 PART = re.compile(r"[^/]+/data|latency/[^/]+|[^/]+/[^/]+/[^/]+/fold\d+")  # what a batch writes, by its path there
 SHARED = ("image_size", "weights", "subset", "deduplicate", "seed")  # never mixed within a result folder
 PAIRS = (("fp32", "fp16"), *((a, f"{b}-{e}") for e in ("fbgemm", "qnnpack") for a, b in (("fp32", "ptq"), ("fp32", "qat"))),
@@ -87,6 +89,7 @@ def collect(runs, results, keep=False):
         raise UserError(f"{results}: is a file; choose another folder for the tables.")
     try:
         results.parent.mkdir(parents=True, exist_ok=True)
+        _recover(results)
         scratch = Path(tempfile.mkdtemp(prefix=f".{results.name}.", suffix=".part", dir=results.parent))
     except OSError as error:
         raise UserError(f"{results}: cannot be written ({error.strerror}); choose another folder for the tables.") from None
@@ -215,6 +218,14 @@ def _differing(taken, newest):
             budget, wanted = ((p.get(key), (p.get("overrides") or {}).get(parts[1], {}).get(key)) for p in (own, newest))
             found += [key] if budget != wanted else []
     return found
+
+
+def _recover(results):
+    """Put back the tables of a collection that was killed between taking the old ones away and giving the new ones their place."""
+    for folder in sorted(results.parent.glob(f".{results.name}.*.old")):
+        if not results.exists() and (folder / "results").is_dir():
+            os.rename(folder / "results", results)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _replace(results, scratch):

@@ -11,8 +11,6 @@ import pandas as pd
 from medq import artefacts, collect, paths, stages
 from medq.errors import UserError
 
-STUDIES = {"calibration_size.csv": "calibration_size", "ablation.csv": "ablation", "layers.csv": "diagnosis",
-           "remedies.csv": "remedies", "peers.csv": "peers", "latency.csv": "latency", "latency_raw.parquet": "latency"}
 MANIFEST = "manifest.json"
 
 
@@ -38,7 +36,7 @@ def unpack(results, runs):
     for row in cells[cells["status"].isin(artefacts.STATUSES)].to_dict("records"):
         sizes = {key: data.get(row["dataset"], {}).get(key) for key in ("n_train", "n_held_out", "fingerprint")}
         _cell(results, runs, row, manifest | {key: n for key, n in sizes.items() if n is not None})
-    for file in STUDIES:
+    for file in collect.STUDIES:
         if (results / file).is_file():
             _studies(results / file, runs, profile, manifest)
 
@@ -77,7 +75,7 @@ def _cell(results, runs, row, manifest):
 
 def _studies(path, runs, profile, manifest):
     """Give each study's folder its rows of a table of all."""
-    stage = STUDIES[path.name]
+    stage = collect.STUDIES[path.name]
     table = pd.read_parquet(path) if path.suffix == ".parquet" else _text(path)
     keys = ["backbone"] if stage == "latency" else [c for c in ("dataset", "backbone", "regime", "fold") if c in table]
     for values, rows in table.groupby(keys, sort=False):

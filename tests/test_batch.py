@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from fixtures_batch import ROOT, environment, finished, killed, snapshot, write_profile  # noqa: F401
 
-from medq import artefacts, batch, cli, notebook, params, paths, results, slots, stages
+from medq import artefacts, batch, cli, cli, notebook, params, paths, results, slots, stages
 from medq.errors import UserError
 
 FP32, PTQ = "phantom-BrainMRI/resnet18/fp32/fold0", "phantom-BrainMRI/resnet18/ptq-fbgemm/fold0"
@@ -223,6 +223,17 @@ def test_images_that_are_elsewhere_count_as_prepared(real_cells, monkeypatch, tm
     monkeypatch.setenv("MEDQ_DATA", str(tmp_path))
     assert why(real_cells[0]) == {}
     assert "What was prepared earlier is used" in capsys.readouterr().err
+
+
+def test_datasets_whose_images_are_missing_are_all_named_before_anything_starts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MEDQ_DATA", str(tmp_path / "data"))
+    (tmp_path / "data" / "brainmri" / "Training").mkdir(parents=True)
+    profile = write_profile(tmp_path, datasets=["ChestXray", "BrainMRI", "phantom-BrainMRI"], regimes=["fp32"])
+    before = set(tmp_path.rglob("*"))
+    assert cli.main(["batch", str(profile), "--results", str(tmp_path / "results")]) == 2
+    said = capsys.readouterr().err
+    assert "ChestXray is not in" in said and "no images in Testing of 'glioma'" in said
+    assert set(tmp_path.rglob("*")) == before
 
 
 # --- the grid ---------------------------------------------------------------------------------------------------------

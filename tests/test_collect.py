@@ -247,6 +247,17 @@ def test_a_failure_while_writing_leaves_the_old_results(made, monkeypatch):
     assert not list(made.parent.parent.glob(".out*"))
 
 
+def test_a_kill_between_the_two_renames_loses_nothing(made):
+    collected(made)
+    out = made.parent.parent / "out"
+    (out / "README.md").write_text("mine", encoding="utf-8")
+    left = out.parent / ".out.abc.old"  # where the old tables lie while the new ones take their place
+    left.mkdir()
+    out.rename(left / "results")
+    collected(made)
+    assert (out / "README.md").read_text(encoding="utf-8") == "mine" and not left.exists()
+
+
 def test_the_profile_is_the_cells_own_not_todays_file(found):
     assert found.provenance["parameters"] == PARAMETERS and found.provenance["written"] == WRITTEN
     assert set(found.bootstrap["n_resamples"]) == {128}

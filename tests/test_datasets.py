@@ -232,7 +232,8 @@ def test_fewer_images_than_the_release_warns_with_both_counts(root):
 def test_table_reads_several_folders_and_the_first_wins(root):
     touch(root, "a/1.jpg", "b/1.jpg", "b/2.png", "b/2_mask.png", "b/3.jpg")
     write_table(root, ["L1,1,cat", "L1,2,cat", "L2,3.jpg,dog"], encoding="utf-8-sig")
-    frame = index(table_spec(), root)
+    with pytest.warns(DatasetWarning, match="left out, since meta.csv has no row for them: '2_mask.png'"):
+        frame = index(table_spec(), root)
     assert frame["image_id"].tolist() == ["1", "2", "3.jpg"]
     found = [Path(path).relative_to(root).as_posix() for path in frame["path"]]
     assert found == ["a/1.jpg", "b/2.png", "b/3.jpg"]
@@ -261,6 +262,13 @@ def test_all_mistakes_of_a_table_in_one_sentence(root):
                  "no lesion in 'row 6'", "without a file in a or b: 'lost'", "two files for one image: '3'"):
         assert part in message
     assert message.count("\n") == 0
+
+
+def test_an_image_listed_with_and_without_its_suffix_counts_once(root):
+    touch(root, "a/1.jpg", "a/2.jpg")
+    write_table(root, ["L1,1,cat", "L1,1.jpg,cat", "L2,2,dog"])
+    with pytest.raises(UserError, match="names images with and without their suffix: '1.jpg'"):
+        index(table_spec(), root)
 
 
 def test_a_patient_may_have_two_findings_where_the_entry_says_so(root):

@@ -59,7 +59,8 @@ def index(spec, root=None):
     suffix), path (str), label (int, position in spec.classes), group (str; the image_id where the dataset has
     no groups), split ("train", "held_out", or "" where the release has no split)]. Files that are no images
     (masks' folders, text, thumbnails' databases) are passed over; images are not opened. Raises UserError
-    that names every offender at once. Warns (DatasetWarning) of fewer images than the release's.
+    that names every offender at once. Warns (DatasetWarning) of fewer images than the release's, and of images that a
+    table does not list.
     """
     if spec.layout == "phantom":
         from medq.datasets import phantoms
@@ -196,6 +197,14 @@ def _table_rows(spec, root, problems):
     if missing:
         problems.append(f"{file.name} names images without a file in {' or '.join(table.folders)}: "
                         f"{named(missing)}")
+    listed = [where[name] for name in frame[table.image].unique() if name in where]
+    twice = [Path(path).name for path, n in Counter(listed).items() if n > 1]
+    if twice:
+        problems.append(f"{file.name} names images with and without their suffix: {named(twice)}")
+    unlisted = sorted({Path(path).name for path in where.values()} - {Path(path).name for path in listed})
+    if unlisted and not problems:
+        warnings.warn(f"{spec.name}: left out, since {file.name} has no row for them: {named(unlisted)}",
+                      DatasetWarning, stacklevel=3)
     labels = {name: label for label, name in enumerate(spec.classes)}
     parts = {value: part for part, value in spec.splits.items()}
     rows = []
