@@ -62,11 +62,7 @@ def percentile(sample, q, confidence=0.95):
 def summary(ms, batch_size):
     """n_batches, mean_ms, p50_ms, p90_ms, p99_ms, their bounds and throughput (images per second) of batch
     times `ms`."""
-    found = {
-        "n_batches": len(ms),
-        "mean_ms": float(np.mean(ms)),
-        "throughput": 1000 * batch_size / float(np.mean(ms)),
-    }
+    found = {"n_batches": len(ms), "mean_ms": float(np.mean(ms)), "throughput": 1000 * batch_size / float(np.mean(ms))}
     for name, q in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
         found[f"{name}_ms"], found[f"{name}_low"], found[f"{name}_high"] = percentile(ms, q)
     return found
@@ -122,8 +118,7 @@ def thread_count(params):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if (params.latency.threads or 1) > cores:
         raise UserError(
-            f"latency.threads: {params.latency.threads} are asked for but this process may use "
-            f"{cores} cores; lower it."
+            f"latency.threads: {params.latency.threads} are asked for but this process may use {cores} cores; lower it."
         )
     return params.latency.threads or cores
 
@@ -169,10 +164,7 @@ def conditions(threads):
     import psutil
 
     with lock(paths.runs() / ".timing"), pinned(threads) as facts:
-        facts |= {
-            "governor": _governor(),
-            "load_before": os.getloadavg() if hasattr(os, "getloadavg") else None,
-        }
+        facts |= {"governor": _governor(), "load_before": os.getloadavg() if hasattr(os, "getloadavg") else None}
         start, machine, own = time.perf_counter(), _busy(psutil.cpu_times()), sum(os.times()[:2])
         yield facts
         seconds = time.perf_counter() - start
@@ -220,9 +212,7 @@ def source(params, backbone, image_size):
         if artefacts.is_finished((cell := paths.Cell(params.profile, dataset, backbone, "fp32", fold)).folder)
     ]
     if not trained:
-        images = np.random.default_rng(params.seed).integers(
-            0, 256, (64, image_size, image_size, 3), dtype=np.uint8
-        )
+        images = np.random.default_rng(params.seed).integers(0, 256, (64, image_size, image_size, 3), dtype=np.uint8)
         model = _random(params, backbone, 4, image_size)
         return Source(
             model, images, spec.family, {"weights": "random", "calibration": f"{len(images)} images of noise"}
@@ -245,10 +235,7 @@ def source(params, backbone, image_size):
             f"trained on {cell.dataset}",
         )
     return Source(
-        model.eval(),
-        resized(part.images[rows], image_size),
-        spec.family,
-        {"weights": weights, "calibration": said},
+        model.eval(), resized(part.images[rows], image_size), spec.family, {"weights": weights, "calibration": said}
     )
 
 
@@ -294,13 +281,10 @@ def variants(params, made):
             jobs[regime] = lambda regime=regime: integer(made, regime)
     if params.device != "cpu" and torch.cuda.is_available():
         jobs |= {
-            f"{regime} on the GPU": lambda regime=regime: on_gpu(made.model, regime)
-            for regime in ("fp32", "fp16")
+            f"{regime} on the GPU": lambda regime=regime: on_gpu(made.model, regime) for regime in ("fp32", "fp16")
         }
     elif "fp16" in params.regimes:
-        absent["fp16"] = (
-            "half precision is timed on a GPU, and there is none here or the profile does not use it"
-        )
+        absent["fp16"] = "half precision is timed on a GPU, and there is none here or the profile does not use it"
     for name, build in jobs.items():
         try:
             variant = build()
@@ -334,9 +318,7 @@ def baseline(model, name, images, batch_sizes):
     if name == "fused":
         fused = without_batch_norm(model).to(memory_format=torch.channels_last)
         seconds = round(time.perf_counter() - start, 3)
-        return Variant(
-            "fp32", fused, storage.state_dict_bytes(fused) / 1e6, seconds, name, layout=torch.channels_last
-        )
+        return Variant("fp32", fused, storage.state_dict_bytes(fused) / 1e6, seconds, name, layout=torch.channels_last)
     made = Variant("fp32", last, size, 0.0, name, layout=torch.channels_last)
     call = compiled(last, [batch(images, n, made) for n in batch_sizes])
     return Variant("fp32", call, size, round(time.perf_counter() - start, 3), name, layout=torch.channels_last)
@@ -392,9 +374,7 @@ def integer(made, regime):
         prepared = prepared_model(made.model, made.family, engine_name, batches, size)
     quantized = converted(prepared, made.family, engine_name)
     seconds = round(time.perf_counter() - start, 3)
-    return Variant(
-        regime, quantized, storage.state_dict_bytes(quantized.model) / 1e6, seconds, engine=engine_name
-    )
+    return Variant(regime, quantized, storage.state_dict_bytes(quantized.model) / 1e6, seconds, engine=engine_name)
 
 
 @dataclass(frozen=True)

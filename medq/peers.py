@@ -22,17 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from medq import (
-    artefacts,
-    backbones,
-    evaluate,
-    finetune,
-    latency,
-    metrics,
-    params as profiles,
-    provenance,
-    stages,
-)
+from medq import artefacts, backbones, evaluate, finetune, latency, metrics, params as profiles, provenance, stages
 from medq.augment import normalise
 from medq.datasets.partition import lock, partition
 from medq.quantize import dynamic, static, storage
@@ -116,16 +106,12 @@ def _save_pt2e(task, path):
     example = (torch.zeros(2, 3, task.image_size, task.image_size),)
     dynamic_shapes = ({0: torch.export.Dim("n")},)
     exported = torch.export.export(task.model, example, dynamic_shapes=dynamic_shapes).module()
-    prepared = prepare_pt2e(
-        exported, X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
-    )
+    prepared = prepare_pt2e(exported, X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config()))
     static.calibrate(prepared, task.batches)
     converted = convert_pt2e(prepared)
     move_exported_model_to_eval(converted)
     used = {node.target for node in converted.graph.nodes if node.op == "get_attr"}
-    for name in [
-        name for name, _ in converted.named_parameters() if name not in used
-    ]:  # float weights, now integers
+    for name in [name for name, _ in converted.named_parameters() if name not in used]:  # float weights, now integers
         owner, _, leaf = name.rpartition(".")
         delattr(converted.get_submodule(owner), leaf)
     torch.export.save(torch.export.export(converted, example, dynamic_shapes=dynamic_shapes), path)
@@ -142,9 +128,7 @@ def _fixed_batches(task, compile_, model):
     larger."""
     sizes = sorted({*task.batch_sizes, BATCH})
     shape = (3, task.image_size, task.image_size)
-    call = compile_(
-        model, [torch.zeros(n, *shape).contiguous(memory_format=torch.channels_last) for n in sizes]
-    )
+    call = compile_(model, [torch.zeros(n, *shape).contiguous(memory_format=torch.channels_last) for n in sizes])
     return partial(_padded, {n: call for n in sizes})
 
 
@@ -341,9 +325,7 @@ class Runtime:
 RUNTIMES = (
     Runtime("pytorch", "fp32", ".safetensors", _save_torch, _load_torch),
     *(
-        Runtime(
-            f"pytorch-{name}", "int8", ".safetensors", partial(_save_engine, engine_name=name), _load_engine
-        )
+        Runtime(f"pytorch-{name}", "int8", ".safetensors", partial(_save_engine, engine_name=name), _load_engine)
         for name in ("fbgemm", "x86", "onednn")
     ),
     Runtime(
@@ -454,15 +436,7 @@ def build(params, cell, runtimes=None):
             task, part = _task(params, cell, size)
             folder = _folder(cell, size)
             for runtime in _chosen(params, runtimes):
-                _build(
-                    task,
-                    part,
-                    cell,
-                    folder / runtime.name,
-                    runtime,
-                    stages.key(given),
-                    size == params.image_size,
-                )
+                _build(task, part, cell, folder / runtime.name, runtime, stages.key(given), size == params.image_size)
     return cell.of("peers").folder
 
 
@@ -472,9 +446,7 @@ def _task(params, cell, size):
     part, spec = partition(params, cell.dataset, cell.fold), profiles.backbones()[cell.backbone]
     if size == params.image_size:
         model = float_model(params, cell, part)
-        batches = list(
-            calibration_batches(part, calibration_rows(part, params.calibration.images, params.seed))
-        )
+        batches = list(calibration_batches(part, calibration_rows(part, params.calibration.images, params.seed)))
     else:
         made = latency.source(
             params.model_copy(update={"datasets": [cell.dataset], "folds": [cell.fold]}), cell.backbone, size
@@ -495,10 +467,7 @@ def _task(params, cell, size):
 def _build(task, part, cell, folder, runtime, key, evaluated):
     if artefacts.is_finished(folder, key):
         return
-    path, row = (
-        folder / f"model{runtime.suffix}",
-        {"runtime": runtime.runtime, "precision": runtime.precision},
-    )
+    path, row = (folder / f"model{runtime.suffix}", {"runtime": runtime.runtime, "precision": runtime.precision})
     shutil.rmtree(folder, ignore_errors=True)
     files, facts = [], {"status": "done"}
     try:
@@ -513,9 +482,7 @@ def _build(task, part, cell, folder, runtime, key, evaluated):
             row |= _evaluate(runtime.load(task, path), part, cell, runtime.name)
         artefacts.write_csv(folder / BUILT, pd.DataFrame([row]))
         files = [BUILT, *(p.name for p in folder.glob("model*"))]
-    except (
-        Exception
-    ) as error:  # a converter of someone else's can raise anything: the row is absent, with the reason
+    except Exception as error:  # a converter of someone else's can raise anything: the row is absent, with the reason
         reason = str(error) if isinstance(error, Unsupported) else f"{type(error).__name__}: {error}"
         facts = {"status": "unsupported", "reason": " ".join(reason.split())[:300]}
     torch._dynamo.reset()
@@ -526,8 +493,7 @@ def _evaluate(call, part, cell, name):
     """Store the held-out predictions of a loaded model and return its metrics."""
     probability = evaluate.probabilities(call, part.images[part.held_out], batch_size=BATCH)
     artefacts.write_parquet(
-        cell.of("peers").folder / f"predictions.{name}.parquet",
-        finetune.held_out_table(part, cell.fold, probability),
+        cell.of("peers").folder / f"predictions.{name}.parquet", finetune.held_out_table(part, cell.fold, probability)
     )
     found = metrics.summary(part.labels[part.held_out], probability)
     return found[found["class"] == ""].set_index("metric")["value"][SCORES].to_dict()

@@ -340,7 +340,7 @@ def test_the_table_is_complete_and_readable():
     for column in ("claim", "section", "quotation_short", "test", "evidence"):
         assert table[column].str.len().gt(0).all()
     assert not table["evidence"].str.contains("nan").any()
-    
+
     known = table[table["low"].notna()]
     assert (known["low"] <= known["value"] + 1e-9).all() and (known["value"] <= known["high"] + 1e-9).all()
 

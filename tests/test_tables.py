@@ -130,7 +130,7 @@ def test_ablation_names_the_smallest_change_that_collapses(full):
     t = tables.ablation(full).set_index(["dataset", "backbone"])
     assert t.loc[("BrainMRI", "resnet18"), "changes"] == "calibration images not normalised"
     assert t.loc[("BrainMRI", "resnet18"), "n_changes"] == 1
-    one = lambda a: a[~((a["recipe"] == "not-normalised"))]  # noqa: E731
+    one = lambda a: a[~(a["recipe"] == "not-normalised")]  # noqa: E731
     t = tables.ablation(fixtures.bent(full, ablation=one)).set_index(["dataset", "backbone"])
     assert t.loc[("BrainMRI", "mobilenetv2"), "changes"] == "weights per-tensor"
     assert t.loc[("BrainMRI", "resnet18"), "changes"].startswith("none of 2 recipes")

@@ -4,7 +4,8 @@
 and reads `not testable` where their intervals, or gaps, leave the claim open.
 """
 
-from typing import Callable, NamedTuple
+from typing import NamedTuple
+from collections.abc import Callable
 
 import pandas as pd
 

@@ -55,7 +55,7 @@ def _regime_panel(axis, data, regimes, results):
             continue
         row, colour = mean.loc[regime], regime_colour(regime)
         std = 0.0 if math.isnan(row["between_std"]) else row["between_std"]
-        
+
         left, right = max(0.0, row["value"] - std), min(1.0, row["value"] + std)
         axis.barh(y, right - left, left=left, height=0.62, color=colour, alpha=0.3, linewidth=0)
         axis.plot([row["value"]] * 2, [y - 0.36, y + 0.36], color=colour, linewidth=3, solid_capstyle="butt")
