@@ -33,9 +33,10 @@ def unpack(results, runs):
         "threads", "machines", "commits") if key in provenance}
     for dataset, known in data.items():
         _dataset(results, runs / dataset / "data", dataset, manifest | known)
+    history = _text(results / "history.csv")
     for row in cells[cells["status"].isin(artefacts.STATUSES)].to_dict("records"):
         sizes = {key: data.get(row["dataset"], {}).get(key) for key in ("n_train", "n_held_out", "fingerprint")}
-        _cell(results, runs, row, manifest | {key: n for key, n in sizes.items() if n is not None})
+        _cell(results, runs, row, history, manifest | {key: n for key, n in sizes.items() if n is not None})
     for file in collect.STUDIES:
         if (results / file).is_file():
             _studies(results / file, runs, profile, manifest)
@@ -50,7 +51,7 @@ def _dataset(results, folder, dataset, manifest):
         _finish(folder, [*found], manifest)
 
 
-def _cell(results, runs, row, manifest):
+def _cell(results, runs, row, history, manifest):
     folder = runs / row["dataset"] / row["backbone"] / row["regime"] / f"fold{row['fold']}"
     files = []
     for name, (suffix, _, _) in collect.VARIANTS.items():
@@ -60,7 +61,6 @@ def _cell(results, runs, row, manifest):
         if len(frame):
             artefacts.write_parquet(folder / name, frame.reset_index(drop=True))
             files.append(name)
-    history = _text(results / "history.csv")
     history = history[(history[["dataset", "backbone", "regime", "fold"]] == [
         row[c] for c in ("dataset", "backbone", "regime", "fold")]).all(axis=1)] if len(history) else history
     if len(history):
