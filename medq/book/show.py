@@ -210,7 +210,7 @@ def interactive(figure, name):
         full_html=False,
         include_plotlyjs=False if building() else "cdn",
         div_id=f"plotly-{name}",
-        config={"displaylogo": False, "responsive": True},
+        config={"displayModeBar": False, "responsive": True},  # the bar would cover the titles
     )
     alt = figures.alt_text(figure)
     if not building():

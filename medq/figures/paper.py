@@ -186,13 +186,14 @@ def figure2_interactive(results, *, engine="fbgemm", batch_size=1):
     data = tradeoff_data(results, engine=engine, batch_size=batch_size).dropna(subset=["value", "p50_ms"])
     names = [title(d) for d in results.datasets]
     figure = make_subplots(rows=1, cols=max(1, len(names)), subplot_titles=names, horizontal_spacing=0.07)
+    first = _first_time()
     for column, dataset in enumerate(results.datasets, 1):
         for backbone, points in data[data["dataset"] == dataset].groupby("backbone", sort=False):
             regimes = ["FP32" if r == "fp32" else "INT8-QAT" for r in points["regime"]]
             hover = "%{text}<br>%{x:.2f} ms<br>AUPRC %{y:.4f}<extra></extra>"
             figure.add_scatter(
                 x=points["p50_ms"], y=points["value"], mode="lines+markers", name=title(backbone),
-                row=1, col=column, legendgroup=backbone, showlegend=column == 1,
+                row=1, col=column, legendgroup=backbone, showlegend=first(backbone),
                 text=[f"{title(backbone)}, {r}" for r in regimes], hovertemplate=hover,
                 line={"color": backbone_style(backbone)[0], "width": 1},
                 marker={"size": 11, "symbol": ["circle" if r == "FP32" else "square" for r in regimes],
@@ -201,6 +202,12 @@ def figure2_interactive(results, *, engine="fbgemm", batch_size=1):
     figure.update_yaxes(title="Macro AUPRC", col=1)
     alt = _tradeoff_alt(data, results, engine) if len(data) else "AUPRC against latency: missing."
     return _plotly_style(figure, alt, height=460)
+
+
+def _first_time():
+    """A function that is true for each name once: a legend entry stands where its name first appears."""
+    seen = set()
+    return lambda name: name not in seen and not seen.add(name)
 
 
 def _plotly_style(figure, alt, height):
@@ -354,12 +361,13 @@ def figure4_interactive(results, *, regime="ptq-fbgemm"):
     data = calibration_data(results, regime=regime)
     names = [title(d) for d in results.datasets]
     figure = make_subplots(rows=1, cols=max(1, len(names)), subplot_titles=names, horizontal_spacing=0.07)
+    first = _first_time()
     for column, dataset in enumerate(results.datasets, 1):
         for backbone, part in data[data["dataset"] == dataset].groupby("backbone", sort=False):
             figure.add_scatter(
                 x=part["n_calibration"], y=part["mean"], mode="lines+markers", name=title(backbone), row=1,
                 col=column,
-                legendgroup=backbone, showlegend=column == 1, line={"color": backbone_style(backbone)[0]},
+                legendgroup=backbone, showlegend=first(backbone), line={"color": backbone_style(backbone)[0]},
                 error_y={"type": "data", "array": part["std"].fillna(0), "thickness": 1, "width": 3},
                 hovertemplate=f"{title(backbone)}<br>%{{x}} images<br>AUPRC %{{y:.4f}}<extra></extra>")
     figure.update_xaxes(type="log", title="Calibration images",

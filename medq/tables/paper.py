@@ -194,6 +194,7 @@ TABLE4 = {"fp32_p50": "FP32 p50 (ms)", "fp32_p99": "FP32 p99 (ms)", "int8_p50": 
           "int8_p99": "INT8-PTQ p99 (ms)", "fp32_tail": "FP32 p99/p50", "int8_tail": "INT8-PTQ p99/p50",
           "speedup": "Speedup (×)", "best_speedup": "Speedup over the best FP32 (×)",
           "size_ratio": "Size ↓ (×)"}
+TOO_FEW = "too few: a 95 % interval of p99 takes 368 batches"  # medq.latency.percentile
 
 
 def table4_data(results, published=None, *, batch_size=1, engine="fbgemm"):
@@ -212,8 +213,7 @@ def table4_data(results, published=None, *, batch_size=1, engine="fbgemm"):
         for quantity in TABLE4:
             mine = ours.get(backbone, {}).get(quantity)
             theirs = paper.get(backbone, {}).get(quantity, {}).get("value", math.nan)
-            timed = mine is not None and not math.isnan(mine["value"])
-            state = "" if timed else _not_timed(results, backbone, regime)
+            state = _not_timed(results, backbone, regime) if mine is None else TOO_FEW if math.isnan(mine["value"]) else ""
             rows.append({"backbone": backbone, "quantity": quantity, **entry(mine, theirs, state)})
     return pd.DataFrame(rows, columns=["backbone", "quantity", *FIELDS])
 
