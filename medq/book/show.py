@@ -183,21 +183,18 @@ def aligned(html):
     return html
 
 
-def each_dataset(results, draw, name, caption, data=None):
-    """`draw(dataset)` as one figure per dataset; {dataset} in the caption becomes its title."""
+def each_dataset(results, draw, name, caption, data):
+    """`draw(dataset)` as one figure per dataset that has rows in `data`; {dataset} in the caption becomes its title."""
     from medq.results import title
 
-    return joined(
-        *(
-            figure(
-                draw(d),
-                f"{name}-{d}",
-                caption.format(dataset=title(d)),
-                data[data["dataset"] == d] if data is not None else None,
-            )
-            for d in results.datasets
-        )
-    )
+    there = set(data["dataset"])
+    shown = [
+        figure(draw(d), f"{name}-{d}", caption.format(dataset=title(d)), data[data["dataset"] == d])
+        for d in results.datasets
+        if d in there
+    ]
+    lacking = [title(d) for d in results.datasets if d not in there]
+    return joined(*shown, *([text(f"Missing from these results: {', '.join(lacking)}.")] if lacking else []))
 
 
 def interactive(figure, name):

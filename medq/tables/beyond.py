@@ -115,7 +115,9 @@ def ablation(results, *, stage="converted"):
                     "The smallest change of recipe that makes PTQ collapse",
                     f"Collapsed: {COLLAPSE:.2f} less AUPRC, or {COLLAPSE:.2f} more top-label ECE, than the "
                     "default recipe gives.",
-                    formats={None: "{:.3f}", "n_changes": "{:.0f}", "tried": "{:.0f}"})
+                    formats={None: "{:.3f}", "n_changes": "{:.0f}", "tried": "{:.0f}"},
+                    labels={"n_changes": "Number of changes", "tried": "Recipes tried"}
+                    | {f"{m}_before": f"{title(m)} by default" for m in ("auprc", "ece", "ece_top_label")})
 
 
 def ablation_means(results, published=None, *, stage="converted"):
@@ -136,7 +138,8 @@ def ablation_means(results, published=None, *, stage="converted"):
     mean["distance"] = np.hypot(mean["ece"] - mean["paper_ece"], mean["brier"] - mean["paper_brier"])
     mean = mean.sort_values(["dataset", "engine", "distance"]).reset_index(drop=True)
     return captioned(mean, "Recipes beside the paper's INT8-PTQ averages, nearest first",
-                    formats={None: "{:.4f}", "n_backbones": "{:.0f}"})
+                    formats={None: "{:.4f}", "n_backbones": "{:.0f}"},
+                    labels={"n_backbones": "Backbones", "paper_ece": "ECE in the paper", "paper_brier": "Brier in the paper"})
 
 
 UNTREATED, UNQUANTIZED = "none", "fp32"  # the rows of remedies.csv that the others are held against
@@ -168,7 +171,8 @@ def remedies(results):
     return captioned(pd.DataFrame(rows, columns=columns),
                     "Remedies without retraining: share of the PTQ to FP32 gap closed",
                     f"No share is given where PTQ lies within {GAP} of FP32.",
-                    formats={None: "{:.4f}", **percent, "slowdown": "{:.2f}×"})
+                    formats={None: "{:.4f}", **percent, "slowdown": "{:.2f}×"},
+                    labels={c: f"{title(c.removesuffix('_closed'))}, gap closed" for c in percent})
 
 
 def silent(results, *, stage="converted"):

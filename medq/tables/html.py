@@ -133,13 +133,13 @@ def _name(kind, value, row):
 
 def _flat(frame):
     """HTML of each cell and its CSS classes, of a table without the paper's numbers."""
-    formats = frame.attrs.get("formats", {})
+    formats, labels = frame.attrs.get("formats", {}), frame.attrs.get("labels", {})
     index = frame.index.names != [None]
     plain = frame.reset_index() if index else frame.reset_index(drop=True)
     cells = pd.DataFrame(index=plain.index)
     classes = pd.DataFrame(index=plain.index)
     for column in plain:
-        values, head = plain[column], title(column) if column in REGIMES else _head(column)
+        values, head = plain[column], labels.get(column) or (title(column) if column in REGIMES else _head(column))
         if pd.api.types.is_bool_dtype(values):
             cells[head] = values.map({True: "✓", False: ""})
         elif pd.api.types.is_numeric_dtype(values):
