@@ -199,11 +199,11 @@ def _float(value):
     return value.dequantize() if isinstance(value, torch.Tensor) and value.is_quantized else value
 
 
-def module_in_float(module, x, weight=None, bias=None):
-    """What `module` should compute on the floating-point tensor `x`, with its own weights or those given."""
+def module_in_float(module, x, weights=None):
+    """What `module` should compute on the floating-point tensor `x`, with its own (weight, bias) or those given."""
     if isinstance(module, WEIGHTED):
-        weight = module.weight().dequantize() if weight is None else weight
-        y = weighted(module, x, weight, module.bias() if bias is None else bias)
+        weight, bias = weights or (module.weight().dequantize(), module.bias())
+        y = weighted(module, x, weight, bias)
     elif isinstance(module, (nnq.BatchNorm2d, nnq.BatchNorm3d)):
         y = F.batch_norm(x, module.running_mean, module.running_var, module.weight, module.bias, eps=module.eps)
     else:

@@ -55,5 +55,5 @@ class SideBySide(fx.Interpreter):
                 node.op == "call_method" and node.target == "dequantize"):
             return args[0].clone()  # what follows may work in place
         if isinstance(module, kernels.WEIGHTED):
-            return kernels.module_in_float(module, args[0], *self.weights.get(node.target, ()))
+            return kernels.module_in_float(module, args[0], self.weights.get(node.target))
         return kernels.node_in_float(self.module, node, args, kwargs)
