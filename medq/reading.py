@@ -271,6 +271,7 @@ def collapse(results, published=None):
              f"{fell['backbone'].nunique()} of {data['backbone'].nunique()} backbones "
              f"({'; '.join(said)})." if len(fell) else
              f"None of the recipes tried collapses any of {data['backbone'].nunique()} backbones.")
+    first = " ".join([first, *_given_back(results)])
     near = tables.ablation_means(results, published).dropna(subset=["distance"])
     if near.empty:
         return first
@@ -278,6 +279,20 @@ def collapse(results, published=None):
     return (f"{first} Nearest to the paper's PTQ averages on any dataset comes the recipe `{best['recipe']}` "
             f"({title(best['dataset'])}, {best['engine']}): ECE {best['ece']:.3f} against "
             f"{best['paper_ece']:.3f}, Brier {best['brier']:.3f} against {best['paper_brier']:.3f}.")
+
+
+def _given_back(results):
+    """A sentence for each model that collapses under the default recipe already: the recipe that mends most of it."""
+    fp32 = scores(results, "auprc")
+    fp32 = fp32[fp32["regime"] == "fp32"].set_index(["dataset", "backbone"])["value"]
+    for (dataset, backbone, engine), group in tables.recipe_means(results, "converted").groupby(
+            ["dataset", "backbone", "engine"], sort=False):
+        default, best = group[group["recipe"] == "default"], group.loc[group["auprc"].idxmax()]
+        lost = fp32.get((dataset, backbone), math.nan) - (default["auprc"].item() if len(default) else math.nan)
+        if lost >= tables.COLLAPSE and best["recipe"] != "default":
+            back = best["auprc"] - default["auprc"].item()
+            yield (f"{title(backbone)} under {engine} on {title(dataset)} loses {100 * lost:.1f} points of AUPRC by the default "
+                   f"recipe already; `{best['recipe']}` ({_list(best['changes'], 4)}) gives {100 * back:.1f} of them back.")
 
 
 def remedies(results, published=None):

@@ -75,3 +75,14 @@ def test_found_counts_verdicts_and_names_what_the_paper_refutes_itself(full):
             f"{count['not testable']} open") in said
     assert "The paper's own tables speak against 3 of its claims" in said
     assert "*Tails stay within 1.02 to 1.15*" in said
+
+
+def test_a_model_that_the_default_recipe_collapses_is_named_with_its_best_recipe(full):
+    def worse(a):
+        hit = (a["dataset"] == "BrainMRI") & (a["backbone"] == "resnet18") & (a["recipe"] == "default")
+        return a.assign(auprc=a["auprc"].where(~hit, 0.3))
+
+    said = reading.collapse(fixtures.bent(full, ablation=worse))
+    fp32 = scores(full, "auprc").set_index(["dataset", "backbone", "regime"])["value"]["BrainMRI", "resnet18", "fp32"]
+    assert f"ResNet-18 under fbgemm on BrainMRI loses {100 * (fp32 - 0.3):.1f} points of AUPRC by the default" in said
+    assert "by the default recipe already" not in reading.collapse(full)
