@@ -165,6 +165,33 @@ def sources():
 
 # --- experiments of the project itself ----------------------------------------------------------------------
 
+def kernel_sweep():
+    """Run every operator that `medq.quantize.sweep` knows on every engine of this machine; a table of those that err."""
+    import warnings
+
+    import torch
+
+    from medq import provenance
+    from medq.quantize import sweep
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces that this API will go
+        tried = sweep.sweep()
+    wrong = sweep.disagreements(tried)
+    instructions = ", ".join(provenance.cpu()["instructions"]) or "no integer instructions known to us"
+    said = (f"Run now, with PyTorch {torch.__version__} on a processor with {instructions}: {len(tried)} combinations of operator, "
+            f"engine, memory layout and range of activations. {len(wrong)} do not compute what floating point says.")
+    if wrong.empty:
+        return text(said)
+    wrong = wrong.groupby(["engine", "operator", "range"], sort=False).agg(
+        layouts=("layout", lambda names: ", ".join(sorted(set(names)))), steps=("kernel_max_steps", "max"),
+        share=("wrong", "max")).reset_index()
+    wrong = wrong.rename(columns={"range": "activations", "steps": "largest error (steps)", "share": "values off (%)"})
+    wrong["values off (%)"] *= 100
+    wrong.attrs["formats"] = {"largest error (steps)": "{:.0f}", "values off (%)": "{:.1f}"}
+    return joined(text(said), table(wrong, "kernel-sweep", "Operators whose integers are not what floating point says."))
+
+
 def relu6_demonstration():
     """Run the four lines that show qnnpack's defect on this machine, and say what came out."""
     import warnings
