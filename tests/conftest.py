@@ -24,3 +24,21 @@ def real_data():
     if not (folder / "brainmri").is_dir():
         pytest.skip(f"no real images at {folder}: set MEDQ_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def full():
+    """Made results of a whole grid; change nothing in it."""
+    import fixtures_results
+
+    return fixtures_results.world()
+
+
+@pytest.fixture(scope="session")
+def gaps():
+    """Made results with an unsupported, a failed and a missing cell, and one whose kernels err; change nothing in it."""
+    import fixtures_results
+
+    return fixtures_results.world(
+        unsupported=(("BrainMRI", "convnext_tiny", "ptq-qnnpack"),), failed=(("ChestXray", "vit_base", "qat-fbgemm"),),
+        missing=(("SkinCancer", "vit_base", "qat-qnnpack"),), disagree=(("SkinCancer", "mobilenetv2", "ptq-qnnpack"),))

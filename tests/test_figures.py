@@ -19,15 +19,6 @@ from medq.results import load, published, scores
 DATASET = "SkinCancer"
 
 
-@pytest.fixture(scope="module")
-def gaps():
-    return fixtures.world(
-        unsupported=(("BrainMRI", "convnext_tiny", "ptq-qnnpack"),), failed=(("ChestXray", "vit_base",
-                                                                              "qat-fbgemm"),),
-        missing=(("SkinCancer", "vit_base", "qat-qnnpack"),), disagree=(("SkinCancer", "mobilenetv2",
-                                                                         "ptq-qnnpack"),))
-
-
 def small():
     """One dataset, three backbones, three regimes."""
     return fixtures.world(datasets=("BrainMRI",), backbones=("resnet50", "mobilenetv2", "vit_base"), n=60,

@@ -9,20 +9,6 @@ from medq import reading
 from medq.results import load, published, scores
 
 
-@pytest.fixture(scope="module")
-def full():
-    return fixtures.world()
-
-
-@pytest.fixture(scope="module")
-def gaps():
-    return fixtures.world(
-        unsupported=(("BrainMRI", "convnext_tiny", "ptq-qnnpack"),), failed=(("ChestXray", "vit_base",
-                                                                              "qat-fbgemm"),),
-        missing=(("SkinCancer", "vit_base", "qat-qnnpack"),), disagree=(("SkinCancer", "mobilenetv2",
-                                                                         "ptq-qnnpack"),))
-
-
 @pytest.mark.parametrize("name", reading.READINGS)
 def test_every_reading_is_a_few_plain_sentences(name, gaps, tmp_path):
     for results in (gaps, published()):

@@ -11,20 +11,6 @@ from medq.errors import UserError
 from medq.results import SCHEMA, Results, load, means, scores, timings
 
 
-@pytest.fixture(scope="module")
-def full():
-    return fixtures.world()
-
-
-@pytest.fixture(scope="module")
-def gaps():
-    return fixtures.world(
-        unsupported=(("BrainMRI", "convnext_tiny", "ptq-qnnpack"),), failed=(("ChestXray", "vit_base",
-                                                                              "qat-fbgemm"),),
-        missing=(("SkinCancer", "vit_base", "qat-qnnpack"),), disagree=(("SkinCancer", "mobilenetv2",
-                                                                         "ptq-qnnpack"),))
-
-
 def small(folder, **files):
     """A result folder with the given tables, columns filled from SCHEMA."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -20,20 +20,6 @@ TABLES = [tables.table1, tables.table2, tables.table3, tables.table4, tables.eng
 
 
 @pytest.fixture(scope="module")
-def full():
-    return fixtures.world()
-
-
-@pytest.fixture(scope="module")
-def gaps():
-    return fixtures.world(
-        unsupported=(("BrainMRI", "convnext_tiny", "ptq-qnnpack"),), failed=(("ChestXray", "vit_base",
-                                                                              "qat-fbgemm"),),
-        missing=(("SkinCancer", "vit_base", "qat-qnnpack"),), disagree=(("SkinCancer", "mobilenetv2",
-                                                                         "ptq-qnnpack"),))
-
-
-@pytest.fixture(scope="module")
 def paper():
     return published()
 
