@@ -10,7 +10,7 @@ import copy
 import os
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -422,7 +422,7 @@ def _run(params, backbone, target, given):
     with conditions(thread_count(params)) as machine:
         made = source(params, backbone, params.latency.image_size)
         found, absent = variants(_leaner(params, made.family), made)
-        raw = [_timed(params, made.images, found, n) for n in params.latency.batch_sizes]
+        raw = [_timed(params, made.images, found, n, absent) for n in sorted(params.latency.batch_sizes)]
     torch._dynamo.reset()
     raw = pd.concat(raw, ignore_index=True)
     raw.insert(0, "backbone", backbone)
@@ -463,12 +463,51 @@ def _with_training(frame, regimes):
     return pd.concat([frame, again[again["regime"].isin(regimes)]], ignore_index=True)
 
 
-def _timed(params, images, found, n):
-    """Raw batch times of all variants at batch size `n`: regime, baseline, device, batch_size, batch, ms."""
-    timing, calls, rows = params.latency, {}, []
+@contextlib.contextmanager
+def bounded_memory():
+    """Within it an allocation beyond the free memory fails, where it would otherwise end the process.
+
+    qnnpack has depthwise kernels for 3 × 3 and 5 × 5 alone; for others it keeps a table of pointers for each group of each
+    layer, some 27 GB for the 7 × 7 convolutions of ConvNeXt-T at 32 images of 224 pixels.
+    """
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        yield
+        return
+    import psutil
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    room = psutil.Process().memory_info().vms + int(0.9 * psutil.virtual_memory().available)
+    resource.setrlimit(resource.RLIMIT_AS, (room if before[0] == resource.RLIM_INFINITY else min(room, before[0]), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def _tried(found, images, n, absent):
+    """{index: function} of the variants that can run a batch of `n`; one that cannot is let go, with the reason in `absent`."""
+    calls = {}
     for index, variant in enumerate(found):
+        if variant.call is None:
+            continue
         x = batch(images, n, variant)
-        calls[index] = lambda call=variant.call, x=x: call(x)
+        try:
+            with bounded_memory() if variant.device == "cpu" else contextlib.nullcontext(), torch.inference_mode():
+                variant.call(x)
+        except (Unsupported, MemoryError) as error:
+            absent[f"{variant.regime} at batch {n}"] = f"{error or type(error).__name__}: out of memory, or refused by the engine"
+            found[index] = replace(variant, call=None)  # what it holds is needed for the others
+        else:
+            calls[index] = lambda call=variant.call, x=x: call(x)
+    return calls
+
+
+def _timed(params, images, found, n, absent):
+    """Raw batch times of all variants at batch size `n`: regime, baseline, device, batch_size, batch, ms."""
+    timing, rows = params.latency, []
+    calls = _tried(found, images, n, absent)
     gpu = any(variant.device == "cuda" for variant in found)
     with torch.inference_mode():
         times = interleave(
@@ -479,7 +518,8 @@ def _timed(params, images, found, n):
             seed=params.seed,
             synchronise=torch.cuda.synchronize if gpu else lambda: None,
         )
-    for index, variant in enumerate(found):
+    for index in times:
+        variant = found[index]
         named = {
             "variant": index,
             "regime": variant.regime,

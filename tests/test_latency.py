@@ -211,6 +211,29 @@ def test_what_an_engine_cannot_do_is_left_out_with_its_reason(monkeypatch):
     assert absent["ptq-qnnpack"] == "failed to create add operator" and "GPU" in absent["fp16"]
 
 
+def test_what_does_not_fit_into_memory_fails_instead_of_ending_the_process():
+    psutil = pytest.importorskip("psutil")
+    size = int(0.95 * psutil.virtual_memory().available)
+    with latency.bounded_memory(), pytest.raises(MemoryError):
+        np.empty(size, np.uint8)
+    assert np.empty(size // 2, np.uint8).nbytes  # nothing is touched, and there is no limit any more
+
+
+def test_a_model_that_cannot_run_a_batch_size_is_left_out_of_it_alone():
+    def small(x):
+        if len(x) > 2:
+            raise Unsupported("failed to run quantized::conv2d")
+        return x
+
+    images, absent = np.zeros((4, 8, 8, 3), np.uint8), {}
+    found = [latency.Variant("fp32", lambda x: x, 0, 0), latency.Variant("ptq-qnnpack", small, 0, 0)]
+    params = profiles.load("smoke", latency={"seconds": 0.01, "warmup": 1})
+    assert set(latency._timed(params, images, found, 2, absent)["regime"]) == {"fp32", "ptq-qnnpack"} and absent == {}
+    assert set(latency._timed(params, images, found, 4, absent)["regime"]) == {"fp32"}
+    assert "failed to run" in absent["ptq-qnnpack at batch 4"]
+    assert found[1].call is None
+
+
 def test_images_are_resized_and_repeated_to_the_batch():
     images = np.full((2, 8, 8, 3), 255, np.uint8)
     assert (latency.resized(images, 16) == 255).all() and latency.resized(images, 16).shape == (2, 16, 16, 3)
