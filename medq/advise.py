@@ -330,7 +330,7 @@ def text(table, limits):
 
 def nothing(group):
     """What to say of the candidates of one dataset and backbone of which none is to ship."""
-    return NOT_MEASURED if (group["why"] == NOT_MEASURED).all() else "nothing passes"
+    return NOT_MEASURED if group["passes"].isna().all() else "nothing passes"
 
 
 def _title(candidate):

@@ -291,8 +291,9 @@ def run(args):
         raise UserError(f"--results {results}: is no folder and cannot become one; choose another.")
     if args.dry_run:
         return _report_plan(plan(params, only, look=False), len(jobs(params, only)))
-    if not args.profile:  # jobs of a cluster may see other disks than this machine
-        _look_for_images(params, only)
+    remote = bool(args.profile) and "executor: local" not in (Path(args.profile) / "config.yaml").read_text("utf-8")
+    if not remote:  # jobs of a cluster may see other disks than this machine
+        _look_for_images(params, [job for job in jobs(params, only) if artefacts.record(job.folder) is None])
     with batch_lock(paths.runs() / params.profile):
         started = time.monotonic()
         planned = plan(params, only)
@@ -300,8 +301,10 @@ def run(args):
         if not planned and _collected(params, results):
             print(f"nothing to do: all {total} parts of {params.profile} are finished, {results} holds their tables.")
             return 0
+        if not remote:
+            _look_for_images(params, todo)
         mark(planned)
-        with _start(params, args, results) as start:
+        with _start(params, args, results, remote) as start:
             if todo:
                 print(f"{params.profile}: {len(todo)} of {total} parts to run.", flush=True)
                 start(todo, collect=True)
@@ -311,13 +314,13 @@ def run(args):
         return _report(params, todo, failed, results, time.monotonic() - started)
 
 
-def _look_for_images(params, only):
-    """`UserError` naming every dataset that is still to be prepared and whose images are not there, or not as they should be."""
+def _look_for_images(params, chosen):
+    """`UserError` naming every dataset that `chosen` jobs prepare and whose images are not there, or not as they should be."""
     from medq.datasets import dataset_root, index
 
     wrong = []
-    for job in jobs(params, only):
-        if job.stage == "datasets" and artefacts.record(job.folder) is None:
+    for job in chosen:
+        if job.stage == "datasets":
             try:
                 spec = profiles.datasets()[job.cell.dataset]
                 index(spec, dataset_root(spec, params.root()))
@@ -376,14 +379,13 @@ def shares(params, jobs_asked=None, cores=None):
     return n, max(1, cores // n), memory
 
 
-def _start(params, args, results):
+def _start(params, args, results, remote):
     """A context that gives `start(jobs, collect)`: Snakemake on these jobs, with processes that start warm where they can."""
     import contextlib
 
     @contextlib.contextmanager
     def context():
         with tempfile.TemporaryDirectory(prefix="medq-") as scratch, contextlib.ExitStack() as stack:
-            remote = bool(args.profile) and "executor: local" not in (Path(args.profile) / "config.yaml").read_text("utf-8")
             warm = None
             if sys.platform == "linux" and not remote and os.environ.get("MEDQ_WARM", "1") != "0":
                 warm = stack.enter_context(_server(Path(scratch) / "warm"))

@@ -222,7 +222,8 @@ def _differing(taken, newest):
 
 def _recover(results):
     """Put back the tables of a collection that was killed between taking the old ones away and giving the new ones their place."""
-    for folder in sorted(results.parent.glob(f".{results.name}.*.old")):
+    ours = re.compile(re.escape(f".{results.name}.") + r"[a-z0-9_]{8}\.old")  # as `_replace` has them made
+    for folder in sorted(path for path in results.parent.iterdir() if ours.fullmatch(path.name)):
         if not results.exists() and (folder / "results").is_dir():
             os.rename(folder / "results", results)
         shutil.rmtree(folder, ignore_errors=True)

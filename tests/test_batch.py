@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from fixtures_batch import ROOT, environment, finished, killed, snapshot, write_profile  # noqa: F401
 
-from medq import artefacts, batch, cli, cli, notebook, params, paths, results, slots, stages
+from medq import artefacts, batch, cli, notebook, params, paths, results, slots, stages
 from medq.errors import UserError
 
 FP32, PTQ = "phantom-BrainMRI/resnet18/fp32/fold0", "phantom-BrainMRI/resnet18/ptq-fbgemm/fold0"
@@ -225,7 +225,7 @@ def test_images_that_are_elsewhere_count_as_prepared(real_cells, monkeypatch, tm
     assert "What was prepared earlier is used" in capsys.readouterr().err
 
 
-def test_datasets_whose_images_are_missing_are_all_named_before_anything_starts(tmp_path, monkeypatch, capsys):
+def test_datasets_whose_images_are_missing_are_all_named_before_anything_starts(tmp_path, runs, monkeypatch, capsys):
     monkeypatch.setenv("MEDQ_DATA", str(tmp_path / "data"))
     (tmp_path / "data" / "brainmri" / "Training").mkdir(parents=True)
     profile = write_profile(tmp_path, datasets=["ChestXray", "BrainMRI", "phantom-BrainMRI"], regimes=["fp32"])
@@ -233,7 +233,19 @@ def test_datasets_whose_images_are_missing_are_all_named_before_anything_starts(
     assert cli.main(["batch", str(profile), "--results", str(tmp_path / "results")]) == 2
     said = capsys.readouterr().err
     assert "ChestXray is not in" in said and "no images in Testing of 'glioma'" in said
-    assert set(tmp_path.rglob("*")) == before
+    assert set(tmp_path.rglob("*")) == before and not runs.exists()
+
+
+@pytest.mark.filterwarnings("ignore::medq.datasets.DatasetWarning")
+def test_nothing_finished_is_lost_where_images_to_be_prepared_again_are_gone(real_cells, monkeypatch, tmp_path, capsys):
+    loaded, image = real_cells
+    monkeypatch.setattr(stages, "code", lambda stage: "other")
+    image.parents[2].rename(tmp_path / "elsewhere")
+    finished = set(paths.runs().rglob("done.json"))
+    profile = write_profile(tmp_path, datasets=["BrainMRI", "phantom-BrainMRI"], regimes=["fp32"])
+    assert cli.main(["batch", str(profile), "--results", str(tmp_path / "results")]) == 2
+    assert "BrainMRI is not in" in capsys.readouterr().err
+    assert finished and set(paths.runs().rglob("done.json")) == finished
 
 
 # --- the grid ---------------------------------------------------------------------------------------------------------

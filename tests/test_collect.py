@@ -251,11 +251,13 @@ def test_a_kill_between_the_two_renames_loses_nothing(made):
     collected(made)
     out = made.parent.parent / "out"
     (out / "README.md").write_text("mine", encoding="utf-8")
-    left = out.parent / ".out.abc.old"  # where the old tables lie while the new ones take their place
+    left, another = out.parent / ".out.abcd_123.old", out.parent / ".out.b.abcd_123.old"  # where the old tables lie meanwhile
+    another.mkdir()
     left.mkdir()
     out.rename(left / "results")
     collected(made)
     assert (out / "README.md").read_text(encoding="utf-8") == "mine" and not left.exists()
+    assert another.is_dir()  # of the folder out.b, not ours
 
 
 def test_the_profile_is_the_cells_own_not_todays_file(found):

@@ -179,7 +179,7 @@ def kernel_sweep():
         tried = sweep.sweep()
     wrong = sweep.disagreements(tried)
     instructions = ", ".join(provenance.cpu()["instructions"]) or "no integer instructions known to us"
-    said = (f"Run now, with PyTorch {torch.__version__} on a processor with {instructions}: {len(tried)} combinations of operator, "
+    said = (f"Run now, with PyTorch {torch.__version__} on a processor with {instructions}: {tried['agrees'].notna().sum()} combinations of operator, "
             f"engine, memory layout and range of activations. {len(wrong)} do not compute what floating point says.")
     if wrong.empty:
         return text(said)

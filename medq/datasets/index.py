@@ -201,7 +201,8 @@ def _table_rows(spec, root, problems):
     twice = [Path(path).name for path, n in Counter(listed).items() if n > 1]
     if twice:
         problems.append(f"{file.name} names images with and without their suffix: {named(twice)}")
-    unlisted = sorted({Path(path).name for path in where.values()} - {Path(path).name for path in listed})
+    stems = {Path(path).stem for path in listed}
+    unlisted = sorted({Path(path).name for path in where.values() if Path(path).stem not in stems})
     if unlisted and not problems:
         warnings.warn(f"{spec.name}: left out, since {file.name} has no row for them: {named(unlisted)}",
                       DatasetWarning, stacklevel=3)
