@@ -7,6 +7,7 @@ backbone serves every dataset.
 
 import contextlib
 import copy
+import gc
 import os
 import random
 import time
@@ -478,7 +479,7 @@ def bounded_memory():
     import psutil
 
     before = resource.getrlimit(resource.RLIMIT_AS)
-    room = psutil.Process().memory_info().vms + int(0.9 * psutil.virtual_memory().available)
+    room = psutil.Process().memory_info().vms + int(0.7 * psutil.virtual_memory().available)
     resource.setrlimit(resource.RLIMIT_AS, (room if before[0] == resource.RLIM_INFINITY else min(room, before[0]), before[1]))
     try:
         yield
@@ -492,15 +493,18 @@ def _tried(found, images, n, absent):
     for index, variant in enumerate(found):
         if variant.call is None:
             continue
-        x = batch(images, n, variant)
+        x, refused = batch(images, n, variant), ""
         try:
             with bounded_memory() if variant.device == "cpu" else contextlib.nullcontext(), torch.inference_mode():
                 variant.call(x)
         except (Unsupported, MemoryError) as error:
-            absent[f"{variant.regime} at batch {n}"] = f"{error or type(error).__name__}: out of memory, or refused by the engine"
-            found[index] = replace(variant, call=None)  # what it holds is needed for the others
-        else:
+            refused = str(error) or type(error).__name__
+        if not refused:
             calls[index] = lambda call=variant.call, x=x: call(x)
+            continue
+        absent[f"{variant.regime} at batch {n}"] = f"{refused}: out of memory, or refused by the engine"
+        found[index] = variant = replace(variant, call=None)
+        gc.collect()  # a traced graph refers to itself, and what the engine keeps for it is needed for the others
     return calls
 
 
