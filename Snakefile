@@ -87,7 +87,8 @@ for stage in batch.STUDIES:
         output: f"{folder}/{stage}.ipynb",
         log: **logs(f"{folder}/{stage}"),
         params: values=values(stage), **common(stage),
-        threads: config.get("threads", 1)
+        threads: EXCLUSIVE if stage in batch.TIMINGS else config.get("threads", 1)
+        priority: -1 if stage in batch.TIMINGS else 0
         resources: **batch.resources(PARAMS, stage),
         shell: run(stage)
 

@@ -24,8 +24,10 @@ COLUMNS = [
     "passes",
     "ship",
     "why",
+    "beaten_by",
 ]
 NOT_MEASURED = "not measured"
+PEER_REFERENCE = "pytorch-fp32"  # the runtime that the others of the same checkpoint are compared with
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ def decide(results, limits=None):
     than the truth), else NaN, which does not pass. A stored 95 % interval is taken to another confidence as
     that of a normal variable. Milliseconds are at the limits' batch size; another runtime's are FP32's
     divided by its speed-up in its own run. `passes` is True, False or None (not measured), `why` says what
-    failed; at most one row per dataset and backbone has `ship`.
+    failed; at most one row per dataset and backbone has `ship`, and its `beaten_by` names what is both faster and
+    better calibrated, though it fails a limit.
     """
     import pandas as pd
 
@@ -121,8 +124,15 @@ def decide(results, limits=None):
                 key=lambda row: (-_number(row["speedup"], 0.0), row["candidate"] != "fp32"),
                 default=None,
             )
-            rows += [{"dataset": dataset, "backbone": backbone, "ship": row is best} | row for row in found]
+            for row in found:
+                named = {"dataset": dataset, "backbone": backbone, "ship": row is best}
+                rows.append(named | {"beaten_by": beaten_by(row, found) if row is best else ""} | row)
     return pd.DataFrame(rows, columns=COLUMNS).astype({"passes": object, "ship": bool})
+
+
+def beaten_by(row, others):
+    """Names of the candidates that are both faster and better calibrated than `row`, as text."""
+    return ", ".join(o["candidate"] for o in others if o["speedup"] > row["speedup"] and o["ece_rise"] < row["ece_rise"])
 
 
 def _number(value, otherwise):
@@ -162,7 +172,7 @@ def _cost(results, dataset, backbone, regime, metric, scale, reach):
     """(cost, its upper bound) of a regime against FP32."""
     from medq.results import scores
 
-    paired = _paired(results, dataset, backbone, regime, metric, scale, reach)
+    paired = _paired(results, dataset, backbone, "fp32", regime, metric, scale, reach)
     if paired:
         return paired
     s = scores(results, metric)
@@ -175,13 +185,13 @@ def _cost(results, dataset, backbone, regime, metric, scale, reach):
     )
 
 
-def _paired(results, dataset, backbone, name, metric, scale, reach):
-    """(cost, its upper bound) from the paired bootstrap against FP32, or None where that is not stored."""
+def _paired(results, dataset, backbone, reference, name, metric, scale, reach):
+    """(cost, its upper bound) from the paired bootstrap against `reference`, or None where that is not stored."""
     b = results.bootstrap
     b = b[
         (b["dataset"] == dataset)
         & (b["backbone"] == backbone)
-        & (b["method_a"] == "fp32")
+        & (b["method_a"] == reference)
         & (b["method_b"] == name)
         & (b["metric"] == metric)
     ]
@@ -237,7 +247,7 @@ def _runtimes(results, dataset, backbone, limits):
             apart = cost, cost + _reach(limits) * abs(scale) * math.sqrt(2) * half
             stored = f"{row['runtime']}-{row['precision']}"
             found[name], found[bound] = (
-                _paired(results, dataset, backbone, stored, metric, scale, _reach(limits)) or apart
+                _paired(results, dataset, backbone, PEER_REFERENCE, stored, metric, scale, _reach(limits)) or apart
             )
         yield found
 

@@ -20,6 +20,7 @@ from medq.stages import PER_ENGINE
 
 STUDIES = ("calibration_size", "ablation", "diagnosis", "remedies", "peers")
 STATIC = ("calibration_size", "ablation")  # studies of static quantization: they have nothing to show for a transformer
+TIMINGS = ("latency", "peers")  # nothing else of a batch runs beside them
 ONLY = ("dataset", "backbone", "regime", "fold", "stage")
 PARAMETERS = {"datasets": ("dataset",), "latency": ("backbone",), "collect": ("results",),
               "ablation": ("dataset", "backbone", "fold"), "peers": ("dataset", "backbone", "fold")}

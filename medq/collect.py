@@ -24,8 +24,10 @@ VARIANTS = {  # file of a cell: (what the result's file is called after, recipe,
 }
 STUDIES = {  # what study cells write as it stands in results/: the stage that makes it
     "calibration_size.csv": "calibration_size", "ablation.csv": "ablation", "layers.csv": "diagnosis", "remedies.csv": "remedies",
-    "peers.csv": "peers", "latency.csv": "latency", "latency_raw.parquet": "latency",
+    "peers.csv": "peers", "peers_raw.parquet": "peers", "latency.csv": "latency", "latency_raw.parquet": "latency",
 }
+PEERS, PEER_REFERENCE = "peers", "pytorch-fp32"  # stage, and the runtime that the others of a model are compared with
+PEER_FILE = re.compile(r"predictions\.([a-z0-9-]+)\.parquet")
 PART = re.compile(r"[^/]+/data|latency/[^/]+|[^/]+/[^/]+/[^/]+/fold\d+")  # what a batch writes, by its path there
 SHARED = ("image_size", "weights", "subset", "deduplicate", "seed")  # never mixed within a result folder
 PAIRS = (("fp32", "fp16"), *((a, f"{b}-{e}") for e in ("fbgemm", "qnnpack") for a, b in (("fp32", "ptq"), ("fp32", "qat"))),
@@ -266,8 +268,12 @@ def _write(folder, runs, taken, cells, left_out):
     for (dataset, backbone, regime, suffix), frames in predictions.items():
         artefacts.write_parquet(folder / "predictions" / dataset / backbone / f"{regime}{suffix}.parquet",
                                 pd.concat([frames[k] for k in sorted(frames)], ignore_index=True))
+    peers = _peers(taken)
+    for (dataset, backbone, runtime), frame in peers.items():
+        artefacts.write_parquet(folder / "predictions" / dataset / backbone / PEERS / f"{runtime}.parquet", frame)
     tables["metrics.csv"] = _metrics(predictions)
-    tables["intervals.csv"], tables["bootstrap.csv"] = _resampled(predictions, data, newest["parameters"])
+    tables["intervals.csv"], compared = _resampled(predictions, data, newest["parameters"])
+    tables["bootstrap.csv"] = pd.concat([compared, _peer_differences(peers, data, newest["parameters"])], ignore_index=True)
     tables["silent.csv"], tables["flips.csv"] = _decisions(predictions)
     tables["leak.csv"] = _leak(predictions, data, newest["parameters"])
     tables["history.csv"] = _histories(cells)
@@ -451,6 +457,47 @@ def _differences(dataset, kept, resamples):
                     found = bootstrap.difference(metric, values_a[:, i], values_b[:, j], points_a[i], points_b[j])
                     pooled[a, b, metric] = len(both), _difference_row(dataset, "all", a, b, found, resamples)
     return rows + [row for _, row in pooled.values()]
+
+
+def _peers(taken):
+    """{(dataset, backbone, runtime): predictions of all folds} of the other runtimes."""
+    import pandas as pd
+
+    found = {}
+    for t in taken:
+        parts = t.name.split("/")
+        for match in filter(None, map(PEER_FILE.fullmatch, t.record["files"] if parts[2:3] == [PEERS] else ())):
+            found.setdefault((*parts[:2], match[1]), []).append(pd.read_parquet(t.folder / match[0]))
+    return {key: pd.concat(frames).sort_values("fold", kind="stable", ignore_index=True) for key, frames in sorted(found.items())}
+
+
+def _peer_differences(peers, data, parameters):
+    """Rows of bootstrap.csv: every runtime against `PEER_REFERENCE`, which runs the same checkpoint; a family of their own."""
+    import pandas as pd
+
+    from medq import bootstrap, metrics
+
+    rows = []
+    for dataset, backbone in dict.fromkeys(key[:2] for key in peers):
+        frames = {r: frame for (d, b, r), frame in peers.items() if (d, b) == (dataset, backbone)}
+        if PEER_REFERENCE not in frames:
+            continue
+        images = frames[PEER_REFERENCE]["image_id"]
+        frames = {r: frame for r, frame in frames.items() if frame["image_id"].equals(images)}
+        labels = frames[PEER_REFERENCE]["label"].to_numpy()
+        arrays = [_arrays(frame)[1].astype(float) for frame in frames.values()]
+        values = bootstrap.replicates(labels, arrays, COMPARED, n_resamples=parameters["bootstrap"]["resamples"],
+                                      groups=_groups(data, dataset, images), seed=parameters["seed"])
+        names = list(frames)
+        a = names.index(PEER_REFERENCE)
+        for metric in COMPARED:
+            draws = metrics.combine(metric, values[metric])
+            points = metrics.combine(metric, [metrics.COLUMNS[metric](labels, p) for p in arrays])
+            for b in (k for k in range(len(names)) if k != a):
+                found = bootstrap.difference(metric, draws[:, [a]], draws[:, [b]], points[[a]], points[[b]])
+                rows.append(_difference_row(dataset, backbone, PEER_REFERENCE, names[b], found,
+                                            parameters["bootstrap"]["resamples"]))
+    return _with_holm(pd.DataFrame(rows, columns=_files()["bootstrap.csv"]))
 
 
 def _difference_row(dataset, backbone, a, b, found, resamples):

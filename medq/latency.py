@@ -487,22 +487,28 @@ def bounded_memory():
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+def refusal(call, bounded=True):
+    """Why `call` cannot be run, or an empty string; `bounded` keeps it from taking more memory than is free."""
+    try:
+        with bounded_memory() if bounded else contextlib.nullcontext(), torch.inference_mode():
+            call()
+    except (Unsupported, MemoryError) as error:
+        return f"{str(error) or type(error).__name__}: out of memory, or refused by the engine"
+    return ""
+
+
 def _tried(found, images, n, absent):
     """{index: function} of the variants that can run a batch of `n`; one that cannot is let go, with the reason in `absent`."""
     calls = {}
     for index, variant in enumerate(found):
         if variant.call is None:
             continue
-        x, refused = batch(images, n, variant), ""
-        try:
-            with bounded_memory() if variant.device == "cpu" else contextlib.nullcontext(), torch.inference_mode():
-                variant.call(x)
-        except (Unsupported, MemoryError) as error:
-            refused = str(error) or type(error).__name__
+        x = batch(images, n, variant)
+        refused = refusal(lambda: variant.call(x), variant.device == "cpu")
         if not refused:
             calls[index] = lambda call=variant.call, x=x: call(x)
             continue
-        absent[f"{variant.regime} at batch {n}"] = f"{refused}: out of memory, or refused by the engine"
+        absent[f"{variant.regime} at batch {n}"] = refused
         found[index] = variant = replace(variant, call=None)
         gc.collect()  # a traced graph refers to itself, and what the engine keeps for it is needed for the others
     return calls
@@ -517,7 +523,7 @@ def _timed(params, images, found, n, absent):
         times = interleave(
             calls,
             warmup=timing.warmup,
-            seconds=timing.seconds,
+            seconds=timing.budget(n),
             batches=timing.batches,
             seed=params.seed,
             synchronise=torch.cuda.synchronize if gpu else lambda: None,

@@ -71,16 +71,32 @@ class Calibration(Model):
     subsets: Positive = 3
 
 
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class Latency(Model):
-    """Section 2.8: warm-up batches, then timed batches."""
+    """Section 2.8: warm-up batches, then timed batches.
+
+    `seconds` is the time of each model at each batch size; a list gives one for each of `batch_sizes`.
+    """
 
     image_size: Positive = 224
     batch_sizes: Annotated[list[Positive], Field(min_length=1)] = [1, 32]
     warmup: Annotated[int, Field(ge=0)] = 10
-    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5.0
+    seconds: Seconds | Annotated[list[Seconds], Field(min_length=1)] = 5.0
     batches: Positive = 500
     threads: Positive | None = None
     baselines: list[Literal["eager", "channels-last", "fused", "compiled"]] = ["eager", "channels-last", "fused"]
+
+    @model_validator(mode="after")
+    def _seconds_for_every_size(self):
+        if isinstance(self.seconds, list) and len(self.seconds) != len(self.batch_sizes):
+            raise ValueError(f"seconds: {len(self.seconds)} are given for {len(self.batch_sizes)} batch_sizes; give one for each, or one for all")
+        return self
+
+    def budget(self, batch_size):
+        """Seconds of one model at a batch size."""
+        return self.seconds[self.batch_sizes.index(batch_size)] if isinstance(self.seconds, list) else self.seconds
 
 
 class Bootstrap(Model):

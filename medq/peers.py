@@ -30,11 +30,11 @@ from medq.quantize.engines import Unsupported
 from medq.quantize.stage import DEFAULT, calibration_batches, calibration_rows, float_model, prepared_model
 from medq.results import SCHEMA
 
-TABLE, BUILT = "peers.csv", "built.csv"
-BATCH = 32
+TABLE, RAW, BUILT = "peers.csv", "peers_raw.parquet", "built.csv"
+BATCH = 32  # of evaluation
 COMPILES = "inductor"  # takes a minute for each model
 NOT_COMPILED = "`latency.baselines` of the profile does not name `compiled`"
-SHARE = 0.25  # of `latency.seconds`: there are several times as many models
+SHARE = 0.5  # of `latency.seconds`: there are about twice as many models
 SCORES = ["auroc", "auprc", "ece", "ece_top_label", "brier"]
 
 
@@ -48,7 +48,7 @@ class Task:
     family: str
     n_classes: int
     image_size: int
-    batch_sizes: tuple
+    batch_sizes: tuple  # that a loaded model must serve; others are padded
     threads: int
 
 
@@ -124,12 +124,10 @@ def _load_pt2e(task, path):
 
 
 def _fixed_batches(task, compile_, model):
-    """`model` compiled for the timed batch sizes and that of evaluation; another size is padded to the next
-    larger."""
-    sizes = sorted({*task.batch_sizes, BATCH})
+    """`model` compiled for the task's batch sizes; another size is padded to the next larger."""
     shape = (3, task.image_size, task.image_size)
-    call = compile_(model, [torch.zeros(n, *shape).contiguous(memory_format=torch.channels_last) for n in sizes])
-    return partial(_padded, {n: call for n in sizes})
+    call = compile_(model, [torch.zeros(n, *shape).contiguous(memory_format=torch.channels_last) for n in task.batch_sizes])
+    return partial(_padded, dict.fromkeys(task.batch_sizes, call))
 
 
 def _padded(calls, x):
@@ -298,7 +296,7 @@ def _load_openvino(task, path):
         _padded,
         {
             n: partial(call, openvino_model(path, task.threads, [n, 3, size, size]))
-            for n in sorted({*task.batch_sizes, BATCH})
+            for n in task.batch_sizes
         },
     )
 
@@ -359,9 +357,9 @@ def versions():
 def run(params, cell, runtimes=None):
     """Build, evaluate and time every runtime for the model of `cell`; returns the folder.
 
-    Writes peers.csv (metrics, size and conversion of the trained model; times at `latency.image_size`), the
-    predictions of each runtime and a manifest; `absent` says which rows are missing and why. `runtimes` limits
-    the comparison to those named (`pytorch-fp32`, `openvino-int8`, …).
+    Writes peers.csv (metrics, size and conversion of the trained model; times at `latency.image_size`), every
+    batch time (peers_raw.parquet), the predictions of each runtime and a manifest; `absent` says which rows are
+    missing and why. `runtimes` limits the comparison to those named (`pytorch-fp32`, `openvino-int8`, …).
     """
     chosen = _chosen(params, runtimes)
     target, given = cell.of("peers").folder, stages.inputs(params, "peers", cell.of("peers"))
@@ -385,11 +383,13 @@ def _run(params, cell, chosen, target, given):
     started, clock = provenance.now(), time.perf_counter()
     absent = {r.name: NOT_COMPILED for r in RUNTIMES if r.runtime == COMPILES and r not in chosen}
     with latency.conditions(latency.thread_count(params)) as machine:
-        timed = _time(params, cell, chosen, absent)
+        timed, raw = _time(params, cell, chosen, absent)
     built = pd.DataFrame([_built(cell, params.image_size, r.name) for r in chosen if r.name not in absent])
-    table = built.merge(timed, on=["runtime", "precision"], how="left")
+    table = built.merge(timed, on=["runtime", "precision"])
     table = table.assign(dataset=cell.dataset, backbone=cell.backbone, note="")[SCHEMA[TABLE]]
     artefacts.write_csv(target / TABLE, table)
+    raw = raw.assign(dataset=cell.dataset, backbone=cell.backbone)[SCHEMA[RAW]]
+    artefacts.write_parquet(target / RAW, raw)
     names = table["runtime"].str.cat(table["precision"], "-").unique()
     artefacts.write_json(
         target / latency.MANIFEST,
@@ -406,7 +406,7 @@ def _run(params, cell, chosen, target, given):
     )
     artefacts.finish(
         target,
-        [TABLE, latency.MANIFEST, *(f"predictions.{name}.parquet" for name in names)],
+        [TABLE, RAW, latency.MANIFEST, *(f"predictions.{name}.parquet" for name in names)],
         key=stages.key(given),
         inputs=given,
         absent=absent,
@@ -452,6 +452,8 @@ def _task(params, cell, size):
             params.model_copy(update={"datasets": [cell.dataset], "folds": [cell.fold]}), cell.backbone, size
         )
         model, batches = made.model, [normalise(torch.from_numpy(made.images[:BATCH]))]
+    needed = {BATCH} if size == params.image_size else set()
+    needed |= set(params.latency.batch_sizes) if size == params.latency.image_size else set()
     return Task(
         model,
         batches,
@@ -459,7 +461,7 @@ def _task(params, cell, size):
         spec.family,
         len(part.classes),
         size,
-        tuple(params.latency.batch_sizes),
+        tuple(sorted(needed)),
         latency.thread_count(params),
     ), part
 
@@ -505,41 +507,39 @@ def _built(cell, size, name):
 
 
 def _time(params, cell, chosen, absent):
-    """Times of all stored models at `latency.image_size`, in turns; fills `absent` {name: reason}.
+    """(summaries, batch times) of all stored models at `latency.image_size`, in turns; fills `absent` {name: reason}.
 
-    A model that is missing at that size or at the trained one is absent.
+    A model that is missing at that size or at the trained one is absent, and so is one from a batch size that it cannot run.
     """
-    size, calls, found = params.latency.image_size, {}, []
+    size, loaded, found, raw = params.latency.image_size, {}, [], []
     task, part = _task(params, cell, size)
+    images = latency.resized(part.images[np.resize(part.train, max(params.latency.batch_sizes))], size)
     for runtime in chosen:
         records = [artefacts.record(_folder(cell, s) / runtime.name) for s in _sizes(params)]
         reasons = [record["reason"] for record in records if record["status"] != "done"]
         if reasons:
             absent[runtime.name] = reasons[0]
         else:
-            calls[runtime] = runtime.load(task, _folder(cell, size) / runtime.name / f"model{runtime.suffix}")
-    images = part.images[np.resize(part.train, max(task.batch_sizes))]
-    for n in task.batch_sizes:
-        x = normalise(torch.from_numpy(latency.resized(images[:n], size)))
-        plain = x.contiguous()
+            loaded[runtime] = runtime.load(task, _folder(cell, size) / runtime.name / f"model{runtime.suffix}")
+    for n in sorted(params.latency.batch_sizes):
+        calls = {}
+        for runtime, model in loaded.items():
+            x = normalise(torch.from_numpy(images[:n]))
+            call = partial(model, x if runtime.runtime == COMPILES else x.contiguous())
+            refused = latency.refusal(call)
+            if refused:
+                absent[f"{runtime.name} at batch {n}"] = refused
+            else:
+                calls[runtime] = call
         with torch.inference_mode():
-            times = latency.interleave(
-                {
-                    runtime: partial(call, x if runtime.name.startswith("inductor") else plain)
-                    for runtime, call in calls.items()
-                },
-                warmup=params.latency.warmup,
-                seconds=SHARE * params.latency.seconds,
-                batches=params.latency.batches,
-                seed=params.seed,
-            )
-        found += [
-            {"runtime": runtime.runtime, "precision": runtime.precision, "image_size": size, "batch_size": n}
-            | latency.summary(ms, n)
-            for runtime, ms in times.items()
-        ]
+            times = latency.interleave(calls, warmup=params.latency.warmup, seconds=SHARE * params.latency.budget(n),
+                                       batches=params.latency.batches, seed=params.seed)
+        for runtime, ms in times.items():
+            named = {"runtime": runtime.runtime, "precision": runtime.precision, "batch_size": n}
+            found.append(named | {"image_size": size} | latency.summary(ms, n))
+            raw.append(pd.DataFrame({"ms": ms}).assign(batch=range(len(ms)), **named))
     torch._dynamo.reset()
-    return pd.DataFrame(found)
+    return pd.DataFrame(found), pd.concat(raw, ignore_index=True)
 
 
 @contextlib.contextmanager

@@ -74,7 +74,7 @@ def study_seconds(params, job, catalogue):
     """Seconds of a stage that trains nothing, with the size of images and of the held-out part."""
     if job.stage == "latency":
         variants = len(params.regimes) + len(params.latency.baselines)
-        return params.latency.seconds * variants * len(params.latency.batch_sizes)
+        return variants * sum(params.latency.budget(n) for n in params.latency.batch_sizes)
     if job.stage not in STUDY_MINUTES:
         return 0
     images = part_sizes(params, catalogue[job.cell.dataset])[1] / 1500

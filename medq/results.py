@@ -60,6 +60,7 @@ SCHEMA = {file: columns.split() for file, columns in {
     "peers.csv":
         "dataset backbone runtime precision image_size batch_size auroc auprc ece ece_top_label brier p50_ms p99_ms "
         "p50_low p50_high p99_low p99_high size_mb convert_seconds note",
+    "peers_raw.parquet": "dataset backbone runtime precision batch_size batch ms",
     "history.csv": "dataset backbone regime fold epoch train_loss train_accuracy accuracy",
     "ratios.csv": "dataset backbone regime batch_size speedup size_ratio",
 }.items()}
@@ -140,6 +141,7 @@ class Results:
     flips = _file("flips.csv")
     leak = _file("leak.csv")
     peers = _file("peers.csv")
+    peers_raw = _file("peers_raw.parquet")
     history = _file("history.csv")
     ratios = _file("ratios.csv")
 

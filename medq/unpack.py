@@ -37,6 +37,8 @@ def unpack(results, runs):
     for row in cells[cells["status"].isin(artefacts.STATUSES)].to_dict("records"):
         sizes = {key: data.get(row["dataset"], {}).get(key) for key in ("n_train", "n_held_out", "fingerprint")}
         _cell(results, runs, row, history, manifest | {key: n for key, n in sizes.items() if n is not None})
+    for path in sorted((results / "predictions").glob(f"*/*/{collect.PEERS}/*.parquet")):
+        _peer(path, runs)
     for file in collect.STUDIES:
         if (results / file).is_file():
             _studies(results / file, runs, profile, manifest)
@@ -73,6 +75,14 @@ def _cell(results, runs, row, history, manifest):
     _finish(folder, files, manifest, **facts)
 
 
+def _peer(path, runs):
+    """The predictions of another runtime, in the folder of each fold; `_studies` completes it."""
+    dataset, backbone = path.parts[-4:-2]
+    for fold, frame in pd.read_parquet(path).groupby("fold"):
+        folder = runs / dataset / backbone / collect.PEERS / f"fold{fold}"
+        artefacts.write_parquet(folder / f"predictions.{path.name}", frame.reset_index(drop=True))
+
+
 def _studies(path, runs, profile, manifest):
     """Give each study's folder its rows of a table of all."""
     stage = collect.STUDIES[path.name]
@@ -83,8 +93,7 @@ def _studies(path, runs, profile, manifest):
         folder = stages.folder(stage, paths.Cell(profile, at["dataset"], at["backbone"], at["regime"], at["fold"]))
         folder = runs / folder.relative_to(paths.runs() / profile)
         (artefacts.write_parquet if path.suffix == ".parquet" else artefacts.write_csv)(folder / path.name, rows)
-        files = (artefacts.record(folder) or {"files": {}})["files"]
-        _finish(folder, [path.name, *(name for name in files if name != MANIFEST)], manifest)
+        _finish(folder, sorted(p.name for p in folder.iterdir() if p.name not in (MANIFEST, artefacts.DONE)), manifest)
 
 
 def _finish(folder, files, manifest, **facts):

@@ -40,13 +40,13 @@ def timed(regime, p50, high=None, baseline=""):
     }
 
 
-def compared(regime, auprc, ece):
-    """Bootstrap rows: (delta, low, high) of FP32 minus the regime, in points."""
+def compared(regime, auprc, ece, reference="fp32"):
+    """Bootstrap rows: (delta, low, high) of the reference minus the regime, in points."""
     return [
         {
             "dataset": "D",
             "backbone": "resnet18",
-            "method_a": "fp32",
+            "method_a": reference,
             "method_b": regime,
             "metric": metric,
             "delta_pp": d,
@@ -189,8 +189,20 @@ def test_runtimes_compete_on_their_speed_up_in_their_own_run(tmp_path):
     assert chosen["candidate"] == "openvino int8" and chosen["p50_ms"] == pytest.approx(5.0)
     assert chosen["auprc_loss_bound_pp"] == pytest.approx(0.3 + math.sqrt(2) * 0.1 * 1.6449 / 1.96, abs=1e-3)
     assert "ECE rises by 0.0300" in row_of(table, "onnxruntime int8")["why"]
-    paired = made(tmp_path, bootstrap=compared("openvino-int8", (0.3, 0.1, 1.5), SAFE[1]))
+    paired = made(tmp_path, bootstrap=compared("openvino-int8", (0.3, 0.1, 1.5), SAFE[1], reference="pytorch-fp32"))
     assert row_of(decide(paired), "openvino int8")["passes"] is False
+
+
+def test_what_is_faster_and_better_calibrated_but_fails_a_limit_is_named(tmp_path):
+    results = made(
+        tmp_path,
+        cells=cells("fp32", "ptq-fbgemm", "qat-fbgemm"),
+        latency=[timed("fp32", 10.0, baseline="eager"), timed("ptq-fbgemm", 2.0), timed("qat-fbgemm", 3.0)],
+        bootstrap=compared("ptq-fbgemm", (3.0, 2.0, 4.0), (0.5, 0.3, 0.7)) + compared("qat-fbgemm", *SAFE),
+    )
+    shipped = decide(results).query("ship").iloc[0]
+    assert (shipped["candidate"], shipped["beaten_by"]) == ("qat-fbgemm", "ptq-fbgemm")
+    assert decide(results, Limits(auprc_loss_pp=5.0)).query("ship").iloc[0]["beaten_by"] == ""
 
 
 def test_in_a_world_like_the_papers_ptq_never_ships():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -226,6 +227,53 @@ def test_study_tables_are_put_together_in_the_profiles_order(made):
         manifest(folder)
         artefacts.finish(folder, ["remedies.csv", "manifest.json"], key="k", inputs={"images": "key-data"})
     assert collected(made)[1].remedies["backbone"].tolist() == ["resnet50", "resnet18"]
+
+
+RUNTIMES = ("pytorch-fp32", "openvino-int8", "onnxruntime-int8")
+
+
+def add_peers(runs, backbone="resnet18", fold=0):
+    """A finished comparison of runtimes with made-up predictions and times."""
+    folder = runs / "BrainMRI" / backbone / "peers" / f"fold{fold}"
+    rows = []
+    for name in RUNTIMES:
+        artefacts.write_parquet(folder / f"predictions.{name}.parquet", evaluate.table(
+            ids(fold), fold, np.arange(N) % 4, probabilities(backbone, name), CLASSES))
+        runtime, precision = name.split("-")
+        rows += [{"dataset": "BrainMRI", "backbone": backbone, "runtime": runtime, "precision": precision, "batch_size": n} for n in (1, 32)]
+    artefacts.write_csv(folder / "peers.csv", pd.DataFrame(rows, columns=results.SCHEMA["peers.csv"]))
+    raw = pd.DataFrame([row | {"batch": k, "ms": 1.5 + k} for row in rows for k in range(3)])
+    artefacts.write_parquet(folder / "peers_raw.parquet", raw[results.SCHEMA["peers_raw.parquet"]])
+    manifest(folder)
+    artefacts.finish(folder, sorted(p.name for p in folder.iterdir()), key="key-peers", inputs={"images": "key-data"})
+
+
+def test_other_runtimes_are_compared_with_the_model_they_run(made):
+    _, before = collected(made, "before")
+    add_peers(made)
+    left_out, found = collected(made)
+    assert left_out == {} and len(found.peers) == 6 and len(found.peers_raw) == 18
+    a, b = (pd.read_parquet(found.path / "predictions" / "BrainMRI" / "resnet18" / "peers" / f"{name}.parquet") for name in RUNTIMES[:2])
+    arrays = [frame.filter(regex="^p_").to_numpy().astype(float) for frame in (a, b)]
+    expected = bootstrap.paired_auprc(a["label"].to_numpy(), *arrays, n_resamples=128, seed=42)
+    rows = found.bootstrap[found.bootstrap["method_a"] == "pytorch-fp32"]
+    assert set(rows["method_b"]) == set(RUNTIMES[1:]) and len(rows) == 10
+    row = rows[(rows["method_b"] == RUNTIMES[1]) & (rows["metric"] == "auprc")].iloc[0]
+    assert (row["delta_pp"], row["low_pp"], row["high_pp"], row["p_value"]) == pytest.approx(
+        (expected.delta, expected.low, expected.high, expected.p_value))
+    others = found.bootstrap[found.bootstrap["method_a"] != "pytorch-fp32"]  # corrected apart
+    pd.testing.assert_frame_equal(others.reset_index(drop=True), before.bootstrap)
+    assert found.classes("BrainMRI") == list(CLASSES)
+
+
+def test_other_runtimes_are_kept_from_an_earlier_sitting(made):
+    add_peers(made)
+    collected(made)
+    before = {p.relative_to(made.parent.parent / "out"): p.read_bytes() for p in (made.parent.parent / "out").rglob("*") if p.is_file()}
+    shutil.rmtree(made / "BrainMRI" / "resnet18" / "peers")
+    collect.collect(made, made.parent.parent / "out", keep=True)
+    after = {p.relative_to(made.parent.parent / "out"): p.read_bytes() for p in (made.parent.parent / "out").rglob("*") if p.is_file()}
+    assert {p for p in {*before, *after} if before.get(p) != after.get(p)} <= {Path("provenance.json")}
 
 
 def test_nothing_finished_and_no_folder_are_sentences(tmp_path):

@@ -78,6 +78,8 @@ def test_the_paper_profile_is_the_papers_protocol():
     ({"folds": 0}, "folds: input"),
     ({"latency": {"batch_sizes": []}}, "latency.batch_sizes"),
     ({"latency": {"seconds": float("inf")}}, "latency.seconds"),
+    ({"latency": {"seconds": [1.0, 0.0]}}, "latency.seconds"),
+    ({"latency": {"batch_sizes": [1, 8, 32], "seconds": [9.0, 3.0]}}, "seconds: 2 are given for 3 batch_sizes"),
     ({"calibration": {"sizes": []}}, "calibration.sizes"),
     ({"seed": 2**32}, "seed"),
     ({"weights": ""}, "weights"),

@@ -77,6 +77,11 @@ def test_pytorchs_own_engines_stand_in_the_same_table(trained):
         assert row["auroc"] == pytest.approx(metrics.auroc(part.labels[part.held_out], p))
         assert row["ece"] == pytest.approx(metrics.expected_calibration_error(part.labels[part.held_out], p))
         assert 0 < row["p50_low"] <= row["p50_ms"] <= row["p50_high"] and np.isnan(row["p99_ms"])
+    raw = pd.read_parquet(folder / peers.RAW)
+    assert list(raw.columns) == SCHEMA[peers.RAW]
+    for (runtime, n), times in raw.groupby(["runtime", "batch_size"]):
+        row = table[(table["runtime"] == runtime) & (table["batch_size"] == n)].iloc[0]
+        assert np.median(times["ms"]) == pytest.approx(row["p50_ms"]) and list(times["batch"]) == list(range(len(times)))
     sizes = table.set_index("precision")["size_mb"]
     assert 3.5 < sizes["fp32"] / sizes["int8"] < 4.1
 
@@ -143,6 +148,24 @@ def test_times_are_taken_at_the_size_that_the_profile_asks_for(trained, monkeypa
     assert (table["p50_ms"] > 0).all()
     scores = ["auroc", "auprc", "ece", "brier"]
     pd.testing.assert_frame_equal(table[scores], at_trained_size[scores])
+
+
+def test_a_runtime_that_cannot_run_a_batch_size_keeps_the_others(trained, monkeypatch):
+    def load(task, path):
+        def call(x):
+            if len(x) > 2:
+                raise Unsupported("too many images")
+            return torch.zeros(len(x), 4)
+        return call
+
+    narrow = peers.Runtime("narrow", "int8", ".safetensors", peers._save_torch, load)
+    monkeypatch.setattr(peers, "RUNTIMES", (peers.RUNTIMES[0], narrow))
+    params, cell = trained
+    timing = params.latency.model_copy(update={"batch_sizes": [2, 4]})
+    folder = peers.run(params.model_copy(update={"latency": timing}), cell)
+    table = pd.read_csv(folder / peers.TABLE)
+    assert sorted(table[table["runtime"] == "narrow"]["batch_size"]) == [2] and len(table) == 3
+    assert "too many images" in artefacts.record(folder)["absent"]["narrow-int8 at batch 4"]
 
 
 def test_a_batch_of_another_size_is_padded_and_cut():
