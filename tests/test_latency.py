@@ -131,6 +131,19 @@ def test_a_slow_model_ends_early_but_not_before_its_median_can_be_bounded():
     assert m.ran.count("slow") == latency.ENOUGH + 2  # one warm-up, one before its first turn
 
 
+def test_a_tail_that_is_to_be_shown_is_waited_for():
+    m = Machine()
+    found = latency.interleave(
+        {"shown": m.model("shown", 1.0), "other": m.model("other", 1.0)},
+        warmup=1, seconds=10.0, batches=400, enough={"shown": latency.TAIL}, clock=m.clock,
+    )
+    assert len(found["shown"]) == latency.TAIL and len(found["other"]) == 10
+    assert not math.isnan(latency.summary(found["shown"], 1)["p99_ms"])
+    assert math.isnan(latency.percentile(found["shown"][1:], 0.99)[0])
+    capped = latency.interleave({"a": m.model("a", 1.0)}, warmup=1, seconds=1.0, batches=8, enough={"a": 368}, clock=m.clock)
+    assert len(capped["a"]) == 8
+
+
 def test_the_device_is_waited_for_before_every_reading_of_the_clock():
     m, waited = Machine(), []
 
