@@ -144,10 +144,20 @@ def plan(params, only=None, look=True):
     for job in jobs(params, only):
         inputs = _inputs(params, job, lambda folder: keys.get(folder), look)
         kind, why = _state(job, inputs)
-        keys[job.folder] = stages.key(inputs) if inputs else None
+        keys[job.folder] = _expected(job, inputs, kind)
         if kind:
             found.append((job, kind, why))
     return found
+
+
+def _expected(job, inputs, kind):
+    """What later jobs will find of a job (`stages.made`): of images that are only looked at again, what was found before."""
+    record = artefacts.record(job.folder)
+    same = job.stage == "datasets" and record and inputs and all(
+        record["inputs"].get(name) == inputs[name] for name in ("images", "parameters"))
+    if same or record and kind is None:
+        return stages.made(record)
+    return stages.key(inputs) if inputs else None
 
 
 def _inputs(params, job, key_of, look):
@@ -304,11 +314,17 @@ def run(args):
             return 0
         if not remote:
             _look_for_images(params, todo)
-        mark(planned)
         with _start(params, args, results, remote) as start:
             if todo:
                 print(f"{params.profile}: {len(todo)} of {total} parts to run.", flush=True)
-                start(todo, collect=True)
+                first = [entry for entry in planned if entry[0].stage == "datasets" and entry[1] == AGAIN]
+                if first:  # what is found in the images decides which cells are stale
+                    mark(first)
+                    start([job for job, _, _ in first], collect=False)
+                    planned = plan(params, only)
+                    todo = [*dict.fromkeys([*(job for job, _, _ in first), *(job for job, _, _ in planned)])]
+                mark(planned)
+                start([job for job, _, _ in planned], collect=True)
             failed = _failures(params, todo)
             if not _collected(params, results):
                 start([], collect=True)

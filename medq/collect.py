@@ -36,6 +36,7 @@ PAIRS = (("fp32", "fp16"), *((a, f"{b}-{e}") for e in ("fbgemm", "qnnpack") for 
          *((f"{method}-fbgemm", f"{method}-qnnpack") for method in ("ptq", "qat")))
 INTERVALS = ("auroc", "auprc", "ece", "ece_top_label", "brier", "accuracy")
 COMPARED = ("auprc", "auroc", "ece", "ece_top_label", "brier")
+ONLY = ("stage", "dataset", "backbone")
 LEAK = ("auroc", "auprc", "ece", "ece_top_label", "brier", "accuracy")
 
 
@@ -60,17 +61,61 @@ def add_arguments(parser):
     parser.add_argument("runs", metavar="RUNS", help="folder of a batch, runs/<profile>")
     parser.add_argument("results", metavar="RESULTS", help="folder to write, results/<profile>; replaced as a whole")
     parser.add_argument("--keep", action="store_true", help="keep the cells and studies that only RESULTS holds by now")
+    parser.add_argument("--only", nargs="+", metavar="KEY=NAMES", help="a part of RUNS, e.g. stage=calibration_size,peers "
+                        "dataset=BrainMRI; with --keep, to add studies to a grid")
 
 
 def run(args):
     """Collect, and say what was taken and what was left out."""
-    left_out = collect(args.runs, args.results, keep=args.keep)
+    left_out = collect(args.runs, args.results, keep=args.keep, only=parse_only(args.only))
     for name, reason in left_out.items():
         print(f"left out {name}: {reason}", file=sys.stderr)
 
 
-def collect(runs, results, keep=False):
+def parse_only(words):
+    """`--only stage=peers dataset=A,B` as {"stage": ["peers"], …}; `UserError` for another key or an unknown stage."""
+    from medq import stages
+    from medq.errors import one_of
+
+    only = {}
+    for word in words or ():
+        key, separator, names = word.partition("=")
+        if not separator or not names:
+            raise UserError(f"--only {word}: write it as key=name,name with one of the keys {', '.join(ONLY)}.")
+        only.setdefault(one_of("key of --only", key, ONLY), []).extend(names.split(","))
+    for name in only.get("stage", ()):
+        one_of("stage", name, list(stages.MODULES))
+    return only
+
+
+def _chosen(taken, only):
+    """Those of `taken` that `only` names; images are taken along."""
+    found = []
+    for t in taken:
+        parts = t.name.split("/")
+        stage = _stage_of(t)
+        facts = {"stage": stage, "dataset": "" if stage == "latency" else parts[0], "backbone": parts[1]}
+        if stage == "datasets" or all(facts[key] in names for key, names in only.items()):
+            found.append(t)
+    return found
+
+
+def _stage_of(taken):
+    """The stage that made a finished folder."""
+    from medq import stages
+
+    parts = taken.name.split("/")
+    if parts[0] == "latency" or parts[1] == "data":
+        return "latency" if parts[0] == "latency" else "datasets"
+    if _is_cell(taken):
+        return stages.stage_of(parts[2])
+    return next(name for name in stages.MODULES if parts[2] == name or parts[2].startswith(f"{name}-"))
+
+
+def collect(runs, results, keep=False, only=None):
     """Write the result folder `results` from the batch in `runs`; returns {what was left out: why}.
+
+    `only` {stage, dataset or backbone: names} takes a part of `runs` alone.
 
     The folder is written beside its place and moved there when whole; files in it that are not results (a README) stay.
     With `keep`, cells and studies that stand in `results` and not in `runs` stay too: a grid made in several sittings.
@@ -81,9 +126,14 @@ def collect(runs, results, keep=False):
         known = ", ".join(sorted(p.name for p in paths.runs().glob("[!.]*"))) or "none"
         raise UserError(f"{runs}: no such folder; batches in {paths.runs()}: {known}.")
     left_out = {}
-    taken = _finished(runs, left_out)
+    taken = _chosen(_finished(runs, left_out), only or {})
+    if only:
+        left_out.clear()
     if not any(t for t in taken if not t.name.endswith("/data")):
         why = next((f" ({name}: {reason.rstrip('.')})" for name, reason in left_out.items()), "")
+        if only:
+            words = " ".join(f"{key}={','.join(names)}" for key, names in only.items())
+            raise UserError(f"--only {words}: fits nothing that is finished in {runs}; leave out one of these words.")
         raise UserError(f"{runs}: holds no finished cell yet{why}; run `medq batch` first, and give runs/<profile>.")
     if results.resolve() in (runs.resolve(), *runs.resolve().parents):
         raise UserError(f"{results}: holds the batch itself and would be replaced; choose another folder for the tables.")
@@ -116,7 +166,23 @@ def _earlier(results, scratch, taken, left_out):
     found = {t.name: t for t in _finished(scratch / "earlier", {})}
     for name in found:
         left_out.pop(name, None)
-    return {name: t for name, t in found.items() if name not in {t.name for t in taken}}
+    kept = {name: t for name, t in found.items() if name not in {t.name for t in taken}}
+    for t in taken:
+        if _is_cell(t) and t.cell[2] == "fp32" and t.name in found and not _same_predictions(t, found[t.name]):
+            dataset, backbone, _, fold = t.cell
+            for name in [n for n in kept if re.fullmatch(rf"{re.escape(f'{dataset}/{backbone}/')}(?!fp16/)[^/]+/fold{fold}", n)]:
+                left_out[name] = "starts from another FP32 model than the one that takes its place; run it again"
+                del kept[name]
+    return kept
+
+
+def _same_predictions(a, b):
+    """Whether two cells predict the same, to the last bit."""
+    import pandas as pd
+
+    one, other = (pd.read_parquet(t.folder / "predictions.parquet") if "predictions.parquet" in t.record["files"] else None
+                  for t in (a, b))
+    return one is None and other is None or one is not None and other is not None and one.equals(other)
 
 
 def stage(params, results=""):
@@ -187,10 +253,12 @@ def _failure(folder):
 
 def _consistent(taken, left_out):
     """Those of `taken` that may stand in one table: the newest cell's settings and budget, same images, same FP32 weights."""
+    from medq.stages import made
+
     if not taken:
         return taken
     newest = max(taken, key=lambda t: (t.manifest["written"], t.name)).manifest["parameters"]
-    keys = {t.name: t.record.get("key") for t in taken}
+    keys = {t.name: made(t.record) for t in taken}
     images = {t.name: t.manifest.get("fingerprint") for t in taken if t.name.endswith("/data")}
     kept = []
     for t in taken:

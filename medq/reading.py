@@ -204,7 +204,7 @@ def figure4(results, published=None):
     return (f"From {data['n_calibration'].min():.0f} to {data['n_calibration'].max():.0f} calibration images "
             f"AUPRC changes by {gain.min():+.1f} to {gain.max():+.1f} points{tail}; the bands are "
             f"{100 * data['std'].median():.1f} points in the median and {100 * data['std'].max():.1f} at "
-            f"most.{note}")
+            f"most.{note}{other_models(results, 'calibration_size')}")
 
 
 def figure6(results, published=None):
@@ -271,7 +271,7 @@ def collapse(results, published=None):
              f"{fell['backbone'].nunique()} of {data['backbone'].nunique()} backbones "
              f"({'; '.join(said)})." if len(fell) else
              f"None of the recipes tried collapses any of {data['backbone'].nunique()} backbones.")
-    first = " ".join([first, *_given_back(results)])
+    first = " ".join([first, *_given_back(results)]) + other_models(results, "ablation")
     near = tables.ablation_means(results, published).dropna(subset=["distance"])
     if near.empty:
         return first
@@ -311,7 +311,7 @@ def remedies(results, published=None):
     worse = [r for r, v in median["ece_closed"].items() if v < 0]
     more = f" Worse than doing nothing, in the median: {_list(worse)}." if worse else ""
     return (f"In the median cell `{best}` closes most of the gap in ECE, {100 * row['ece_closed']:.0f} "
-            f"%{auprc}{cost}.{more}")
+            f"%{auprc}{cost}.{more}{other_models(results, 'remedies')}")
 
 
 def silent(results, published=None):
@@ -372,14 +372,49 @@ def peers(results, published=None):
     data = tables.peers(results)
     if data.empty:
         return "No other runtime was measured: **missing** (see the optional installation of peers)."
-    front = data[data["pareto"]]
-    names = (front["runtime"] + " " + front["precision"]).value_counts()
-    fastest = data.loc[data.groupby(["dataset", "backbone"])["p50_ms"].idxmin()]
-    first = (fastest["runtime"] + " " + fastest["precision"]).value_counts()
-    n = len(fastest)
-    return (f"Of {n} models, the fastest row at batch 1 is most often {first.index[0]} ({first.iloc[0]} of "
-            f"{n}). On the front of latency and ECE stand "
-            f"{_list(f'{name} ({k} times)' for name, k in names.items())}.")
+    data = data.assign(name=data["runtime"] + " " + data["precision"])
+    said = []
+    for size, rows in data.groupby("batch_size"):
+        first = rows.loc[rows.groupby(["dataset", "backbone"])["p50_ms"].idxmin(), "name"].value_counts()
+        front = rows.loc[rows["pareto"], "name"].value_counts()
+        said.append(f"At batch {size:g} the fastest row of {first.sum()} models is most often {first.index[0]} "
+                    f"({first.iloc[0]}); on the front of latency and ECE stand "
+                    f"{_list(f'{name} ({k} times)' for name, k in front.items())}.")
+    chosen = tables.recommended(results)
+    beaten = chosen[chosen["beaten_by"] != ""]
+    names = _list(f"{title(r['backbone'])} at batch {r['batch_size']}" for r in beaten.to_dict("records"))
+    last = (f" Of {len(chosen)} recommendations none is beaten in both speed and calibration." if beaten.empty else
+            f" Of {len(chosen)} recommendations {len(beaten)} are beaten in both speed and calibration by something that "
+            f"fails a limit: {names}.")
+    return " ".join(said) + last + other_models(results, "peers")
+
+
+def other_models(results, study):
+    """A sentence where a study's models are not the grid's: trained again, with the same settings; else nothing.
+
+    `study`: `peers` (FP32 in PyTorch), `ablation`, `remedies` or `calibration_size` (PTQ under the default recipe).
+    """
+    frame, regime = getattr(results, study), None
+    if study == "peers":
+        frame, regime = frame[(frame["runtime"] == "pytorch") & (frame["precision"] == "fp32")], "fp32"
+    elif study == "remedies":
+        frame, regime = frame[frame["remedy"] == "fp32"], "fp32"
+    elif study == "ablation":
+        frame = frame[(frame["recipe"] == "default") & frame["stage"].isin(["converted", ""])]
+        frame = frame.assign(regime="ptq-" + frame["engine"])
+    else:
+        n = results.provenance.get("parameters", {}).get("calibration", {}).get("images", 256)
+        frame = frame[(frame["n_calibration"] == n) & frame["subset"].isin(["0", ""])]
+    frame = frame.assign(regime=regime) if regime else frame
+    there = frame.groupby(CELL)["auprc"].mean()
+    grid = scores(results, "auprc").set_index(CELL)["value"].reindex(there.index)
+    apart = (there - grid).abs().dropna()
+    apart = apart[apart > (0.002 if study == "calibration_size" else 1e-9)]  # a sweep observes the same images in other batches
+    if apart.empty:
+        return ""
+    return (f" The models of {len(apart)} of the {len(there)} cells here were trained again, with the grid's settings (another "
+            f"processor gives other weights): their AUPRC differs from the grid's by up to {100 * apart.max():.1f} points, so "
+            "compare within this page.")
 
 
 def coverage(results, published=None):

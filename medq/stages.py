@@ -125,7 +125,7 @@ def _timed(params, backbone):
 def inputs(params, stage, cell, key_of=None):
     """Everything the result of `stage` for `cell` depends on, as a JSON-able mapping.
 
-    `key_of` gives the key of the folder of an earlier stage; without it, the one that stands there.
+    `key_of` gives what `made` says of the folder of an earlier stage; without it, what stands there is asked.
     """
     key_of = key_of or _key
     if stage == "latency":
@@ -146,8 +146,15 @@ def key(value):
 
 
 def _key(folder):
-    facts = artefacts.record(folder)
-    return facts.get("key") if facts else None
+    return made(artefacts.record(folder))
+
+
+def made(record):
+    """What later cells depend on in a finished folder: of images, what was found in them; otherwise the folder's key.
+
+    So that images that are looked at again by other code make no cell stale as long as pixels, folds and twins are the same.
+    """
+    return (record.get("content") or record.get("key")) if record else None
 
 
 def changes(stored, current):

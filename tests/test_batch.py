@@ -10,7 +10,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from fixtures_batch import ROOT, environment, finished, killed, snapshot, write_profile  # noqa: F401
+from fixtures_batch import ROOT, environment, finished, killed, snapshot, start_batch, write_profile  # noqa: F401
 
 from medq import artefacts, batch, cli, notebook, params, paths, results, slots, stages
 from medq.errors import UserError
@@ -149,6 +149,27 @@ def test_changed_code_makes_its_stage_stale(finished, monkeypatch):
     code = stages.code
     monkeypatch.setattr(stages, "code", lambda stage: "new" if stage == "quantize" else code(stage))
     assert why(finished[0]) == {PTQ: "code"}
+
+
+def test_images_looked_at_again_by_other_code_make_no_cell_stale(finished, monkeypatch):
+    code = stages.code
+    monkeypatch.setattr(stages, "code", lambda stage: "new" if stage == "datasets" else code(stage))
+    assert why(finished[0]) == {DATA: "code"}
+
+
+def test_what_is_found_in_the_images_decides_what_is_run_again(finished, killed):
+    loaded, runs = finished
+    data, cells = runs / "tiny" / DATA, runs / "tiny" / "phantom-BrainMRI" / "resnet18"
+    facts = artefacts.record(data)
+    facts["inputs"]["code"] = "earlier"
+    artefacts.write_json(data / artefacts.DONE, facts | {"content": "as other code had found it"})
+    assert why(loaded) == {DATA: "code", FP32: "images", PTQ: "images; starts from"}
+    before = snapshot(cells)
+    again = start_batch(killed[0], runs)
+    said = again.communicate(timeout=600)[0]
+    assert again.returncode == 0 and "1 of 1 parts done" in said, said
+    assert why(loaded) == {} and snapshot(cells) == before
+    assert artefacts.record(data)["content"] == facts["content"]
 
 
 def test_comments_and_docstrings_are_no_change(tmp_path, monkeypatch):

@@ -276,6 +276,40 @@ def test_other_runtimes_are_kept_from_an_earlier_sitting(made):
     assert {p for p in {*before, *after} if before.get(p) != after.get(p)} <= {Path("provenance.json")}
 
 
+def test_a_part_of_a_batch_is_added_to_a_grid(made, capsys):
+    out = made.parent.parent / "out"
+    collect.collect(made, out)
+    before = (out / "metrics.csv").read_bytes()
+    add_peers(made)
+    add_cell(made, "resnet18", "fp32", written="2026-11-02T10:00:00+00:00", parameters={"seed": 43})  # not asked for
+    assert cli.main(["collect", str(made), str(out), "--keep", "--only", "stage=peers", "backbone=resnet18"]) == 0
+    assert (out / "metrics.csv").read_bytes() == before and len(results.load(out).peers) == 6
+    for words, said in ((["stage=peer"], "did you mean 'peers'"), (["regime=fp32"], "key of --only"), (["stage"], "write it as"),
+                        (["stage=latency"], "fits nothing")):
+        assert cli.main(["collect", str(made), str(out), "--keep", "--only", *words]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_what_starts_from_a_model_that_was_trained_again_is_not_kept(made):
+    out = made.parent.parent / "out"
+    collect.collect(made, out)
+    fp32 = add_cell(made, "resnet18", "fp32")
+    for regime in ("ptq-fbgemm", "ptq-qnnpack", "fp16"):
+        shutil.rmtree(made / "BrainMRI" / "resnet18" / regime)
+    assert collect.collect(made, made.parent.parent / "same", keep=False) == {}
+    shutil.copytree(out, made.parent.parent / "kept")
+    assert collect.collect(made, made.parent.parent / "kept", keep=True) == {}  # the same model: all is kept
+    table = pd.read_parquet(fp32 / "predictions.parquet")
+    table["p_glioma"] += np.float32(1e-6)
+    artefacts.write_parquet(fp32 / "predictions.parquet", table)
+    artefacts.finish(fp32, ["predictions.parquet", "history.csv", "manifest.json"], key="key-fp32", inputs={"images": "key-data"},
+                     train_seconds=2.0, epochs=2)
+    left_out = collect.collect(made, out, keep=True)
+    assert set(left_out) == {"BrainMRI/resnet18/ptq-fbgemm/fold0", "BrainMRI/resnet18/ptq-qnnpack/fold0"}
+    assert "another FP32 model" in left_out["BrainMRI/resnet18/ptq-fbgemm/fold0"]
+    assert set(results.load(out).cells.query("backbone == 'resnet18'")["regime"]) == {"fp32", "fp16", "qat-fbgemm"}
+
+
 def test_nothing_finished_and_no_folder_are_sentences(tmp_path):
     (tmp_path / "runs").mkdir()
     with pytest.raises(UserError, match="no finished cell"):

@@ -72,3 +72,13 @@ def test_a_model_that_the_default_recipe_collapses_is_named_with_its_best_recipe
     fp32 = scores(full, "auprc").set_index(["dataset", "backbone", "regime"])["value"]["BrainMRI", "resnet18", "fp32"]
     assert f"ResNet-18 under fbgemm on BrainMRI loses {100 * (fp32 - 0.3):.1f} points of AUPRC by the default" in said
     assert "by the default recipe already" not in reading.collapse(full)
+
+
+def test_models_of_a_study_that_are_not_the_grids_are_said(full):
+    assert "trained again" not in reading.remedies(full)
+    again = fixtures.bent(full, remedies=lambda t: t.assign(auprc=t["auprc"] + 0.01 * (t["dataset"] == "BrainMRI")))
+    said = reading.remedies(again)
+    n = len(full.remedies.drop_duplicates(["dataset", "backbone", "regime"]))
+    k = len(full.remedies.query("dataset == 'BrainMRI'").drop_duplicates(["dataset", "backbone", "regime"]))
+    assert f"The models of {k} of the {n} cells here were trained again" in said and "by up to 1.0 points" in said
+    assert reading.other_models(full, "peers") == ""

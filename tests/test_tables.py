@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medq import reading, tables
+from medq import advise, reading, results, tables
 from medq.errors import UserError
 from medq.results import CELL, load, published, scores
 
@@ -194,7 +194,8 @@ def test_qat_control_splits_the_gain(full):
 
 def test_peers_front_against_brute_force(full):
     t = tables.peers(full)
-    for _, group in t.groupby(["dataset", "backbone"]):
+    assert set(t["batch_size"]) == {1, 32} and len(t) == len(full.peers)
+    for _, group in t.groupby(["dataset", "backbone", "batch_size"]):
         for k, row in group.iterrows():
             others = group.drop(k)
             beaten = any(o["p50_ms"] <= row["p50_ms"] and o["ece"] <= row["ece"]
@@ -202,6 +203,16 @@ def test_peers_front_against_brute_force(full):
                          o in others.iterrows())
             assert row["pareto"] is not beaten
     assert t["pareto"].any() and not t["pareto"].all()
+
+
+def test_what_is_recommended_is_what_advice_ships(full):
+    t = tables.recommended(full)
+    assert len(t) == 48 and list(t["batch_size"].unique()) == [1, 32]
+    for n, rows in t.groupby("batch_size"):
+        shipped = advise.decide(full, advise.Limits(batch_size=n)).query("ship")
+        assert list(rows["ship"]) == [results.title(c) for c in shipped["candidate"]]
+        assert list(rows["beaten_by"]) == list(shipped["beaten_by"])
+    assert tables.recommended(fixtures.bent(full, peers=lambda t: t.iloc[:0])).empty
 
 
 def test_coverage_and_worst_layers(gaps):

@@ -51,8 +51,15 @@ def prepare(params, dataset):
         artefacts.write_json(folder / "manifest.json", provenance.manifest(
             params, dataset=dataset, fingerprint=inputs["images"], n_images=len(array)))
         artefacts.finish(folder, [INDEX, FOLDS, AUDIT, "manifest.json"], key=key, inputs=inputs,
+                         content=_content(params, folder, inputs["images"]),
                          pixels=str(Path(array.filename).relative_to(paths.runs())))
     return folder
+
+
+def _content(params, folder, images):
+    """Hash of all that a cell takes from the folder: pixels, folds and twins."""
+    found = {name: artefacts.sha256(folder / name) for name in (INDEX, FOLDS, AUDIT)}
+    return stages.key(found | {"images": images, "image_size": params.image_size})
 
 
 def _inputs(params, dataset):

@@ -267,21 +267,45 @@ def qat_control(results, metric="auprc", *, engine="fbgemm", stage="converted"):
                     formats={None: "{:.4f}", "training_on": "{:+.4f}", "awareness": "{:+.4f}"})
 
 
-def peers(results, *, batch_size=1):
-    """Other runtimes on the same checkpoints and images; `pareto`: none beats it in both p50 and ECE."""
-    frame = results.peers[results.peers["batch_size"].isin([batch_size])].reset_index(drop=True)
+def peers(results):
+    """Other runtimes on the same checkpoints and images, at every batch size; `pareto`: at its batch size none beats
+    it in both p50 and ECE."""
+    frame = results.peers.sort_values("batch_size", kind="stable").reset_index(drop=True)
     best = pd.Series(False, index=frame.index)
-    for _, group in frame.groupby(["dataset", "backbone"]):
+    for _, group in frame.groupby(["dataset", "backbone", "batch_size"]):
         for k, row in group.iterrows():
             beaten = (group["p50_ms"] <= row["p50_ms"]) & (group["ece"] <= row["ece"]) & (
                 (group["p50_ms"] < row["p50_ms"]) | (group["ece"] < row["ece"]))
             best[k] = not beaten.any() and not math.isnan(row["p50_ms"])
     sizes = "/".join(f"{size:g}" for size in sorted(frame["image_size"].dropna().unique())) or "?"
-    frame = frame.assign(pareto=best).drop(columns=["batch_size", "image_size"])
-    return captioned(frame, f"The same models in other INT8 runtimes, batch {batch_size}",
-                    "Pareto: no other row of the model is as fast and as well calibrated, and better in one. "
-                    f"Times at {sizes} pixels, whatever the size the models were trained at.",
-                    formats={None: "{:.2f}", **dict.fromkeys(SCORES, "{:.4f}")})
+    frame = frame.assign(pareto=best)[["dataset", "backbone", "batch_size", "runtime", "precision", "pareto", "p50_ms",
+                                       "p99_ms", *SCORES, "size_mb", "convert_seconds", "note"]]
+    return captioned(frame, "The same models in other INT8 runtimes",
+                    "Pareto: no other row of the model at this batch size is as fast and as well calibrated, and better in "
+                    f"one. Times at {sizes} pixels, whatever the size the models were trained at. No p99 where there are "
+                    "fewer than 368 batches.",
+                    formats={None: "{:.2f}", "batch_size": "{:.0f}", **dict.fromkeys(SCORES, "{:.4f}")})
+
+
+def recommended(results, batch_sizes=(1, 32)):
+    """What `medq advise` ships of each model that other runtimes were compared on, and what beats it.
+
+    Columns: dataset, backbone, batch_size, ship, speedup (over eager FP32), auprc_loss_pp, ece_rise, beaten_by (candidates
+    that are both faster and better calibrated, though they fail a limit).
+    """
+    from medq import advise
+
+    columns = ["dataset", "backbone", "batch_size", "ship", "speedup", "auprc_loss_pp", "ece_rise", "beaten_by"]
+    known, parts = results.peers[["dataset", "backbone"]].drop_duplicates(), []
+    for n in batch_sizes if len(known) else ():
+        chosen = advise.decide(results, advise.Limits(batch_size=n)).query("ship").merge(known)
+        parts.append(chosen.assign(batch_size=n, ship=chosen["candidate"].map(title))[columns])
+    frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    return captioned(frame, "What is recommended, and what is both faster and better calibrated",
+                     "At the default limits of `medq advise`. Beaten by: fails a limit, or it would be recommended.",
+                     formats={None: "{:.2f}", "batch_size": "{:.0f}", "ece_rise": "{:+.4f}", "auprc_loss_pp": "{:+.2f}"},
+                     labels={"speedup": "Speed-up over eager FP32", "auprc_loss_pp": "AUPRC loss (points)",
+                             "ece_rise": "ECE rise", "beaten_by": "Beaten by"})
 
 
 def coverage(results):
