@@ -27,7 +27,6 @@ COLUMNS = [
     "beaten_by",
 ]
 NOT_MEASURED = "not measured"
-PEER_REFERENCE = "pytorch-fp32"  # the runtime that the others of the same checkpoint are compared with
 
 
 @dataclass(frozen=True)
@@ -221,8 +220,10 @@ def _time(results, backbone, regime, limits):
 
 
 def _runtimes(results, dataset, backbone, limits):
-    """Candidates among the other runtimes; those of PyTorch that are regimes already are left out."""
-    p = results.peers
+    """Candidates among the other runtimes, means over folds; those of PyTorch that are regimes already are left out."""
+    from medq.results import PEER_REFERENCE, peer_means
+
+    p = peer_means(results)
     p = p[(p["dataset"] == dataset) & (p["backbone"] == backbone) & (p["batch_size"] == limits.batch_size)]
     base = p[(p["runtime"] == "pytorch") & (p["precision"] == "fp32")]
     fp32 = _time(results, backbone, "fp32", limits)

@@ -166,10 +166,15 @@ def _inputs(params, job, key_of, look):
         return stages.inputs(params, job.stage, job.cell, key_of)
     value = {"parameters": stages.parameters(params, "datasets", job.cell.dataset), "code": stages.code("datasets")}
     record = artefacts.record(job.folder)
-    if record is None and not any(job.folder.parent.glob(f"*/*/*/{artefacts.DONE}")):
+    if record is None and not _has_cells(job):
         return None
     images = _images(params, job.cell.dataset, look, (record or {}).get("inputs", {}).get("images"))
     return json.loads(json.dumps(value | {"images": images}))
+
+
+def _has_cells(job):
+    """Whether anything finished was made from the images of a job of the stage `datasets`."""
+    return any(job.folder.parent.glob(f"*/*/*/{artefacts.DONE}"))
 
 
 def _images(params, dataset, look, stored):
@@ -230,7 +235,7 @@ def mark(planned):
     for job, kind, _ in planned:
         (job.folder / f"{job.stage}.ipynb").unlink(missing_ok=True)
         (job.folder / artefacts.FAILED).unlink(missing_ok=True)
-        if kind == AGAIN:
+        if kind == AGAIN and job.stage != "datasets":  # whose record says what the cells were made from, until it is replaced
             (job.folder / artefacts.DONE).unlink(missing_ok=True)
 
 
@@ -317,12 +322,14 @@ def run(args):
         with _start(params, args, results, remote) as start:
             if todo:
                 print(f"{params.profile}: {len(todo)} of {total} parts to run.", flush=True)
-                first = [entry for entry in planned if entry[0].stage == "datasets" and entry[1] == AGAIN]
+                first = [entry for entry in planned if entry[0].stage == "datasets" and _has_cells(entry[0])]
                 if first:  # what is found in the images decides which cells are stale
                     mark(first)
                     start([job for job, _, _ in first], collect=False)
                     planned = plan(params, only)
-                    todo = [*dict.fromkeys([*(job for job, _, _ in first), *(job for job, _, _ in planned)])]
+                    unknown = {job.cell.dataset for job, _, _ in planned if job.stage == "datasets"}
+                    planned = [entry for entry in planned if entry[0].cell.dataset not in unknown]
+                    todo = [*(job for job, _, _ in first), *(job for job, _, _ in planned)]
                 mark(planned)
                 start([job for job, _, _ in planned], collect=True)
             failed = _failures(params, todo)

@@ -26,7 +26,7 @@ STUDIES = {  # what study cells write as it stands in results/: the stage that m
     "calibration_size.csv": "calibration_size", "ablation.csv": "ablation", "layers.csv": "diagnosis", "remedies.csv": "remedies",
     "peers.csv": "peers", "peers_raw.parquet": "peers", "latency.csv": "latency", "latency_raw.parquet": "latency",
 }
-PEERS, PEER_REFERENCE = "peers", "pytorch-fp32"  # stage, and the runtime that the others of a model are compared with
+PEERS = "peers"
 PEER_FILE = re.compile(r"predictions\.([a-z0-9-]+)\.parquet")
 PART = re.compile(r"[^/]+/data|latency/[^/]+|[^/]+/[^/]+/[^/]+/fold\d+")  # what a batch writes, by its path there
 SHARED = ("image_size", "weights", "subset", "deduplicate", "seed")  # never mixed within a result folder
@@ -62,7 +62,7 @@ def add_arguments(parser):
     parser.add_argument("results", metavar="RESULTS", help="folder to write, results/<profile>; replaced as a whole")
     parser.add_argument("--keep", action="store_true", help="keep the cells and studies that only RESULTS holds by now")
     parser.add_argument("--only", nargs="+", metavar="KEY=NAMES", help="a part of RUNS, e.g. stage=calibration_size,peers "
-                        "dataset=BrainMRI; with --keep, to add studies to a grid")
+                        "dataset=BrainMRI; with --keep, to add it to a grid")
 
 
 def run(args):
@@ -88,28 +88,31 @@ def parse_only(words):
     return only
 
 
+def _wanted(name, only):
+    """Whether `only` asks for the finished folder `name`."""
+    parts = name.split("/")
+    stage = _stage_of(name)
+    facts = {"stage": stage, "dataset": "" if stage == "latency" else parts[0], "backbone": parts[1]}
+    return all(facts[key] in names for key, names in only.items())
+
+
 def _chosen(taken, only):
-    """Those of `taken` that `only` names; images are taken along."""
-    found = []
-    for t in taken:
-        parts = t.name.split("/")
-        stage = _stage_of(t)
-        facts = {"stage": stage, "dataset": "" if stage == "latency" else parts[0], "backbone": parts[1]}
-        if stage == "datasets" or all(facts[key] in names for key, names in only.items()):
-            found.append(t)
-    return found
+    """Those of `taken` that `only` asks for, and the images that they were made from."""
+    found = [t for t in taken if _wanted(t.name, only)]
+    images = {f"{t.name.split('/')[0]}/data" for t in found}
+    return found + [t for t in taken if t.name in images and t not in found]
 
 
-def _stage_of(taken):
-    """The stage that made a finished folder."""
+def _stage_of(name):
+    """The stage that makes a folder of a batch; empty for a folder that none makes."""
     from medq import stages
 
-    parts = taken.name.split("/")
-    if parts[0] == "latency" or parts[1] == "data":
+    parts = name.split("/")
+    if len(parts) < 4:
         return "latency" if parts[0] == "latency" else "datasets"
-    if _is_cell(taken):
+    if parts[2] in REGIMES:
         return stages.stage_of(parts[2])
-    return next(name for name in stages.MODULES if parts[2] == name or parts[2].startswith(f"{name}-"))
+    return next((stage for stage in stages.MODULES if parts[2] == stage or parts[2].startswith(f"{stage}-")), "")
 
 
 def collect(runs, results, keep=False, only=None):
@@ -121,20 +124,20 @@ def collect(runs, results, keep=False, only=None):
     With `keep`, cells and studies that stand in `results` and not in `runs` stay too: a grid made in several sittings.
     Raises `UserError` where `runs` holds no finished cell, or `results` cannot be written or holds `runs`.
     """
+    from medq.stages import made
+
     runs, results = Path(runs), Path(results).absolute()
     if not runs.is_dir():
         known = ", ".join(sorted(p.name for p in paths.runs().glob("[!.]*"))) or "none"
         raise UserError(f"{runs}: no such folder; batches in {paths.runs()}: {known}.")
     left_out = {}
-    taken = _chosen(_finished(runs, left_out), only or {})
-    if only:
-        left_out.clear()
-    if not any(t for t in taken if not t.name.endswith("/data")):
-        why = next((f" ({name}: {reason.rstrip('.')})" for name, reason in left_out.items()), "")
-        if only:
-            words = " ".join(f"{key}={','.join(names)}" for key, names in only.items())
-            raise UserError(f"--only {words}: fits nothing that is finished in {runs}; leave out one of these words.")
-        raise UserError(f"{runs}: holds no finished cell yet{why}; run `medq batch` first, and give runs/<profile>.")
+    finished = _finished(runs, left_out)
+    taken = _chosen(finished, only) if only else finished
+    if only and not keep and (results / "cells.csv").is_file():
+        raise UserError(f"{results}: holds results that a part of a batch would replace; add --keep, or choose another folder.")
+    for name in [name for name in left_out if only and not _wanted(name, only)]:
+        del left_out[name]
+    _check_some(taken, runs, only, left_out)
     if results.resolve() in (runs.resolve(), *runs.resolve().parents):
         raise UserError(f"{results}: holds the batch itself and would be replaced; choose another folder for the tables.")
     if results.exists() and not results.is_dir():
@@ -146,10 +149,14 @@ def collect(runs, results, keep=False, only=None):
     except OSError as error:
         raise UserError(f"{results}: cannot be written ({error.strerror}); choose another folder for the tables.") from None
     try:
-        earlier = _earlier(results, scratch, taken, left_out) if keep and results.is_dir() else {}
-        taken = _consistent(sorted(taken + [*earlier.values()], key=lambda t: Path(t.name)), left_out)
+        failed = {name: failure.get("reason", "") for name in left_out if (failure := _failure(runs / name))}
+        if keep and results.is_dir():
+            taken = _with_earlier(results, scratch, taken, finished, left_out, failed)
+        keys = {t.name: made(t.record) for t in [*taken, *finished]}
+        taken = _consistent(sorted(taken, key=lambda t: Path(t.name)), keys, left_out)
+        _check_some(taken, runs, only, left_out)
         cells = [t for t in taken if _is_cell(t)]
-        _write(scratch / "new", runs, taken, cells, left_out)
+        _write(scratch / "new", taken, cells, failed)
         _replace(results, scratch / "new")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -158,22 +165,44 @@ def collect(runs, results, keep=False, only=None):
     return left_out
 
 
-def _earlier(results, scratch, taken, left_out):
-    """{name: Taken} of what stands in `results` and is not in `taken`, written out below `scratch`."""
+def _check_some(taken, runs, only, left_out):
+    """`UserError` where there is nothing to collect."""
+    if any(t for t in taken if not t.name.endswith("/data")):
+        return
+    why = next((f" ({name}: {reason.rstrip('.')})" for name, reason in left_out.items()), "")
+    if only:
+        words = " ".join(f"{key}={','.join(names)}" for key, names in only.items())
+        raise UserError(f"--only {words}: fits nothing that is finished in {runs}{why}; leave out one of these words.")
+    raise UserError(f"{runs}: holds no finished cell yet{why}; run `medq batch` first, and give runs/<profile>.")
+
+
+def _with_earlier(results, scratch, taken, finished, left_out, failed):
+    """`taken` and what stands in `results` beside it, written out below `scratch`.
+
+    A cell whose FP32 model is not the one that will stand beside it is left out: kept ones where a model takes the place of
+    another, new ones where theirs is not taken along. `failed` {name: reason} gets what had failed then.
+    """
     from medq.unpack import unpack
 
     unpack(results, scratch / "earlier")
-    found = {t.name: t for t in _finished(scratch / "earlier", {})}
-    for name in found:
-        left_out.pop(name, None)
-    kept = {name: t for name, t in found.items() if name not in {t.name for t in taken}}
-    for t in taken:
-        if _is_cell(t) and t.cell[2] == "fp32" and t.name in found and not _same_predictions(t, found[t.name]):
-            dataset, backbone, _, fold = t.cell
-            for name in [n for n in kept if re.fullmatch(rf"{re.escape(f'{dataset}/{backbone}/')}(?!fp16/)[^/]+/fold{fold}", n)]:
-                left_out[name] = "starts from another FP32 model than the one that takes its place; run it again"
-                del kept[name]
-    return kept
+    lost = {}
+    earlier, ours = ({t.name: t for t in side} for side in (_finished(scratch / "earlier", lost), finished))
+    failed |= {name: reason for name, reason in lost.items() if name not in {*ours, *left_out}}
+    for name in earlier:
+        left_out.pop(name, None), failed.pop(name, None)
+    new = {t.name for t in taken}
+    kept = [t for name, t in earlier.items() if name not in new]
+    another = {name for name in {*ours} & {*earlier} if name.split("/")[2:3] == ["fp32"] and not _same_predictions(ours[name], earlier[name])}
+    for t in [*kept, *taken]:
+        parts = t.name.split("/")
+        before = "/".join([*parts[:2], "fp32", *parts[3:]])
+        if before not in another or before == t.name or parts[2] == "fp16":
+            continue
+        if t.name not in new and before in new:
+            left_out[t.name] = "starts from another FP32 model than the one that takes its place; run it again"
+        elif t.name in new and before not in new and _is_cell(t):
+            left_out[t.name] = "starts from another FP32 model than the one that is kept; collect that one, too"
+    return [t for t in [*kept, *taken] if t.name not in left_out]
 
 
 def _same_predictions(a, b):
@@ -251,14 +280,14 @@ def _failure(folder):
         return None
 
 
-def _consistent(taken, left_out):
-    """Those of `taken` that may stand in one table: the newest cell's settings and budget, same images, same FP32 weights."""
-    from medq.stages import made
+def _consistent(taken, keys, left_out):
+    """Those of `taken` that may stand in one table: the newest cell's settings and budget, same images, same FP32 weights.
 
+    `keys` {name: what later cells depend on} knows what stands in the batch, taken or not.
+    """
     if not taken:
         return taken
     newest = max(taken, key=lambda t: (t.manifest["written"], t.name)).manifest["parameters"]
-    keys = {t.name: made(t.record) for t in taken}
     images = {t.name: t.manifest.get("fingerprint") for t in taken if t.name.endswith("/data")}
     kept = []
     for t in taken:
@@ -271,7 +300,7 @@ def _consistent(taken, left_out):
                 t.manifest.get("fingerprint", images[data]) != images[data]
                 or keys[data] and inputs.get("images", keys[data]) != keys[data]):
             left_out[t.name] = "was made from other images; run the batch again"
-        elif _is_cell(t) and inputs.get("starts from") and inputs["starts from"] != keys.get(before):
+        elif inputs.get("starts from") and inputs["starts from"] != keys.get(before, None if _is_cell(t) else inputs["starts from"]):
             left_out[t.name] = "starts from an FP32 checkpoint that is no longer there; run the batch again"
         else:
             kept.append(t)
@@ -321,7 +350,7 @@ def _files():
     return SCHEMA
 
 
-def _write(folder, runs, taken, cells, left_out):
+def _write(folder, taken, cells, failed):
     """Every file of a result folder."""
     import pandas as pd
 
@@ -329,7 +358,7 @@ def _write(folder, runs, taken, cells, left_out):
 
     data = {t.name.split("/")[0]: t for t in taken if t.name.endswith("/data") and t.name.count("/") == 1}
     newest = max(taken, key=lambda t: (t.manifest["written"], t.name)).manifest
-    tables = {"cells.csv": _cells(runs, cells, left_out)}
+    tables = {"cells.csv": _cells(cells, failed)}
     predictions = {}
     for t in cells:
         _take_predictions(t, predictions)
@@ -349,7 +378,7 @@ def _write(folder, runs, taken, cells, left_out):
         tables[name] = _study(name, taken, newest["parameters"])
     for dataset, t in data.items():
         for name in ("folds", "audit"):
-            (folder / name).mkdir(exist_ok=True)
+            (folder / name).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(t.folder / f"{name}.csv", folder / name / f"{dataset}.csv")
     for name, frame in tables.items():
         if len(frame):
@@ -365,7 +394,7 @@ def _rank(parameters):
     return lambda column: column.map(lambda name: (order.get(name, len(order)), str(name)))
 
 
-def _cells(runs, cells, left_out):
+def _cells(cells, failed):
     import pandas as pd
 
     rows = []
@@ -374,11 +403,10 @@ def _cells(runs, cells, left_out):
         agrees = facts.get("engine_agrees")
         rows.append((*t.cell, facts["status"], facts.get("reason", ""), facts.get("train_seconds", 0.0),
                      facts.get("epochs", 0), "" if agrees is None else str(agrees), facts.get("engine_note") or ""))
-    for name in left_out:
-        parts, failure = name.split("/"), _failure(runs / name)
-        if failure and len(parts) == 4 and parts[2] in REGIMES:
-            rows.append((*parts[:3], int(parts[3].removeprefix("fold")), "failed", failure.get("reason", ""), float("nan"),
-                         float("nan"), "", ""))
+    for name, reason in failed.items():
+        parts = name.split("/")
+        if len(parts) == 4 and parts[2] in REGIMES:
+            rows.append((*parts[:3], int(parts[3].removeprefix("fold")), "failed", reason, float("nan"), float("nan"), "", ""))
     frame = pd.DataFrame(rows, columns=_files()["cells.csv"])
     return frame.sort_values(["dataset", "backbone", "regime", "fold"], ignore_index=True)
 
@@ -544,6 +572,7 @@ def _peer_differences(peers, data, parameters):
     import pandas as pd
 
     from medq import bootstrap, metrics
+    from medq.results import PEER_REFERENCE
 
     rows = []
     for dataset, backbone in dict.fromkeys(key[:2] for key in peers):
@@ -671,8 +700,10 @@ def _study(name, taken, parameters):
     import pandas as pd
 
     read = pd.read_parquet if name.endswith(".parquet") else (lambda path: pd.read_csv(path, keep_default_na=False))
-    parts = [read(t.folder / name) for t in taken if name in t.record["files"]]
-    parts = [part for part in parts if len(part)]
+    parts = [(t, read(t.folder / name)) for t in taken if name in t.record["files"]]
+    folded = "fold" in _files()[name]  # a table of one folder may leave out what its path says
+    parts = [part.assign(fold=t.name.rpartition("/fold")[2]) if folded and "fold" not in part else part
+             for t, part in parts if len(part)]
     if not parts:
         return pd.DataFrame()
     frame = pd.concat(parts, ignore_index=True)

@@ -490,13 +490,14 @@ def bounded_memory():
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def refusal(call, bounded=True):
+def refusal(call, bounded=True, errors=(Unsupported, MemoryError)):
     """Why `call` cannot be run, or an empty string; `bounded` keeps it from taking more memory than is free."""
     try:
         with bounded_memory() if bounded else contextlib.nullcontext(), torch.inference_mode():
             call()
-    except (Unsupported, MemoryError) as error:
-        return f"{str(error) or type(error).__name__}: out of memory, or refused by the engine"
+    except errors as error:
+        said = str(error) if isinstance(error, Unsupported) else f"{type(error).__name__} {error}"
+        return f"{' '.join(said.split())[:300]}: out of memory, or refused by the engine"
     return ""
 
 

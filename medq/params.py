@@ -77,26 +77,33 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class Latency(Model):
     """Section 2.8: warm-up batches, then timed batches.
 
-    `seconds` is the time of each model at each batch size; a list gives one for each of `batch_sizes`.
+    `seconds` is the time of each model at each batch size: one number for all, or a list in the order of `batch_sizes`.
     """
 
     image_size: Positive = 224
     batch_sizes: Annotated[list[Positive], Field(min_length=1)] = [1, 32]
     warmup: Annotated[int, Field(ge=0)] = 10
-    seconds: Seconds | Annotated[list[Seconds], Field(min_length=1)] = 5.0
+    seconds: Annotated[list[Seconds], Field(min_length=1)] = [5.0]
     batches: Positive = 500
     threads: Positive | None = None
     baselines: list[Literal["eager", "channels-last", "fused", "compiled"]] = ["eager", "channels-last", "fused"]
 
-    @model_validator(mode="after")
-    def _seconds_for_every_size(self):
-        if isinstance(self.seconds, list) and len(self.seconds) != len(self.batch_sizes):
-            raise ValueError(f"seconds: {len(self.seconds)} are given for {len(self.batch_sizes)} batch_sizes; give one for each, or one for all")
-        return self
+    @field_validator("seconds", mode="before")
+    @classmethod
+    def _one_for_all(cls, value):
+        return [value] if isinstance(value, (int, float)) else value
+
+    @field_validator("seconds")
+    @classmethod
+    def _one_for_each(cls, value, info):
+        sizes = info.data.get("batch_sizes", value)
+        if len(value) not in (1, len(sizes)):
+            raise ValueError(f"give one number, or one for each of the {len(sizes)} batch_sizes")
+        return value
 
     def budget(self, batch_size):
         """Seconds of one model at a batch size."""
-        return self.seconds[self.batch_sizes.index(batch_size)] if isinstance(self.seconds, list) else self.seconds
+        return self.seconds[self.batch_sizes.index(batch_size) if len(self.seconds) > 1 else 0]
 
 
 class Bootstrap(Model):

@@ -386,10 +386,10 @@ def _run(params, cell, chosen, target, given):
         timed, raw = _time(params, cell, chosen, absent)
     built = pd.DataFrame([_built(cell, params.image_size, r.name) for r in chosen if r.name not in absent])
     table = built.merge(timed, on=["runtime", "precision"])
-    table = table.assign(dataset=cell.dataset, backbone=cell.backbone, note="")[SCHEMA[TABLE]]
+    named = {"dataset": cell.dataset, "backbone": cell.backbone, "fold": cell.fold}
+    table = table.assign(**named, note="")[SCHEMA[TABLE]]
     artefacts.write_csv(target / TABLE, table)
-    raw = raw.assign(dataset=cell.dataset, backbone=cell.backbone)[SCHEMA[RAW]]
-    artefacts.write_parquet(target / RAW, raw)
+    artefacts.write_parquet(target / RAW, raw.assign(**named)[SCHEMA[RAW]])
     names = table["runtime"].str.cat(table["precision"], "-").unique()
     artefacts.write_json(
         target / latency.MANIFEST,
@@ -526,7 +526,7 @@ def _time(params, cell, chosen, absent):
         for runtime, model in loaded.items():
             x = normalise(torch.from_numpy(images[:n]))
             call = partial(model, x if runtime.runtime == COMPILES else x.contiguous())
-            refused = latency.refusal(call)
+            refused = latency.refusal(call, errors=Exception)  # someone else's runtime can raise anything
             if refused:
                 absent[f"{runtime.name} at batch {n}"] = refused
             else:

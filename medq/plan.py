@@ -21,7 +21,8 @@ CHECKPOINT_MB = {"resnet18": 45, "resnet50": 94, "densenet121": 28, "efficientne
 OTHER_MB, OTHER_STEP, OTHER_TRAIN = 100, (600, 1200), 800  # a backbone that the tables do not know
 START_SECONDS = 5  # of a notebook, its kernel and its imports
 # minutes of the studies at 224 pixels with 1,500 held-out images, two cores
-STUDY_MINUTES = {"calibration_size": 12, "ablation": 40, "diagnosis": 5, "remedies": 15, "peers": 20, "datasets": 3}
+STUDY_MINUTES = {"calibration_size": 12, "ablation": 40, "diagnosis": 5, "remedies": 15, "datasets": 3}
+PEER_MODELS, PEER_MINUTES = 12, 6  # of one comparison of runtimes; conversion, whatever the size
 
 
 def add_arguments(parser):
@@ -75,6 +76,8 @@ def study_seconds(params, job, catalogue):
     if job.stage == "latency":
         variants = len(params.regimes) + len(params.latency.baselines)
         return variants * sum(params.latency.budget(n) for n in params.latency.batch_sizes)
+    if job.stage == "peers":
+        return 60 * PEER_MINUTES + PEER_MODELS * sum(params.latency.budget(n) for n in params.latency.batch_sizes) / 2
     if job.stage not in STUDY_MINUTES:
         return 0
     images = part_sizes(params, catalogue[job.cell.dataset])[1] / 1500

@@ -374,7 +374,7 @@ def peers(results, published=None):
         return "No other runtime was measured: **missing** (see the optional installation of peers)."
     data = data.assign(name=data["runtime"] + " " + data["precision"])
     said = []
-    for size, rows in data.groupby("batch_size"):
+    for size, rows in data.dropna(subset=["p50_ms"]).groupby("batch_size"):
         first = rows.loc[rows.groupby(["dataset", "backbone"])["p50_ms"].idxmin(), "name"].value_counts()
         front = rows.loc[rows["pareto"], "name"].value_counts()
         said.append(f"At batch {size:g} the fastest row of {first.sum()} models is most often {first.index[0]} "
@@ -382,39 +382,42 @@ def peers(results, published=None):
                     f"{_list(f'{name} ({k} times)' for name, k in front.items())}.")
     chosen = tables.recommended(results)
     beaten = chosen[chosen["beaten_by"] != ""]
-    names = _list(f"{title(r['backbone'])} at batch {r['batch_size']}" for r in beaten.to_dict("records"))
+    names = _list(f"{title(r['backbone'])} on {title(r['dataset'])} at batch {r['batch_size']:g}" for r in beaten.to_dict("records"))
     last = (f" Of {len(chosen)} recommendations none is beaten in both speed and calibration." if beaten.empty else
             f" Of {len(chosen)} recommendations {len(beaten)} are beaten in both speed and calibration by something that "
-            f"fails a limit: {names}.")
+            f"does not pass: {names}.")
     return " ".join(said) + last + other_models(results, "peers")
+
+
+OTHER_MODEL = 0.002  # AUPRC: further apart than another processor, or the same images in other batches, moves one model
 
 
 def other_models(results, study):
     """A sentence where a study's models are not the grid's: trained again, with the same settings; else nothing.
 
-    `study`: `peers` (FP32 in PyTorch), `ablation`, `remedies` or `calibration_size` (PTQ under the default recipe).
+    `study`: `peers` or `remedies` (FP32), `ablation` or `calibration_size` (PTQ under the default recipe).
     """
-    frame, regime = getattr(results, study), None
+    frame = getattr(results, study)
     if study == "peers":
-        frame, regime = frame[(frame["runtime"] == "pytorch") & (frame["precision"] == "fp32")], "fp32"
+        frame = frame[(frame["runtime"] == "pytorch") & (frame["precision"] == "fp32")].assign(regime="fp32")
     elif study == "remedies":
-        frame, regime = frame[frame["remedy"] == "fp32"], "fp32"
+        frame = frame[frame["remedy"] == "fp32"].assign(regime="fp32")
     elif study == "ablation":
         frame = frame[(frame["recipe"] == "default") & frame["stage"].isin(["converted", ""])]
         frame = frame.assign(regime="ptq-" + frame["engine"])
     else:
         n = results.provenance.get("parameters", {}).get("calibration", {}).get("images", 256)
         frame = frame[(frame["n_calibration"] == n) & frame["subset"].isin(["0", ""])]
-    frame = frame.assign(regime=regime) if regime else frame
-    there = frame.groupby(CELL)["auprc"].mean()
-    grid = scores(results, "auprc").set_index(CELL)["value"].reindex(there.index)
-    apart = (there - grid).abs().dropna()
-    apart = apart[apart > (0.002 if study == "calibration_size" else 1e-9)]  # a sweep observes the same images in other batches
-    if apart.empty:
-        return ""
-    return (f" The models of {len(apart)} of the {len(there)} cells here were trained again, with the grid's settings (another "
-            f"processor gives other weights): their AUPRC differs from the grid's by up to {100 * apart.max():.1f} points, so "
-            "compare within this page.")
+    m = results.metrics
+    m = m[(m["metric"] == "auprc") & (m["class"] == "") & m["stage"].isin(["float", "converted"]) & m["recipe"].isin(["default", ""])]
+    keys = [*CELL, "fold"]
+    pairs = frame.groupby(keys)["auprc"].mean().to_frame("study").join(m.groupby(keys)["value"].mean(), how="inner")
+    apart = (pairs["study"] - pairs["value"]).abs()
+    other = int((apart > OTHER_MODEL).sum())
+    return "" if not other else (
+        f" The models of {other} of the {len(pairs)} cells here were trained again, with the grid's settings (another processor "
+        f"gives other weights): their AUPRC differs from the grid's by up to {100 * apart.max():.1f} points, so compare within "
+        "this page.")
 
 
 def coverage(results, published=None):

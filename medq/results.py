@@ -21,6 +21,7 @@ REGIMES = {  # name: label as in the paper's tables; the last is our control, no
     "qat-fbgemm": "INT8-QAT (FBGEMM)", "qat-qnnpack": "INT8-QAT (QNNPACK)",
     "fp32-continued": "FP32 continued"}
 CONTROL = "fp32-continued"
+PEER_REFERENCE = "pytorch-fp32"  # the runtime that the others of the same checkpoint are compared with
 PHANTOM = "phantom-"
 ENGINES = ("fbgemm", "qnnpack")
 METRICS = {"auroc": "ROC-AUC", "auprc": "AUPRC", "ece": "ECE", "ece_top_label": "ECE (top label)",
@@ -58,9 +59,9 @@ SCHEMA = {file: columns.split() for file, columns in {
     "flips.csv": "dataset backbone regime_a regime_b fold flipped flipped_to_right flipped_to_wrong n",
     "leak.csv": "dataset backbone regime stage metric subset n value",
     "peers.csv":
-        "dataset backbone runtime precision image_size batch_size auroc auprc ece ece_top_label brier p50_ms p99_ms "
+        "dataset backbone fold runtime precision image_size batch_size auroc auprc ece ece_top_label brier p50_ms p99_ms "
         "p50_low p50_high p99_low p99_high size_mb convert_seconds note",
-    "peers_raw.parquet": "dataset backbone runtime precision batch_size batch ms",
+    "peers_raw.parquet": "dataset backbone fold runtime precision batch_size batch ms",
     "history.csv": "dataset backbone regime fold epoch train_loss train_accuracy accuracy",
     "ratios.csv": "dataset backbone regime batch_size speedup size_ratio",
 }.items()}
@@ -518,3 +519,10 @@ def timings(results, batch_size, *, device="cpu", baseline="eager"):
     t = t[~t["regime"].isin(["fp32", "fp16"]) | t["baseline"].isin([baseline, ""])]
     numbers = [c for c in SCHEMA["latency.csv"] if c not in KEYS | TEXT and c != "batch_size"]
     return _in_order(results, t.groupby(["backbone", "regime"])[numbers].median().reset_index())
+
+
+def peer_means(results):
+    """`peers.csv` averaged over folds: one row per dataset, backbone, runtime, precision and batch size."""
+    keys = ["dataset", "backbone", "runtime", "precision", "batch_size"]
+    numbers = [c for c in SCHEMA["peers.csv"] if c not in KEYS | TEXT and c != "batch_size"]
+    return results.peers.groupby(keys, sort=False).agg(dict.fromkeys(numbers, "mean") | {"note": "first"}).reset_index()

@@ -34,6 +34,8 @@ def unpack(results, runs):
     for dataset, known in data.items():
         _dataset(results, runs / dataset / "data", dataset, manifest | known)
     history = _text(results / "history.csv")
+    for row in cells[cells["status"] == "failed"].to_dict("records"):
+        artefacts.write_json(_place(runs, row) / artefacts.FAILED, {"reason": row["reason"]})
     for row in cells[cells["status"].isin(artefacts.STATUSES)].to_dict("records"):
         sizes = {key: data.get(row["dataset"], {}).get(key) for key in ("n_train", "n_held_out", "fingerprint")}
         _cell(results, runs, row, history, manifest | {key: n for key, n in sizes.items() if n is not None})
@@ -53,8 +55,12 @@ def _dataset(results, folder, dataset, manifest):
         _finish(folder, [*found], manifest)
 
 
+def _place(runs, row):
+    return runs / row["dataset"] / row["backbone"] / row["regime"] / f"fold{row['fold']}"
+
+
 def _cell(results, runs, row, history, manifest):
-    folder = runs / row["dataset"] / row["backbone"] / row["regime"] / f"fold{row['fold']}"
+    folder = _place(runs, row)
     files = []
     for name, (suffix, _, _) in collect.VARIANTS.items():
         path = results / "predictions" / row["dataset"] / row["backbone"] / f"{row['regime']}{suffix}.parquet"

@@ -340,7 +340,7 @@ def _peers(rows, name, backbone, fp):
         for batch in (1, 32):
             p50 = FP32_MS[backbone] * batch / gain
             size = 25.0 if precision == "int8" else 100.0
-            rows.append((name, backbone, runtime, precision, 224, batch, fp["auroc", ""] - loss,
+            rows.append((name, backbone, 0, runtime, precision, 224, batch, fp["auroc", ""] - loss,
                          fp["auprc", ""] - loss, fp["ece", ""] + loss, fp["ece_top_label", ""] + loss,
                          fp["brier", ""] + loss, p50, p50 * 1.1, p50 * .99, p50 * 1.01, p50 * 1.05, p50 * 1.2,
                          size, 2.0, ""))

@@ -162,7 +162,7 @@ def test_what_is_found_in_the_images_decides_what_is_run_again(finished, killed)
     data, cells = runs / "tiny" / DATA, runs / "tiny" / "phantom-BrainMRI" / "resnet18"
     facts = artefacts.record(data)
     facts["inputs"]["code"] = "earlier"
-    artefacts.write_json(data / artefacts.DONE, facts | {"content": "as other code had found it"})
+    artefacts.write_json(data / artefacts.DONE, facts | {"key": "earlier", "content": "as other code had found it"})
     assert why(loaded) == {DATA: "code", FP32: "images", PTQ: "images; starts from"}
     before = snapshot(cells)
     again = start_batch(killed[0], runs)
@@ -170,6 +170,42 @@ def test_what_is_found_in_the_images_decides_what_is_run_again(finished, killed)
     assert again.returncode == 0 and "1 of 1 parts done" in said, said
     assert why(loaded) == {} and snapshot(cells) == before
     assert artefacts.record(data)["content"] == facts["content"]
+
+
+@pytest.mark.parametrize("harm", ["killed", "failed", "deleted"])
+def test_images_that_could_not_be_looked_at_again_cost_no_cell(finished, monkeypatch, harm):
+    loaded, runs = finished
+    data, code = runs / "tiny" / DATA, stages.code
+    monkeypatch.setattr(stages, "code", lambda stage: "new" if stage == "datasets" else code(stage))
+    planned = batch.plan(loaded)
+    batch.mark(planned)  # and the batch is killed
+    if harm == "failed":
+        artefacts.write_json(data / artefacts.FAILED, {"reason": "no space"})
+    if harm == "deleted":
+        shutil.rmtree(data)
+    cells = snapshot(runs / "tiny" / "phantom-BrainMRI" / "resnet18")
+    if harm != "deleted":
+        assert why(loaded) == {DATA: "code"}
+        monkeypatch.setattr(stages, "code", code)
+        assert set(why(loaded)) == {DATA}  # its notebook
+    # whatever the plan says of the cells: the images come first, and then it is asked again
+    monkeypatch.setattr(stages, "code", code)
+    again = start_batch(write_profile(runs.parent / "params"), runs)
+    said = again.communicate(timeout=600)[0]
+    assert again.returncode == 0, said
+    assert why(loaded) == {} and snapshot(runs / "tiny" / "phantom-BrainMRI" / "resnet18") == cells
+
+
+def test_cells_of_images_that_cannot_be_prepared_are_left_alone(finished, tmp_path):
+    loaded, runs = finished
+    (runs / "tiny" / DATA / artefacts.DONE).unlink()
+    (runs / "tiny" / DATA / "folds.csv").unlink()
+    (runs / "tiny" / DATA / "folds.csv").mkdir()  # so that preparing fails
+    cells = snapshot(runs / "tiny" / "phantom-BrainMRI" / "resnet18")
+    again = start_batch(write_profile(tmp_path / "params"), runs)
+    said = again.communicate(timeout=600)[0]
+    assert again.returncode == 1 and f"failed {DATA}" in said, said
+    assert snapshot(runs / "tiny" / "phantom-BrainMRI" / "resnet18") == cells
 
 
 def test_comments_and_docstrings_are_no_change(tmp_path, monkeypatch):

@@ -238,9 +238,9 @@ def add_peers(runs, backbone="resnet18", fold=0):
     rows = []
     for name in RUNTIMES:
         artefacts.write_parquet(folder / f"predictions.{name}.parquet", evaluate.table(
-            ids(fold), fold, np.arange(N) % 4, probabilities(backbone, name), CLASSES))
+            ids(fold), fold, np.arange(N) % 4, probabilities(backbone, name, fold), CLASSES))
         runtime, precision = name.split("-")
-        rows += [{"dataset": "BrainMRI", "backbone": backbone, "runtime": runtime, "precision": precision, "batch_size": n} for n in (1, 32)]
+        rows += [{"dataset": "BrainMRI", "backbone": backbone, "fold": fold, "p50_ms": 2.0 + fold, "runtime": runtime, "precision": precision, "batch_size": n} for n in (1, 32)]
     artefacts.write_csv(folder / "peers.csv", pd.DataFrame(rows, columns=results.SCHEMA["peers.csv"]))
     raw = pd.DataFrame([row | {"batch": k, "ms": 1.5 + k} for row in rows for k in range(3)])
     artefacts.write_parquet(folder / "peers_raw.parquet", raw[results.SCHEMA["peers_raw.parquet"]])
@@ -266,14 +266,23 @@ def test_other_runtimes_are_compared_with_the_model_they_run(made):
     assert found.classes("BrainMRI") == list(CLASSES)
 
 
-def test_other_runtimes_are_kept_from_an_earlier_sitting(made):
-    add_peers(made)
+def contents(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "provenance.json"}
+
+
+@pytest.mark.parametrize("folds", [(0,), (1,), (0, 1)])
+def test_other_runtimes_are_kept_from_an_earlier_sitting(made, folds):
+    for fold in folds:
+        add_peers(made, fold=fold)
     collected(made)
-    before = {p.relative_to(made.parent.parent / "out"): p.read_bytes() for p in (made.parent.parent / "out").rglob("*") if p.is_file()}
+    out = made.parent.parent / "out"
+    before = contents(out)
+    assert len(results.load(out).peers) == 6 * len(folds)
     shutil.rmtree(made / "BrainMRI" / "resnet18" / "peers")
-    collect.collect(made, made.parent.parent / "out", keep=True)
-    after = {p.relative_to(made.parent.parent / "out"): p.read_bytes() for p in (made.parent.parent / "out").rglob("*") if p.is_file()}
-    assert {p for p in {*before, *after} if before.get(p) != after.get(p)} <= {Path("provenance.json")}
+    assert collect.collect(made, out, keep=True) == {} and contents(out) == before
+    for fold in folds:  # measured again, it takes the place of what was kept
+        add_peers(made, fold=fold)
+    assert collect.collect(made, out, keep=True) == {} and contents(out) == before
 
 
 def test_a_part_of_a_batch_is_added_to_a_grid(made, capsys):
@@ -284,6 +293,8 @@ def test_a_part_of_a_batch_is_added_to_a_grid(made, capsys):
     add_cell(made, "resnet18", "fp32", written="2026-11-02T10:00:00+00:00", parameters={"seed": 43})  # not asked for
     assert cli.main(["collect", str(made), str(out), "--keep", "--only", "stage=peers", "backbone=resnet18"]) == 0
     assert (out / "metrics.csv").read_bytes() == before and len(results.load(out).peers) == 6
+    assert cli.main(["collect", str(made), str(out), "--only", "stage=peers"]) == 2
+    assert "add --keep" in capsys.readouterr().err and (out / "metrics.csv").read_bytes() == before
     for words, said in ((["stage=peer"], "did you mean 'peers'"), (["regime=fp32"], "key of --only"), (["stage"], "write it as"),
                         (["stage=latency"], "fits nothing")):
         assert cli.main(["collect", str(made), str(out), "--keep", "--only", *words]) == 2
@@ -293,21 +304,81 @@ def test_a_part_of_a_batch_is_added_to_a_grid(made, capsys):
 def test_what_starts_from_a_model_that_was_trained_again_is_not_kept(made):
     out = made.parent.parent / "out"
     collect.collect(made, out)
-    fp32 = add_cell(made, "resnet18", "fp32")
     for regime in ("ptq-fbgemm", "ptq-qnnpack", "fp16"):
         shutil.rmtree(made / "BrainMRI" / "resnet18" / regime)
     assert collect.collect(made, made.parent.parent / "same", keep=False) == {}
     shutil.copytree(out, made.parent.parent / "kept")
     assert collect.collect(made, made.parent.parent / "kept", keep=True) == {}  # the same model: all is kept
-    table = pd.read_parquet(fp32 / "predictions.parquet")
-    table["p_glioma"] += np.float32(1e-6)
-    artefacts.write_parquet(fp32 / "predictions.parquet", table)
-    artefacts.finish(fp32, ["predictions.parquet", "history.csv", "manifest.json"], key="key-fp32", inputs={"images": "key-data"},
-                     train_seconds=2.0, epochs=2)
+    retrained(made)
     left_out = collect.collect(made, out, keep=True)
     assert set(left_out) == {"BrainMRI/resnet18/ptq-fbgemm/fold0", "BrainMRI/resnet18/ptq-qnnpack/fold0"}
     assert "another FP32 model" in left_out["BrainMRI/resnet18/ptq-fbgemm/fold0"]
     assert set(results.load(out).cells.query("backbone == 'resnet18'")["regime"]) == {"fp32", "fp16", "qat-fbgemm"}
+
+
+def retrained(made, shift=1e-6):
+    """The FP32 cell of ResNet-18 with other predictions than before."""
+    folder = made / "BrainMRI" / "resnet18" / "fp32" / "fold0"
+    table = pd.read_parquet(folder / "predictions.parquet")
+    table["p_glioma"] += np.float32(shift)
+    artefacts.write_parquet(folder / "predictions.parquet", table)
+    artefacts.finish(folder, ["predictions.parquet", "history.csv", "manifest.json"], key="key-fp32", inputs={"images": "key-data"},
+                     train_seconds=2.0, epochs=2)
+
+
+def test_cells_are_added_without_the_model_they_start_from_only_if_it_is_the_kept_one(made):
+    out = made.parent.parent / "out"
+    collect.collect(made, out)
+    before = contents(out)
+    only = {"stage": ["quantize"], "backbone": ["resnet18"]}
+    assert collect.collect(made, out, keep=True, only=only) == {} and contents(out) == before
+    retrained(made)
+    add_peers(made)
+    left_out = collect.collect(made, out, keep=True, only=only)
+    assert len(left_out) == 3 and all("collect that one, too" in reason for reason in left_out.values())
+    assert collect.collect(made, out, keep=True, only={"stage": ["peers"]}) == {}  # a study says so on its page
+    assert len(results.load(out).peers) == 6
+
+
+def test_a_study_of_a_model_that_is_no_longer_there_is_left_out(made):
+    add_peers(made)
+    folder = made / "BrainMRI" / "resnet18" / "peers" / "fold0"
+    facts = artefacts.record(folder)
+    facts["inputs"]["starts from"] = "an earlier key"
+    artefacts.write_json(folder / artefacts.DONE, facts)
+    left_out, found = collected(made)
+    assert "no longer there" in left_out["BrainMRI/resnet18/peers/fold0"] and found.peers.empty
+
+
+def test_a_part_of_a_batch_says_what_it_left_out_and_touches_nothing_else(made):
+    out = made.parent.parent / "out"
+    failed = made / "BrainMRI" / "resnet50" / "qat-fbgemm" / "fold0"
+    artefacts.write_json(failed / artefacts.FAILED, {"reason": "the loss is not finite in epoch 3"})
+    collect.collect(made, out)
+    before = (out / "cells.csv").read_bytes()
+    assert b"the loss is not finite" in before
+    shutil.rmtree(failed)
+    add_peers(made)
+    artefacts.write_json(made / "BrainMRI" / "resnet50" / "peers" / "fold0" / artefacts.FAILED, {"reason": "boom"})
+    artefacts.write_json(made / "BrainMRI" / "resnet50" / "fp16" / "fold0" / artefacts.FAILED, {"reason": "not asked for"})
+    other = made / "ChestXray" / "data"  # images of another dataset have changed meanwhile: not asked for
+    shutil.copytree(made / "BrainMRI" / "data", other)
+    assert collect.collect(made, out, keep=True, only={"stage": ["peers"]}) == {"BrainMRI/resnet50/peers/fold0": "boom"}
+    assert (out / "cells.csv").read_bytes() == before and not (out / "folds" / "ChestXray.csv").exists()
+
+
+def test_nothing_that_may_be_taken_is_a_sentence(made):
+    data = made / "BrainMRI" / "data"
+    artefacts.finish(data, ["folds.csv", "audit.csv", "manifest.json"], key="other", inputs={})
+    with pytest.raises(UserError, match="made from other images"):
+        collect.collect(made, made.parent.parent / "out")
+    assert not (made.parent.parent / "out").exists()
+
+
+def test_a_folder_of_no_stage_stops_nothing(made):
+    shutil.copytree(made / "BrainMRI" / "resnet18" / "fp32", made / "BrainMRI" / "resnet18" / "fp32-longer")
+    collected(made)
+    collect.collect(made, made.parent.parent / "out", keep=True, only={"backbone": ["resnet18"]})
 
 
 def test_nothing_finished_and_no_folder_are_sentences(tmp_path):

@@ -78,8 +78,10 @@ def test_the_paper_profile_is_the_papers_protocol():
     ({"folds": 0}, "folds: input"),
     ({"latency": {"batch_sizes": []}}, "latency.batch_sizes"),
     ({"latency": {"seconds": float("inf")}}, "latency.seconds"),
-    ({"latency": {"seconds": [1.0, 0.0]}}, "latency.seconds"),
-    ({"latency": {"batch_sizes": [1, 8, 32], "seconds": [9.0, 3.0]}}, "seconds: 2 are given for 3 batch_sizes"),
+    ({"latency": {"seconds": [1.0, 0.0]}}, "latency.seconds.1: input should be greater than 0, not '0.0'"),
+    ({"latency": {"seconds": "long"}}, "latency.seconds: input should be a valid list, not 'long'"),
+    ({"latency": {"batch_sizes": [1, 8, 32], "seconds": [9.0, 3.0]}},
+     "latency.seconds: give one number, or one for each of the 3 batch_sizes, not '[9.0, 3.0]'"),
     ({"calibration": {"sizes": []}}, "calibration.sizes"),
     ({"seed": 2**32}, "seed"),
     ({"weights": ""}, "weights"),
@@ -94,6 +96,11 @@ def test_mistakes_name_the_file_and_the_key(tmp_path, change, said):
     ("train: {epochs: 3, epochs: 5}", "the key 'epochs' stands twice"), ("profile: !!python/object/apply:os.system [ls]", "YAML")])
 def test_what_is_no_profile_at_all(tmp_path, text, said):
     assert said in refused(tmp_path, text)
+
+
+def test_seconds_are_for_all_batch_sizes_or_for_each():
+    assert [params.Latency(seconds=3).budget(n) for n in (1, 32)] == [3, 3]
+    assert [params.Latency(batch_sizes=[32, 1], seconds=[2.0, 9.0]).budget(n) for n in (1, 32)] == [9, 2]
 
 
 def test_not_utf8_and_not_there(tmp_path):

@@ -3,6 +3,7 @@
 import re
 
 import fixtures_results as fixtures
+import pandas as pd
 import pytest
 
 from medq import reading
@@ -74,11 +75,21 @@ def test_a_model_that_the_default_recipe_collapses_is_named_with_its_best_recipe
     assert "by the default recipe already" not in reading.collapse(full)
 
 
-def test_models_of_a_study_that_are_not_the_grids_are_said(full):
-    assert "trained again" not in reading.remedies(full)
-    again = fixtures.bent(full, remedies=lambda t: t.assign(auprc=t["auprc"] + 0.01 * (t["dataset"] == "BrainMRI")))
-    said = reading.remedies(again)
-    n = len(full.remedies.drop_duplicates(["dataset", "backbone", "regime"]))
-    k = len(full.remedies.query("dataset == 'BrainMRI'").drop_duplicates(["dataset", "backbone", "regime"]))
-    assert f"The models of {k} of the {n} cells here were trained again" in said and "by up to 1.0 points" in said
-    assert reading.other_models(full, "peers") == ""
+@pytest.mark.parametrize("study", ["peers", "ablation", "remedies", "calibration_size"])
+def test_models_of_a_study_that_are_not_the_grids_are_said(full, study):
+    full = fixtures.bent(full, metrics=lambda t: t.assign(fold="0"))
+    m = full.metrics.query("metric == 'auprc' and `class` == '' and stage != 'fake-quant' and recipe in ('default', '')")
+    grid = m.set_index(["dataset", "backbone", "regime", "fold"])["value"]
+
+    def like_the_grid(t, moved=0.0):
+        regime = ("ptq-" + t["engine"]) if study == "ablation" else t["regime"] if study == "calibration_size" else "fp32"
+        keys = t.assign(regime=regime)[["dataset", "backbone", "regime", "fold"]].astype(str)
+        values = pd.Series([grid.get(tuple(k), 0.5) for k in keys.to_numpy()], index=t.index)
+        return t.assign(auprc=values + moved * (t["dataset"] == "BrainMRI"))
+
+    same, moved = (fixtures.bent(full, **{study: lambda t, d=d: like_the_grid(t, d)}) for d in (0.0, 0.01))
+    assert reading.other_models(same, study) == ""
+    said = reading.other_models(moved, study)
+    assert re.search(r"The models of (\d+) of the \d+ cells", said) and "by up to 1.0 points" in said
+    page = {"peers": reading.peers, "ablation": reading.collapse, "remedies": reading.remedies, "calibration_size": reading.figure4}[study]
+    assert said.strip() in page(moved) and "trained again" not in page(same)

@@ -205,14 +205,25 @@ def test_peers_front_against_brute_force(full):
     assert t["pareto"].any() and not t["pareto"].all()
 
 
-def test_what_is_recommended_is_what_advice_ships(full):
+def test_what_is_recommended_is_what_advice_ships_at_the_sizes_that_were_timed(full):
     t = tables.recommended(full)
     assert len(t) == 48 and list(t["batch_size"].unique()) == [1, 32]
-    for n, rows in t.groupby("batch_size"):
-        shipped = advise.decide(full, advise.Limits(batch_size=n)).query("ship")
-        assert list(rows["ship"]) == [results.title(c) for c in shipped["candidate"]]
-        assert list(rows["beaten_by"]) == list(shipped["beaten_by"])
-    assert tables.recommended(fixtures.bent(full, peers=lambda t: t.iloc[:0])).empty
+    one = fixtures.bent(full, peers=lambda p: p[(p["batch_size"] == 1) & (p["backbone"] == "resnet18") & (p["dataset"] == "BrainMRI")])
+    row = tables.recommended(one)
+    assert len(row) == 1 and row.iloc[0]["batch_size"] == 1
+    shipped = advise.decide(one).query("ship and dataset == 'BrainMRI' and backbone == 'resnet18'").iloc[0]
+    assert row.iloc[0]["ship"] == results.title(shipped["candidate"]) and row.iloc[0]["speedup"] == shipped["speedup"] > 1
+    assert tables.recommended(fixtures.bent(full, peers=lambda p: p.iloc[:0])).empty
+    assert "**missing**" not in reading.peers(fixtures.bent(full, peers=lambda p: p.assign(p50_ms=math.nan)))
+
+
+def test_runtimes_are_averaged_over_folds(full):
+    two = fixtures.bent(full, peers=lambda p: pd.concat([p, p.assign(fold="1", p50_ms=3 * p["p50_ms"], ece=p["ece"] + 0.1)]))
+    once, both = tables.peers(full), tables.peers(two)
+    assert len(both) == len(once)
+    np.testing.assert_allclose(both["p50_ms"], 2 * once["p50_ms"])
+    np.testing.assert_allclose(both["ece"], once["ece"] + 0.05)
+    assert len(advise.decide(two)) == len(advise.decide(full))
 
 
 def test_coverage_and_worst_layers(gaps):

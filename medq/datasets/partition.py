@@ -58,7 +58,7 @@ def prepare(params, dataset):
 
 def _content(params, folder, images):
     """Hash of all that a cell takes from the folder: pixels, folds and twins."""
-    found = {name: artefacts.sha256(folder / name) for name in (INDEX, FOLDS, AUDIT)}
+    found = {name: artefacts.sha256(folder / name) for name in (FOLDS, AUDIT)}
     return stages.key(found | {"images": images, "image_size": params.image_size})
 
 

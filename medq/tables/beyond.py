@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from medq.results import CELL, CONTROL, LOWER_IS_BETTER, counterpart, means, scores, title, variant
+from medq.results import CELL, CONTROL, LOWER_IS_BETTER, counterpart, means, peer_means, scores, title, variant
 from medq.results import published as paper_results
 from medq.tables.entries import by_key, captioned, cell_state
 
@@ -268,9 +268,9 @@ def qat_control(results, metric="auprc", *, engine="fbgemm", stage="converted"):
 
 
 def peers(results):
-    """Other runtimes on the same checkpoints and images, at every batch size; `pareto`: at its batch size none beats
-    it in both p50 and ECE."""
-    frame = results.peers.sort_values("batch_size", kind="stable").reset_index(drop=True)
+    """Other runtimes on the same checkpoints and images, means over folds, at every batch size; `pareto`: at its batch
+    size none beats it in both p50 and ECE."""
+    frame = peer_means(results).sort_values("batch_size", kind="stable").reset_index(drop=True)
     best = pd.Series(False, index=frame.index)
     for _, group in frame.groupby(["dataset", "backbone", "batch_size"]):
         for k, row in group.iterrows():
@@ -287,22 +287,23 @@ def peers(results):
                     formats={None: "{:.2f}", "batch_size": "{:.0f}", **dict.fromkeys(SCORES, "{:.4f}")})
 
 
-def recommended(results, batch_sizes=(1, 32)):
-    """What `medq advise` ships of each model that other runtimes were compared on, and what beats it.
+def recommended(results):
+    """What `medq advise` ships of each model and batch size that other runtimes were timed at, and what beats it.
 
     Columns: dataset, backbone, batch_size, ship, speedup (over eager FP32), auprc_loss_pp, ece_rise, beaten_by (candidates
-    that are both faster and better calibrated, though they fail a limit).
+    that are both faster and better calibrated, though they do not pass).
     """
     from medq import advise
 
     columns = ["dataset", "backbone", "batch_size", "ship", "speedup", "auprc_loss_pp", "ece_rise", "beaten_by"]
-    known, parts = results.peers[["dataset", "backbone"]].drop_duplicates(), []
-    for n in batch_sizes if len(known) else ():
-        chosen = advise.decide(results, advise.Limits(batch_size=n)).query("ship").merge(known)
+    parts = []
+    for n, timed in results.peers.dropna(subset=["p50_ms"]).groupby("batch_size"):
+        chosen = advise.decide(results, advise.Limits(batch_size=int(n))).query("ship").dropna(subset=["speedup"])
+        chosen = chosen.merge(timed[["dataset", "backbone"]].drop_duplicates())
         parts.append(chosen.assign(batch_size=n, ship=chosen["candidate"].map(title))[columns])
     frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
     return captioned(frame, "What is recommended, and what is both faster and better calibrated",
-                     "At the default limits of `medq advise`. Beaten by: fails a limit, or it would be recommended.",
+                     "At the default limits of medq advise. Beaten by: does not pass, or it would be recommended.",
                      formats={None: "{:.2f}", "batch_size": "{:.0f}", "ece_rise": "{:+.4f}", "auprc_loss_pp": "{:+.2f}"},
                      labels={"speedup": "Speed-up over eager FP32", "auprc_loss_pp": "AUPRC loss (points)",
                              "ece_rise": "ECE rise", "beaten_by": "Beaten by"})
