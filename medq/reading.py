@@ -386,7 +386,14 @@ def peers(results, published=None):
     last = (f" Of {len(chosen)} recommendations none is beaten in both speed and calibration." if beaten.empty else
             f" Of {len(chosen)} recommendations {len(beaten)} are beaten in both speed and calibration by something that "
             f"does not pass: {names}.")
-    return " ".join(said) + last + other_models(results, "peers")
+    models = set(zip(data["dataset"], data["backbone"]))
+    gaps = {}
+    for name, rows in data.groupby("name", sort=False):
+        lacking = models - set(zip(rows["dataset"], rows["backbone"]))
+        if lacking:
+            gaps.setdefault(_list(title(b) for b in results.backbones if b in {b for _, b in lacking}), []).append(name)
+    lacking = "".join(f" Not measured for {where}: {_list(names)}." for where, names in gaps.items())
+    return " ".join(said) + last + lacking + other_models(results, "peers")
 
 
 OTHER_MODEL = 0.002  # AUPRC: further apart than another processor, or the same images in other batches, moves one model

@@ -40,6 +40,7 @@ FIGURES = {
     "sqnr": lambda r: figures.sqnr_figure(r, "BrainMRI", "mobilenetv2", "ptq-fbgemm"),
     "ablation": lambda r: figures.ablation_figure(r, "BrainMRI"),
     "remedies": lambda r: figures.remedies_figure(r, DATASET),
+    "peers": lambda r: figures.peers_figure(r, DATASET),
     "reliability": lambda r: figures.reliability(predictions(r), regime="ptq-fbgemm"),
     "before_after": lambda r: figures.before_after(predictions(r), predictions(r, "fp32")),
     "training_curve": lambda r: figures.training_curve(history(r)),
@@ -125,7 +126,7 @@ def test_axes_are_named_with_units_and_the_figure_in_words(name, gaps):
             assert any(a.get_ylabel() or [t for t in a.get_yticklabels() if t.get_text()]
                        for a in row), "and down"
     units = {"figure2": "(ms)", "figure3": "(percentage "
-                                           "points)", "figure6": "ms", "sqnr": "(dB)", "remedies": "(%)",
+                                           "points)", "figure6": "ms", "sqnr": "(dB)", "remedies": "(%)", "peers": "(×)",
              "summary": "(percentage points)", "training_curve": "(%)"}
     said = " ".join(a.get_xlabel() + a.get_ylabel() for a in figure.axes)
     assert units.get(name, "") in said

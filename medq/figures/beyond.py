@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 
 from medq.figures.paper import reliability_panels
-from medq.figures.style import (INK, MUTED, ON_COLOUR, ON_DARK, WIDTH, absent, backbone_legend,
+from medq.figures.style import (GRID, INK, MUTED, ON_COLOUR, ON_DARK, WIDTH, absent, backbone_legend,
                                 backbone_style, described, empty, few_ticks, new, regime_colour, styled)
 from medq.results import CELL, class_title, scores, title
-from medq.tables import STATUS, recipe_means, remedies, worst_layers
+from medq.tables import STATUS, peers, recipe_means, remedies, worst_layers
 
 STATUS_COLOURS = {"done": "#428364", "unsupported": "#f18102", "failed": "#ce0e17", "missing": "#d4d4d4"}
 
@@ -248,6 +248,52 @@ def remedies_figure(results, dataset, *, regime="ptq-fbgemm"):
                      for r, m in medians.iterrows())
     return described(figure, f"Share of the gap between {title(regime)} and FP32 on {title(dataset)} that "
                              f"each remedy closes, a marker per backbone; 100 % is FP32. Medians: {said}.")
+
+
+RUNTIME_COLOURS = {"pytorch": "#575d6d", "inductor": "#34bcf6", "onnxruntime": "#f18102", "openvino": "#428364"}
+
+
+@styled
+def peers_figure(results, dataset, *, batch_size=1):
+    """Every runtime of every model: speed-up over eager FP32 against the change in ECE; right and low is better."""
+    from matplotlib.lines import Line2D
+
+    frame = peers(results)
+    frame = frame[(frame["dataset"] == dataset) & (frame["batch_size"] == batch_size)]
+    eager = frame[(frame["runtime"] == "pytorch") & (frame["precision"] == "fp32")].set_index("backbone")
+    backbones = [b for b in results.backbones if b in eager.index]
+    if not backbones:
+        return empty(f"Other runtimes on {title(dataset)}, batch {batch_size}: missing from these results.")
+    rows = -(-len(backbones) // 4)
+    figure, axes = new(rows, min(4, len(backbones)), height=1.1 + 1.7 * rows, sharex=True, sharey=True)
+    fastest = []
+    for axis, backbone in zip(axes.flat, backbones):
+        own = frame[frame["backbone"] == backbone]
+        own = own.assign(speedup=eager.loc[backbone, "p50_ms"] / own["p50_ms"], rise=own["ece"] - eager.loc[backbone, "ece"])
+        front = own[own["pareto"]].sort_values("speedup")
+        axis.plot(front["speedup"], front["rise"], color=MUTED, linewidth=1, zorder=1)
+        axis.axhline(0, color=GRID, linewidth=1, zorder=0)
+        for row in own.to_dict("records"):
+            axis.plot(row["speedup"], row["rise"], "s" if row["precision"] == "int8" else "o", markersize=6, alpha=0.9,
+                      color=RUNTIME_COLOURS.get(row["runtime"].split("-")[0], MUTED), markeredgecolor=INK, markeredgewidth=0.5)
+        axis.set_title(title(backbone))
+        best = own.loc[own["speedup"].idxmax()]
+        fastest.append(f"{title(backbone)} {best['runtime']} {best['precision']} {best['speedup']:.1f} times")
+    for axis in axes.flat[len(backbones):]:
+        axis.set_axis_off()
+    axes[0, 0].set_xscale("log", base=2)
+    axes[0, 0].xaxis.set_major_formatter("{x:g}")
+    for axis in axes[-1]:
+        axis.set_xlabel("Speed-up (×)")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("Change in ECE")
+    shapes = [Line2D([], [], color=MUTED, marker=m, linestyle="none", label=name) for m, name in (("o", "FP32"), ("s", "INT8"))]
+    names = {"pytorch": "PyTorch's engines", "inductor": "Inductor", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+    colours = [Line2D([], [], color=RUNTIME_COLOURS[r], marker="s", linestyle="none", label=name) for r, name in names.items()]
+    front = [Line2D([], [], color=MUTED, linewidth=1, label="front")]
+    figure.legend(handles=[*colours, *shapes, *front], loc="outside lower center", ncols=4, handletextpad=0.4, columnspacing=1.4)
+    return described(figure, f"Runtimes on {title(dataset)} at batch {batch_size}, a panel per backbone: speed-up over eager FP32 "
+                             f"across, change in ECE down the side. Fastest: {'; '.join(fastest)}.")
 
 
 # --- one cell -------------------------------------------------------------------------------------

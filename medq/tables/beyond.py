@@ -279,7 +279,7 @@ def peers(results):
             best[k] = not beaten.any() and not math.isnan(row["p50_ms"])
     sizes = "/".join(f"{size:g}" for size in sorted(frame["image_size"].dropna().unique())) or "?"
     frame = frame.assign(pareto=best)[["dataset", "backbone", "batch_size", "runtime", "precision", "pareto", "p50_ms",
-                                       "p99_ms", *SCORES, "size_mb", "convert_seconds", "note"]]
+                                       "p99_ms", "ece", "auprc", "auroc", "ece_top_label", "brier", "size_mb", "convert_seconds", "note"]]
     return captioned(frame, "The same models in other INT8 runtimes",
                     "Pareto: no other row of the model at this batch size is as fast and as well calibrated, and better in "
                     f"one. Times at {sizes} pixels, whatever the size the models were trained at. No p99 where there are "
@@ -300,7 +300,9 @@ def recommended(results):
     for n, timed in results.peers.dropna(subset=["p50_ms"]).groupby("batch_size"):
         chosen = advise.decide(results, advise.Limits(batch_size=int(n))).query("ship").dropna(subset=["speedup"])
         chosen = chosen.merge(timed[["dataset", "backbone"]].drop_duplicates())
-        parts.append(chosen.assign(batch_size=n, ship=chosen["candidate"].map(title))[columns])
+        chosen = chosen.assign(batch_size=n, ship=chosen["candidate"].map(title),
+                               ece_rise=chosen["ece_rise"].round(6) + 0.0, auprc_loss_pp=chosen["auprc_loss_pp"].round(4) + 0.0)
+        parts.append(chosen[columns])
     frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
     return captioned(frame, "What is recommended, and what is both faster and better calibrated",
                      "At the default limits of medq advise. Beaten by: does not pass, or it would be recommended.",
