@@ -17,7 +17,11 @@ def reference():
 
 
 def predictions():
-    return sorted((REFERENCE / "predictions").rglob("*.parquet"))
+    return sorted((REFERENCE / "predictions").glob("*/*/*.parquet"))
+
+
+def peer_predictions():
+    return sorted((REFERENCE / "predictions").glob("*/*/peers/*.parquet"))
 
 
 @pytest.mark.parametrize("path", predictions(), ids=lambda path: path.relative_to(REFERENCE / "predictions").as_posix())
@@ -40,10 +44,39 @@ def test_metrics_are_those_of_the_predictions(reference, path):
         np.testing.assert_allclose(stored.reindex(again.index), again, rtol=0, atol=1e-12)
 
 
+def test_metrics_of_other_runtimes_are_those_of_their_predictions(reference):
+    rows = reference.peers.drop_duplicates(["dataset", "backbone", "runtime", "precision", "fold"])
+    assert len(rows) == len(peer_predictions())
+    for row in rows.to_dict("records"):
+        name = f"{row['runtime']}-{row['precision']}.parquet"
+        frame = pd.read_parquet(REFERENCE / "predictions" / row["dataset"] / row["backbone"] / "peers" / name)
+        frame = frame[frame["fold"] == int(row["fold"])]
+        again = metrics.summary(frame["label"].to_numpy(), frame.filter(like="p_").to_numpy())
+        again = again[again["class"] == ""].set_index("metric")["value"]
+        for metric in ("auroc", "auprc", "ece", "ece_top_label", "brier"):
+            assert row[metric] == pytest.approx(again[metric], rel=0, abs=1e-12), (row["backbone"], name, metric)
+
+
+@pytest.mark.parametrize("table, raw, keys", [
+    ("latency", "latency_raw", ["backbone", "regime", "baseline", "batch_size"]),
+    ("peers", "peers_raw", ["dataset", "backbone", "runtime", "precision", "batch_size"])])
+def test_percentiles_are_those_of_the_stored_batch_times(reference, table, raw, keys):
+    stored, times = getattr(reference, table), getattr(reference, raw)
+    grouped = times.groupby(keys)["ms"]
+    again = grouped.median().rename("again").to_frame().assign(n=grouped.size(), tail=grouped.quantile(0.99))
+    both = stored.set_index(keys).join(again)
+    assert len(both) == len(stored) > 20 and both["n"].notna().all()
+    np.testing.assert_allclose(both["p50_ms"], both["again"], rtol=1e-12)
+    shown = both["p99_ms"].notna()
+    assert (shown == (both["n"] >= 368)).all()  # the smallest sample that bounds it
+    np.testing.assert_allclose(both.loc[shown, "p99_ms"], both.loc[shown, "tail"], rtol=1e-12)
+
+
 def test_predictions_are_of_the_held_out_part(reference):
-    for path in predictions():
+    for path in [*predictions(), *peer_predictions()]:
         frame = pd.read_parquet(path)
-        folds = pd.read_csv(REFERENCE / "folds" / f"{path.parts[-3]}.csv", dtype={"image_id": str})
+        dataset = path.relative_to(REFERENCE / "predictions").parts[0]
+        folds = pd.read_csv(REFERENCE / "folds" / f"{dataset}.csv", dtype={"image_id": str})
         joined = frame.merge(folds, on="image_id", suffixes=("", "_assigned"))
         assert len(joined) == len(frame)
         assert (joined["fold"] == joined["fold_assigned"]).all() and (joined["label"] == joined["label_assigned"]).all()
