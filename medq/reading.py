@@ -372,7 +372,7 @@ def peers(results, published=None):
     data = tables.peers(results)
     if data.empty:
         return "No other runtime was measured: **missing** (see the optional installation of peers)."
-    data = data.assign(name=data["runtime"] + " " + data["precision"])
+    data = data.assign(name=(data["runtime"] + " " + data["precision"]).map(title))
     said = []
     for size, rows in data.dropna(subset=["p50_ms"]).groupby("batch_size"):
         first = rows.loc[rows.groupby(["dataset", "backbone"])["p50_ms"].idxmin(), "name"].value_counts()
@@ -384,7 +384,7 @@ def peers(results, published=None):
     beaten = chosen[chosen["beaten_by"] != ""]
     names = _list(f"{title(r['backbone'])} on {title(r['dataset'])} at batch {r['batch_size']:g}" for r in beaten.to_dict("records"))
     last = (f" Of {len(chosen)} recommendations none is beaten in both speed and calibration." if beaten.empty else
-            f" Of {len(chosen)} recommendations {len(beaten)} are beaten in both speed and calibration by something that "
+            f" Of {len(chosen)} recommendations {len(beaten)} {'is' if len(beaten) == 1 else 'are'} beaten in both speed and calibration by something that "
             f"does not pass: {names}.")
     models = set(zip(data["dataset"], data["backbone"]))
     gaps = {}

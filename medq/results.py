@@ -22,6 +22,7 @@ REGIMES = {  # name: label as in the paper's tables; the last is our control, no
     "fp32-continued": "FP32 continued"}
 CONTROL = "fp32-continued"
 PEER_REFERENCE = "pytorch-fp32"  # the runtime that the others of the same checkpoint are compared with
+RUNTIMES = {"pytorch": "PyTorch", "inductor": "Inductor", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 PHANTOM = "phantom-"
 ENGINES = ("fbgemm", "qnnpack")
 METRICS = {"auroc": "ROC-AUC", "auprc": "AUPRC", "ece": "ECE", "ece_top_label": "ECE (top label)",
@@ -360,14 +361,21 @@ def _catalogue(kind):
 
 
 def title(name):
-    """How tables and figures print a dataset, backbone, regime or metric; an unknown name stays as it is."""
-    known = REGIMES.get(name) or METRICS.get(name)
+    """How tables and figures print a dataset, backbone, regime, metric or runtime; an unknown name stays as it is."""
+    known = REGIMES.get(name) or METRICS.get(name) or _runtime_title(name)
     if known:
         return known
     entry = _catalogue("backbones").get(name) or {}
     if entry:
         return entry["title"]
     return name.replace(PHANTOM, "phantom ") if name.startswith(PHANTOM) else name
+
+
+def _runtime_title(name):
+    """`pytorch-x86 int8` as PyTorch x86 INT8; None for what is no runtime with a precision."""
+    runtime, _, precision = name.partition(" ")
+    runtime, _, engine = runtime.partition("-")
+    return " ".join(filter(None, (RUNTIMES[runtime], engine, precision.upper()))) if precision and runtime in RUNTIMES else None
 
 
 def class_title(dataset, name):

@@ -83,7 +83,7 @@ def advice(results, limits=None):
     """`medq.advise.decide` in one row per dataset and backbone.
 
     Columns: dataset, backbone, ship, p50_ms, speedup (over eager FP32), auprc_loss_pp, ece_rise, refused
-    (candidates that are faster, and why they were passed over).
+    (candidates that are faster, and why they were passed over, a line each).
     """
     from medq import advise
 
@@ -95,7 +95,7 @@ def advice(results, limits=None):
                    if not c["passes"] and not c["speedup"] <= row.get("speedup", float("nan"))
                    and c["why"] != advise.NOT_MEASURED]
         rows.append({**dict(zip(("dataset", "backbone"), key)), "ship": title(row["candidate"]),
-                     **{c: row.get(c, float("nan")) for c in ADVICE}, "refused": "; ".join(refused)})
+                     **{c: row.get(c, float("nan")) for c in ADVICE}, "refused": "\n".join(refused)})
     return pd.DataFrame(rows, columns=["dataset", "backbone", "ship", *ADVICE, "refused"])
 
 
@@ -106,8 +106,8 @@ def advice_table(results):
     heads += [(h, "number") for h, _ in ADVICE.values()]
     rows = []
     for r in frame.to_dict("records"):
-        ship = f"<strong>{escape(r['ship'])}</strong>{unfolding('why not faster', r['refused'].split('; '))}"
-        numbers = ["–" if pd.isna(r[name]) else form.format(r[name] + 0.0)
+        ship = f"<strong>{escape(r['ship'])}</strong>{unfolding('why not faster', r['refused'].splitlines())}"
+        numbers = ["–" if pd.isna(r[name]) else form.format(round(r[name], 6) + 0.0)
                    for name, (_, form) in ADVICE.items()]
         rows.append([(escape(title(r["dataset"])), "text"), (escape(title(r["backbone"])), "text"),
                      (ship, "text"), *((number, "number") for number in numbers)])

@@ -278,7 +278,7 @@ def peers_figure(results, dataset, *, batch_size=1):
                       color=RUNTIME_COLOURS.get(row["runtime"].split("-")[0], MUTED), markeredgecolor=INK, markeredgewidth=0.5)
         axis.set_title(title(backbone))
         best = own.loc[own["speedup"].idxmax()]
-        fastest.append(f"{title(backbone)} {best['runtime']} {best['precision']} {best['speedup']:.1f} times")
+        fastest.append(f"{title(backbone)} {title(best['runtime'] + ' ' + best['precision'])} {best['speedup']:.1f} times")
     for axis in axes.flat[len(backbones):]:
         axis.set_axis_off()
     axes[0, 0].set_xscale("log", base=2)

@@ -301,6 +301,7 @@ def recommended(results):
         chosen = advise.decide(results, advise.Limits(batch_size=int(n))).query("ship").dropna(subset=["speedup"])
         chosen = chosen.merge(timed[["dataset", "backbone"]].drop_duplicates())
         chosen = chosen.assign(batch_size=n, ship=chosen["candidate"].map(title),
+                               beaten_by=[", ".join(map(title, filter(None, names.split(", ")))) for names in chosen["beaten_by"]],
                                ece_rise=chosen["ece_rise"].round(6) + 0.0, auprc_loss_pp=chosen["auprc_loss_pp"].round(4) + 0.0)
         parts.append(chosen[columns])
     frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
