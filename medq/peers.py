@@ -485,10 +485,14 @@ def _build(task, part, cell, folder, runtime, key, evaluated):
         artefacts.write_csv(folder / BUILT, pd.DataFrame([row]))
         files = [BUILT, *(p.name for p in folder.glob("model*"))]
     except Exception as error:  # a converter of someone else's can raise anything: the row is absent, with the reason
-        reason = str(error) if isinstance(error, Unsupported) else f"{type(error).__name__}: {error}"
-        facts = {"status": "unsupported", "reason": " ".join(reason.split())[:300]}
+        facts = {"status": "unsupported", "reason": _reason(error)}
     torch._dynamo.reset()
     artefacts.finish(folder, files, key=key, **facts)
+
+
+def _reason(error):
+    said = str(error) if isinstance(error, Unsupported) else f"{type(error).__name__}: {error}"
+    return " ".join(said.split())[:300]
 
 
 def _evaluate(call, part, cell, name):
@@ -519,8 +523,11 @@ def _time(params, cell, chosen, absent):
         reasons = [record["reason"] for record in records if record["status"] != "done"]
         if reasons:
             absent[runtime.name] = reasons[0]
-        else:
+            continue
+        try:
             loaded[runtime] = runtime.load(task, _folder(cell, size) / runtime.name / f"model{runtime.suffix}")
+        except Exception as error:
+            absent[runtime.name] = _reason(error)
     for n in sorted(params.latency.batch_sizes):
         calls = {}
         for runtime, model in loaded.items():

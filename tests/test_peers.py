@@ -158,14 +158,23 @@ def test_a_runtime_that_cannot_run_a_batch_size_keeps_the_others(trained, monkey
             return torch.zeros(len(x), 4)
         return call
 
+    def fail_later(task, path):
+        if task.batch_sizes != (2,):  # evaluation alone
+            raise OSError("no compiler")
+        return load(task, path)
+
     narrow = peers.Runtime("narrow", "int8", ".safetensors", peers._save_torch, load)
-    monkeypatch.setattr(peers, "RUNTIMES", (peers.RUNTIMES[0], narrow))
+    broken = peers.Runtime("broken", "int8", ".safetensors", peers._save_torch, fail_later)
+    monkeypatch.setattr(peers, "RUNTIMES", (peers.RUNTIMES[0], narrow, broken))
+    monkeypatch.setattr(peers.latency, "partition", partition)
     params, cell = trained
-    timing = params.latency.model_copy(update={"batch_sizes": [2, 4]})
+    timing = params.latency.model_copy(update={"batch_sizes": [2, 4], "image_size": 48})
     folder = peers.run(params.model_copy(update={"latency": timing}), cell)
     table = pd.read_csv(folder / peers.TABLE)
     assert sorted(table[table["runtime"] == "narrow"]["batch_size"]) == [2] and len(table) == 3
-    assert "can't allocate memory" in artefacts.record(folder)["absent"]["narrow-int8 at batch 4"]
+    absent = artefacts.record(folder)["absent"]
+    assert absent["broken-int8"] == "OSError: no compiler"
+    assert "can't allocate memory" in absent["narrow-int8 at batch 4"]
 
 
 def test_a_batch_of_another_size_is_padded_and_cut():
