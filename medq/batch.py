@@ -327,7 +327,7 @@ def run(args):
                     mark(first)
                     start([job for job, _, _ in first], collect=False)
                     planned = plan(params, only)
-                    unknown = {job.cell.dataset for job, _, _ in planned if job.stage == "datasets"}
+                    unknown = {job.cell.dataset for job, _, _ in planned if job.stage == "datasets"} & {j.cell.dataset for j, _, _ in first}
                     planned = [entry for entry in planned if entry[0].cell.dataset not in unknown]
                     todo = [*(job for job, _, _ in first), *(job for job, _, _ in planned)]
                 mark(planned)

@@ -133,7 +133,7 @@ def collect(runs, results, keep=False, only=None):
     left_out = {}
     finished = _finished(runs, left_out)
     taken = _chosen(finished, only) if only else finished
-    if only and not keep and (results / "cells.csv").is_file():
+    if only and not keep and (results / "provenance.json").is_file():
         raise UserError(f"{results}: holds results that a part of a batch would replace; add --keep, or choose another folder.")
     for name in [name for name in left_out if only and not _wanted(name, only)]:
         del left_out[name]
@@ -149,14 +149,15 @@ def collect(runs, results, keep=False, only=None):
     except OSError as error:
         raise UserError(f"{results}: cannot be written ({error.strerror}); choose another folder for the tables.") from None
     try:
-        failed = {name: failure.get("reason", "") for name in left_out if (failure := _failure(runs / name))}
+        standard, failed = None, {name: failure.get("reason", "") for name in left_out if (failure := _failure(runs / name))}
         if keep and results.is_dir():
-            taken = _with_earlier(results, scratch, taken, finished, left_out, failed)
+            taken, standard = _with_earlier(results, scratch, taken, finished, left_out, failed, only)
+        standard = standard or _newest(taken)
         keys = {t.name: made(t.record) for t in [*taken, *finished]}
-        taken = _consistent(sorted(taken, key=lambda t: Path(t.name)), keys, left_out)
+        taken = _consistent(sorted(taken, key=lambda t: Path(t.name)), standard, keys, left_out)
         _check_some(taken, runs, only, left_out)
         cells = [t for t in taken if _is_cell(t)]
-        _write(scratch / "new", taken, cells, failed)
+        _write(scratch / "new", standard, taken, cells, failed)
         _replace(results, scratch / "new")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -176,21 +177,35 @@ def _check_some(taken, runs, only, left_out):
     raise UserError(f"{runs}: holds no finished cell yet{why}; run `medq batch` first, and give runs/<profile>.")
 
 
-def _with_earlier(results, scratch, taken, finished, left_out, failed):
-    """`taken` and what stands in `results` beside it, written out below `scratch`.
+def _newest(taken):
+    """The manifest of the newest cell of the grid, or of whatever is newest where there is none."""
+    return max([t for t in taken if _is_cell(t)] or taken, key=lambda t: (t.manifest["written"], t.name)).manifest
+
+
+def _with_earlier(results, scratch, taken, finished, left_out, failed, only):
+    """(`taken` and what stands in `results` beside it, written out below `scratch`; the manifest that sets the standard, or None).
 
     A cell whose FP32 model is not the one that will stand beside it is left out: kept ones where a model takes the place of
-    another, new ones where theirs is not taken along. `failed` {name: reason} gets what had failed then.
+    another, new ones where theirs is not taken along. With `only`, what stands in `results` sets settings and images, and what
+    does not fit it is left out. `failed` {name: reason} gets what had failed then.
     """
     from medq.unpack import unpack
 
     unpack(results, scratch / "earlier")
     lost = {}
     earlier, ours = ({t.name: t for t in side} for side in (_finished(scratch / "earlier", lost), finished))
-    failed |= {name: reason for name, reason in lost.items() if name not in {*ours, *left_out}}
+    new = {t.name for t in taken}
+    failed |= {name: reason for name, reason in lost.items() if name not in {*new, *left_out}}
     for name in earlier:
         left_out.pop(name, None), failed.pop(name, None)
-    new = {t.name for t in taken}
+    if only:
+        images = {name: t.manifest.get("fingerprint") for name, t in earlier.items() if name.endswith("/data")}
+        other = {t.name for t in taken if t.manifest.get("fingerprint") != images.get(t.name, t.manifest.get("fingerprint"))}
+        for t in taken:
+            if f"{t.name.split('/')[0]}/data" in other and t.name not in other:
+                left_out[t.name] = f"was made from other images than those of {results}"
+        taken = [t for t in taken if t.name not in left_out and t.name not in other]
+        new = {t.name for t in taken}
     kept = [t for name, t in earlier.items() if name not in new]
     another = {name for name in {*ours} & {*earlier} if name.split("/")[2:3] == ["fp32"] and not _same_predictions(ours[name], earlier[name])}
     for t in [*kept, *taken]:
@@ -202,7 +217,8 @@ def _with_earlier(results, scratch, taken, finished, left_out, failed):
             left_out[t.name] = "starts from another FP32 model than the one that takes its place; run it again"
         elif t.name in new and before not in new and _is_cell(t):
             left_out[t.name] = "starts from another FP32 model than the one that is kept; collect that one, too"
-    return [t for t in [*kept, *taken] if t.name not in left_out]
+    standing = only and [t for t in earlier.values() if _is_cell(t)]
+    return [t for t in [*kept, *taken] if t.name not in left_out], _newest(standing) if standing else None
 
 
 def _same_predictions(a, b):
@@ -280,19 +296,16 @@ def _failure(folder):
         return None
 
 
-def _consistent(taken, keys, left_out):
-    """Those of `taken` that may stand in one table: the newest cell's settings and budget, same images, same FP32 weights.
+def _consistent(taken, standard, keys, left_out):
+    """Those of `taken` that may stand in one table: the settings and budget of `standard` (a manifest), same images, same FP32 weights.
 
     `keys` {name: what later cells depend on} knows what stands in the batch, taken or not.
     """
-    if not taken:
-        return taken
-    newest = max(taken, key=lambda t: (t.manifest["written"], t.name)).manifest["parameters"]
     images = {t.name: t.manifest.get("fingerprint") for t in taken if t.name.endswith("/data")}
     kept = []
     for t in taken:
         parts, inputs = t.name.split("/"), t.record.get("inputs", {})
-        differing = _differing(t, newest)
+        differing = _differing(t, standard["parameters"])
         data, before = f"{parts[0]}/data", "/".join([*parts[:2], "fp32", *parts[3:]])
         if differing:
             left_out[t.name] = f"its {differing[0]} is not that of the newest cell; run the batch again"
@@ -300,7 +313,7 @@ def _consistent(taken, keys, left_out):
                 t.manifest.get("fingerprint", images[data]) != images[data]
                 or keys[data] and inputs.get("images", keys[data]) != keys[data]):
             left_out[t.name] = "was made from other images; run the batch again"
-        elif inputs.get("starts from") and inputs["starts from"] != keys.get(before, None if _is_cell(t) else inputs["starts from"]):
+        elif inputs.get("starts from") and inputs["starts from"] != (keys.get(before) or (None if _is_cell(t) else inputs["starts from"])):
             left_out[t.name] = "starts from an FP32 checkpoint that is no longer there; run the batch again"
         else:
             kept.append(t)
@@ -350,14 +363,14 @@ def _files():
     return SCHEMA
 
 
-def _write(folder, taken, cells, failed):
+def _write(folder, standard, taken, cells, failed):
     """Every file of a result folder."""
     import pandas as pd
 
     from medq.results import SCHEMA
 
     data = {t.name.split("/")[0]: t for t in taken if t.name.endswith("/data") and t.name.count("/") == 1}
-    newest = max(taken, key=lambda t: (t.manifest["written"], t.name)).manifest
+    parameters = standard["parameters"]
     tables = {"cells.csv": _cells(cells, failed)}
     predictions = {}
     for t in cells:
@@ -369,22 +382,22 @@ def _write(folder, taken, cells, failed):
     for (dataset, backbone, runtime), frame in peers.items():
         artefacts.write_parquet(folder / "predictions" / dataset / backbone / PEERS / f"{runtime}.parquet", frame)
     tables["metrics.csv"] = _metrics(predictions)
-    tables["intervals.csv"], compared = _resampled(predictions, data, newest["parameters"])
-    tables["bootstrap.csv"] = pd.concat([compared, _peer_differences(peers, data, newest["parameters"])], ignore_index=True)
+    tables["intervals.csv"], compared = _resampled(predictions, data, parameters)
+    tables["bootstrap.csv"] = pd.concat([compared, _peer_differences(peers, data, parameters)], ignore_index=True)
     tables["silent.csv"], tables["flips.csv"] = _decisions(predictions)
-    tables["leak.csv"] = _leak(predictions, data, newest["parameters"])
+    tables["leak.csv"] = _leak(predictions, data, parameters)
     tables["history.csv"] = _histories(cells)
     for name in STUDIES:
-        tables[name] = _study(name, taken, newest["parameters"])
+        tables[name] = _study(name, taken, parameters)
     for dataset, t in data.items():
         for name in ("folds", "audit"):
             (folder / name).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(t.folder / f"{name}.csv", folder / name / f"{dataset}.csv")
     for name, frame in tables.items():
-        if len(frame):
+        if len(frame) or name == "cells.csv":
             frame = frame.reindex(columns=SCHEMA[name])
             (artefacts.write_parquet if name.endswith(".parquet") else artefacts.write_csv)(folder / name, frame)
-    artefacts.write_json(folder / "provenance.json", _provenance(newest, taken, cells, data))
+    artefacts.write_json(folder / "provenance.json", _provenance(standard, taken, cells, data))
 
 
 def _rank(parameters):
@@ -702,7 +715,7 @@ def _study(name, taken, parameters):
     read = pd.read_parquet if name.endswith(".parquet") else (lambda path: pd.read_csv(path, keep_default_na=False))
     parts = [(t, read(t.folder / name)) for t in taken if name in t.record["files"]]
     folded = "fold" in _files()[name]  # a table of one folder may leave out what its path says
-    parts = [part.assign(fold=t.name.rpartition("/fold")[2]) if folded and "fold" not in part else part
+    parts = [part.assign(fold=int(t.name.rpartition("/fold")[2])) if folded and "fold" not in part else part
              for t, part in parts if len(part)]
     if not parts:
         return pd.DataFrame()
@@ -712,7 +725,7 @@ def _study(name, taken, parameters):
 
 
 def _provenance(newest, taken, cells, data):
-    """What `Results.banner` reads: facts of the newest manifest, and of each dataset."""
+    """What `Results.banner` reads: facts of the `newest` cell's manifest, of each dataset, and of studies from elsewhere."""
     from medq import params
 
     known = params.datasets()
@@ -724,13 +737,21 @@ def _provenance(newest, taken, cells, data):
                          "n_release": sum(sum(part.values()) for part in release.values()) or None,
                          "n_train": max((m["n_train"] for m in sizes), default=None),
                          "n_held_out": max((m["n_held_out"] for m in sizes), default=None)}
-    machines = {json.dumps(machine, sort_keys=True) for t in taken for machine in t.manifest.get(
-        "machines", [{"cpu": t.manifest.get("cpu"), "gpu": t.manifest.get("gpu")}])}
+    machines = _machines(cells or taken)
+    studied = {stage: _machines([t for t in taken if _stage_of(t.name) == stage]) for stage in sorted({*STUDIES.values()})}
+    studied = {stage: found for stage, found in studied.items() if found and found != machines}
     hashes = {h for t in taken for h in t.manifest.get("commits", [(t.manifest.get("commit") or {}).get("hash")])} - {None}
     return {**{key: newest.get(key) for key in ("parameters", "versions", "platform", "cpu", "gpu", "commit",
                                                 "quantized_engines", "threads", "written")},
             "profile": newest["parameters"]["profile"], "data": sets, "seeds": [newest["parameters"]["seed"]],
             "commits": sorted(hashes),
             "first_written": min(t.manifest.get("first_written", t.manifest["written"]) for t in taken),
-            "machines": [json.loads(machine) for machine in sorted(machines)],
+            "machines": machines, "studied": studied,
             "train_hours": round(sum(c.record.get("train_seconds", 0) for c in cells) / 3600, 3)}
+
+
+def _machines(taken):
+    """[{cpu, gpu}] of the machines that made what was taken."""
+    found = {json.dumps(machine, sort_keys=True) for t in taken for machine in t.manifest.get(
+        "machines", [{"cpu": t.manifest.get("cpu"), "gpu": t.manifest.get("gpu")}])}
+    return [json.loads(machine) for machine in sorted(found)]

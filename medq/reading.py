@@ -372,7 +372,6 @@ def peers(results, published=None):
     data = tables.peers(results)
     if data.empty:
         return "No other runtime was measured: **missing** (see the optional installation of peers)."
-    data = data.assign(name=(data["runtime"] + " " + data["precision"]).map(title))
     said = []
     for size, rows in data.dropna(subset=["p50_ms"]).groupby("batch_size"):
         first = rows.loc[rows.groupby(["dataset", "backbone"])["p50_ms"].idxmin(), "name"].value_counts()
@@ -386,17 +385,25 @@ def peers(results, published=None):
     last = (f" Of {len(chosen)} recommendations none is beaten in both speed and calibration." if beaten.empty else
             f" Of {len(chosen)} recommendations {len(beaten)} {'is' if len(beaten) == 1 else 'are'} beaten in both speed and calibration by something that "
             f"does not pass: {names}.")
-    models = set(zip(data["dataset"], data["backbone"]))
-    gaps = {}
-    for name, rows in data.groupby("name", sort=False):
-        lacking = models - set(zip(rows["dataset"], rows["backbone"]))
-        if lacking:
-            gaps.setdefault(_list(title(b) for b in results.backbones if b in {b for _, b in lacking}), []).append(name)
-    lacking = "".join(f" Not measured for {where}: {_list(names)}." for where, names in gaps.items())
-    return " ".join(said) + last + lacking + other_models(results, "peers")
+    return " ".join(said) + last + _not_measured(data) + other_models(results, "peers")
 
 
-OTHER_MODEL = 0.002  # AUPRC: further apart than another processor, or the same images in other batches, moves one model
+def _not_measured(data):
+    """A sentence for each set of runtimes that some model, or one of its batch sizes, lacks."""
+    every, gaps = list(dict.fromkeys(data["name"])), {}
+    for (dataset, backbone, size), rows in data.groupby(["dataset", "backbone", "batch_size"], sort=False):
+        lacking = tuple(name for name in every if name not in set(rows["name"]))
+        gaps.setdefault(lacking, {}).setdefault(f"{title(backbone)} on {title(dataset)}", []).append(size)
+    sizes = data["batch_size"].nunique()
+    said = []
+    for lacking, models in gaps.items():
+        where = [name if len(found) == sizes else f"{name} at batch {found[0]:g}" for name, found in models.items()]
+        said += [f" Not measured for {_list(where)}: {_list(lacking)}."] if lacking else []
+    return "".join(said)
+
+
+OTHER_MODEL = 5e-4  # AUPRC: further apart than another processor moves what one model predicts
+OTHER_BATCHES = 2e-3  # and than the same calibration images in other batches move it
 
 
 def other_models(results, study):
@@ -420,11 +427,11 @@ def other_models(results, study):
     keys = [*CELL, "fold"]
     pairs = frame.groupby(keys)["auprc"].mean().to_frame("study").join(m.groupby(keys)["value"].mean(), how="inner")
     apart = (pairs["study"] - pairs["value"]).abs()
-    other = int((apart > OTHER_MODEL).sum())
+    other = int((apart > (OTHER_BATCHES if study == "calibration_size" else OTHER_MODEL)).sum())
     return "" if not other else (
-        f" The models of {other} of the {len(pairs)} cells here were trained again, with the grid's settings (another processor "
-        f"gives other weights): their AUPRC differs from the grid's by up to {100 * apart.max():.1f} points, so compare within "
-        "this page.")
+        f" The models of {other} of the {len(pairs)} cells here are not the grid's: trained again with the same settings (another "
+        f"processor gives other weights), their AUPRC differs from the grid's by up to {100 * apart.max():.1f} points, so compare "
+        "within this page.")
 
 
 def coverage(results, published=None):

@@ -22,6 +22,8 @@ REGIMES = {  # name: label as in the paper's tables; the last is our control, no
     "fp32-continued": "FP32 continued"}
 CONTROL = "fp32-continued"
 PEER_REFERENCE = "pytorch-fp32"  # the runtime that the others of the same checkpoint are compared with
+STUDY_TITLES = {"calibration_size": "calibration sizes", "ablation": "recipes", "diagnosis": "layers", "remedies": "remedies",
+                "peers": "other runtimes", "latency": "timings"}
 RUNTIMES = {"pytorch": "PyTorch", "inductor": "Inductor", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 PHANTOM = "phantom-"
 ENGINES = ("fbgemm", "qnnpack")
@@ -86,6 +88,7 @@ PROVENANCE = {
     "commit": "{hash, modified} of the code, or null",
     "written": "when the newest cell was written, ISO 8601, UTC; first_written: the oldest",
     "machines": "[{cpu, gpu}] of all machines that cells were made on",
+    "studied": "{stage: [{cpu, gpu}]} of the studies that were made on others",
     "train_hours": "hours spent training, all cells together",
     "source": "only where nothing was run: a sentence that says where the numbers are from",
 }
@@ -323,18 +326,27 @@ def _banner_machine(results):
     if "source" in p:
         return None
     cpu, gpu, commit = p.get("cpu") or {}, p.get("gpu") or {}, p.get("commit") or {}
-    parts = [cpu.get("model"), f"{cpu['cores']} cores" if cpu.get("cores") else None,
-             "with VNNI" if any("vnni" in i for i in cpu.get("instructions", [])) else
-             "without VNNI" if cpu else None, gpu.get("name") or ("no GPU" if cpu else None)]
     torch = p.get("versions", {}).get("torch")
     size = p.get("parameters", {}).get("latency", {}).get("image_size")
-    said = [f"on {', '.join(filter(None, parts))}" if cpu else "on a machine that was not recorded",
+    said = [f"on {_machine_said(cpu, gpu)}" if cpu else "on a machine that was not recorded",
             f"PyTorch {torch}" if torch else None, p["written"][:10] if p.get("written") else None,
             f"commit `{commit['hash'][:10]}`" if commit.get("hash") else None]
     timed = f" Timings at {size} × {size} pixels." if size and len(results.latency) else ""
     machines = len(p.get("machines", []))
     more = f" Cells come from {machines} machines; this is the newest." if machines > 1 else ""
-    return f"Measured {', '.join(filter(None, said))}.{more}{timed}"
+    elsewhere = {}
+    for stage, found in p.get("studied", {}).items():
+        where = " and ".join(_machine_said(m.get("cpu") or {}, m.get("gpu") or {}) for m in found)
+        elsewhere.setdefault(where, []).append(STUDY_TITLES.get(stage, stage))
+    apart = "".join(f" Measured on {where}: {', '.join(names)}." for where, names in elsewhere.items())
+    return f"Measured {', '.join(filter(None, said))}.{more}{timed}{apart}"
+
+
+def _machine_said(cpu, gpu):
+    vnni = any("vnni" in i for i in cpu.get("instructions", []))
+    parts = [cpu.get("model"), f"{cpu['cores']} cores" if cpu.get("cores") else None,
+             ("with VNNI" if vnni else "without VNNI") if cpu else None, gpu.get("name") or ("no GPU" if cpu else None)]
+    return ", ".join(filter(None, parts)) or "a machine that was not recorded"
 
 
 def _banner_gaps(results):
@@ -530,7 +542,13 @@ def timings(results, batch_size, *, device="cpu", baseline="eager"):
 
 
 def peer_means(results):
-    """`peers.csv` averaged over folds: one row per dataset, backbone, runtime, precision and batch size."""
-    keys = ["dataset", "backbone", "runtime", "precision", "batch_size"]
+    """`peers.csv` averaged over folds: one row per dataset, backbone, runtime, precision and batch size.
+
+    Only folds count in which most runtimes of the model were measured: means over different folds cannot be compared.
+    """
+    model, rows = ["dataset", "backbone", "batch_size"], results.peers
+    found = rows.groupby([*model, "fold"])["runtime"].transform("size")
+    rows = rows[found == found.groupby([rows[c] for c in model]).transform("max")]
     numbers = [c for c in SCHEMA["peers.csv"] if c not in KEYS | TEXT and c != "batch_size"]
-    return results.peers.groupby(keys, sort=False).agg(dict.fromkeys(numbers, "mean") | {"note": "first"}).reset_index()
+    return rows.groupby([*model, "runtime", "precision"], sort=False).agg(
+        dict.fromkeys(numbers, "mean") | {"note": "first"}).reset_index()

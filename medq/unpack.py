@@ -43,7 +43,8 @@ def unpack(results, runs):
         _peer(path, runs)
     for file in collect.STUDIES:
         if (results / file).is_file():
-            _studies(results / file, runs, profile, manifest)
+            elsewhere = provenance.get("studied", {}).get(collect.STUDIES[file])
+            _studies(results / file, runs, profile, manifest | ({"machines": elsewhere} if elsewhere else {}))
 
 
 def _dataset(results, folder, dataset, manifest):

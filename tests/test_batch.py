@@ -196,6 +196,18 @@ def test_images_that_could_not_be_looked_at_again_cost_no_cell(finished, monkeyp
     assert why(loaded) == {} and snapshot(runs / "tiny" / "phantom-BrainMRI" / "resnet18") == cells
 
 
+def test_a_dataset_that_is_new_runs_beside_one_that_is_looked_at_again(finished, tmp_path):
+    loaded, runs = finished
+    facts = artefacts.record(runs / "tiny" / DATA)
+    facts["inputs"]["code"] = facts["key"] = "earlier"
+    artefacts.write_json(runs / "tiny" / DATA / artefacts.DONE, facts)
+    profile = write_profile(tmp_path / "params", datasets=["phantom-BrainMRI", "phantom-ChestXray"], regimes=["fp32"])
+    again = start_batch(profile, runs)
+    said = again.communicate(timeout=900)[0]
+    assert again.returncode == 0 and "3 of 3 parts done" in said, said
+    assert why(params.load(profile)) == {}
+
+
 def test_cells_of_images_that_cannot_be_prepared_are_left_alone(finished, tmp_path):
     loaded, runs = finished
     (runs / "tiny" / DATA / artefacts.DONE).unlink()

@@ -367,6 +367,100 @@ def test_a_part_of_a_batch_says_what_it_left_out_and_touches_nothing_else(made):
     assert (out / "cells.csv").read_bytes() == before and not (out / "folds" / "ChestXray.csv").exists()
 
 
+def finished_again(folder):
+    """Complete a folder whose files a test has changed."""
+    artefacts.finish(folder, sorted(p.name for p in folder.iterdir() if p.name != artefacts.DONE), key="key-peers", inputs={"images": "key-data"})
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"parameters": {"image_size": 32}}, "image_size"), ({"parameters": {"train": {"epochs": 99}}}, "train"),
+    ({"parameters": {"seed": 7}}, "seed")])
+def test_a_part_with_other_settings_leaves_the_grid_alone(made, change, said):
+    out = made.parent.parent / "out"
+    collect.collect(made, out)
+    before = contents(out)
+    add_peers(made)
+    folder = made / "BrainMRI" / "resnet18" / "peers" / "fold0"
+    manifest(folder, "2026-12-24T10:00:00+00:00", **change)
+    finished_again(folder)
+    left_out = collect.collect(made, out, keep=True, only={"stage": ["peers"]})
+    assert said in left_out["BrainMRI/resnet18/peers/fold0"] and contents(out) == before
+
+
+def test_a_part_of_other_images_leaves_the_grid_alone(made):
+    out = made.parent.parent / "out"
+    collect.collect(made, out)
+    before = contents(out)
+    add_peers(made)
+    data = made / "BrainMRI" / "data"
+    manifest(data, fingerprint="f01", n_images=200)
+    artefacts.finish(data, ["folds.csv", "audit.csv", "manifest.json"], key="key-data", inputs={})
+    left_out = collect.collect(made, out, keep=True, only={"stage": ["peers"]})
+    assert "other images than those of" in left_out["BrainMRI/resnet18/peers/fold0"] and contents(out) == before
+
+
+def test_what_failed_then_and_is_finished_but_not_asked_for_stays_failed(made):
+    out = made.parent.parent / "out"
+    folder = made / "BrainMRI" / "resnet50" / "fp16" / "fold0"
+    artefacts.write_json(folder / artefacts.FAILED, {"reason": "boom"})
+    collect.collect(made, out)
+    before = (out / "cells.csv").read_bytes()
+    (folder / artefacts.FAILED).unlink()
+    add_cell(made, "resnet50", "fp16")
+    add_peers(made)
+    collect.collect(made, out, keep=True, only={"stage": ["peers"]})
+    assert (out / "cells.csv").read_bytes() == before and b"boom" in before
+
+
+def test_a_study_alone_can_be_added_to(made):
+    add_peers(made)
+    out = made.parent.parent / "out"
+    assert collect.collect(made, out, only={"stage": ["peers"]}) == {}
+    assert results.load(out).cells.empty and len(results.load(out).peers) == 6
+    with pytest.raises(UserError, match="add --keep"):
+        collect.collect(made, out, only={"stage": ["peers"]})
+    assert collect.collect(made, out, keep=True) == {}
+    assert len(results.load(out).cells) == len(SOME) and len(results.load(out).peers) == 6
+
+
+def test_a_study_of_a_model_that_was_never_here_is_added(made):
+    out = made.parent.parent / "out"
+    collect.collect(made, out)
+    add_peers(made)
+    folder = made / "BrainMRI" / "resnet18" / "peers" / "fold0"
+    facts = artefacts.record(folder)
+    facts["inputs"]["starts from"] = "a key of elsewhere"
+    artefacts.write_json(folder / artefacts.DONE, facts)
+    shutil.rmtree(made / "BrainMRI" / "resnet18" / "fp32")
+    assert collect.collect(made, out, keep=True, only={"stage": ["peers"]}) == {} and len(results.load(out).peers) == 6
+
+
+def test_the_banner_names_the_machine_of_the_grid_and_of_a_study_from_elsewhere(made):
+    out = made.parent.parent / "out"
+    collect.collect(made, out)
+    add_peers(made)
+    folder = made / "BrainMRI" / "resnet18" / "peers" / "fold0"
+    manifest(folder, "2026-12-24T10:00:00+00:00", cpu={"model": "Another CPU", "cores": 4, "instructions": []})
+    finished_again(folder)
+    for _ in range(2):  # it stays so when something else is collected afterwards
+        assert collect.collect(made, out, keep=True, only={"stage": ["peers"]}) == {}
+        said = results.load(out).banner()
+        assert "Measured on A CPU, 2 cores" in said and "Measured on Another CPU, 4 cores, without VNNI, no GPU: other runtimes." in said
+        assert "2 machines" not in said
+        collect.collect(made, out, keep=True, only={"stage": ["finetune"]})
+
+
+def test_tables_without_a_column_of_folds_take_it_from_their_path(made):
+    for backbone in ("resnet18", "resnet50"):
+        add_peers(made, backbone)
+    folder = made / "BrainMRI" / "resnet18" / "peers" / "fold0"
+    artefacts.write_csv(folder / "peers.csv", pd.read_csv(folder / "peers.csv").drop(columns="fold"))
+    artefacts.write_parquet(folder / "peers_raw.parquet", pd.read_parquet(folder / "peers_raw.parquet").drop(columns="fold"))
+    finished_again(folder)
+    _, found = collected(made)
+    assert set(found.peers["fold"]) == {"0"} and set(found.peers_raw["fold"]) == {"0"} and len(found.peers) == 12
+
+
 def test_nothing_that_may_be_taken_is_a_sentence(made):
     data = made / "BrainMRI" / "data"
     artefacts.finish(data, ["folds.csv", "audit.csv", "manifest.json"], key="other", inputs={})

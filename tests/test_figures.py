@@ -151,6 +151,17 @@ def test_saved_svg_is_the_same_each_time_and_described(name, gaps, tmp_path):
     assert "<dc:date>" not in first and "<dc:description>" in first and "<text" not in first
 
 
+@pytest.mark.parametrize("n", [1, 3, 5, 7])
+def test_the_lowest_panel_of_each_column_of_runtimes_has_a_scale(full, n):
+    from fixtures_results import bent
+
+    figure = figures.peers_figure(bent(full, peers=lambda p: p[p["backbone"].isin(full.backbones[:n])]), "BrainMRI")
+    figure.draw_without_rendering()
+    shown = [a for a in figure.axes if a.axison]
+    lowest = {a.get_subplotspec().colspan.start: a for a in shown}.values()
+    assert len(shown) == n and all(a.get_xlabel() and any(t.get_visible() and t.get_text() for t in a.get_xticklabels()) for a in lowest)
+
+
 # --- one visual language --------------------------------------------------------------------------
 
 MACHADO = {  # severity 1.0; Machado, Oliveira and Fernandes (2009), on linear RGB

@@ -63,10 +63,14 @@ def test_metrics_of_other_runtimes_are_those_of_their_predictions(reference):
 def test_percentiles_are_those_of_the_stored_batch_times(reference, table, raw, keys):
     stored, times = getattr(reference, table), getattr(reference, raw)
     grouped = times.groupby(keys)["ms"]
-    again = grouped.median().rename("again").to_frame().assign(n=grouped.size(), tail=grouped.quantile(0.99))
+    again = grouped.median().rename("again").to_frame().assign(
+        n=grouped.size(), mean=grouped.mean(), p90=grouped.quantile(0.9), tail=grouped.quantile(0.99))
     both = stored.set_index(keys).join(again)
     assert len(both) == len(stored) > 20 and both["n"].notna().all()
     np.testing.assert_allclose(both["p50_ms"], both["again"], rtol=1e-12)
+    if table == "latency":
+        np.testing.assert_allclose(both["mean_ms"], both["mean"], rtol=1e-12)
+        np.testing.assert_allclose(both["p90_ms"].dropna(), both.loc[both["p90_ms"].notna(), "p90"], rtol=1e-12)
     shown = both["p99_ms"].notna()
     assert (shown == (both["n"] >= 368)).all()  # the smallest sample that bounds it
     np.testing.assert_allclose(both.loc[shown, "p99_ms"], both.loc[shown, "tail"], rtol=1e-12)

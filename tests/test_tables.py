@@ -224,6 +224,20 @@ def test_runtimes_are_averaged_over_folds(full):
     np.testing.assert_allclose(both["p50_ms"], 2 * once["p50_ms"])
     np.testing.assert_allclose(both["ece"], once["ece"] + 0.05)
     assert len(advise.decide(two)) == len(advise.decide(full))
+    lacking = fixtures.bent(two, peers=lambda p: p[(p["fold"] == "0") | (p["runtime"] != "openvino")])  # fold 1 is not whole
+    pd.testing.assert_frame_equal(tables.peers(lacking), once)
+
+
+def test_what_a_runtime_lacks_is_named_with_the_model_and_the_batch_size(full):
+    def without(p):
+        gone = (p["dataset"] == "ChestXray") & (p["backbone"] == "resnet18") & (p["runtime"] == "openvino")
+        half = (p["dataset"] == "BrainMRI") & (p["backbone"] == "vit_base") & (p["batch_size"] == 32) & (p["runtime"] == "onnxruntime")
+        return p[~gone & ~half]
+
+    said = reading.peers(fixtures.bent(full, peers=without))
+    assert "Not measured for ResNet-18 on ChestXray: OpenVINO FP32 and OpenVINO INT8." in said
+    assert "Not measured for ViT-B on BrainMRI at batch 32: ONNX Runtime FP32 and ONNX Runtime INT8." in said
+    assert "Not measured" not in reading.peers(full)
 
 
 def test_coverage_and_worst_layers(gaps):

@@ -6,7 +6,7 @@ import pandas as pd
 from medq.figures.paper import reliability_panels
 from medq.figures.style import (GRID, INK, MUTED, ON_COLOUR, ON_DARK, WIDTH, absent, backbone_legend,
                                 backbone_style, described, empty, few_ticks, new, regime_colour, styled)
-from medq.results import CELL, class_title, scores, title
+from medq.results import CELL, RUNTIMES, class_title, scores, title
 from medq.tables import STATUS, peers, recipe_means, remedies, worst_layers
 
 STATUS_COLOURS = {"done": "#428364", "unsupported": "#f18102", "failed": "#ce0e17", "missing": "#d4d4d4"}
@@ -259,7 +259,7 @@ def peers_figure(results, dataset, *, batch_size=1):
     from matplotlib.lines import Line2D
 
     frame = peers(results)
-    frame = frame[(frame["dataset"] == dataset) & (frame["batch_size"] == batch_size)]
+    frame = frame[(frame["dataset"] == dataset) & (frame["batch_size"] == batch_size) & frame["p50_ms"].notna()]
     eager = frame[(frame["runtime"] == "pytorch") & (frame["precision"] == "fp32")].set_index("backbone")
     backbones = [b for b in results.backbones if b in eager.index]
     if not backbones:
@@ -283,13 +283,13 @@ def peers_figure(results, dataset, *, batch_size=1):
         axis.set_axis_off()
     axes[0, 0].set_xscale("log", base=2)
     axes[0, 0].xaxis.set_major_formatter("{x:g}")
-    for axis in axes[-1]:
+    for axis in axes.flat[max(0, len(backbones) - axes.shape[1]):len(backbones)]:  # the lowest panel of each column
         axis.set_xlabel("Speed-up (×)")
+        axis.tick_params(labelbottom=True)
     for axis in axes[:, 0]:
         axis.set_ylabel("Change in ECE")
     shapes = [Line2D([], [], color=MUTED, marker=m, linestyle="none", label=name) for m, name in (("o", "FP32"), ("s", "INT8"))]
-    names = {"pytorch": "PyTorch's engines", "inductor": "Inductor", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
-    colours = [Line2D([], [], color=RUNTIME_COLOURS[r], marker="s", linestyle="none", label=name) for r, name in names.items()]
+    colours = [Line2D([], [], color=RUNTIME_COLOURS[r], marker="s", linestyle="none", label=name) for r, name in RUNTIMES.items()]
     front = [Line2D([], [], color=MUTED, linewidth=1, label="front")]
     figure.legend(handles=[*colours, *shapes, *front], loc="outside lower center", ncols=4, handletextpad=0.4, columnspacing=1.4)
     return described(figure, f"Runtimes on {title(dataset)} at batch {batch_size}, a panel per backbone: speed-up over eager FP32 "

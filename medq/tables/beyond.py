@@ -268,8 +268,11 @@ def qat_control(results, metric="auprc", *, engine="fbgemm", stage="converted"):
 
 
 def peers(results):
-    """Other runtimes on the same checkpoints and images, means over folds, at every batch size; `pareto`: at its batch
-    size none beats it in both p50 and ECE."""
+    """Other runtimes on the same checkpoints and images, means over folds, at every batch size.
+
+    Columns: those of `peers.csv` with `name`, the runtime's title, and `pareto`: at its batch size none beats it in both p50
+    and ECE.
+    """
     frame = peer_means(results).sort_values("batch_size", kind="stable").reset_index(drop=True)
     best = pd.Series(False, index=frame.index)
     for _, group in frame.groupby(["dataset", "backbone", "batch_size"]):
@@ -278,13 +281,15 @@ def peers(results):
                 (group["p50_ms"] < row["p50_ms"]) | (group["ece"] < row["ece"]))
             best[k] = not beaten.any() and not math.isnan(row["p50_ms"])
     sizes = "/".join(f"{size:g}" for size in sorted(frame["image_size"].dropna().unique())) or "?"
-    frame = frame.assign(pareto=best)[["dataset", "backbone", "batch_size", "runtime", "precision", "pareto", "p50_ms",
-                                       "p99_ms", "ece", "auprc", "auroc", "ece_top_label", "brier", "size_mb", "convert_seconds", "note"]]
+    names = (frame["runtime"] + " " + frame["precision"]).map(title)
+    frame = frame.assign(pareto=best, name=names)[["dataset", "backbone", "batch_size", "name", "pareto", "p50_ms",
+                                       "p99_ms", "ece", "auprc", "auroc", "ece_top_label", "brier", "size_mb", "convert_seconds", "runtime", "precision", "note"]]
     return captioned(frame, "The same models in other INT8 runtimes",
                     "Pareto: no other row of the model at this batch size is as fast and as well calibrated, and better in "
                     f"one. Times at {sizes} pixels, whatever the size the models were trained at. No p99 where there are "
                     "fewer than 368 batches.",
-                    formats={None: "{:.2f}", "batch_size": "{:.0f}", **dict.fromkeys(SCORES, "{:.4f}")})
+                    formats={None: "{:.2f}", "batch_size": "{:.0f}", **dict.fromkeys(SCORES, "{:.4f}")},
+                    labels={"name": "Runtime", "runtime": "runtime", "precision": "precision"})
 
 
 def recommended(results):
