@@ -1,11 +1,10 @@
-import importlib.util
 import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from test_peers import partition
+from test_peers import needs, partition
 
 from medq import evaluate, export, finetune, params as profiles, paths
 from medq.cli import main
@@ -13,10 +12,7 @@ from medq.datasets import partition as partitions
 from medq.errors import UserError
 from medq.quantize.stage import float_model
 
-lacking = [
-    name for name in ("onnx", "onnxruntime", "openvino", "nncf") if importlib.util.find_spec(name) is None
-]
-needs_peers = pytest.mark.skipif(bool(lacking), reason=f"extra `peers` is not installed: {', '.join(lacking)}")
+needs_onnx = needs("onnx", "onnxruntime")
 
 ALONE = """
 import json, sys
@@ -45,7 +41,7 @@ def trained(tmp_path_factory):
         yield params, cell, partition(params, cell.dataset, 0)
 
 
-@needs_peers
+@needs_onnx
 def test_the_exported_file_gives_the_same_probabilities_to_onnxruntime_alone(trained, tmp_path, capsys):
     params, cell, part = trained
     assert main(["export", str(cell.folder), str(tmp_path / "out"), "--temperature", "1.5"]) == 0
@@ -82,8 +78,8 @@ def test_the_exported_file_gives_the_same_probabilities_to_onnxruntime_alone(tra
     )
 
 
-@needs_peers
-@pytest.mark.parametrize("form", ["onnx", "openvino"])
+@needs_onnx
+@pytest.mark.parametrize("form", ["onnx", pytest.param("openvino", marks=needs("openvino", "nncf"))])
 def test_int8_files_stay_close_and_are_smaller(trained, tmp_path, form):
     _, cell, part = trained
     facts = export.export(cell.folder, tmp_path, format=form, precision="int8", temperature="fit")
@@ -118,19 +114,19 @@ def test_the_fitted_temperature_is_the_best_one(trained):
         (["--temperature", "nan"], "above 0"),
     ],
 )
-@needs_peers
+@needs_onnx
 def test_mistakes_end_in_a_sentence(trained, tmp_path, capsys, wrong, said):
     assert main(["export", str(trained[1].folder), str(tmp_path / "out"), *wrong]) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-@needs_peers
+@needs_onnx
 def test_a_folder_without_a_finished_model_is_refused(trained, tmp_path, capsys):
     assert main(["export", str(tmp_path), str(tmp_path / "out")]) == 2
     assert "not a finished cell" in capsys.readouterr().err
 
 
-@needs_peers
+@needs_onnx
 def test_a_file_in_the_place_of_the_output_is_refused_and_kept(trained, tmp_path, capsys):
     (tmp_path / "out").write_text("mine")
     assert main(["export", str(trained[1].folder), str(tmp_path / "out")]) == 2
@@ -143,7 +139,7 @@ def test_a_missing_package_is_named_with_the_way_to_it(trained, tmp_path, monkey
         export.export(trained[1].folder, tmp_path)
 
 
-@needs_peers
+@needs_onnx
 def test_an_export_that_computes_something_else_is_refused(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     with pytest.raises(UserError, match="do not use it"):
