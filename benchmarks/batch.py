@@ -1,6 +1,6 @@
 """A small grid through the batch, and as one naive script per cell that decodes images and trains its own baseline.
 
-    python benchmarks/batch.py [--backbones resnet18] [--epochs 3] [--jobs N]
+    python benchmarks/batch.py [--backbones resnet18 efficientnet_b0] [--epochs 8] [--jobs N]
 
 Both do the same cells (fp32, and four INT8 regimes from its checkpoint) on the generated BrainMRI stand-in, with the same
 threads and as many at a time; the naive script of an INT8 cell decodes the images and trains FP32 for itself, as a script
@@ -89,8 +89,8 @@ def start_up(runs):
 def main():
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backbones", nargs="+", default=["resnet18"])
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--backbones", nargs="+", default=["resnet18", "efficientnet_b0"])
+    parser.add_argument("--epochs", type=int, default=8, help="of FP32; INT8 regimes train one (the proportion of params/reference.yaml)")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
