@@ -108,13 +108,15 @@ def decide(results, limits=None):
     """
     import pandas as pd
 
-    limits = limits or Limits()
+    from medq.results import peer_means
+
+    limits, peers = limits or Limits(), peer_means(results)
     rows = []
     for dataset in results.datasets:
         for backbone in results.backbones:
             found = [
                 *_regimes(results, dataset, backbone, limits),
-                *_runtimes(results, dataset, backbone, limits),
+                *_runtimes(results, peers, dataset, backbone, limits),
             ]
             found = [row | _verdict(row, limits) for row in found]
             passed = [row for row in found if row["passes"]]
@@ -219,11 +221,10 @@ def _time(results, backbone, regime, limits):
     }
 
 
-def _runtimes(results, dataset, backbone, limits):
-    """Candidates among the other runtimes, means over folds; those of PyTorch that are regimes already are left out."""
-    from medq.results import PEER_REFERENCE, peer_means
+def _runtimes(results, p, dataset, backbone, limits):
+    """Candidates among the other runtimes (`p`: `peer_means`); those of PyTorch that are regimes already are left out."""
+    from medq.results import PEER_REFERENCE
 
-    p = peer_means(results)
     p = p[(p["dataset"] == dataset) & (p["backbone"] == backbone) & (p["batch_size"] == limits.batch_size)]
     base = p[(p["runtime"] == "pytorch") & (p["precision"] == "fp32")]
     fp32 = _time(results, backbone, "fp32", limits)

@@ -21,7 +21,6 @@ from medq.stages import PER_ENGINE
 STUDIES = ("calibration_size", "ablation", "diagnosis", "remedies", "peers")
 STATIC = ("calibration_size", "ablation")  # studies of static quantization: they have nothing to show for a transformer
 TIMINGS = ("latency", "peers")  # nothing else of a batch runs beside them
-ONLY = ("dataset", "backbone", "regime", "fold", "stage")
 PARAMETERS = {"datasets": ("dataset",), "latency": ("backbone",), "collect": ("results",),
               "ablation": ("dataset", "backbone", "fold"), "peers": ("dataset", "backbone", "fold")}
 CELL = ("dataset", "backbone", "regime", "fold")
@@ -121,19 +120,24 @@ def _wanted(job, only):
     return all(facts[key] in names for key, names in only.items() if facts[key] or key != "dataset")
 
 
-def parse_only(words, params):
-    """`--only dataset=A,B regime=fp32` as {"dataset": ["A", "B"], …}; `UserError` for what the profile does not have."""
-    known = {"dataset": params.datasets, "backbone": params.backbones, "stage": list(stages.MODULES),
-             "regime": [*dict.fromkeys(["fp32", *params.regimes, *params.controls])],
-             "fold": sorted({str(k) for name in params.datasets for k in folds(params, profiles.datasets()[name])}, key=int)}
+def parts(params):
+    """{key of --only: the names that a profile has for it}."""
+    return {"dataset": params.datasets, "backbone": params.backbones,
+            "regime": [*dict.fromkeys(["fp32", *params.regimes, *params.controls])],
+            "fold": sorted({str(k) for name in params.datasets for k in folds(params, profiles.datasets()[name])}, key=int),
+            "stage": list(stages.MODULES)}
+
+
+def parse_only(words, known):
+    """`--only dataset=A,B regime=fp32` as {"dataset": ["A", "B"], …}; `UserError` for what is not in `known` {key: names, or None for any}."""
     only = {}
     for word in words or ():
         key, separator, names = word.partition("=")
         if not separator or not names:
-            raise UserError(f"--only {word}: write it as key=name,name with one of the keys {', '.join(ONLY)}.")
-        one_of("key of --only", key, ONLY)
+            raise UserError(f"--only {word}: write it as key=name,name with one of the keys {', '.join(known)}.")
+        one_of("key of --only", key, list(known))
         only.setdefault(key, []).extend(names.split(","))
-        for name in only[key]:
+        for name in only[key] if known[key] else ():
             one_of(key, name, known[key])
     return only
 
@@ -299,7 +303,7 @@ def run(args):
         raise UserError(f"--jobs: must be 1 or more, not {args.jobs}.")
     if args.profile and not (Path(args.profile) / "config.yaml").is_file():
         raise UserError(f"--profile {args.profile}: no config.yaml there; profiles/ has some.")
-    only = parse_only(args.only, params)
+    only = parse_only(args.only, parts(params))
     results = Path(args.results or paths.RESULTS / params.profile).absolute()
     if params.weights not in ("imagenet", "none") and not Path(params.weights).is_file():
         raise UserError(f"{args.params}: weights: {params.weights} is no file; give `imagenet`, `none` or the path of a state dict.")

@@ -36,7 +36,6 @@ PAIRS = (("fp32", "fp16"), *((a, f"{b}-{e}") for e in ("fbgemm", "qnnpack") for 
          *((f"{method}-fbgemm", f"{method}-qnnpack") for method in ("ptq", "qat")))
 INTERVALS = ("auroc", "auprc", "ece", "ece_top_label", "brier", "accuracy")
 COMPARED = ("auprc", "auroc", "ece", "ece_top_label", "brier")
-ONLY = ("stage", "dataset", "backbone")
 LEAK = ("auroc", "auprc", "ece", "ece_top_label", "brier", "accuracy")
 
 
@@ -67,25 +66,13 @@ def add_arguments(parser):
 
 def run(args):
     """Collect, and say what was taken and what was left out."""
-    left_out = collect(args.runs, args.results, keep=args.keep, only=parse_only(args.only))
+    from medq import stages
+    from medq.batch import parse_only
+
+    only = parse_only(args.only, {"stage": list(stages.MODULES), "dataset": None, "backbone": None})
+    left_out = collect(args.runs, args.results, keep=args.keep, only=only)
     for name, reason in left_out.items():
         print(f"left out {name}: {reason}", file=sys.stderr)
-
-
-def parse_only(words):
-    """`--only stage=peers dataset=A,B` as {"stage": ["peers"], …}; `UserError` for another key or an unknown stage."""
-    from medq import stages
-    from medq.errors import one_of
-
-    only = {}
-    for word in words or ():
-        key, separator, names = word.partition("=")
-        if not separator or not names:
-            raise UserError(f"--only {word}: write it as key=name,name with one of the keys {', '.join(ONLY)}.")
-        only.setdefault(one_of("key of --only", key, ONLY), []).extend(names.split(","))
-    for name in only.get("stage", ()):
-        one_of("stage", name, list(stages.MODULES))
-    return only
 
 
 def _wanted(name, only):

@@ -331,7 +331,7 @@ def test_the_paper_profile_is_144_cells_times_folds():
 
 def test_only_takes_along_what_the_chosen_start_from():
     loaded = params.load("smoke")
-    found = batch.jobs(loaded, batch.parse_only(["dataset=phantom-SkinCancer", "backbone=resnet18", "regime=ptq-fbgemm"], loaded))
+    found = batch.jobs(loaded, batch.parse_only(["dataset=phantom-SkinCancer", "backbone=resnet18", "regime=ptq-fbgemm"], batch.parts(loaded)))
     assert {str(job) for job in found} == {"phantom-SkinCancer/data", "phantom-SkinCancer/resnet18/fp32/fold0",
                                            "phantom-SkinCancer/resnet18/ptq-fbgemm/fold0"}
 

@@ -250,7 +250,7 @@ def remedies_figure(results, dataset, *, regime="ptq-fbgemm"):
                              f"each remedy closes, a marker per backbone; 100 % is FP32. Medians: {said}.")
 
 
-RUNTIME_COLOURS = {"pytorch": "#575d6d", "inductor": "#34bcf6", "onnxruntime": "#f18102", "openvino": "#428364"}
+RUNTIME_COLOURS = dict(zip(RUNTIMES, map(regime_colour, ("fp32", "fp16", "ptq-qnnpack", "qat-fbgemm"))))
 
 
 @styled
