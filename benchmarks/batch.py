@@ -1,10 +1,12 @@
-"""A small grid through the batch, and as one naive script per cell that decodes images and trains its own baseline.
+"""A small grid through the batch, and the same cells one by one, where nothing is shared.
 
-    python benchmarks/batch.py [--backbones resnet18 efficientnet_b0] [--epochs 8] [--jobs N]
+    python benchmarks/batch.py [--backbones resnet18 efficientnet_b0] [--epochs 8] [--jobs N] [--against script stages]
 
-Both do the same cells (fp32, and four INT8 regimes from its checkpoint) on the generated BrainMRI stand-in, with the same
-threads and as many at a time; the naive script of an INT8 cell decodes the images and trains FP32 for itself, as a script
-per cell does when nothing is shared. Prints seconds of both and the ratio, and what starting a cell costs.
+All do the same cells (fp32, and four INT8 regimes from its checkpoint) on the same generated image files at 64 pixels, with
+one thread per cell and as many cells at a time. Two alternatives: `script`, one plain script per cell (`script.py`: image
+folder and loader of torchvision, PyTorch's quantization), which decodes the images and trains its own FP32 baseline; and
+`stages`, this package's own stages for each cell in a folder of its own, which shows what sharing alone is worth. Prints
+seconds and ratios, and what starting a cell costs.
 """
 
 import argparse
@@ -21,7 +23,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 REGIMES = ["fp32", "ptq-fbgemm", "ptq-qnnpack", "qat-fbgemm", "qat-qnnpack"]
-NAIVE = """
+STAGES = """
 import sys
 from medq import finetune, params, paths, quantize
 loaded = params.load(sys.argv[1])
@@ -30,11 +32,27 @@ cell = paths.Cell(loaded.profile, loaded.datasets[0], sys.argv[2], sys.argv[3], 
 """
 
 
+def write_images(folder):
+    """The generated stand-in for BrainMRI as PNG files, laid out as the real images are."""
+    from PIL import Image
+
+    from medq import params
+    from medq.datasets import phantoms
+
+    spec = params.datasets()["phantom-BrainMRI"]
+    names = {"train": "Training", "held_out": "Testing"}
+    images, frame = phantoms.generate(spec)
+    for number, (image, row) in enumerate(zip(images, frame.itertuples())):
+        path = folder / "brainmri" / names[row.split] / spec.classes[row.label] / f"{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+
+
 def profile(folder, backbones, epochs):
     """A profile of one dataset at 64 pixels."""
     path = folder / "bench.yaml"
     path.write_text(yaml.safe_dump({
-        "profile": "bench", "datasets": ["phantom-BrainMRI"], "backbones": backbones, "regimes": REGIMES, "controls": [],
+        "profile": "bench", "datasets": ["BrainMRI"], "backbones": backbones, "regimes": REGIMES, "controls": [],
         "folds": [0], "image_size": 64, "weights": "none", "device": "cpu", "threads": 1, "train": {"epochs": epochs},
         "qat": {"epochs": 1}, "calibration": {"images": 64}, "bootstrap": {"resamples": 100},
         "study": {"calibration_size": [], "ablation": [], "diagnosis": [], "remedies": [], "latency": []}}), encoding="utf-8")
@@ -48,23 +66,41 @@ def timed(function):
     return time.perf_counter() - start
 
 
-def batch(path, runs, jobs):
+def environment(folder, runs):
+    """One thread per cell, the generated images, and a folder of runs."""
+    return dict(os.environ, MEDQ_RUNS=str(runs), MEDQ_DATA=str(folder), MEDQ_THREADS="1", OMP_NUM_THREADS="1")
+
+
+def batch(folder, path, jobs):
     """The whole grid through `medq batch`."""
-    subprocess.run([sys.executable, "-m", "medq.cli", "batch", str(path), "--jobs", str(jobs), "--results", str(runs / "results")],
-                   cwd=ROOT, env=dict(os.environ, MEDQ_RUNS=str(runs)), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", "medq.cli", "batch", str(path), "--jobs", str(jobs), "--results", str(folder / "results")],
+                   cwd=ROOT, env=environment(folder, folder / "batch"), check=True, stdout=subprocess.DEVNULL)
 
 
-def naive(path, runs, jobs, backbones):
-    """One script per cell, each in a folder of its own: nothing is shared."""
+def one_by_one(command, folder, jobs, backbones):
+    """A process per cell, `jobs` at a time: `command(backbone, regime, folder of its own)`."""
     def cell(number, backbone, regime):
-        own = runs / str(number)
-        subprocess.run([sys.executable, "-c", NAIVE, str(path), backbone, regime], cwd=ROOT, check=True,
-                       env=dict(os.environ, MEDQ_RUNS=str(own), MEDQ_THREADS="1", OMP_NUM_THREADS="1"))
+        own = folder / f"alone-{number}"
+        own.mkdir()
+        subprocess.run(command(backbone, regime, own), cwd=ROOT, check=True, env=environment(folder, own), stderr=subprocess.DEVNULL)
         shutil.rmtree(own)
 
     cells = [(backbone, regime) for backbone in backbones for regime in REGIMES]
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(lambda item: cell(item[0], *item[1]), enumerate(cells)))
+
+
+def alternatives(folder, path, epochs):
+    """{name: (description, command of a cell)}."""
+    from medq import params
+
+    known = params.backbones()
+    return {
+        "script": ("one plain script per cell", lambda backbone, regime, own: [
+            sys.executable, str(ROOT / "benchmarks" / "script.py"), str(folder / "brainmri"), known[backbone].timm, regime,
+            str(epochs), str(own / "predictions.csv")]),
+        "stages": ("this package's stages, nothing shared", lambda backbone, regime, own: [
+            sys.executable, "-c", STAGES, str(path), backbone, regime])}
 
 
 def start_up(runs):
@@ -90,21 +126,24 @@ def main():
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbones", nargs="+", default=["resnet18", "efficientnet_b0"])
-    parser.add_argument("--epochs", type=int, default=8, help="of FP32; INT8 regimes train one (the proportion of params/reference.yaml)")
+    parser.add_argument("--epochs", type=int, default=8, help="of FP32; QAT trains one (the proportion of params/reference.yaml)")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--against", nargs="+", choices=["script", "stages"], default=["script", "stages"])
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = profile(folder, args.backbones, args.epochs)
-        for part in ("start", "batch", "naive"):
-            (folder / part).mkdir()
-        cold, warm = start_up(folder / "start")
-        print(f"start of a cell: {cold:.1f} s cold, {warm:.1f} s forked from a warm process")
-        shared = timed(lambda: batch(path, folder / "batch", args.jobs))
-        again = timed(lambda: batch(path, folder / "batch", args.jobs))
-        alone = timed(lambda: naive(path, folder / "naive", args.jobs, args.backbones))
-    print(f"{len(args.backbones) * len(REGIMES)} cells, {args.jobs} at a time: batch {shared:.0f} s, one script per cell "
-          f"{alone:.0f} s, ratio {alone / shared:.2f}; the batch again, nothing changed: {again:.1f} s")
+        write_images(folder)
+        cold, warm = start_up(folder)
+        print(f"start of a cell: {cold:.1f} s cold, {warm:.1f} s forked from a warm process", flush=True)
+        shared = timed(lambda: batch(folder, path, args.jobs))
+        again = timed(lambda: batch(folder, path, args.jobs))
+        print(f"{len(args.backbones) * len(REGIMES)} cells, {args.jobs} at a time: batch {shared:.0f} s; again, nothing changed: "
+              f"{again:.1f} s", flush=True)
+        known = alternatives(folder, path, args.epochs)
+        for what, command in (known[name] for name in args.against):
+            seconds = timed(lambda: one_by_one(command, folder, args.jobs, args.backbones))
+            print(f"{what}: {seconds:.0f} s, ratio {seconds / shared:.2f}", flush=True)
 
 
 if __name__ == "__main__":

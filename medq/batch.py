@@ -626,6 +626,9 @@ def _report_plan(planned, total):
     for job, _, why in planned:
         print(f"{job}: {why}")
     print(f"{len(planned)} of {total} parts would run." if planned else f"nothing to do: all {total} parts are finished.")
+    unread = [job.cell.dataset for job, _, _ in planned if job.stage == "datasets" and _has_cells(job)]
+    if unread:
+        print(f"note: {', '.join(unread)}: the batch reads the images first, and leaves every cell alone whose images turn out the same.")
     return 0
 
 

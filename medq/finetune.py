@@ -53,7 +53,8 @@ def _train(params, cell, part, inputs):
 def schedule_of(params, cell, device, key):
     """The `fit.Schedule` of a cell: section 2.5, or QAT's where the cell is QAT or its control."""
     train = params.training(cell.backbone)
-    values = {"epochs": train.epochs, "batch_size": train.batch_size, "learning_rate": train.learning_rate,
+    values = {"compiled": params.compile and not cell.regime.startswith("qat"),
+              "epochs": train.epochs, "batch_size": train.batch_size, "learning_rate": train.learning_rate,
               "weight_decay": train.weight_decay, "patience": train.patience,
               "min_improvement": train.min_improvement, "seed": params.seed, "device": device, "key": key}
     if cell.regime == "fp16":

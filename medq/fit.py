@@ -39,6 +39,7 @@ class Schedule:
     seed: int
     device: str = "cpu"
     autocast: torch.dtype | None = None
+    compiled: bool = False
     key: str = ""  # what the run was made from: a state saved under another key is not resumed
     before_epoch: object = None  # called with (model in training mode, epoch): the freezing points of QAT
     after_epoch: object = None  # called with the model before it is scored: nothing may learn from the images that score
@@ -77,11 +78,13 @@ def _fit(model, partition, schedule, folder):
                                  fused=True)
     scaler = torch.amp.GradScaler(schedule.device, enabled=schedule.autocast == torch.float16)
     state = _resume(folder, model, optimizer, scaler, schedule)
+    trained = torch.compile(model) if schedule.compiled else model  # shares its weights; `model` scores and is saved
     images = Images(partition, schedule.device)
     while len(state["history"]) < schedule.epochs and state["stale"] < schedule.patience:
         epoch = len(state["history"])
         start = time.perf_counter()
-        loss, train_accuracy = _epoch(model, images, optimizer, scaler, schedule, epoch)
+        with _compiling(schedule.compiled):
+            loss, train_accuracy = _epoch(trained, images, optimizer, scaler, schedule, epoch)
         if schedule.after_epoch:
             schedule.after_epoch(model)
         predicted = probabilities(model, partition.images[partition.selection], device=schedule.device,
@@ -96,6 +99,22 @@ def _fit(model, partition, schedule, folder):
             _save(folder, state, model, optimizer, scaler, schedule)
     model.load_state_dict(state["best"])
     return pd.DataFrame(state["history"])
+
+
+@contextlib.contextmanager
+def _compiling(on):
+    """Turn the compiler's errors into one sentence."""
+    if not on:
+        yield
+        return
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
+
+    try:
+        yield
+    except (TorchDynamoException, InductorError) as error:
+        said = " ".join(str(error).strip().splitlines()[:2])[:200] or type(error).__name__
+        raise UserError(f"compile: torch.compile cannot train this model here ({said}); set `compile: false`.") from error
 
 
 def forget(folder):

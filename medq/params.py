@@ -151,6 +151,7 @@ class Params(Model):
     weights: Annotated[str, Field(min_length=1)] = "imagenet"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: bool = False  # train compiled, except QAT: benchmarks/gpu.py says where that pays
     threads: Annotated[int, Field(gt=0, le=1024)] | None = None
     cell_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # longer than this is a failure
     train: Train = Train()

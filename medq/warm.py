@@ -36,15 +36,15 @@ def serve(address):
     import selectors
 
     die_with_parent()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen(64)
+    print("ready", flush=True)  # who asks before the imports are done waits for them in the queue
     _preload()
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_write)
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(address)
-    listener.listen(64)
-    print("ready", flush=True)
     links = {}  # connection of a job: its process
     with selectors.DefaultSelector() as events:
         events.register(listener, selectors.EVENT_READ)

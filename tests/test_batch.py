@@ -22,8 +22,8 @@ DATA = "phantom-BrainMRI/data"
 pytestmark = pytest.mark.timeout(1200)  # a batch may share the machine
 
 
-def why(loaded, only=None, look=True):
-    return {str(job): reason for job, _, reason in batch.plan(loaded, only, look)}
+def why(loaded, only=None):
+    return {str(job): reason for job, _, reason in batch.plan(loaded, only)}
 
 
 # --- a whole batch, killed once on the way ----------------------------------------------------------------------------
@@ -273,13 +273,16 @@ def real_cells(runs, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::medq.datasets.DatasetWarning")
-def test_a_changed_image_makes_its_dataset_stale_and_a_touched_one_does_not(real_cells):
+def test_a_changed_image_makes_its_dataset_stale_and_a_touched_one_does_not(real_cells, tmp_path, capsys):
     from PIL import Image
 
     loaded, image = real_cells
     assert why(loaded) == {}
     os.utime(image, ns=(1, 1))
-    assert "BrainMRI/data" in why(loaded, look=False)  # a dry run does not read it
+    capsys.readouterr()
+    assert cli.main(["batch", str(tmp_path / "tiny.yaml"), "--dry-run"]) == 0  # does not read it, and says so
+    out = capsys.readouterr().out
+    assert "BrainMRI/data: images" in out and "note: BrainMRI: the batch reads the images first" in out
     assert why(loaded) == {}
     Image.fromarray(np.zeros((40, 40, 3), dtype=np.uint8)).save(image)
     stale = why(loaded)

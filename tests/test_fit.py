@@ -1,0 +1,61 @@
+"""Training compiled: the same model by another way of computing, and one sentence where it cannot be had."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from medq import errors, fit, params, paths, stages
+from medq.datasets.partition import Partition
+from medq.finetune import schedule_of
+
+SCHEDULE = dict(epochs=2, batch_size=8, learning_rate=1e-3, weight_decay=1e-4, patience=9, min_improvement=0.0, seed=1)
+
+
+@pytest.fixture
+def part():
+    """Twenty-eight noisy images of two classes, one of them brighter: a whole batch, and a smaller last one."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(28) % 2
+    images = (rng.integers(0, 128, (28, 16, 16, 3)) + 100 * labels[:, None, None, None]).astype(np.uint8)
+    rows = np.arange(28)
+    return Partition(images, labels, rows.astype(str), ["a", "b"], train=rows[:20], selection=rows[20:], held_out=rows[20:])
+
+
+def model():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(),
+                               torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_training_gives_the_weights_of_plain_training(part, tmp_path):
+    plain, compiled = model(), model()
+    history = fit.fit(plain, part, fit.Schedule(**SCHEDULE), tmp_path / "plain")
+    own = fit.fit(compiled, part, fit.Schedule(**SCHEDULE, compiled=True), tmp_path / "compiled")
+    assert np.allclose(history["train_loss"], own["train_loss"], atol=1e-5)
+    assert list(plain.state_dict()) == list(compiled.state_dict())
+    for name, value in plain.state_dict().items():
+        assert torch.allclose(value, compiled.state_dict()[name], atol=1e-4), name
+    assert not torch.equal(plain[0].weight, model()[0].weight)
+
+
+def test_a_compiler_that_fails_is_one_sentence_that_names_the_key(part, tmp_path, monkeypatch):
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler")
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: real(model, backend=broken))
+    with pytest.raises(errors.UserError, match="compile: .*no compiler.*set `compile: false`"):
+        fit.fit(model(), part, fit.Schedule(**SCHEDULE, compiled=True), tmp_path)
+
+
+def test_compile_is_an_input_of_a_cell_only_where_it_is_asked_for():
+    plain = params.load("smoke")
+    asked = plain.model_copy(update={"compile": True})
+    values = [stages.parameters(p, "finetune", plain.datasets[0], "resnet18", "fp32") for p in (plain, asked)]
+    assert "compile" not in values[0] and values[1] == values[0] | {"compile": True}
+    cells = {regime: paths.Cell("smoke", plain.datasets[0], "resnet18", regime, 0) for regime in ("fp32", "fp16", "qat-fbgemm")}
+    assert {r: schedule_of(asked, cell, "cpu", "").compiled for r, cell in cells.items()} == {
+        "fp32": True, "fp16": True, "qat-fbgemm": False}
