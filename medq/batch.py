@@ -460,6 +460,7 @@ def _snakemake(params, args, results, todo, collect, warm, remote):
     folder = paths.runs() / params.profile
     n, threads, memory = shares(params, args.jobs)
     threads = (params.threads or 4) if remote else threads
+    environment = _environment(threads)
     targets = [job.notebook for job in todo] + (["collect/collect.ipynb"] if collect else [])
     (folder / "collect" / "collect.ipynb").unlink(missing_ok=True)
     config = {"profile": str(profiles.profile_path(args.params).absolute()), "threads": threads,
@@ -472,13 +473,15 @@ def _snakemake(params, args, results, todo, collect, warm, remote):
                "--rerun-triggers", "mtime", "--scheduler", "greedy", "--nocolor"]
     if args.profile:
         command += ["--profile", str(Path(args.profile).absolute()), *(["--jobs", str(args.jobs)] if args.jobs else [])]
+        environment |= {"MEDQ_CLUSTER": str(Path(args.profile).absolute()),  # for what a profile starts itself
+                        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])}
     if not remote:
         command += ["--cores", str(n * threads), "--resources", f"mem_mb={max(memory, MEMORY_MB)}"]
         if uses_gpu(params):
             command[-1:] = [command[-1], f"gpu={n}"]
     (folder / "logs").mkdir(exist_ok=True)
     log = folder / "logs" / "snakemake.log"
-    if not _watch([*command, "--", *targets], log, {job.notebook: job for job in todo}, _environment(threads)):
+    if not _watch([*command, "--", *targets], log, {job.notebook: job for job in todo}, environment):
         said = [line.strip() for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
         raise UserError(f"Snakemake could not start ({' '.join(said[-1:]) or 'no word from it'}); see {log}.")
 

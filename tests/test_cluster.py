@@ -1,0 +1,95 @@
+"""profiles/kubernetes with a stand-in for kubectl that runs each Job on this machine, with nothing but the Job's own environment."""
+
+import importlib.util
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from fixtures_batch import environment, write_profile
+
+from medq import artefacts, paths
+
+KUBERNETES = paths.ROOT / "profiles" / "kubernetes"
+KUBECTL = '''#!{python}
+import json, os, pathlib, subprocess, sys
+state, words = pathlib.Path({state!r}), [w for w in sys.argv[1:] if not w.startswith("--")]
+if words[0] == "create":
+    job = json.load(sys.stdin)
+    name = job["metadata"]["generateName"] + str(len(list(state.glob("*.json"))))
+    (state / (name + ".json")).write_text(json.dumps(job))
+    cell = job["spec"]["template"]["spec"]["containers"][0]
+    own = {{e["name"]: e["value"] for e in cell["env"]}} | {{"PATH": os.environ["PATH"], "HOME": {state!r}}}
+    run = '"$@"; echo $? > ' + repr(str(state / (name + ".rc")))
+    subprocess.Popen(["sh", "-c", run, "sh", *cell["command"]], env=own, start_new_session=True, stdin=subprocess.DEVNULL,
+                     stdout=open(state / (name + ".log"), "w"), stderr=subprocess.STDOUT)
+    print(name)
+elif words[0] == "get" and (state / (words[2] + ".json")).exists():
+    rc = state / (words[2] + ".rc")
+    code = rc.read_text().strip() if rc.exists() else ""
+    print(json.dumps({{"status": {{}} if not code else {{"succeeded": 1}} if code == "0" else {{"failed": 1}}}}))
+elif words[0] == "delete":
+    for name in words[2:]:
+        (state / (name + ".json")).unlink(missing_ok=True)
+'''
+
+
+@pytest.fixture
+def kubectl(tmp_path, monkeypatch):
+    """Folder in which the stand-in keeps the Jobs it was given."""
+    state, command = tmp_path / "jobs", tmp_path / "bin" / "kubectl"
+    state.mkdir()
+    command.parent.mkdir()
+    command.write_text(KUBECTL.format(python=sys.executable, state=str(state)))
+    command.chmod(command.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{command.parent}{os.pathsep}{os.environ['PATH']}")
+    return state
+
+
+@pytest.fixture
+def job():
+    """profiles/kubernetes/job.py as a module."""
+    spec = importlib.util.spec_from_file_location("job", KUBERNETES / "job.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("script, ends", [("exit 0", "success"), ("exit 3", "failed")])
+def test_a_job_runs_its_script_and_says_how_it_ended(kubectl, job, tmp_path, monkeypatch, script, ends):
+    monkeypatch.setenv("MEDQ_RUNS", "/medq/my runs")
+    path = tmp_path / "my job.sh"
+    path.write_text(f'echo "$MEDQ_RUNS" > "{tmp_path}/said"\n{script}\n')
+    name = job.submit("4", "3000", "1", str(path))
+    while (state := job.status(name)) == "running":
+        time.sleep(0.05)
+    assert state == ends and (tmp_path / "said").read_text() == "/medq/my runs\n"
+    cell = json.loads((kubectl / f"{name}.json").read_text())["spec"]["template"]["spec"]["containers"][0]
+    assert cell["resources"] == {"requests": {"cpu": "4", "memory": "3000M", "nvidia.com/gpu": "1"},
+                                 "limits": {"memory": "3000M", "nvidia.com/gpu": "1"}}
+    subprocess.run([str(KUBERNETES / "cancel"), name], check=True)
+    assert job.status(name) == "failed"
+
+
+def test_a_job_without_a_gpu_asks_for_none(job):
+    template = yaml.safe_load((KUBERNETES / "job.yaml").read_text())
+    made = job.manifest(template, "1", "6000", "0", "run.sh", {"HOME": "/root"})
+    cell = made["spec"]["template"]["spec"]["containers"][0]
+    assert "nvidia.com/gpu" not in cell["resources"]["limits"] and cell["env"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_batch_through_jobs(kubectl, tmp_path):
+    runs, profile = tmp_path / "my runs", write_profile(tmp_path)
+    command = [sys.executable, "-m", "medq.cli", "batch", str(profile), "--profile", str(KUBERNETES), "--jobs", "2",
+               "--results", str(tmp_path / "results")]
+    done = subprocess.run(command, cwd=paths.ROOT, env=environment(runs), text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(kubectl.glob("*.rc"))) == 4  # images, two cells, the collection
+    assert (tmp_path / "results" / "metrics.csv").is_file()
+    assert all(artefacts.record(folder) for folder in (runs / "tiny").glob("*/*/*/fold0"))
