@@ -2,14 +2,15 @@
 
     python benchmarks/batch.py [--backbones resnet18 efficientnet_b0] [--epochs 8] [--jobs N] [--against script stages]
 
-All do the same cells (fp32, and four INT8 regimes from its checkpoint) on the same generated image files at 64 pixels, with
-one thread per cell and as many cells at a time. Two alternatives: `script`, one plain script per cell (`script.py`: image
+All do the same cells of convolutional backbones (fp32, and four INT8 regimes from its checkpoint) on the same generated image
+files at 64 pixels, with as many threads per cell and as many cells at a time. Two alternatives: `script`, one plain script per cell (`script.py`: image
 folder and loader of torchvision, PyTorch's quantization), which decodes the images and trains its own FP32 baseline; and
 `stages`, this package's own stages for each cell in a folder of its own, which shows what sharing alone is worth. Prints
 seconds and ratios, and what starting a cell costs.
 """
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -53,7 +54,7 @@ def profile(folder, backbones, epochs):
     path = folder / "bench.yaml"
     path.write_text(yaml.safe_dump({
         "profile": "bench", "datasets": ["BrainMRI"], "backbones": backbones, "regimes": REGIMES, "controls": [],
-        "folds": [0], "image_size": 64, "weights": "none", "device": "cpu", "threads": 1, "train": {"epochs": epochs},
+        "folds": [0], "image_size": 64, "weights": "none", "device": "cpu", "threads": 1, "train": {"epochs": epochs, "patience": epochs},
         "qat": {"epochs": 1}, "calibration": {"images": 64}, "bootstrap": {"resamples": 100},
         "study": {"calibration_size": [], "ablation": [], "diagnosis": [], "remedies": [], "latency": []}}), encoding="utf-8")
     return path
@@ -66,23 +67,26 @@ def timed(function):
     return time.perf_counter() - start
 
 
-def environment(folder, runs):
-    """One thread per cell, the generated images, and a folder of runs."""
-    return dict(os.environ, MEDQ_RUNS=str(runs), MEDQ_DATA=str(folder), MEDQ_THREADS="1", OMP_NUM_THREADS="1")
+def environment(folder, runs, threads):
+    """Threads of a cell, the generated images, and a folder of runs."""
+    return dict(os.environ, MEDQ_RUNS=str(runs), MEDQ_DATA=str(folder), MEDQ_THREADS=str(threads), OMP_NUM_THREADS=str(threads))
 
 
-def batch(folder, path, jobs):
+def batch(folder, path, jobs, threads):
     """The whole grid through `medq batch`."""
     subprocess.run([sys.executable, "-m", "medq.cli", "batch", str(path), "--jobs", str(jobs), "--results", str(folder / "results")],
-                   cwd=ROOT, env=environment(folder, folder / "batch"), check=True, stdout=subprocess.DEVNULL)
+                   cwd=ROOT, env=environment(folder, folder / "batch", threads), check=True, stdout=subprocess.DEVNULL)
 
 
-def one_by_one(command, folder, jobs, backbones):
+def one_by_one(command, folder, jobs, threads, backbones):
     """A process per cell, `jobs` at a time: `command(backbone, regime, folder of its own)`."""
     def cell(number, backbone, regime):
         own = folder / f"alone-{number}"
         own.mkdir()
-        subprocess.run(command(backbone, regime, own), cwd=ROOT, check=True, env=environment(folder, own), stderr=subprocess.DEVNULL)
+        ended = subprocess.run(command(backbone, regime, own), cwd=ROOT, env=environment(folder, own, threads), text=True,
+                               stderr=subprocess.PIPE)
+        if ended.returncode:
+            sys.exit(f"{backbone} {regime}: {ended.stderr}")
         shutil.rmtree(own)
 
     cells = [(backbone, regime) for backbone in backbones for regime in REGIMES]
@@ -90,15 +94,12 @@ def one_by_one(command, folder, jobs, backbones):
         list(pool.map(lambda item: cell(item[0], *item[1]), enumerate(cells)))
 
 
-def alternatives(folder, path, epochs):
+def alternatives(folder, path, known, epochs):
     """{name: (description, command of a cell)}."""
-    from medq import params
-
-    known = params.backbones()
     return {
         "script": ("one plain script per cell", lambda backbone, regime, own: [
-            sys.executable, str(ROOT / "benchmarks" / "script.py"), str(folder / "brainmri"), known[backbone].timm, regime,
-            str(epochs), str(own / "predictions.csv")]),
+            sys.executable, str(ROOT / "benchmarks" / "script.py"), str(folder / "brainmri"), known[backbone].timm,
+            json.dumps(known[backbone].options | known[backbone].scratch), regime, str(epochs), str(own / "predictions.csv")]),
         "stages": ("this package's stages, nothing shared", lambda backbone, regime, own: [
             sys.executable, "-c", STAGES, str(path), backbone, regime])}
 
@@ -117,7 +118,7 @@ def start_up(runs):
     def start(command):
         return timed(lambda: subprocess.run([*command, *words], check=True, capture_output=True, cwd=ROOT))
 
-    cold = start([str(Path(sys.executable).with_name("papermill"))])
+    cold = min(start([str(Path(sys.executable).with_name("papermill"))]) for _ in range(3))
     with batches._server(runs / "warm") as warm:
         return cold, min(start(warm) for _ in range(3))
 
@@ -130,19 +131,26 @@ def main():
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--against", nargs="+", choices=["script", "stages"], default=["script", "stages"])
     args = parser.parse_args()
+    from medq import batch as batches, params
+
+    known = params.backbones()
+    for name in args.backbones:
+        if name not in known or known[name].family != "cnn":
+            parser.error(f"--backbones: {name} is no convolutional backbone of params/backbones.yaml")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = profile(folder, args.backbones, args.epochs)
         write_images(folder)
         cold, warm = start_up(folder)
         print(f"start of a cell: {cold:.1f} s cold, {warm:.1f} s forked from a warm process", flush=True)
-        shared = timed(lambda: batch(folder, path, args.jobs))
-        again = timed(lambda: batch(folder, path, args.jobs))
-        print(f"{len(args.backbones) * len(REGIMES)} cells, {args.jobs} at a time: batch {shared:.0f} s; again, nothing changed: "
+        jobs, threads, _ = batches.shares(params.load(path), args.jobs)
+        shared = timed(lambda: batch(folder, path, jobs, threads))
+        again = timed(lambda: batch(folder, path, jobs, threads))
+        print(f"{len(args.backbones) * len(REGIMES)} cells, {jobs} at a time, {threads} threads each: batch {shared:.0f} s; again, nothing changed: "
               f"{again:.1f} s", flush=True)
-        known = alternatives(folder, path, args.epochs)
-        for what, command in (known[name] for name in args.against):
-            seconds = timed(lambda: one_by_one(command, folder, args.jobs, args.backbones))
+        offered = alternatives(folder, path, known, args.epochs)
+        for what, command in (offered[name] for name in args.against):
+            seconds = timed(lambda: one_by_one(command, folder, jobs, threads, args.backbones))
             print(f"{what}: {seconds:.0f} s, ratio {seconds / shared:.2f}", flush=True)
 
 

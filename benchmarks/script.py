@@ -1,11 +1,12 @@
 """One cell as a plain script: torchvision's image folder and loader, Adam, PyTorch's quantization, nothing shared.
 
-    python benchmarks/script.py IMAGES MODEL REGIME EPOCHS OUT.csv
+    python benchmarks/script.py IMAGES MODEL OPTIONS REGIME EPOCHS OUT.csv
 
-IMAGES holds Training/<class>/ and Testing/<class>/. An INT8 regime trains its own FP32 model for EPOCHS first; QAT then
+IMAGES holds Training/<class>/ and Testing/<class>/; OPTIONS (JSON) go to timm with the name of the MODEL. An INT8 regime trains its own FP32 model for EPOCHS first; QAT then
 trains one epoch more. Writes the class probabilities of the held-out images. `benchmarks/batch.py` times it.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -68,12 +69,12 @@ def quantized(model, regime, images, held_out):
     return convert_fx(model.eval())
 
 
-def main(folder, name, regime, epochs, out):
+def main(folder, name, options, regime, epochs, out):
     """Train, quantize if the regime says so, write the predictions."""
     torch.manual_seed(42)
     images = datasets.ImageFolder(Path(folder) / "Training", AUGMENTED)
     held_out = datasets.ImageFolder(Path(folder) / "Testing", PLAIN)
-    model = timm.create_model(name, num_classes=len(images.classes))
+    model = timm.create_model(name, num_classes=len(images.classes), **json.loads(options))
     train(model, images, held_out, int(epochs))
     if regime != "fp32":
         model = quantized(model, regime, images, held_out)

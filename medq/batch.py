@@ -25,6 +25,7 @@ PARAMETERS = {"datasets": ("dataset",), "latency": ("backbone",), "collect": ("r
               "ablation": ("dataset", "backbone", "fold"), "peers": ("dataset", "backbone", "fold")}
 CELL = ("dataset", "backbone", "regime", "fold")
 MEMORY_MB = 3000  # of one job, with ample room
+CANCEL = 30  # seconds that an interrupted batch has to take its jobs off a cluster
 NEW, AGAIN, SHOWN = "new", "again", "notebook"  # why a job runs: never made, to be made again, only its notebook
 
 
@@ -481,13 +482,16 @@ def _snakemake(params, args, results, todo, collect, warm, remote):
             command[-1:] = [command[-1], f"gpu={n}"]
     (folder / "logs").mkdir(exist_ok=True)
     log = folder / "logs" / "snakemake.log"
-    if not _watch([*command, "--", *targets], log, {job.notebook: job for job in todo}, environment):
+    if not _watch([*command, "--", *targets], log, {job.notebook: job for job in todo}, environment, CANCEL if remote else 0):
         said = [line.strip() for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
         raise UserError(f"Snakemake could not start ({' '.join(said[-1:]) or 'no word from it'}); see {log}.")
 
 
-def _watch(command, log, by_notebook, environment):
-    """Run Snakemake and show its progress; False where it ended in error before any job began."""
+def _watch(command, log, by_notebook, environment, grace=0):
+    """Run Snakemake and show its progress; False where it ended in error before any job began.
+
+    Interrupted, it has `grace` seconds to take back what it submitted to a cluster.
+    """
     from medq import warm
 
     progress = Progress(by_notebook)
@@ -500,8 +504,13 @@ def _watch(command, log, by_notebook, environment):
                 file.flush()
                 progress.feed(line.rstrip("\n"))
         except BaseException:
+            import contextlib
             import signal
 
+            if grace:
+                process.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.communicate(timeout=grace)
             os.killpg(process.pid, signal.SIGKILL)
             raise
     progress.close()
@@ -629,7 +638,8 @@ def _report_plan(planned, total):
     for job, _, why in planned:
         print(f"{job}: {why}")
     print(f"{len(planned)} of {total} parts would run." if planned else f"nothing to do: all {total} parts are finished.")
-    unread = [job.cell.dataset for job, _, _ in planned if job.stage == "datasets" and _has_cells(job)]
+    unread = [job.cell.dataset for job, kind, why in planned
+              if job.stage == "datasets" and _has_cells(job) and (kind == NEW or "images" in why)]
     if unread:
         print(f"note: {', '.join(unread)}: the batch reads the images first, and leaves every cell alone whose images turn out the same.")
     return 0

@@ -167,7 +167,7 @@ def text(found):
         f"CUDA {gpu['cuda']}"
         if gpu
         else "GPU         none: FP32 and QAT train on the CPU, FP16 falls back to bfloat16",
-        f"Compiler    {found['compiler'] or 'none: torch.compile and the runtime inductor are left out'}",
+        f"Compiler    {found['compiler'] or 'none: no torch.compile, so neither its baseline, nor the runtime inductor, nor `compile: true`'}",
         "Engines     " + "; ".join(f"{name}: {state}" for name, state in found["engines"].items()),
         "",
         f"{'Regime':<14}{'train':<30}{'convert':<30}time",

@@ -78,7 +78,9 @@ def _fit(model, partition, schedule, folder):
                                  fused=True)
     scaler = torch.amp.GradScaler(schedule.device, enabled=schedule.autocast == torch.float16)
     state = _resume(folder, model, optimizer, scaler, schedule)
-    trained = torch.compile(model) if schedule.compiled else model  # shares its weights; `model` scores and is saved
+    # Compiled, it shares its weights; `model` itself scores and is saved. A graph for each size of batch: one for all would
+    # depend on which sizes this process has met, and a resumed run has met others.
+    trained = torch.compile(model, dynamic=False) if schedule.compiled else model
     images = Images(partition, schedule.device)
     while len(state["history"]) < schedule.epochs and state["stale"] < schedule.patience:
         epoch = len(state["history"])
@@ -103,16 +105,17 @@ def _fit(model, partition, schedule, folder):
 
 @contextlib.contextmanager
 def _compiling(on):
-    """Turn the compiler's errors into one sentence."""
+    """The same dropout as uncompiled, and the compiler's errors as one sentence."""
     if not on:
         yield
         return
     from torch._dynamo.exc import TorchDynamoException
-    from torch._inductor.exc import InductorError
+    from torch._inductor import config
 
     try:
-        yield
-    except (TorchDynamoException, InductorError) as error:
+        with config.patch(fallback_random=True):
+            yield
+    except TorchDynamoException as error:
         said = " ".join(str(error).strip().splitlines()[:2])[:200] or type(error).__name__
         raise UserError(f"compile: torch.compile cannot train this model here ({said}); set `compile: false`.") from error
 

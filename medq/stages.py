@@ -86,8 +86,7 @@ def parameters(params, stage, dataset, backbone=None, regime=None):
     if stage == "datasets":
         return values
     values |= {"weights": _weights(params.weights), "deduplicate": params.deduplicate, "device": params.device}
-    values |= {"compile": True} if params.compile else {}  # absent: cells of profiles from before there was a choice stay
-    values["subset"] = params.subset.model_dump()
+    values |= {"compile": params.compile, "subset": params.subset.model_dump()}
     values["backbone"] = profiles.backbones()[backbone].model_dump(exclude={"title"})
     values["train"] = params.training(backbone).model_dump()
     if regime == "fp32-continued" or "qat" in (regime or ""):

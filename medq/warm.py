@@ -78,6 +78,7 @@ def _accept(listener):
         listener.close()
         link.close()
         os._exit(_work(json.loads(request), fds))
+    _own_group(pid)  # here too: the command may have been killed already
     for fd in fds:
         os.close(fd)
     return link, pid
@@ -185,11 +186,16 @@ def _fork_kernel(cmd, env=None, cwd=None, **_):
 
             traceback.print_exc()
         os._exit(1)
+    _own_group(pid)  # on both sides: its group is asked for at once, and killed later
+    return _Forked(pid)
+
+
+def _own_group(pid):
+    """Give a forked process a group of its own, if it has not done so itself."""
     try:
-        os.setpgid(pid, pid)  # on both sides: its group is asked for at once, and killed later
+        os.setpgid(pid, pid)
     except OSError:
         pass
-    return _Forked(pid)
 
 
 def _kernel(argv):
@@ -235,7 +241,7 @@ def _preload():
         for name in PRELOAD:
             try:
                 importlib.import_module(name)
-            except ImportError:
+            except Exception:
                 continue  # the notebook that needs it will say so
 
 

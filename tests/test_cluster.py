@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -15,8 +16,7 @@ from fixtures_batch import environment, write_profile
 from medq import artefacts, paths
 
 KUBERNETES = paths.ROOT / "profiles" / "kubernetes"
-KUBECTL = '''#!{python}
-import json, os, pathlib, subprocess, sys
+KUBECTL = '''import json, os, pathlib, signal, subprocess, sys
 state, words = pathlib.Path({state!r}), [w for w in sys.argv[1:] if not w.startswith("--")]
 if words[0] == "create":
     job = json.load(sys.stdin)
@@ -25,9 +25,13 @@ if words[0] == "create":
     cell = job["spec"]["template"]["spec"]["containers"][0]
     own = {{e["name"]: e["value"] for e in cell["env"]}} | {{"PATH": os.environ["PATH"], "HOME": {state!r}}}
     run = '"$@"; echo $? > ' + repr(str(state / (name + ".rc")))
-    subprocess.Popen(["sh", "-c", run, "sh", *cell["command"]], env=own, start_new_session=True, stdin=subprocess.DEVNULL,
-                     stdout=open(state / (name + ".log"), "w"), stderr=subprocess.STDOUT)
+    job = subprocess.Popen(["sh", "-c", run, "sh", *cell["command"]], env=own, start_new_session=True, stdin=subprocess.DEVNULL,
+                           stdout=open(state / (name + ".log"), "w"), stderr=subprocess.STDOUT)
+    (state / (name + ".pid")).write_text(str(job.pid))
     print(name)
+elif words[0] == "get" and (state / "unreachable").exists():
+    (state / "unreachable").unlink()
+    sys.exit("no answer")
 elif words[0] == "get" and (state / (words[2] + ".json")).exists():
     rc = state / (words[2] + ".rc")
     code = rc.read_text().strip() if rc.exists() else ""
@@ -35,6 +39,8 @@ elif words[0] == "get" and (state / (words[2] + ".json")).exists():
 elif words[0] == "delete":
     for name in words[2:]:
         (state / (name + ".json")).unlink(missing_ok=True)
+        if not (state / (name + ".rc")).exists():
+            os.killpg(int((state / (name + ".pid")).read_text()), signal.SIGKILL)
 '''
 
 
@@ -44,7 +50,8 @@ def kubectl(tmp_path, monkeypatch):
     state, command = tmp_path / "jobs", tmp_path / "bin" / "kubectl"
     state.mkdir()
     command.parent.mkdir()
-    command.write_text(KUBECTL.format(python=sys.executable, state=str(state)))
+    (state / "kubectl.py").write_text(KUBECTL.format(state=str(state)))
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{state}/kubectl.py" "$@"\n')
     command.chmod(command.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{command.parent}{os.pathsep}{os.environ['PATH']}")
     return state
@@ -75,11 +82,24 @@ def test_a_job_runs_its_script_and_says_how_it_ended(kubectl, job, tmp_path, mon
     assert job.status(name) == "failed"
 
 
+def test_a_cluster_that_does_not_answer_is_asked_again(kubectl, job, tmp_path):
+    path = tmp_path / "job.sh"
+    path.write_text("exit 0")
+    name = job.submit("1", "100", "0", str(path))
+    while not (kubectl / f"{name}.rc").exists() or not (kubectl / f"{name}.rc").read_text():
+        time.sleep(0.05)
+    (kubectl / "unreachable").touch()
+    assert [job.status(name), job.status(name)] == ["running", "success"]
+
+
 def test_a_job_without_a_gpu_asks_for_none(job):
     template = yaml.safe_load((KUBERNETES / "job.yaml").read_text())
     made = job.manifest(template, "1", "6000", "0", "run.sh", {"HOME": "/root"})
     cell = made["spec"]["template"]["spec"]["containers"][0]
     assert "nvidia.com/gpu" not in cell["resources"]["limits"] and cell["env"] == []
+    template["spec"]["template"]["spec"]["containers"][0]["resources"] = {"limits": {"memory": "64G"}}
+    cell = job.manifest(template, "1", "6000", "0", "run.sh", {})["spec"]["template"]["spec"]["containers"][0]
+    assert cell["resources"] == {"requests": {"cpu": "1", "memory": "6000M"}, "limits": {"memory": "64G"}}
 
 
 @pytest.mark.slow
@@ -88,8 +108,14 @@ def test_a_batch_through_jobs(kubectl, tmp_path):
     runs, profile = tmp_path / "my runs", write_profile(tmp_path)
     command = [sys.executable, "-m", "medq.cli", "batch", str(profile), "--profile", str(KUBERNETES), "--jobs", "2",
                "--results", str(tmp_path / "results")]
+    interrupted = subprocess.Popen(command, cwd=paths.ROOT, env=environment(runs), stdout=subprocess.DEVNULL)
+    while not list(kubectl.glob("*.pid")):
+        time.sleep(0.1)
+    interrupted.send_signal(signal.SIGINT)
+    assert interrupted.wait(60) != 0
+    assert not list(kubectl.glob("medq-*.json"))  # the Job was taken back
     done = subprocess.run(command, cwd=paths.ROOT, env=environment(runs), text=True, capture_output=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(list(kubectl.glob("*.rc"))) == 4  # images, two cells, the collection
+    assert len(list(kubectl.glob("medq-*.rc"))) == 4  # images, two cells, the collection
     assert (tmp_path / "results" / "metrics.csv").is_file()
     assert all(artefacts.record(folder) for folder in (runs / "tiny").glob("*/*/*/fold0"))

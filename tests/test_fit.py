@@ -26,19 +26,33 @@ def part():
 def model():
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(),
-                               torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2))
+                               torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Dropout(0.3), torch.nn.Linear(4, 2))
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_training_gives_the_weights_of_plain_training(part, tmp_path):
-    plain, compiled = model(), model()
+def test_compiled_training_gives_the_weights_of_plain_training_also_when_interrupted(part, tmp_path, monkeypatch):
+    plain, compiled, resumed = model(), model(), model()
     history = fit.fit(plain, part, fit.Schedule(**SCHEDULE), tmp_path / "plain")
-    own = fit.fit(compiled, part, fit.Schedule(**SCHEDULE, compiled=True), tmp_path / "compiled")
+    schedule = fit.Schedule(**SCHEDULE, compiled=True)
+    own = fit.fit(compiled, part, schedule, tmp_path / "compiled")
     assert np.allclose(history["train_loss"], own["train_loss"], atol=1e-5)
     assert list(plain.state_dict()) == list(compiled.state_dict())
     for name, value in plain.state_dict().items():
         assert torch.allclose(value, compiled.state_dict()[name], atol=1e-4), name
     assert not torch.equal(plain[0].weight, model()[0].weight)
+
+    save = fit._save
+
+    def interrupted(*args):
+        save(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit, "_save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit.fit(model(), part, schedule, tmp_path / "resumed")
+    torch._dynamo.reset()  # as in a process that has seen no batch yet
+    fit.fit(resumed, part, schedule, tmp_path / "resumed")
+    assert all(torch.equal(value, compiled.state_dict()[name]) for name, value in resumed.state_dict().items())
 
 
 def test_a_compiler_that_fails_is_one_sentence_that_names_the_key(part, tmp_path, monkeypatch):
@@ -46,16 +60,16 @@ def test_a_compiler_that_fails_is_one_sentence_that_names_the_key(part, tmp_path
         raise RuntimeError("no compiler")
 
     real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model: real(model, backend=broken))
+    monkeypatch.setattr(torch, "compile", lambda model, **_: real(model, backend=broken))
     with pytest.raises(errors.UserError, match="compile: .*no compiler.*set `compile: false`"):
         fit.fit(model(), part, fit.Schedule(**SCHEDULE, compiled=True), tmp_path)
 
 
-def test_compile_is_an_input_of_a_cell_only_where_it_is_asked_for():
+def test_compile_is_an_input_of_a_cell_and_leaves_qat_as_it_is():
     plain = params.load("smoke")
     asked = plain.model_copy(update={"compile": True})
     values = [stages.parameters(p, "finetune", plain.datasets[0], "resnet18", "fp32") for p in (plain, asked)]
-    assert "compile" not in values[0] and values[1] == values[0] | {"compile": True}
+    assert values[0] | {"compile": True} == values[1] != values[0]
     cells = {regime: paths.Cell("smoke", plain.datasets[0], "resnet18", regime, 0) for regime in ("fp32", "fp16", "qat-fbgemm")}
     assert {r: schedule_of(asked, cell, "cpu", "").compiled for r, cell in cells.items()} == {
         "fp32": True, "fp16": True, "qat-fbgemm": False}

@@ -22,7 +22,9 @@ def manifest(template, cpus, megabytes, gpus, script, environment):
     cell["env"] = cell.get("env", []) + [{"name": name, "value": value} for name, value in sorted(environment.items())
                                          if name.startswith(PASSED)]
     wanted = {"memory": f"{megabytes}M"} | ({"nvidia.com/gpu": gpus} if gpus != "0" else {})
-    cell["resources"] = {"requests": {"cpu": cpus, **wanted}, "limits": wanted}
+    resources = cell.setdefault("resources", {})
+    resources["requests"] = {"cpu": cpus, **wanted, **resources.get("requests", {})}
+    resources["limits"] = {**wanted, **resources.get("limits", {})}
     return template
 
 
@@ -34,8 +36,11 @@ def submit(cpus, megabytes, gpus, script):
 
 
 def status(name):
-    """How a Job stands; one that is gone has failed."""
-    said = _kubectl("get", "job", name, "--ignore-not-found", "--output=json")
+    """How a Job stands; one that is gone has failed. Where kubectl gets no answer it runs on, and will be asked for again."""
+    try:
+        said = _kubectl("get", "job", name, "--ignore-not-found", "--output=json")
+    except subprocess.CalledProcessError:
+        return "running"
     state = json.loads(said)["status"] if said else {"failed": 1}
     return "success" if state.get("succeeded") else "failed" if state.get("failed") else "running"
 
