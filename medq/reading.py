@@ -302,7 +302,7 @@ def remedies(results, published=None):
         return MISSING
     median = data.groupby("remedy", sort=False)[["ece_closed", "auprc_closed", "slowdown"]].median()
     if median["ece_closed"].dropna().empty:
-        return f"PTQ stays within {tables.GAP} of FP32 in ECE in every cell here: there is no gap to close."
+        return f"PTQ is worse than FP32 by less than {tables.GAP} in ECE in every cell here: there is no gap to close."
     best = median["ece_closed"].idxmax()
     row = median.loc[best]
     auprc = f" and {100 * row['auprc_closed']:.0f} % of that in AUPRC"
@@ -310,7 +310,9 @@ def remedies(results, published=None):
     cost = "" if math.isnan(row["slowdown"]) else f", at {row['slowdown']:.2f} times the latency"
     worse = [r for r, v in median["ece_closed"].items() if v < 0]
     more = f" Worse than doing nothing, in the median: {_list(worse)}." if worse else ""
-    return (f"In the median cell `{best}` closes most of the gap in ECE, {100 * row['ece_closed']:.0f} "
+    cells = data[data["ece_closed"].notna()].groupby(CELL, sort=False).ngroups
+    where = f"In the median of the {cells} cells with a gap in ECE," if cells > 1 else "In the one cell with a gap in ECE,"
+    return (f"{where} `{best}` closes most of it, {100 * row['ece_closed']:.0f} "
             f"%{auprc}{cost}.{more}{other_models(results, 'remedies')}")
 
 

@@ -165,6 +165,17 @@ def test_remedies_give_no_share_where_there_is_no_gap(full):
     assert t["auprc_closed"].isna().all() and t["ece_closed"].notna().any()
 
 
+@pytest.mark.parametrize("metric, better", [("auprc", 0.1), ("ece", -0.1), ("brier", -0.1)])
+def test_remedies_give_no_share_where_ptq_is_better_than_fp32(full, metric, better):
+    def turned(r):
+        goal = r[r["remedy"] == "fp32"].set_index(["dataset", "backbone"])[metric]
+        ptq = [goal[key] + better for key in zip(r["dataset"], r["backbone"])]
+        return r.assign(**{metric: r[metric].where(r["remedy"] != "none", pd.Series(ptq, index=r.index))})
+
+    assert tables.remedies(full)[f"{metric}_closed"].notna().any()
+    assert tables.remedies(fixtures.bent(full, remedies=turned))[f"{metric}_closed"].isna().all()
+
+
 def test_remedies_are_held_against_fp32_on_the_same_images(full):
     row = tables.remedies(full).set_index([*CELL, "remedy"]).iloc[0]
     own = full.remedies[(full.remedies["dataset"] == "BrainMRI") & (full.remedies["backbone"] == "resnet18")]
