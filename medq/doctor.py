@@ -2,6 +2,9 @@
 
 from importlib import metadata
 
+NO_COMPILER = ("none, or a space in the path of this environment: no torch.compile, so neither its baseline, nor the runtime "
+               "inductor, nor `compile: true`")
+
 
 def add_arguments(parser):
     """Arguments of `medq doctor`."""
@@ -25,7 +28,6 @@ def report():
     memory_gib, engines {name: "works" or why not}, compiler, regimes {name: {train, convert, time}}, each
     `yes…` or `no: …`."""
     import os
-    import shutil
 
     import psutil
     import torch
@@ -46,9 +48,18 @@ def report():
         "threads": {"torch": torch.get_num_threads(), "usable_cores": cores},
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "engines": engines,
-        "compiler": shutil.which("g++") or shutil.which("clang++") or "",
+        "compiler": compiler(),
         "regimes": regimes(gpu, engines, cpu["instructions"]),
     }
+
+
+def compiler():
+    """Path of the C++ compiler for torch.compile, or an empty string: it does not quote torch's own path for it."""
+    import shutil
+
+    import torch
+
+    return "" if " " in torch.__file__ else shutil.which("g++") or shutil.which("clang++") or ""
 
 
 def integers(instructions):
@@ -167,7 +178,7 @@ def text(found):
         f"CUDA {gpu['cuda']}"
         if gpu
         else "GPU         none: FP32 and QAT train on the CPU, FP16 falls back to bfloat16",
-        f"Compiler    {found['compiler'] or 'none: no torch.compile, so neither its baseline, nor the runtime inductor, nor `compile: true`'}",
+        f"Compiler    {found['compiler'] or NO_COMPILER}",
         "Engines     " + "; ".join(f"{name}: {state}" for name, state in found["engines"].items()),
         "",
         f"{'Regime':<14}{'train':<30}{'convert':<30}time",

@@ -1,12 +1,10 @@
 """Training compiled: the same model by another way of computing, and one sentence where it cannot be had."""
 
-import shutil
-
 import numpy as np
 import pytest
 import torch
 
-from medq import errors, fit, params, paths, stages
+from medq import doctor, errors, fit, params, paths, stages
 from medq.datasets.partition import Partition
 from medq.finetune import schedule_of
 
@@ -29,7 +27,7 @@ def model():
                                torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Dropout(0.3), torch.nn.Linear(4, 2))
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(not doctor.compiler(), reason="torch.compile needs a C++ compiler, and no space in torch's path")
 def test_compiled_training_gives_the_weights_of_plain_training_also_when_interrupted(part, tmp_path, monkeypatch):
     plain, compiled, resumed = model(), model(), model()
     history = fit.fit(plain, part, fit.Schedule(**SCHEDULE), tmp_path / "plain")

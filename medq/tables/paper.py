@@ -271,7 +271,9 @@ def speedups(results, *, batch_size=1, regime="ptq-fbgemm", n_resamples=500, see
             low, high = _ratio_interval(raw.get(key), raw.get(int8[0]), n_resamples, rng)
             rows.append({"backbone": backbone, "baseline": key[2] or "eager", "value": t[int8[0]] / t[key],
                          "low": low, "high": high, "best": key == best})
-    return pd.DataFrame(rows, columns=["backbone", "baseline", "value", "low", "high", "best"])
+    return captioned(pd.DataFrame(rows, columns=["backbone", "baseline", "value", "low", "high", "best"]),
+                    f"Speed-up of {title(regime)} over every FP32 baseline", formats={None: "{:.2f}"},
+                    labels={"value": "Speed-up (×)", "low": "95 % from", "high": "to", "best": "Fastest FP32"})
 
 
 def _ratio_interval(slow, fast, n_resamples, rng):
