@@ -3,10 +3,10 @@
     python benchmarks/batch.py [--backbones resnet18 efficientnet_b0] [--epochs 8] [--jobs N] [--against script stages]
 
 All do the same cells of convolutional backbones (fp32, and four INT8 regimes from its checkpoint) on the same generated image
-files at 64 pixels, with as many threads per cell and as many cells at a time. Two alternatives: `script`, one plain script per cell (`script.py`: image
-folder and loader of torchvision, PyTorch's quantization), which decodes the images and trains its own FP32 baseline; and
-`stages`, this package's own stages for each cell in a folder of its own, which shows what sharing alone is worth. Prints
-seconds and ratios, and what starting a cell costs.
+files at 64 pixels, with as many threads per cell and as many cells at a time. Two alternatives: `script`, one plain script
+per cell (`script.py`: image folder and loader of torchvision, PyTorch's quantization), which decodes the images and trains its
+own FP32 baseline; and `stages`, this package's own stages for each cell in a folder of its own, which shows what sharing alone
+is worth. Prints seconds and ratios, and what starting a cell costs.
 """
 
 import argparse
@@ -54,7 +54,8 @@ def profile(folder, backbones, epochs):
     path = folder / "bench.yaml"
     path.write_text(yaml.safe_dump({
         "profile": "bench", "datasets": ["BrainMRI"], "backbones": backbones, "regimes": REGIMES, "controls": [],
-        "folds": [0], "image_size": 64, "weights": "none", "device": "cpu", "threads": 1, "train": {"epochs": epochs, "patience": epochs},
+        "folds": [0], "image_size": 64, "weights": "none", "device": "cpu", "threads": 1,
+        "train": {"epochs": epochs, "patience": epochs},
         "qat": {"epochs": 1}, "calibration": {"images": 64}, "bootstrap": {"resamples": 100},
         "study": {"calibration_size": [], "ablation": [], "diagnosis": [], "remedies": [], "latency": []}}), encoding="utf-8")
     return path
@@ -146,8 +147,8 @@ def main():
         jobs, threads, _ = batches.shares(params.load(path), args.jobs)
         shared = timed(lambda: batch(folder, path, jobs, threads))
         again = timed(lambda: batch(folder, path, jobs, threads))
-        print(f"{len(args.backbones) * len(REGIMES)} cells, {jobs} at a time, {threads} threads each: batch {shared:.0f} s; again, nothing changed: "
-              f"{again:.1f} s", flush=True)
+        print(f"{len(args.backbones) * len(REGIMES)} cells, {jobs} at a time, {threads} threads each: batch {shared:.0f} s; "
+              f"again, nothing changed: {again:.1f} s", flush=True)
         offered = alternatives(folder, path, known, args.epochs)
         for what, command in (offered[name] for name in args.against):
             seconds = timed(lambda: one_by_one(command, folder, jobs, threads, args.backbones))

@@ -2,8 +2,9 @@
 
     python benchmarks/script.py IMAGES MODEL OPTIONS REGIME EPOCHS OUT.csv
 
-IMAGES holds Training/<class>/ and Testing/<class>/; OPTIONS (JSON) go to timm with the name of the MODEL. An INT8 regime trains its own FP32 model for EPOCHS first; QAT then
-trains one epoch more. Writes the class probabilities of the held-out images. `benchmarks/batch.py` times it.
+IMAGES holds Training/<class>/ and Testing/<class>/; OPTIONS (JSON) go to timm with the name of the MODEL. An INT8 regime
+trains its own FP32 model for EPOCHS first; QAT then trains one epoch more. Writes the class probabilities of the held-out
+images. `benchmarks/batch.py` times it.
 """
 
 import json
