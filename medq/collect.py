@@ -26,7 +26,7 @@ STUDIES = {  # what study cells write as it stands in results/: the stage that m
     "calibration_size.csv": "calibration_size", "ablation.csv": "ablation", "layers.csv": "diagnosis", "remedies.csv": "remedies",
     "peers.csv": "peers", "peers_raw.parquet": "peers", "latency.csv": "latency", "latency_raw.parquet": "latency",
 }
-PEERS = "peers"
+PEERS, CONDITIONS = "peers", "conditions.csv"
 PEER_FILE = re.compile(r"predictions\.([a-z0-9-]+)\.parquet")
 PART = re.compile(r"[^/]+/data|latency/[^/]+|[^/]+/[^/]+/[^/]+/fold\d+")  # what a batch writes, by its path there
 SHARED = ("image_size", "weights", "subset", "deduplicate", "seed")  # never mixed within a result folder
@@ -376,6 +376,7 @@ def _write(folder, standard, taken, cells, failed):
     tables["history.csv"] = _histories(cells)
     for name in STUDIES:
         tables[name] = _study(name, taken, parameters)
+    tables[CONDITIONS] = _conditions(taken, parameters)
     for dataset, t in data.items():
         for name in ("folds", "audit"):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -709,6 +710,28 @@ def _study(name, taken, parameters):
     frame = pd.concat(parts, ignore_index=True)
     by = [c for c in ("dataset", "backbone", "regime") if c in frame]
     return frame.sort_values(by, key=_rank(parameters), kind="stable", ignore_index=True)
+
+
+def _conditions(taken, parameters):
+    """What the machine was doing during each timing, as its manifest says (`latency.conditions`): one row for each, all text."""
+    import pandas as pd
+
+    rows = [t.manifest.get("conditions") or _condition(t) for t in taken if {"machine", "conditions"} & {*t.manifest}]
+    frame = pd.DataFrame(rows, columns=_files()[CONDITIONS])
+    return frame.sort_values(["stage", "dataset", "backbone", "fold"], key=_rank(parameters), kind="stable", ignore_index=True)
+
+
+def _condition(timing):
+    parts, facts, cpu = timing.name.split("/"), timing.manifest["machine"], timing.manifest.get("cpu") or {}
+    stage = _stage_of(timing.name)
+    row = {"stage": stage, "dataset": "" if stage == "latency" else parts[0], "backbone": parts[1],
+           "fold": "" if stage == "latency" else parts[3].removeprefix("fold"),
+           "cores": " ".join(map(str, facts.get("cores") or [])), "governor": facts.get("governor"),
+           "cpu": cpu.get("model"), "instructions": " ".join(cpu.get("instructions", [])),
+           "commit": (timing.manifest.get("commit") or {}).get("hash"), "written": timing.manifest["written"]}
+    row |= {key: facts.get(key) for key in ("threads", "interop_threads", "others", "seconds")}
+    row |= {key: f"{facts[key][0]:.2f}" for key in ("load_before", "load_after") if facts.get(key)}  # of the last minute
+    return {key: "" if value is None else str(value) for key, value in row.items()}
 
 
 def _provenance(newest, taken, cells, data):

@@ -163,16 +163,16 @@ def conditions(threads):
     the end.
 
     Keys: threads, interop_threads, cores, governor, load_before, load_after (1, 5, 15 minutes), others (cores
-    that other processes kept busy on average), seconds.
+    that processes other than this one and its children, such as compilers, kept busy on average), seconds.
     """
     import psutil
 
     with lock(paths.runs() / ".timing"), pinned(threads) as facts:
         facts |= {"governor": _governor(), "load_before": os.getloadavg() if hasattr(os, "getloadavg") else None}
-        start, machine, own = time.perf_counter(), _busy(psutil.cpu_times()), sum(os.times()[:2])
+        start, machine, own = time.perf_counter(), _busy(psutil.cpu_times()), _own_seconds()
         yield facts
         seconds = time.perf_counter() - start
-        others = _busy(psutil.cpu_times()) - machine - (sum(os.times()[:2]) - own)
+        others = _busy(psutil.cpu_times()) - machine - (_own_seconds() - own)
         facts |= {
             "load_after": os.getloadavg() if hasattr(os, "getloadavg") else None,
             "seconds": round(seconds, 1),
@@ -182,6 +182,18 @@ def conditions(threads):
 
 def _busy(times):
     return times.user + times.system + getattr(times, "nice", 0.0)
+
+
+def _own_seconds():
+    """Processor seconds of this process and its children, those that ended included."""
+    import psutil
+
+    own = sum(os.times()[:4])
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            times = child.cpu_times()
+            own += times.user + times.system + getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
+    return own
 
 
 def _governor():

@@ -31,6 +31,19 @@ def _gaps(states):
     return f" To be read with care: {'; '.join(f'{n} {k}' for k, n in kinds.items())}." if kinds else ""
 
 
+BUSY = 0.25  # cores: what a system does by itself beside a timing is less
+
+
+def disturbed(results, stage):
+    """A sentence where other work ran beside timings of `stage` (latency or peers); else nothing."""
+    found = results.conditions
+    found = found[(found["stage"] == stage) & (found["others"] >= BUSY)]
+    if found.empty:
+        return ""
+    return (f" **Timed beside other work**, which kept up to {found['others'].max():.1f} cores busy: "
+            f"{_list(dict.fromkeys(map(title, found['backbone'])))}; these milliseconds may be too long.")
+
+
 def _change(results, metric, regimes, stage="converted"):
     """Mean change against FP32 over the backbones that have both: a Series by (dataset, regime)."""
     wide = scores(results, metric, stage=stage).pivot(index=["dataset", "backbone"], columns="regime",
@@ -80,7 +93,7 @@ def table2(results, published=None):
     convert = (f" Converting takes {seconds['cnn']:.1f} s for a CNN and {seconds['transformer']:.1f} s for a "
                "transformer (medians)." if {"cnn", "transformer"} <= set(seconds.index) else "")
     text = _list(said)
-    return f"{text[:1].upper()}{text[1:]}.{convert}{_gaps(data['state'])}"
+    return f"{text[:1].upper()}{text[1:]}.{convert}{_gaps(data['state'])}{disturbed(results, 'latency')}"
 
 
 def table3(results, published=None, *, backbone="resnet50", engine="fbgemm"):
@@ -124,7 +137,7 @@ def table4(results, published=None):
              f" Rank correlation of the speed-ups with the paper's: {rank.value:+.2f}.")
     tails = wide["int8_tail"].dropna().astype(float)
     fourth = f" The INT8 tail, p99 over p50, is {tails.min():.2f} to {tails.max():.2f}." if len(tails) else ""
-    return first + second + third + fourth + _gaps(data.drop_duplicates("backbone")["state"])
+    return first + second + third + fourth + _gaps(data.drop_duplicates("backbone")["state"]) + disturbed(results, "latency")
 
 
 def _regimes(results, metric, published):
@@ -168,7 +181,7 @@ def figure2(results, published=None):
     return (f"From FP32 to INT8-QAT latency falls by a factor of {faster.min():.2f} to {faster.max():.2f} "
             f"and AUPRC changes by {change.min():+.1f} to {change.max():+.1f} points, the least favourable "
             f"being {title(backbone)} on {title(dataset)}. {both} of {len(wide)} models become faster "
-            "without losing more than a point.")
+            "without losing more than a point.") + disturbed(results, "latency")
 
 
 def figure3(results, published=None):
@@ -218,7 +231,7 @@ def figure6(results, published=None):
     said = [f"{kinds[k]:.2f} for "
             f"{n}" for k, n in (("cnn", "CNNs"), ("transformer", "transformers")) if k in kinds]
     return (f"INT8 shortens the median latency on {int((ups > 1).sum())} of {len(ups)} backbones"
-            f"{', but not on ' + _list(slower) if slower else ''}; the median speed-up is {_list(said)}.")
+            f"{', but not on ' + _list(slower) if slower else ''}; the median speed-up is {_list(said)}.") + disturbed(results, "latency")
 
 
 def figure7(results, published=None, *, backbone="resnet50"):
@@ -387,7 +400,7 @@ def peers(results, published=None):
     last = (f" Of {len(chosen)} recommendations none is beaten in both speed and calibration." if beaten.empty else
             f" Of {len(chosen)} recommendations {len(beaten)} {'is' if len(beaten) == 1 else 'are'} beaten in both speed and calibration by something that "
             f"does not pass: {names}.")
-    return " ".join(said) + last + _not_measured(data) + other_models(results, "peers")
+    return " ".join(said) + last + _not_measured(data) + other_models(results, "peers") + disturbed(results, "peers")
 
 
 def _not_measured(data):

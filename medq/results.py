@@ -65,13 +65,16 @@ SCHEMA = {file: columns.split() for file, columns in {
         "dataset backbone fold runtime precision image_size batch_size auroc auprc ece ece_top_label brier p50_ms p99_ms "
         "p50_low p50_high p99_low p99_high size_mb convert_seconds note",
     "peers_raw.parquet": "dataset backbone fold runtime precision batch_size batch ms",
+    "conditions.csv":
+        "stage dataset backbone fold threads interop_threads cores governor load_before load_after others seconds cpu "
+        "instructions commit written",
     "history.csv": "dataset backbone regime fold epoch train_loss train_accuracy accuracy",
     "ratios.csv": "dataset backbone regime batch_size speedup size_ratio",
 }.items()}
 KEYS = set("dataset backbone regime regime_a regime_b method_a method_b fold recipe stage metric class "
            "subset remedy layer runtime precision".split())
 TEXT = set("status reason engine_agrees engine_note baseline engine run_engine device operator note weights "
-           "activations reduce_range fused training_mode normalised".split())
+           "activations reduce_range fused training_mode normalised cores governor cpu instructions commit written".split())
 CELL = ["dataset", "backbone", "regime"]
 FOLD_COLUMNS = ["image_id", "label", "group", "fold"]
 
@@ -147,6 +150,7 @@ class Results:
     leak = _file("leak.csv")
     peers = _file("peers.csv")
     peers_raw = _file("peers_raw.parquet")
+    conditions = _file("conditions.csv")
     history = _file("history.csv")
     ratios = _file("ratios.csv")
 

@@ -94,13 +94,16 @@ def _studies(path, runs, profile, manifest):
     """Give each study's folder its rows of a table of all."""
     stage = collect.STUDIES[path.name]
     table = pd.read_parquet(path) if path.suffix == ".parquet" else _text(path)
+    conditions = {(c["stage"], c["dataset"], c["backbone"], c["fold"] or "0"): {"conditions": c}
+                  for c in _text(path.parent / collect.CONDITIONS).to_dict("records")}
     keys = ["backbone"] if stage == "latency" else [c for c in ("dataset", "backbone", "regime", "fold") if c in table]
     for values, rows in table.groupby(keys, sort=False):
         at = {"dataset": "", "regime": "", "fold": "0"} | dict(zip(keys, values))
         folder = stages.folder(stage, paths.Cell(profile, at["dataset"], at["backbone"], at["regime"], at["fold"]))
         folder = runs / folder.relative_to(paths.runs() / profile)
         (artefacts.write_parquet if path.suffix == ".parquet" else artefacts.write_csv)(folder / path.name, rows)
-        _finish(folder, sorted(p.name for p in folder.iterdir() if p.name not in (MANIFEST, artefacts.DONE)), manifest)
+        timed = conditions.get((stage, at["dataset"], at["backbone"], str(at["fold"])), {})
+        _finish(folder, sorted(p.name for p in folder.iterdir() if p.name not in (MANIFEST, artefacts.DONE)), manifest | timed)
 
 
 def _finish(folder, files, manifest, **facts):

@@ -229,6 +229,8 @@ def test_study_tables_are_put_together_in_the_profiles_order(made):
     assert collected(made)[1].remedies["backbone"].tolist() == ["resnet50", "resnet18"]
 
 
+MACHINE = {"threads": 2, "interop_threads": 1, "cores": [0, 1], "governor": None, "load_before": [1.0, 2.0, 3.0],
+           "load_after": [1.504, 2.0, 3.0], "others": 0.1, "seconds": 60.5}
 RUNTIMES = ("pytorch-fp32", "openvino-int8", "onnxruntime-int8")
 
 
@@ -244,7 +246,7 @@ def add_peers(runs, backbone="resnet18", fold=0):
     artefacts.write_csv(folder / "peers.csv", pd.DataFrame(rows, columns=results.SCHEMA["peers.csv"]))
     raw = pd.DataFrame([row | {"batch": k, "ms": 1.5 + k} for row in rows for k in range(3)])
     artefacts.write_parquet(folder / "peers_raw.parquet", raw[results.SCHEMA["peers_raw.parquet"]])
-    manifest(folder)
+    manifest(folder, machine=MACHINE | {"others": 0.1 + fold})
     artefacts.finish(folder, sorted(p.name for p in folder.iterdir()), key="key-peers", inputs={"images": "key-data"})
 
 
@@ -278,6 +280,13 @@ def test_other_runtimes_are_kept_from_an_earlier_sitting(made, folds):
     out = made.parent.parent / "out"
     before = contents(out)
     assert len(results.load(out).peers) == 6 * len(folds)
+    conditions = results.load(out).conditions
+    assert conditions["fold"].tolist() == [str(fold) for fold in folds]
+    assert conditions["others"].tolist() == [0.1 + fold for fold in folds]
+    said = conditions.drop(columns=["fold", "others"]).drop_duplicates().to_dict("records")
+    assert said == [{"stage": "peers", "dataset": "BrainMRI", "backbone": "resnet18", "threads": 2, "interop_threads": 1,
+                     "cores": "0 1", "governor": "", "load_before": 1.0, "load_after": 1.5, "seconds": 60.5, "cpu": "A CPU",
+                     "instructions": "avx512_vnni", "commit": "ab" * 20, "written": WRITTEN}]
     shutil.rmtree(made / "BrainMRI" / "resnet18" / "peers")
     assert collect.collect(made, out, keep=True) == {} and contents(out) == before
     for fold in folds:  # measured again, it takes the place of what was kept

@@ -2,6 +2,8 @@ import dataclasses
 import json
 import math
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -164,6 +166,16 @@ def test_threads_are_pinned_and_given_back():
         assert torch.get_num_threads() == facts["threads"] == 1
         assert os.sched_getaffinity(0) == set(facts["cores"]) and len(facts["cores"]) == 1
     assert torch.get_num_threads() == before and os.sched_getaffinity(0) == cores
+
+
+def test_what_children_compute_is_no_other_work():
+    work = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True); input()"
+    before = latency._own_seconds()
+    with subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        assert latency._own_seconds() - before > 0.25  # while it lives; the clock is coarse
+        child.communicate(b"\n")
+    assert latency._own_seconds() - before > 0.25  # and when it has ended
 
 
 def test_more_threads_than_cores_are_refused():

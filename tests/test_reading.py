@@ -93,3 +93,15 @@ def test_models_of_a_study_that_are_not_the_grids_are_said(full, study):
     assert re.search(r"The models of (\d+) of the \d+ cells", said) and "by up to 1.0 points" in said
     page = {"peers": reading.peers, "ablation": reading.collapse, "remedies": reading.remedies, "calibration_size": reading.figure4}[study]
     assert said.strip() in page(moved) and "trained again" not in page(same)
+
+
+@pytest.mark.parametrize("stage, names", [("latency", ("table2", "table4", "figure2", "figure6")), ("peers", ("peers",))])
+def test_timings_beside_other_work_are_said(full, stage, names):
+    rows = [{"stage": stage, "backbone": b, "others": n} for b, n in (("resnet18", 0.9), ("vit_base", 0.24))]
+    busy = fixtures.bent(full, conditions=lambda t: pd.DataFrame(rows, columns=t.columns))
+    for name in names:
+        said, before = (getattr(reading, name)(r, published()) for r in (busy, full))
+        assert said == before + (" **Timed beside other work**, which kept up to 0.9 cores busy: ResNet-18; "
+                                 "these milliseconds may be too long.")
+    other = {"latency": "peers", "peers": "latency"}[stage]
+    assert reading.disturbed(busy, other) == ""

@@ -93,3 +93,13 @@ def test_finished_cells_have_predictions_and_the_provenance_says_what_they_are(r
     assert missing == []
     banner = reference.banner()
     assert "64" in banner and "scratch" in banner.lower()
+
+
+def test_the_conditions_of_every_timing_are_stored(reference):
+    stored = reference.conditions.set_index(["stage", "dataset", "backbone"])
+    timed = {("latency", "", b) for b in reference.latency["backbone"]}
+    timed |= {("peers", *pair) for pair in reference.peers[["dataset", "backbone"]].itertuples(index=False)}
+    assert set(stored.index) == timed and stored.index.is_unique and len(timed) > 8
+    assert (stored["threads"] == stored["cores"].str.split().str.len()).all()
+    assert stored[["others", "load_before", "load_after", "seconds"]].notna().all(axis=None)
+    assert stored["instructions"].str.contains("avx512_vnni").all()

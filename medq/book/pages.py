@@ -6,7 +6,7 @@ import pandas as pd
 
 from medq import paths
 from medq.book.show import Shown, figure, joined, table, text
-from medq.results import CELL, PHANTOM, class_title, title
+from medq.results import CELL, PHANTOM, STUDY_TITLES, class_title, title
 
 DATA = paths.ROOT / "book" / "_data"
 EFFECT = "neighbours' effect, traced"
@@ -56,6 +56,16 @@ def packages(results):
     """Versions that these results were measured with: package, version."""
     versions = results.provenance.get("versions", {})
     return pd.DataFrame(list(versions.items()), columns=["package", "version"])
+
+
+def conditions(results):
+    """What the machine was doing during each timing: one row for each."""
+    found = results.conditions
+    return pd.DataFrame({
+        "timing": found["stage"].map(STUDY_TITLES), "dataset": found["dataset"].map(title), "backbone": found["backbone"].map(title),
+        "threads": found["threads"], "cores": found["cores"], "governor": found["governor"], "load before": found["load_before"],
+        "load after": found["load_after"], "other work (cores)": found["others"], "seconds": found["seconds"],
+        "processor": found["cpu"], "instructions": found["instructions"], "commit": found["commit"].str[:10]})
 
 
 def provenance(results):
