@@ -1,6 +1,7 @@
 """The backbones of section 2.4, as timm builds them, at any image size and class count."""
 
 import difflib
+import importlib.util
 from pathlib import Path
 
 from medq import params
@@ -14,33 +15,72 @@ def create(name, n_classes, image_size=224, weights="none"):
     without pickled code). Returns an `nn.Module` taking float [n, 3, image_size, image_size], giving logits [n, n_classes].
     Raises `UserError` for an unknown name, weights that cannot be had, or that belong to another model.
     """
+    check_names([name])
+    import timm
+
+    spec = params.backbones()[name]
+    options = dict(spec.options) | ({"img_size": image_size} if spec.sized else {})
+    options |= spec.scratch if weights == "none" else {}
+    try:
+        model = timm.create_model(spec.timm, pretrained=weights == "imagenet", num_classes=n_classes, **options)
+    except MemoryError:
+        raise
+    except Exception as error:  # timm's builders raise anything
+        if weights == "imagenet" and isinstance(error, (OSError, RuntimeError)):
+            raise UserError(f"ImageNet weights of {spec.timm} cannot be had ({type(error).__name__}: {_first_line(error)}); "
+                            "connect to the hub once, or set `weights: none` or `weights: <file>` in the profile.") from error
+        raise UserError(f"backbones.yaml: {name}: timm cannot build {spec.timm} with {options or 'no options'} "
+                        f"({type(error).__name__}: {_first_line(error)}); mend `options`, `scratch` or `sized`.") from error
+    _with_small_head(model)
+    if weights not in ("none", "imagenet"):
+        load_into(model, weights, f"{name} with {n_classes} classes at {image_size} pixels")
+    return model
+
+
+def is_defined(model):
+    """Whether timm's sources define a function of the name `model`: sure and quick, where importing timm takes seconds."""
+    found = importlib.util.find_spec("timm")
+    sources = Path(found.origin).with_name("models").glob("*.py") if found else ()
+    return any(f"\ndef {model}(" in path.read_text(encoding="utf-8") for path in sources)
+
+
+def check_names(names):
+    """`UserError` for the first of the backbones `names` that the catalogue does not know, or timm by what it says there."""
     from medq import _torchvision
 
     _torchvision.ensure()
     import timm
 
     known = params.backbones()
-    spec = known[one_of("backbone", name, list(known))]
-    options = dict(spec.options) | ({"img_size": image_size} if spec.sized else {})
-    options |= spec.scratch if weights == "none" else {}
-    if not timm.is_model(spec.timm):
-        near = difflib.get_close_matches(spec.timm, timm.list_models(), n=3)
-        raise UserError(f"backbones.yaml: {name}.timm: timm {timm.__version__} has no model {spec.timm!r}"
-                        + (f"; did you mean {' or '.join(near)}?" if near else "; `timm.list_models()` lists them."))
+    for name in names:
+        spec = known[one_of("backbone", name, list(known))]
+        if not timm.is_model(spec.timm):
+            near = difflib.get_close_matches(spec.timm, timm.list_models(), n=3)
+            raise UserError(f"backbones.yaml: {name}.timm: timm {timm.__version__} has no model {spec.timm!r}"
+                            + (f"; did you mean {' or '.join(near)}?" if near else "; `timm.list_models()` lists them."))
+        model, _, tag = spec.timm.partition(".")
+        if tag and spec.timm not in (tagged := timm.list_pretrained(f"{model}.*")):
+            raise UserError(f"backbones.yaml: {name}.timm: timm {timm.__version__} has no weights {tag!r} for {model}: "
+                            f"{'known are ' + ', '.join(tagged) if tagged else 'it has none'}; leave out {'.' + tag!r}, or give one of these.")
+
+
+def check_images(model, name, n_classes, image_size):
+    """`UserError` where a fresh model of backbone `name` does not turn images of `image_size` pixels into `n_classes` logits."""
+    import torch
+
+    training = model.training
     try:
-        model = timm.create_model(spec.timm, pretrained=weights == "imagenet", num_classes=n_classes, **options)
-    except (TypeError, AssertionError, ValueError, KeyError) as error:
-        raise UserError(f"backbones.yaml: {name}: timm cannot build {spec.timm} with {options or 'no options'} "
-                        f"({type(error).__name__}: {_first_line(error)}); mend `options`, `scratch` or `sized`.") from error
-    except (OSError, RuntimeError) as error:
-        if weights != "imagenet":
-            raise
-        raise UserError(f"ImageNet weights of {spec.timm} cannot be had ({type(error).__name__}: {_first_line(error)}); "
-                        "connect to the hub once, or set `weights: none` or `weights: <file>` in the profile.") from error
-    _with_small_head(model)
-    if weights not in ("none", "imagenet"):
-        load_into(model, weights, f"{name} with {n_classes} classes at {image_size} pixels")
-    return model
+        with torch.no_grad():  # not inference mode: a model may keep what it computes for later, and is trained next
+            found = model.eval()(torch.zeros(2, 3, image_size, image_size))
+        said = f"gives {tuple(found.shape)}" if isinstance(found, torch.Tensor) else f"gives a {type(found).__name__}"
+        fits = isinstance(found, torch.Tensor) and found.shape == (2, n_classes)
+    except Exception as error:  # someone else's model can raise anything
+        fits, said = False, f"{type(error).__name__}: {_first_line(error)}"
+    model.train(training)
+    if not fits:
+        raise UserError(f"backbones.yaml: {name}: {params.backbones()[name].timm} does not turn 2 colour images of {image_size} pixels "
+                        f"into logits of shape {(2, n_classes)} ({said}); set `sized: true` if it is built for one size, mend its "
+                        "`options`, or choose another image_size.")
 
 
 def _with_small_head(model):
@@ -48,7 +88,7 @@ def _with_small_head(model):
 
     timm draws the heads of its EfficientNet family for 1,000 classes: with a handful they start at a loss near 20.
     """
-    head = model.get_classifier()
+    head = model.get_classifier() if hasattr(model, "get_classifier") else None
     if hasattr(head, "reset_parameters"):
         head.reset_parameters()
     return model
@@ -95,4 +135,4 @@ def read_state(path):
 
 
 def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

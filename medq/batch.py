@@ -19,6 +19,7 @@ from medq.errors import UserError, one_of
 from medq.stages import PER_ENGINE
 
 STUDIES = ("calibration_size", "ablation", "diagnosis", "remedies", "peers")
+CALIBRATED = ("quantize", "ablation", "diagnosis", "remedies", "peers")  # stages that take `calibration.images`
 STATIC = ("calibration_size", "ablation")  # studies of static quantization: they have nothing to show for a transformer
 TIMINGS = ("latency", "peers")  # nothing else of a batch runs beside them
 PARAMETERS = {"datasets": ("dataset",), "latency": ("backbone",), "collect": ("results",),
@@ -313,7 +314,8 @@ def run(args):
     if args.dry_run:
         return _report_plan(plan(params, only, look=False), len(jobs(params, only)))
     remote = bool(args.profile) and "executor: local" not in (Path(args.profile) / "config.yaml").read_text("utf-8")
-    if not remote:  # jobs of a cluster may see other disks than this machine
+    if not remote:  # jobs of a cluster may see other disks and packages than this machine
+        _look_at_backbones([job for job in jobs(params, only) if artefacts.record(job.folder) is None])
         _look_for_images(params, [job for job in jobs(params, only) if artefacts.record(job.folder) is None])
     with batch_lock(paths.runs() / params.profile):
         started = time.monotonic()
@@ -343,16 +345,36 @@ def run(args):
         return _report(params, todo, failed, results, time.monotonic() - started)
 
 
+def _look_at_backbones(chosen):
+    """`UserError` for a backbone that `chosen` jobs train and timm does not know."""
+    from medq import backbones
+
+    known = profiles.backbones()
+    names = sorted({job.cell.backbone for job in chosen if job.stage == "finetune"})
+    doubtful = [name for name in names if not backbones.is_defined(known[name].timm)]
+    if doubtful:
+        backbones.check_names(doubtful)
+
+
 def _look_for_images(params, chosen):
-    """`UserError` naming every dataset that `chosen` jobs prepare and whose images are not there, or not as they should be."""
+    """`UserError` naming every dataset that `chosen` jobs prepare and whose images are not there, or not as they should be.
+
+    So are those with fewer training images than `chosen` jobs calibrate with: found out later, training was in vain.
+    """
     from medq.datasets import dataset_root, index
+    from medq.datasets.partition import training_sizes
 
     wrong = []
+    calibrated = {job.cell.dataset for job in chosen if job.stage in CALIBRATED}
     for job in chosen:
         if job.stage == "datasets":
             try:
                 spec = profiles.datasets()[job.cell.dataset]
-                index(spec, dataset_root(spec, params.root()))
+                frame = index(spec, dataset_root(spec, params.root()))
+                sizes = training_sizes(params, spec, frame, folds(params, spec)) if spec.name in calibrated else {}
+                if sizes and min(sizes.values()) < params.calibration.images:
+                    wrong.append(f"{params.profile}: calibration.images: {params.calibration.images} are asked for but the training "
+                                 f"part of {spec.name} has {min(sizes.values())}; lower it.")
             except UserError as error:
                 wrong.append(str(error))
     if wrong:
@@ -658,6 +680,8 @@ def _report(params, todo, failed, results, seconds):
         print(f"failed {job}: {reason}\n       see {shown}")
     if waiting:
         print(f"{len(waiting)} parts wait for what failed: {', '.join(map(str, waiting[:8]))}{' …' if len(waiting) > 8 else ''}")
+    if (failed or waiting) and not any(artefacts.record(job.folder) for job in jobs(params) if job.stage != "datasets"):
+        return 1  # nothing to collect: what failed is why
     if not _collected(params, results):
         log = paths.runs() / params.profile / "logs" / "collect" / "collect.ipynb"
         reason = failure_reason(log, log.with_suffix(".log")) if log.with_suffix(".log").is_file() else \

@@ -39,6 +39,7 @@ def _train(params, cell, part, inputs):
     weights = cell.of("fp32").folder / CHECKPOINT if cell.regime == "fp32-continued" else params.weights
     with fit.deterministic(params.seed):
         model = backbones.create(cell.backbone, len(part.classes), params.image_size, str(weights))
+    backbones.check_images(model, cell.backbone, len(part.classes), params.image_size)
     history = fit.fit(model, part, schedule, cell.folder)
     probability = evaluate.probabilities(model, part.images[part.held_out], device=device, autocast=schedule.autocast)
     save_weights(model, cell.folder / CHECKPOINT, backbone=cell.backbone, n_classes=len(part.classes),

@@ -223,19 +223,31 @@ class Recipe(Model):
     run_engine: Literal["same", "other"] = "same"
 
 
+KINDS = {  # pydantic's words for a value of another kind than the key takes, in ours
+    "string_type": "must be text, in quotes where YAML reads it as something else (numbers, yes, no, null)",
+    "tuple_type": "must be a list, like [a, b]", "list_type": "must be a list, like [a, b]",
+    "dict_type": "must hold keys and values of its own", "model_type": "must hold keys and values of its own"}
+
+
+def problem(found):
+    """What is wrong with a value, from an entry of pydantic's `ValidationError.errors()`, with the value; without its place."""
+    message = KINDS.get(found["type"], found["msg"].removeprefix("Value error, "))
+    whole = found["type"] == "missing" or found["type"] == "value_error" and isinstance(found["input"], dict)
+    given = "" if whole else f", not {str(found['input'])[:60]!r}"
+    return message[:1].lower() + message[1:] + given
+
+
 def _sentence(source, model, error):
     """The first validation error as one sentence with the nearest known key."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if "[" not in str(part)) or "the whole file"  # a union's member
+    place = ".".join(str(part) for part in first["loc"] if "[" not in str(part))  # a union's member
     more = f" ({error.error_count() - 1} more after this one)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _keys_at(model, first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"{source}: unknown key {place!r}: {hint}Known here: {', '.join(known)}.{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    given = "" if first["type"] == "missing" else f", not {str(first['input'])[:60]!r}"
-    return f"{source}: {place}: {message[:1].lower() + message[1:]}{given}.{more}"
+    return f"{source}: {place + ': ' if place else ''}{problem(first)}.{more}"
 
 
 def _keys_at(model, location):
@@ -316,12 +328,14 @@ def _remembered(read):
 
 @_remembered
 def _catalogue(path, model):
-    entries = {check_name(str(name), path): entry for name, entry in read_yaml(path).items()}
+    entries = {check_name(name, path): entry for name, entry in read_yaml(path).items()}
     return {name: validate(model, entry, f"{path}: {name}") for name, entry in entries.items()}
 
 
 def check_name(name, path):
     """`name` of an entry of the catalogue `path`, if a folder of a batch can be called so; `UserError` otherwise."""
+    if not isinstance(name, str):
+        raise UserError(f"{path}: an entry's name reads as {name!r}; put it in quotes where it stands, so that it is text.")
     if name in RESERVED or name != name.strip() or not re.fullmatch(r"[^./\\,={}*?\s][^/\\,={}*?\n\r\t]*", name):
         raise UserError(f"{path}: {name}: is no name for an entry, as folders are called after it: start with a letter or a "
                         f"figure, without / \\ , = {{ }} * ? in it, and not {', '.join(RESERVED)}.")

@@ -87,13 +87,45 @@ def test_weights_from_a_hub_that_cannot_be_reached(monkeypatch):
 
 @pytest.mark.parametrize("change, said", [
     ({"timm": "resnet81"}, "has no model 'resnet81'; did you mean resnet18"), ({"timm": "?"}, "timm.list_models()"),
-    ({"options": {"depth_of_everything": 3}}, "mend `options`"), ({"sized": True}, "mend `options`, `scratch` or `sized`")])
+    ({"options": {"depth_of_everything": 3}}, "mend `options`"), ({"sized": True}, "mend `options`, `scratch` or `sized`"),
+    ({"timm": "resnet18.nope"}, "has no weights 'nope' for resnet18: known are resnet18."),
+    ({"options": {"checkpoint_path": "/nowhere"}}, "mend `options`")])
 def test_an_entry_that_timm_cannot_build_is_refused_in_a_sentence(change, said, monkeypatch):
     entry = params.backbones()["resnet18"].model_copy(update=change)
     monkeypatch.setattr(params, "backbones", lambda: {"mine": entry})
     with pytest.raises(UserError, match=re.escape(said)) as error:
         backbones.create("mine", 3, 32)
     assert str(error.value).startswith("backbones.yaml: mine") and "\n" not in str(error.value)
+
+
+def test_models_are_known_without_importing_timm():
+    import timm
+
+    assert all(backbones.is_defined(spec.timm) and timm.is_model(spec.timm) for spec in params.backbones().values())
+    assert not any(backbones.is_defined(name) for name in ("resnet81", "resnet18.nope", "resnet"))
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"timm": "vit_tiny_patch16_224"}, "doesn't match model (224)); set `sized: true`"), ({"options": {"in_chans": 1}}, "RuntimeError"),
+    ({"options": {"features_only": True}}, "gives a list"), ({"options": {"global_pool": ""}}, "mat1 and mat2")])
+def test_a_model_that_does_not_take_the_images_is_refused_in_a_sentence(change, said, monkeypatch):
+    entry = params.backbones()["resnet18"].model_copy(update={"scratch": {}} | change)
+    monkeypatch.setattr(params, "backbones", lambda: {"mine": entry})
+    model = backbones.create("mine", 3, 32).train()
+    with pytest.raises(UserError, match=re.escape(said)) as error:
+        backbones.check_images(model, "mine", 3, 32)
+    assert str(error.value).startswith("backbones.yaml: mine") and "\n" not in str(error.value) and model.training
+
+
+def test_looking_at_a_model_changes_nothing():
+    torch.manual_seed(0)
+    model = backbones.create("mobilenetv2", 3, 32)
+    before, drawn = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    backbones.check_images(model, "mobilenetv2", 3, 32)
+    with pytest.raises(UserError, match=re.escape("gives (2, 3))")):
+        backbones.check_images(model, "mobilenetv2", 4, 32)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert torch.equal(drawn, torch.get_rng_state()) and model.training
 
 
 def test_weights_that_are_no_numbers_and_text_are_refused(tmp_path):

@@ -82,6 +82,32 @@ def test_weights_that_are_not_there_stop_a_batch_before_it_starts(tmp_path, runs
     assert f"weights: {tmp_path}/w.pt is no file" in capsys.readouterr().err and not runs.exists()
 
 
+def test_a_backbone_that_timm_does_not_know_stops_a_batch_before_it_starts(tmp_path, runs, monkeypatch, capsys):
+    known = params.backbones()
+    monkeypatch.setattr(params, "backbones", lambda: known | {"resnet18": known["resnet18"].model_copy(update={"timm": "resnet81"})})
+    assert cli.main(["batch", str(write_profile(tmp_path))]) == 2
+    assert "did you mean resnet18" in capsys.readouterr().err and not runs.exists()
+
+
+@pytest.mark.parametrize("only, code", [([], 2), (["--only", "regime=ptq-fbgemm"], 2), (["--only", "regime=fp32"], None)])
+def test_fewer_training_images_than_are_calibrated_with_stop_a_batch_before_it_starts(tmp_path, runs, capsys, monkeypatch, only, code):
+    class Started(Exception):
+        pass
+
+    def start(*_):
+        raise Started
+
+    monkeypatch.setattr(batch, "_start", start)
+    profile = write_profile(tmp_path, calibration={"images": 65}, subset={"train": 64, "held_out": 32})
+    if code is None:
+        with pytest.raises(Started):
+            cli.main(["batch", str(profile), *only])
+        return
+    assert cli.main(["batch", str(profile), *only]) == code
+    assert ("tiny: calibration.images: 65 are asked for but the training part of phantom-BrainMRI has 64; lower it."
+            in capsys.readouterr().err) and not runs.exists()
+
+
 def test_folds_that_only_some_datasets_have(tmp_path, runs):
     both = params.load(write_profile(tmp_path, datasets=["phantom-BrainMRI", "phantom-ChestXray"], folds=[1], study={}))
     assert batch.timed_after(both, "resnet18") == "phantom-ChestXray/resnet18/fp32/fold1/finetune.ipynb"

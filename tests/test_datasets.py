@@ -79,6 +79,12 @@ def test_catalogue_holds_the_three_datasets_and_their_stand_ins():
     ("  pattern: '{class}/*'\n  folds: {scheme: stratified, n: 1}\n", "n of 2 or more"),
     ("  pattern: '{class}/*'\n  folds: {scheme: fixed, n: 1}\n", "fixed folds need 'splits'"),
     ("  pattern: '../{class}/*'\n", "below the data root"),
+    ("  pattern: '{class}/**'\n", "for one level"),
+    ("  pattern: '{class}/*'\n  classes: [no, 7]\n", "classes.0: must be text, in quotes where YAML reads it as something else "
+     "(numbers, yes, no, null), not 'False'; Own: classes.1: must be text"),
+    ("  pattern: '{class}/*'\n  classes: cat\n", "classes: must be a list, like [a, b], not 'cat'"),
+    ("  pattern: '{class}/*'\n  table: meta.csv\n", "table: must hold keys and values of its own, not 'meta.csv'"),
+    ("  pattern: {class}/*\n", "is not valid YAML at line"),
     ("  pattern: '{class}/*'\n  titles: {wolf: Wolf}\n", "wolf"),
     ("  pattern: '{class}/*'\n  release: {all: {cat: 3}}\n", "lacks dog"),
     ("  pattern: '{class}/*'\n  release: {all: {cat: 3, dog: -1}}\n", "release.all.dog"),
@@ -92,6 +98,15 @@ def test_catalogue_names_what_is_wrong(tmp_path, change, expected):
     with pytest.raises(UserError) as error:
         load_catalogue(file)
     assert expected in str(error.value) and str(file) in str(error.value)
+    assert "at least 2" not in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["2024", "no", "null"])
+def test_a_name_that_yaml_does_not_read_as_text(tmp_path, name):
+    file = tmp_path / "datasets.yaml"
+    file.write_text(f"{name}: {{}}\n")
+    with pytest.raises(UserError, match="reads as (2024|False|None); put it in quotes"):
+        load_catalogue(file)
 
 
 @pytest.mark.parametrize("content", [b"a: [", b"- a\n- b\n", b"3: {}\n", b"caf\xe9: {}\n", b"Own: 3\n", b"",
@@ -104,7 +119,7 @@ def test_catalogue_refuses_what_is_no_mapping(tmp_path, content):
 
 
 def test_catalogue_that_does_not_exist(tmp_path):
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="no such file"):
         load_catalogue(tmp_path / "none.yaml")
 
 
@@ -187,6 +202,47 @@ def test_fixed_split(root):
 
 def test_all_empty_classes_are_named(root):
     with pytest.raises(UserError, match="'cat', 'dog'"):
+        index(folder_spec(), root)
+
+
+def left_out(spec, root):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        frame = index(spec, root)
+    return len(frame), [str(item.message) for item in caught]
+
+
+def test_what_the_pattern_passes_over_is_said(root):
+    spec = folder_spec(pattern="{class}/*.png")
+    touch(root, "cat/1.png", "cat/2.PNG", "dog/1.png", "cat/.hidden.png", "cat/Thumbs.db")
+    assert left_out(spec, root) == (3, [])
+    touch(root, "cat/3.jpg", "dog/4.dcm", "dog/more/5.png", "dog/notes/readme.txt", "wolf/6.png", ".trash/7.png", "papers/x.pdf")
+    n, said = left_out(spec, root)
+    assert n == 3 and sorted(said) == [
+        "Own: left out in 'cat', that do not match '*.png': '3.jpg'",
+        "Own: left out in 'dog', in a format that is not read (.dcm); save them as PNG: '4.dcm'",
+        "Own: left out in 'dog', in folders below; the pattern looks at one level: 'more'",
+        "Own: left out, since they are no class: 'wolf'"]
+    assert left_out(folder_spec(pattern="{class}/*.png", release={"all": {"cat": 2, "dog": 1}}), root) == (3, [])
+
+
+@pytest.mark.parametrize(("files", "said"), [
+    (["Cat/images/1.png"], "no folder 'cat'; in its place: 'Cat', 'dog'"),
+    (["cat/pictures/1.png"], "no folder 'cat/images'; in its place: 'pictures'"),
+    (["cat"], "no folder 'cat'; in its place: 'dog'"),
+    (["cat/images/1.dcm", "cat/images/2.txt"], "'cat/images' holds 2 files and folders, none of them an image"),
+])
+def test_an_empty_class_says_what_was_looked_for(root, files, said):
+    touch(root, "dog/images/1.png", *files)
+    with pytest.raises(UserError) as error:
+        index(folder_spec(), root)
+    assert "no images of 'cat'" in str(error.value) and said in str(error.value)
+
+
+def test_a_pipe_is_no_image(root):
+    touch(root, "cat/images/1.png", "dog/images/1.png")
+    os.mkfifo(root / "cat" / "images" / "2.png")
+    with pytest.raises(UserError, match=r"2.png \(no file\)"):
         index(folder_spec(), root)
 
 
@@ -290,14 +346,23 @@ def test_offenders_are_capped_and_counted(root):
     (b"", "not a readable CSV"),
     (b"lesion,image_id\nL1,1\n", "lacks the column 'dx'"),
     (b"lesion,image_id,dx,dx\nL1,1,cat,dog\n", "'dx' twice"),
-    (b"lesion,image_id,dx\nL1,1,cat,more,and,more\n", "not a readable CSV"),
-    (b"lesion,image_id,dx\n", "no images of 'cat', 'dog'"),
+    (b"lesion,image_id,dx\nL1,1,cat,more,and,more\n", "Expected 3 fields in line 2, saw 6.; every row needs as many entries"),
+    (b"lesion,image_id,dx\n", "no images of 'cat', 'dog' .no usable row has 'cat' as its dx"),
+    (b"lesion;image_id;dx\nL1;1;cat\n", "separated by ';'; save it with commas"),
+    (b"lesion,Image_ID,dx\nL1,1,cat\n", "case-sensitive"),
+    (b"lesion,image_id,dx\nL1,a/1.JPG,cat\n", "without folder and in the same case, such as '1.jpg'"),
 ])
 def test_tables_that_cannot_be_read(root, content, expected):
     touch(root, "a/1.jpg")
     (root / "meta.csv").write_bytes(content)
     with pytest.raises(UserError, match=expected):
         index(table_spec(), root)
+
+
+def test_empty_rows_are_no_rows(root):
+    touch(root, "a/1.jpg", "a/2.jpg")
+    write_table(root, ["L1,1,cat", " ,,", "L2,2,dog", ",,"])
+    assert index(table_spec(), root)["image_id"].tolist() == ["1", "2"]
 
 
 def test_a_missing_table(root):

@@ -199,6 +199,19 @@ def test_check_reports_counts_warnings_and_every_error(tmp_path):
     assert len(check(SPEC, tmp_path, decode=False).errors) == 1
 
 
+def test_check_points_out_what_is_left_out_and_what_will_be_black(tmp_path):
+    folder = tmp_path / "own"
+    for name, brightest in (("cat", 4095), ("dog", 65535)):
+        (folder / name).mkdir(parents=True)
+        for k in range(2):
+            Image.fromarray(np.linspace(0, brightest, 16).astype(np.uint16).reshape(4, 4)).save(folder / name / f"{k}.png")
+    (folder / "dog" / "scan.dcm").touch()
+    report = check(SPEC.model_copy(update={"release": {}}), tmp_path)
+    left_out, dark = report.warnings
+    assert report.errors == () and "'scan.dcm'" in left_out
+    assert "multiply 12-bit values by 16 first" in dark and str(folder / "cat" / "1.png") in dark and "dog" not in dark
+
+
 def test_check_reports_what_index_refuses(tmp_path):
     report = check(SPEC, tmp_path)
     assert report.counts.empty and "MEDQ_DATA" in report.errors[0]

@@ -86,6 +86,14 @@ def test_sixteen_bits_keep_their_greys(tmp_path, suffix):
     assert np.array_equal(read_image(str(path))[..., 1], eight)
 
 
+@pytest.mark.parametrize("outside", [-1000, 70_000])
+def test_grey_values_beyond_16_bits_are_refused(tmp_path, outside):
+    path = tmp_path / "grey.tif"
+    Image.fromarray(np.array([[0, 200], [outside, 9]], np.int32)).save(path)
+    with pytest.raises(UserError, match=f"{outside}.* do not fit 16 bits: save it with values from 0 to 65535"):
+        pixels(frame([path]), 16, tmp_path / "cache")
+
+
 def test_floating_point_pixels_are_refused(tmp_path):
     path = tmp_path / "a.tiff"
     Image.fromarray(np.ones((4, 4), np.float32)).save(path)

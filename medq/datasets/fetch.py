@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import pandas as pd
 
 from medq.datasets.folds import folds
-from medq.datasets.index import DatasetWarning, below, counts, index, shortfalls
-from medq.datasets.pixels import each, read_image, refuse
+from medq.datasets.index import DatasetWarning, below, counts, index, named
+from medq.datasets.pixels import each, is_dim, read_image, refuse
 from medq.errors import UserError
 
 
@@ -34,28 +34,34 @@ def check(spec, root=None, decode=True):
     Returns a Report and raises nothing for what is wrong with the data: that is what it reports.
     `decode=False` leaves the files unopened.
     """
-    nothing = pd.DataFrame(columns=["split", "class", "found", "release"])
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DatasetWarning)
-            frame = index(spec, root)
-    except UserError as error:
-        return Report(spec.name, nothing, (), (str(error),))
-    notes, errors = shortfalls(spec, frame), []
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", DatasetWarning)
+    frame, nothing = None, pd.DataFrame(columns=["split", "class", "found", "release"])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DatasetWarning)
+        try:
+            frame, errors = index(spec, root), []
             folds(frame, spec)
-        notes += [str(item.message) for item in caught if issubclass(item.category, DatasetWarning)]
-    except UserError as error:
-        errors.append(str(error))
+        except UserError as error:
+            errors = [str(error)]
+    notes = [str(item.message) for item in caught if issubclass(item.category, DatasetWarning)]
+    if frame is None:
+        return Report(spec.name, nothing, tuple(notes), tuple(errors))
     if decode:
         paths = frame["path"].tolist()
         try:
-            refuse(paths, list(each(lambda path: read_image(path, 1).size, paths, "check")))
+            looked_at = list(each(_look, paths, "check"))
+            refuse(paths, looked_at)
+            dim = [path for path, found in zip(paths, looked_at, strict=True) if found]
+            notes += [f"{spec.name}: 16-bit images that use less than an eighth of their range will be almost black; multiply 12-bit "
+                      f"values by 16 first: {named(dim)}"] if dim else []
         except UserError as error:
             errors.append(str(error))
     return Report(spec.name, counts(spec, frame), tuple(notes), tuple(errors))
+
+
+def _look(path):
+    """Decode an image; returns whether it is a 16-bit one that is almost black."""
+    read_image(path, 1)
+    return is_dim(path)
 
 
 def fetch(spec, root=None):

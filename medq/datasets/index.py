@@ -1,7 +1,9 @@
 """Find the images of a dataset: one row per image, whatever layout its release has."""
 
+import difflib
 import errno
 import os
+import stat
 import warnings
 from collections import Counter
 from fnmatch import fnmatch
@@ -13,6 +15,7 @@ from medq.errors import UserError
 
 COLUMNS = ("image_id", "path", "label", "group", "split")
 IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"))
+MEDICAL_SUFFIXES = (".dcm", ".dicom", ".nii", ".nii.gz", ".nrrd", ".mha")  # formats that are not read
 SHOWN = 20  # offenders named in one sentence; the rest are counted
 
 
@@ -59,8 +62,8 @@ def index(spec, root=None):
     suffix), path (str), label (int, position in spec.classes), group (str; the image_id where the dataset has
     no groups), split ("train", "held_out", or "" where the release has no split)]. Files that are no images
     (masks' folders, text, thumbnails' databases) are passed over; images are not opened. Raises UserError
-    that names every offender at once. Warns (DatasetWarning) of fewer images than the release's, and of images that a
-    table does not list.
+    that names every offender at once. Warns (DatasetWarning) of fewer images than the release's; where no release is
+    known, of images in folders that the pattern passes over; and of images that a table does not list.
     """
     if spec.layout == "phantom":
         from medq.datasets import phantoms
@@ -70,7 +73,7 @@ def index(spec, root=None):
     problems = []
     rows = (_folder_rows if spec.layout == "folders" else _table_rows)(spec, root, problems)
     # With a problem at hand an empty class is often its consequence; named it is all the same.
-    problems += _empty_classes(spec, rows)
+    problems += _empty_classes(spec, rows, root)
     if problems:
         raise UserError(f"{spec.name} in {str(root)!r}: {'; '.join(problems)}.")
     frame = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"label": "int64"})
@@ -110,18 +113,82 @@ def shortfalls(spec, frame):
             f"{', '.join(where)}"]
 
 
-def _empty_classes(spec, rows):
+def _empty_classes(spec, rows, root):
     parts = ("train", "held_out") if spec.splits else ("",)
     present = {(row[4], row[2]) for row in rows}
     for part in parts:
         empty = [name for label, name in enumerate(spec.classes) if (part, label) not in present]
         if empty:
             at = f" in {spec.splits[part]}" if part else ""
-            yield f"no images{at} of {', '.join(map(repr, empty))}"
+            yield f"no images{at} of {', '.join(map(repr, empty))} ({_why_empty(spec, root, part, empty[0])})"
+
+
+def _why_empty(spec, root, part, name):
+    """What was looked for in vain for the class `name`, and what is there instead."""
+    if spec.layout == "table":
+        return f"no usable row has {name!r} as its {spec.table.label}"
+    folder, last = _class_folder(spec, root, part, name), spec.pattern.split("/")[-1]
+    while not folder.parent.is_dir() and folder.parent != root:
+        folder = folder.parent  # the first part of the way that is missing
+    place = folder.relative_to(root).as_posix()
+    if not folder.is_dir():
+        beside = [entry.name for entry in _entries(folder.parent) if os.path.isdir(entry.path)]
+        return f"there is no folder {place!r}; in its place: {named(beside) if beside else 'none'}"
+    return (f"{place!r} holds {len(_entries(folder))} files and folders, none of them an image "
+            f"({', '.join(sorted(IMAGE_SUFFIXES))}) that matches {last!r}")
+
+
+def _class_folder(spec, root, part, name):
+    """Where the pattern says that images of the class `name` lie."""
+    pieces = spec.pattern.split("/")[:-1]
+    return root.joinpath(*(p.replace("{class}", name).replace("{split}", spec.splits.get(part, "")) for p in pieces))
+
+
+def _passed_over(spec, root):
+    """Sentences about what looks like images of the dataset and is not taken: other patterns, formats, levels, classes."""
+    last, found = spec.pattern.split("/")[-1], {}
+    taken = {_class_folder(spec, root, part, name): name for part in spec.splits or ("",) for name in spec.classes}
+    for folder in taken:
+        for entry in _entries(folder):
+            place, suffix = folder.relative_to(root).as_posix(), os.path.splitext(entry.name)[1].lower()
+            if entry.name.startswith("."):
+                continue
+            if entry.name.lower().endswith(MEDICAL_SUFFIXES):
+                found.setdefault((place, f"in a format that is not read ({suffix}); save them as PNG"), []).append(entry.name)
+            elif os.path.isdir(entry.path) and _holds_images(entry.path):
+                found.setdefault((place, "in folders below; the pattern looks at one level"), []).append(entry.name)
+            elif suffix in IMAGE_SUFFIXES and os.path.isfile(entry.path) and not _matches(entry.name, last):
+                found.setdefault((place, f"that do not match {last!r}"), []).append(entry.name)
+    for (place, why), names in found.items():
+        yield f"{spec.name}: left out in {place!r}, {why}: {named(names)}"
+    pieces = spec.pattern.split("/")
+    if "{class}" in pieces:
+        below = pieces[pieces.index("{class}") + 1:-1]
+        others = {Path(entry.path) for parent in {folder.parents[len(below)] for folder in taken} for entry in _entries(parent)
+                  if not entry.name.startswith(".") and _holds_images(Path(entry.path, *below))}
+        others = [path.relative_to(root).as_posix() for path in others if path.joinpath(*below) not in taken]
+        if others:
+            yield f"{spec.name}: left out, since they are no class: {named(others)}"
+
+
+def _entries(folder):
+    """What lies in `folder`, sorted; nothing where it cannot be read, which `_images` says."""
+    try:
+        return sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return []
+
+
+def _holds_images(folder):
+    return any(os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES for entry in _entries(folder))
+
+
+def _matches(name, pattern):
+    return fnmatch(name.lower(), pattern.lower())
 
 
 def _images(folder, problems, pattern="*"):
-    """Paths of the images directly in `folder` that match `pattern`, sorted; [] without such a folder."""
+    """Paths of the images directly in `folder` that match `pattern` (in either case), sorted; [] without such a folder."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except FileNotFoundError:
@@ -132,13 +199,15 @@ def _images(folder, problems, pattern="*"):
     found, broken = [], []
     for entry in entries:
         suffix = os.path.splitext(entry.name)[1].lower()
-        if suffix not in IMAGE_SUFFIXES or entry.name.startswith(".") or not fnmatch(entry.name, pattern):
+        if suffix not in IMAGE_SUFFIXES or entry.name.startswith(".") or not _matches(entry.name, pattern):
             continue
         try:
             if entry.is_dir():
                 continue
-            os.stat(entry.path)
             entry.path.encode()
+            if not stat.S_ISREG(os.stat(entry.path).st_mode):  # reading a pipe would never end
+                broken.append(f"{_shown(entry.path)} (no file)")
+                continue
         except (OSError, UnicodeEncodeError) as error:
             broken.append(f"{_shown(entry.path)} ({_reason(error)})")
         else:
@@ -161,13 +230,13 @@ def _reason(error):
 
 
 def _folder_rows(spec, root, problems):
-    *folders, last = spec.pattern.split("/")
-    files = []
+    last, files = spec.pattern.split("/")[-1], []
     for part in ("train", "held_out") if spec.splits else ("",):
         for label, name in enumerate(spec.classes):
-            filled = [piece.replace("{class}", name).replace("{split}", spec.splits.get(part, ""))
-                      for piece in folders]
-            files += [(path, label, part) for path in _images(root.joinpath(*filled), problems, last)]
+            files += [(path, label, part) for path in _images(_class_folder(spec, root, part, name), problems, last)]
+    if not spec.release:  # of a known release it is known what is left out
+        for message in _passed_over(spec, root):
+            warnings.warn(message, DatasetWarning, stacklevel=3)
     ids = _relative_ids([path for path, _, _ in files], root)
     return [(image_id, path, label, image_id, part)
             for image_id, (path, label, part) in zip(ids, files, strict=True)]
@@ -187,7 +256,7 @@ def _table_rows(spec, root, problems):
     columns = [name for name in (table.image, table.label, table.group, table.split) if name]
     file = next((root / name for name in (table.file, *table.alternatives) if (root / name).is_file()), None)
     if file is None:
-        raise UserError(f"{spec.name} in {str(root)!r}: the table {table.file!r} is missing.")
+        raise UserError(f"{spec.name} in {str(root)!r}: the table {table.file!r} is missing; put it there, or name it in `table.file`.")
     frame = _read_table(file, columns)
     _check_table(spec, file, frame, problems)
     where = {}
@@ -196,7 +265,7 @@ def _table_rows(spec, root, problems):
     missing = [name for name in frame[table.image] if name and name not in where]
     if missing:
         problems.append(f"{file.name} names images without a file in {' or '.join(table.folders)}: "
-                        f"{named(missing)}")
+                        f"{named(missing)}{_almost(missing, where)}")
     listed = [where[name] for name in frame[table.image].unique() if name in where]
     twice = [Path(path).name for path, n in Counter(listed).items() if n > 1]
     if twice:
@@ -217,23 +286,35 @@ def _table_rows(spec, root, problems):
     return rows
 
 
+def _almost(missing, where):
+    """A hint where names would be found if they were written as the files are called, or nothing."""
+    lower = {name.lower(): name for name in where}
+    near = next((found for name in missing if (found := lower.get(Path(name).name.lower()))), None)
+    return f" (names are the files' own, without folder and in the same case, such as {near!r})" if near else ""
+
+
 def _read_table(file, columns):
-    """The wanted `columns` of a CSV as text. Raises UserError on what is no table or lacks a column."""
+    """The wanted `columns` of a CSV as text, without empty rows. Raises UserError on what is no table or lacks a column."""
     try:
         frame = pd.read_csv(file, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except UnicodeError:
         raise UserError(f"{str(file)!r} is not UTF-8: save it with that encoding.") from None
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        why = " ".join(str(error).split())
-        raise UserError(f"{str(file)!r} is not a readable CSV table: {why}.") from None
+        why = " ".join(str(error).split()).removeprefix("Error tokenizing data. C error: ")
+        raise UserError(f"{str(file)!r} is not a readable CSV table ({why}); every row needs as many entries as the first, with "
+                        "commas between them and quotes around those that hold a comma.") from None
     header = [str(name).strip() for name in frame.iloc[0]]
     lacking = [name for name in columns if name not in header]
     repeated = [name for name in columns if header.count(name) > 1]
     if lacking or repeated:
         problem = f"lacks the column {named(lacking)}" if lacking else f"has {named(repeated)} twice"
-        raise UserError(f"{str(file)!r} {problem}: its columns are {named(header)}.")
-    frame = frame.iloc[1:].set_axis(header, axis=1)[columns].fillna("")
-    return frame.apply(lambda column: column.astype(str).str.strip())
+        other = next((sign for sign in (";", "\t", "|") if len(header) == 1 and sign in header[0]), None)
+        near = difflib.get_close_matches(lacking[0].lower(), [name.lower() for name in header], n=1) if lacking else []
+        hint = (f" Its columns are separated by {other!r}; save it with commas." if other else
+                " Column names are case-sensitive; mend `table` in params/datasets.yaml, or the file." if near else "")
+        raise UserError(f"{str(file)!r} {problem}: its columns are {named(header)}.{hint}")
+    frame = frame.iloc[1:].set_axis(header, axis=1).fillna("").apply(lambda column: column.astype(str).str.strip())
+    return frame.loc[(frame != "").any(axis=1), columns]
 
 
 def _check_table(spec, file, frame, problems):

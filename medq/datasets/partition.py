@@ -84,6 +84,19 @@ def lock(folder):
     return filelock.FileLock(folder / ".lock")
 
 
+def training_sizes(params, spec, frame, numbers):
+    """{fold: images to train on} of the folds `numbers` of an index; with `deduplicate` there may be fewer."""
+    assigned = folds(frame, spec, seed=params.seed)
+    return {fold: len(_parts(params, subset(assigned, params.subset.model_dump(), fold, params.seed))["train"]) for fold in numbers}
+
+
+def _parts(params, chosen):
+    """{train, selection, held_out: rows} of a subset of one fold."""
+    train, held_out = chosen[chosen["part"] == "train"], chosen[chosen["part"] == "held_out"]
+    train, selection = inner_split(train, seed=params.seed) if params.train.selection == "inner" else (train, held_out)
+    return {"train": train, "selection": selection, "held_out": held_out}
+
+
 def partition(params, dataset, fold):
     """The `Partition` of one fold, subset and deduplicated as the profile says (`UserError` for an unknown fold).
 
@@ -99,12 +112,6 @@ def partition(params, dataset, fold):
     else:
         chosen = subset(assigned, params.subset.model_dump(), fold, params.seed)
     position = pd.Series(np.arange(len(assigned)), index=assigned["image_id"])
-    train, held_out = chosen[chosen["part"] == "train"], chosen[chosen["part"] == "held_out"]
-    if params.train.selection == "inner":
-        train, selection = inner_split(train, seed=params.seed)
-    else:
-        selection = held_out
-    rows = {name: np.sort(position[part["image_id"]].to_numpy())
-            for name, part in (("train", train), ("selection", selection), ("held_out", held_out))}
+    rows = {name: np.sort(position[part["image_id"]].to_numpy()) for name, part in _parts(params, chosen).items()}
     images = np.load(paths.runs() / artefacts.record(folder)["pixels"], mmap_mode="r")
     return Partition(images, assigned["label"].to_numpy(), assigned["image_id"].to_numpy(dtype=str), spec.classes, **rows)

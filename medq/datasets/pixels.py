@@ -59,9 +59,9 @@ def read_image(path, image_size=None):
 
     As PIL's `convert("RGB")`: transparency is dropped, palettes are looked up, CMYK is converted, the first
     frame counts; the orientation noted in EXIF is not applied (the paper's pipeline does not). 16-bit grey
-    values are scaled to 8 bits instead of being clipped to white. A suffix that does not fit the contents
+    values, 0 to 65535, are scaled to 8 bits instead of being clipped to white. A suffix that does not fit the contents
     does not matter. Raises ValueError for images of more than PIL's limit of pixels (decompression bombs) and
-    for floating-point images, whose white is not defined; whatever PIL raises for a damaged file.
+    for floating-point images and grey values beyond 16 bits, whose white is not defined; whatever PIL raises for a damaged file.
     """
     from PIL import Image
 
@@ -86,8 +86,20 @@ def _rgb(path):
             raise ValueError("floating-point pixels have no defined white: save it with 8 or 16 bits")
         if image.mode.startswith("I"):
             grey = np.asarray(image).astype(np.int64)
-            return Image.fromarray(((grey.clip(0, 65535) + 128) // 257).astype(np.uint8)).convert("RGB")
+            if grey.min() < 0 or grey.max() > 65535:
+                raise ValueError(f"values from {grey.min()} to {grey.max()} do not fit 16 bits: save it with values from 0 to 65535")
+            return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
         return image.convert("RGB")
+
+
+def is_dim(path):
+    """Whether the image at `path` is grey with 16 bits and uses less than an eighth of their range, as 12-bit values do."""
+    from PIL import Image
+
+    if path.startswith("phantom:"):
+        return False
+    with Image.open(path) as image:
+        return image.mode.startswith("I") and bool(np.asarray(image).max() < 8192)
 
 
 def _ensure(index, image_size, cache_dir):

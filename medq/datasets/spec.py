@@ -4,11 +4,10 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medq.errors import UserError
-from medq.params import check_name, parse_yaml
+from medq.params import check_name, problem, read_yaml
 
 CATALOGUE = Path(__file__).parents[2] / "params" / "datasets.yaml"
 SPLITS = ("train", "held_out")
@@ -118,8 +117,8 @@ def _layout_problems(spec):
         yield "the key 'folder' is missing: where the dataset lies below the data root"
     if spec.pattern is not None:
         *folders, last = spec.pattern.split("/")
-        if "{class}" not in spec.pattern or any("*" in part for part in folders) or "{" in last:
-            yield "pattern must name {class} as a folder and may have * in its last part only"
+        if "{class}" not in spec.pattern or any("*" in part for part in folders) or "{" in last or "**" in last:
+            yield "pattern must name {class} as a folder and may have * (for one level) in its last part only"
         if ("{split}" in spec.pattern) != bool(spec.splits):
             yield "pattern names {split} exactly if there are 'splits'"
     if spec.layout == "table" and spec.table and (spec.table.split is not None) != bool(spec.splits):
@@ -173,18 +172,8 @@ def load_catalogue(path=None):
     known one.
     """
     path = Path(path or CATALOGUE)
-    try:
-        entries = parse_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8: save it with that encoding.") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(entries, dict) or not all(isinstance(name, str) for name in entries):
-        raise UserError(f"{path} must map names of datasets to their descriptions.")
     catalogue, problems = {}, []
-    for name, entry in entries.items():
+    for name, entry in read_yaml(path).items():
         check_name(name, path)
         if not isinstance(entry, dict) or "name" in entry:
             problems.append(f"{name}: must be a mapping of keys, without a 'name' of its own")
@@ -199,7 +188,11 @@ def load_catalogue(path=None):
 
 
 def _sentences(error):
-    for item in error.errors():
+    items = error.errors()
+    wrong_parts = {item["loc"][:1] for item in items if len(item["loc"]) > 1}
+    for item in items:
+        if item["type"] == "too_short" and item["loc"] in wrong_parts:
+            continue  # too short only without its wrong entries, which are named already
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             known = _fields(item["loc"][:-1])
@@ -207,7 +200,7 @@ def _sentences(error):
             hint = f"did you mean {near[0]!r}" if near else f"known are {', '.join(known)}"
             yield f"unknown key {where!r} ({hint})"
         else:
-            message = item["msg"].removeprefix("Value error, ")
+            message = problem(item)
             yield f"{where}: {message}" if where else message
 
 
