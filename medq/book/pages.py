@@ -59,13 +59,12 @@ def packages(results):
 
 
 def conditions(results):
-    """What the machine was doing during each timing: one row for each."""
+    """What the machine was doing during each timing, as far as a page shows it: one row for each."""
     found = results.conditions
     return pd.DataFrame({
         "timing": found["stage"].map(STUDY_TITLES), "dataset": found["dataset"].map(title), "backbone": found["backbone"].map(title),
-        "threads": found["threads"], "cores": found["cores"], "governor": found["governor"], "load before": found["load_before"],
-        "load after": found["load_after"], "other work (cores)": found["others"], "seconds": found["seconds"],
-        "processor": found["cpu"], "instructions": found["instructions"], "commit": found["commit"].str[:10]})
+        "threads": found["threads"], "load before": found["load_before"], "load after": found["load_after"],
+        "other work (cores)": found["others"], "seconds": found["seconds"], "processor": found["cpu"], "commit": found["commit"].str[:7]})
 
 
 def provenance(results):
