@@ -47,7 +47,11 @@ def measure(params, cell, part):
     chosen = calibration_rows(part, params.calibration.images, params.seed)
     for settings, uses in _grouped(recipes).items():
         batches = list(calibration_batches(part, chosen, normalise if settings.normalised else unnormalised))
-        prepared = prepared_model(model, family, uses[0][1], batches, params.image_size, settings)
+        try:
+            prepared = prepared_model(model, family, uses[0][1], batches, params.image_size, settings)
+        except Unsupported as error:
+            reasons += [f"{name} for {engine_name}: {error}" for name, engine_name, _ in uses]
+            continue
         stages = {"fake-quant": simulated(prepared, family, "ptq")}
         if settings.training_mode and settings.normalised and not composition:
             composition = batch_composition(stages["fake-quant"], part, params.seed)
@@ -67,7 +71,8 @@ def measure(params, cell, part):
     table = table.sort_values("engine", kind="stable", key=lambda _: pd.Series(
         [order[key] for key in zip(table["engine"], table["recipe"])], index=table.index)).reset_index(drop=True)
     orders = pd.DataFrame(composition, columns=["order", "batch_size", *SCORES])
-    return {TABLE: table, COMPOSITION: orders}, {"reason": "; ".join(reasons)} if reasons else {}
+    facts = {"reason": "; ".join(dict.fromkeys(reasons))} if reasons else {}
+    return {TABLE: table, COMPOSITION: orders}, facts | ({} if rows else {"status": "unsupported"})
 
 
 def _grouped(recipes):

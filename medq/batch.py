@@ -325,7 +325,7 @@ def run(args):
             print(f"nothing to do: all {total} parts of {params.profile} are finished, {results} holds their tables.")
             return 0
         if not remote:
-            _look_for_images(params, todo)
+            _look_for_images(params, [job for job in todo if job.stage != "datasets" or artefacts.record(job.folder)])  # the rest is looked at
         with _start(params, args, results, remote) as start:
             if todo:
                 print(f"{params.profile}: {len(todo)} of {total} parts to run.", flush=True)

@@ -79,42 +79,49 @@ def _cnn(model, engine_name, batches, labels, size):
         return static.convert(prepared, engine_name)
 
     @cache
-    def diagnosed(untreated):
-        return diagnosis.layers(model, untreated, batches[0])
+    def diagnosed(int8):
+        return diagnosis.layers(model, int8, batches[0])
 
     def worst(made, k):
-        return list(diagnosis.worst(diagnosed(made["none"]), k, WEIGHTED)["layer"])
+        return list(diagnosis.worst(diagnosed(untreated(made)), k, WEIGHTED)["layer"])
 
     def combined(made):
         better = quantized(BETTER)
         return tempered(bias_corrected(model, kernels.mended(better) or better, batches), batches, labels)
 
     makers = {"none": lambda made: quantized(),
-              "temperature": lambda made: tempered(made["none"], batches, labels)}
+              "temperature": lambda made: tempered(untreated(made), batches, labels)}
     for k in KEPT:
         makers[f"worst-{k}-in-fp32"] = lambda made, k=k: quantized(keep=worst(made, k))
     makers |= {"bias-correction": lambda made: bias_corrected(model, quantized(), batches),
                "cross-layer-equalization": lambda made: quantized(FUSED, equalized(model)),
                "better-recipe": lambda made: quantized(BETTER)}
     if engine_name == "qnnpack":
-        makers["mended"] = lambda made: _mended(made["none"])
+        makers["mended"] = lambda made: _mended(untreated(made))
     return makers | {"combined": combined}
 
 
 def _transformer(model, engine_name, batches, labels, size):
     """As `_cnn`, for dynamic quantization: there are neither observers nor batch norm to do anything about."""
     @cache
-    def diagnosed(untreated):
-        return diagnosis.layers(model, untreated, batches[0])
+    def diagnosed(int8):
+        return diagnosis.layers(model, int8, batches[0])
 
     def worst(made, k):
-        return list(diagnosis.worst(diagnosed(made["none"]), k)["layer"])
+        return list(diagnosis.worst(diagnosed(untreated(made)), k)["layer"])
 
     makers = {"none": lambda made: dynamic.convert(model, engine_name),
-              "temperature": lambda made: tempered(made["none"], batches, labels)}
+              "temperature": lambda made: tempered(untreated(made), batches, labels)}
     for k in KEPT:
         makers[f"worst-{k}-in-fp32"] = lambda made, k=k: dynamic.convert(model, engine_name, worst(made, k))
     return makers
+
+
+def untreated(made):
+    """PTQ as it is, among the models made so far; `Unsupported` where the engine refused it."""
+    if "none" not in made:
+        raise Unsupported("starts from PTQ as it is, which this engine refuses")
+    return made["none"]
 
 
 def _mended(quantized):
