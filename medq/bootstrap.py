@@ -20,6 +20,7 @@ environment variable NUMBA_CACHE_DIR names another place. Where none can be writ
 anew (two seconds).
 """
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -84,7 +85,8 @@ def paired(y_true, prob_a, prob_b, metric="auprc", *, n_resamples=10_000, groups
     `y_true` [n]; `prob_a` and `prob_b` [n, classes], or a sequence of such arrays each (backbones, in the
     same order): these are pooled, as the mean difference over the pairs on the same resamples. `groups` [n]:
     what to resample instead of images. `threads`: all processors without it. Raises ValueError for what
-    `medq.metrics.validate` refuses, sequences of unequal length, missing groups and an unknown metric.
+    `medq.metrics.validate` refuses, sequences of unequal length, missing groups, an unknown metric, and numbers
+    of resamples or threads below 1.
     """
     first, second = _as_models(prob_a), _as_models(prob_b)
     if len(first) != len(second):
@@ -131,10 +133,14 @@ def intervals(y_true, models, metrics=None, *, classes=None, n_resamples=10_000,
     `ece_adaptive`. Returns a DataFrame with backbone, metric, class (empty for the macro value), value, low,
     high, between_std: for each backbone, and for `mean`, the mean over backbones; `between_std` is the
     standard deviation between the backbones' values (n - 1), given beside `mean` only. Class rows as in
-    `medq.metrics.per_class`.
+    `medq.metrics.per_class`. Raises ValueError for what `paired` refuses, and for a backbone named `mean`.
     """
     import pandas as pd
 
+    if not isinstance(models, Mapping):
+        raise ValueError(f"models must map names to probabilities, but is a {type(models).__name__}.")
+    if "mean" in models:
+        raise ValueError("models holds the name 'mean', which is that of the mean over models; choose another name.")
     metrics = list(PLANS) if metrics is None else list(metrics)
     values = replicates(y_true, models.values(), metrics, n_resamples=n_resamples, groups=groups, seed=seed,
                         threads=threads)
@@ -159,9 +165,14 @@ def intervals(y_true, models, metrics=None, *, classes=None, n_resamples=10_000,
 def holm(p_values):
     """Holm's step-down correction over a family of comparisons: adjusted p-values in the order given.
 
-    NaN (a comparison that could not be made) stays NaN and does not count in the family.
+    NaN (a comparison that could not be made) stays NaN and does not count in the family. Raises ValueError for what
+    is not a list of probabilities.
     """
-    p_values = np.asarray(p_values, dtype=np.float64)
+    p_values = m.array("p_values", p_values).astype(np.float64)
+    if p_values.ndim != 1:
+        raise ValueError(f"p_values must be a list of numbers, but has shape {p_values.shape}.")
+    if ((p_values < 0) | (p_values > 1)).any():
+        raise ValueError(f"p_values must lie in 0 .. 1, but run from {np.nanmin(p_values)} to {np.nanmax(p_values)}.")
     adjusted, family = np.full(p_values.shape, np.nan), np.flatnonzero(~np.isnan(p_values))
     order = family[np.argsort(p_values[family], kind="stable")]
     steps = p_values[order] * np.arange(len(order), 0, -1)
@@ -176,6 +187,8 @@ def replicates(y_true, models, metrics, *, n_resamples=10_000, groups=None, seed
     number of them. The other functions here are built on this one.
     """
     labels, models = _validate(y_true, models)
+    if threads is not None:
+        m.check_count("threads", threads)
     plans = {m.known_metric(metric): [_plan(metric, labels, probs) for probs in models] for metric in metrics}
     draw, n_chunks = _drawing(len(labels), n_resamples, groups, seed)
     classes = models[0].shape[1]
@@ -196,16 +209,16 @@ def replicates(y_true, models, metrics, *, n_resamples=10_000, groups=None, seed
 
 
 def resample_counts(n, n_resamples, *, groups=None, seed=42):
-    """Yield the resamples that all functions here use: how often each image is in it, uint8 [n]."""
+    """The resamples that all functions here use, one by one: how often each image is in it, uint8 [n]."""
+    m.check_count("n", n)
     draw, n_chunks = _drawing(n, n_resamples, groups, seed)
-    for chunk in range(n_chunks):
-        yield from draw(chunk).T[:n_resamples - chunk * LANES]
+    return (counts for chunk in range(n_chunks) for counts in draw(chunk).T[:n_resamples - chunk * LANES])
 
 
 def _as_models(y_prob):
     """A list of arrays from one array [n, classes] or a sequence of them."""
     if isinstance(y_prob, (list, tuple)):
-        return list(y_prob) if not y_prob or np.ndim(y_prob[0]) == 2 else [y_prob]
+        return list(y_prob) if not y_prob or m.array("y_prob", y_prob[0]).ndim == 2 else [y_prob]
     return list(y_prob) if np.ndim(y_prob) == 3 else [y_prob]
 
 
@@ -274,8 +287,11 @@ def _drawing(n, n_resamples, groups, seed):
 
     A count above 255 would need an image drawn 256 times in n draws: its probability is below n / 256!.
     """
-    if not isinstance(n_resamples, (int, np.integer)) or n_resamples < 1:
-        raise ValueError(f"n_resamples must be a whole number from 1 up, but is {n_resamples!r}.")
+    m.check_count("n_resamples", n_resamples)
+    try:
+        np.random.SeedSequence(seed)
+    except (TypeError, ValueError):
+        raise ValueError(f"seed must be a whole number from 0 up, but is {seed!r}.") from None
     member = None if groups is None else _group_numbers(groups, n)
     units = n if groups is None else int(member.max()) + 1
 
@@ -294,10 +310,13 @@ def _drawing(n, n_resamples, groups, seed):
 def _group_numbers(groups, n):
     import pandas as pd
 
-    groups = np.asarray(groups)
+    groups = np.asarray(groups, dtype=object)  # else one text among them makes texts of 1 and NaN
     if groups.shape != (n,):
         raise ValueError(f"groups must hold one group for each of {n} images, but has shape {groups.shape}.")
-    numbers, _ = pd.factorize(groups)
+    try:
+        numbers, _ = pd.factorize(groups)
+    except TypeError:
+        raise ValueError("groups must hold numbers or texts, but some entry is neither.") from None
     if (numbers < 0).any():
         raise ValueError(f"groups is missing for {int((numbers < 0).sum())} of {n} images.")
     return numbers

@@ -39,11 +39,11 @@ class ReliabilityCurve(NamedTuple):
 def validate(y_true, y_prob):
     """Return (labels int64 [n], probabilities float64 [n, classes]), or raise ValueError with a sentence.
 
-    Refused are shapes that do not match, no image or fewer than two classes, labels that are not integers or
+    Refused are shapes that do not match, ragged rows, no image or fewer than two classes, labels that are not integers or
     not in 0 .. classes - 1, and probabilities that are not finite, lie outside 0 .. 1 or do not sum to 1 in a
     row. A row may miss 1 by 1e-3, which float16 and float32 rounding need; it is not normalised again.
     """
-    labels, probs = np.asarray(y_true), np.asarray(y_prob)
+    labels, probs = array("y_true", y_true), array("y_prob", y_prob)
     if probs.ndim != 2 or probs.shape[1] < 2:
         raise ValueError(f"y_prob must be [n, classes] with at least two classes, not {probs.shape}.")
     if labels.shape != probs.shape[:1]:
@@ -65,6 +65,20 @@ def validate(y_true, y_prob):
                  "lies outside 0 .. 1; give probabilities, not logits")
     _refuse_rows(np.abs(probs.sum(axis=1) - 1) > TOLERANCE, "does not sum to 1 in each row")
     return labels.astype(np.int64), probs
+
+
+def array(name, value):
+    """`value` as a NumPy array, or ValueError with a sentence where its rows differ in length."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name} must be rectangular, but its rows differ in length.") from None
+
+
+def check_count(name, value):
+    """Raise ValueError with a sentence unless `value` is a whole number from 1 up."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} must be a whole number from 1 up, but is {value!r}.")
 
 
 def _refuse_rows(wrong, what):
@@ -208,8 +222,7 @@ def bin_index(probability, n_bins=N_BINS):
 
 
 def _edges(n_bins):
-    if not isinstance(n_bins, (int, np.integer)) or n_bins < 1:
-        raise ValueError(f"n_bins must be a whole number from 1 up, but is {n_bins!r}.")
+    check_count("n_bins", n_bins)
     return np.arange(n_bins + 1) / n_bins
 
 
@@ -370,7 +383,11 @@ def threshold_crossings(y_true, prob_reference, prob_other, *, sensitivity=0.95,
     names = class_names(classes, reference)
     if thresholds is None:
         thresholds = _one_vs_rest(partial(_threshold, sensitivity=sensitivity), labels, reference)
-    thresholds = np.broadcast_to(np.asarray(thresholds, dtype=np.float64), len(names))
+    try:
+        thresholds = np.broadcast_to(np.asarray(thresholds, dtype=np.float64), len(names))
+    except (TypeError, ValueError):
+        raise ValueError(f"thresholds must be one number, or one for each of {len(names)} classes, "
+                         f"but is {thresholds!r}.") from None
     return pd.DataFrame([{"class": name, "threshold": thresholds[c],
                           **_crossings(labels == c, reference[:, c], other[:, c], thresholds[c])}
                          for c, name in enumerate(names)])

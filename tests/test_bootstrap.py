@@ -294,6 +294,14 @@ def test_holm():
     ({"groups": np.arange(9)}, "one group for each of 10 images"),
     ({"groups": ["a"] * 9 + [None]}, "groups is missing for 1 of 10 images"),
     ({"groups": [np.nan] * 3 + [1.0] * 7}, "groups is missing for 3 of 10 images"),
+    ({"groups": [np.nan] * 3 + ["a"] * 7}, "groups is missing for 3 of 10 images"),
+    ({"groups": [{}] * 10}, "numbers or texts"),
+    ({"prob_a": [[[0.5, 0.5], [0.5]]]}, "y_prob must be rectangular"),
+    ({"n_resamples": True}, "n_resamples must be a whole number from 1 up"),
+    ({"threads": -1}, "threads must be a whole number from 1 up"),
+    ({"threads": "x"}, "threads must be a whole number from 1 up"),
+    ({"seed": "x"}, "seed must be a whole number from 0 up"),
+    ({"seed": -1}, "seed must be a whole number from 0 up"),
 ])
 def test_refuses_with_a_sentence(change, sentence):
     even = np.full((10, 2), 0.5)
@@ -301,6 +309,27 @@ def test_refuses_with_a_sentence(change, sentence):
     with pytest.raises(ValueError, match=sentence) as caught:
         bootstrap.paired(**arguments)
     assert str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize("call, sentence", [
+    (lambda p: bootstrap.intervals([0, 1], {"mean": p}), "choose another name"),
+    (lambda p: bootstrap.intervals([0, 1], [p]), "models must map names"),
+    (lambda p: bootstrap.holm(0.5), "must be a list"),
+    (lambda p: bootstrap.holm(p), "must be a list"),
+    (lambda p: bootstrap.holm([0.5, 1.5, np.nan]), "run from 0.5 to 1.5"),
+    (lambda p: bootstrap.holm([-0.1]), "must lie in 0 .. 1"),
+    (lambda p: bootstrap.resample_counts(0, 5), "n must be a whole number from 1 up"),
+])
+def test_refuses_other_arguments_with_a_sentence(call, sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        call(np.full((2, 2), 0.5))
+    assert str(caught.value).endswith(".")
+
+
+def test_groups_are_told_apart_by_what_they_are():
+    mixed, apart = ([1] * 5 + ["1"] * 5, ["a"] * 5 + ["b"] * 5)
+    same = [np.array(list(bootstrap.resample_counts(10, 50, groups=groups))) for groups in (mixed, apart)]
+    assert (same[0] == same[1]).all() and len(np.unique(same[0])) > 1
 
 
 def test_works_where_no_cache_can_be_written(tmp_path):

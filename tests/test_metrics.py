@@ -232,6 +232,8 @@ GOOD = np.array([[0.5, 0.5], [0.1, 0.9]])
     ([0, 1], [[1.0], [1.0]], "at least two classes"),
     ([0, 1], [["a", "b"], ["c", "d"]], "real numbers"),
     (np.zeros(0, dtype=int), np.zeros((0, 2)), "at least one image"),
+    ([0, 1], [[0.5, 0.5], [1.0]], "y_prob must be rectangular"),
+    ([0, [1]], GOOD, "y_true must be rectangular"),
 ])
 def test_refuses_with_a_sentence(labels, probs, sentence):
     for metric in metrics.METRICS.values():
@@ -254,6 +256,11 @@ def test_accepts_float16_rounding_and_no_more():
     (lambda: metrics.expected_calibration_error([0, 1], GOOD, kind="top"), "known are one-vs-rest"),
     (lambda: metrics.expected_calibration_error([0, 1], GOOD, n_bins=0), "whole number from 1 up"),
     (lambda: metrics.adaptive_calibration_error([0, 1], GOOD, n_bins=2.5), "whole number from 1 up"),
+    *[(lambda function=function: function([0, 1], GOOD, n_bins=True), "n_bins must be a whole number") for function in (
+        metrics.expected_calibration_error, metrics.adaptive_calibration_error, metrics.brier_decomposition,
+        metrics.reliability_curve)],
+    (lambda: metrics.threshold_crossings([0, 1], GOOD, GOOD, thresholds=[0.5] * 3), "one for each of 2 classes"),
+    (lambda: metrics.threshold_crossings([0, 1], GOOD, GOOD, thresholds="half"), "must be one number"),
     (lambda: metrics.per_class([0, 1], GOOD, "nll"), "no value per class"),
     (lambda: metrics.per_class([0, 1], GOOD, "f1"), "known are auroc, auprc"),
     (lambda: metrics.threshold_crossings([0, 1], GOOD, GOOD, sensitivity=0), "above 0 and at most 1"),
