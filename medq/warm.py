@@ -32,9 +32,13 @@ def submit(address, argv):
 
 
 def serve(address):
-    """Import what notebooks need, then fork a papermill for every request until the parent is gone."""
+    """Import what notebooks need, then fork a papermill for every request until the parent is gone.
+
+    Ctrl-C is the parent's to hear, which ends this process; jobs answer it as without a server.
+    """
     import selectors
 
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
@@ -52,7 +56,7 @@ def serve(address):
         while True:
             for key, _ in events.select():
                 if key.fileobj is listener:
-                    link, pid = _accept(listener)
+                    link, pid = _accept(listener, interrupt)
                     links[link] = pid
                     events.register(link, selectors.EVENT_READ)
                 elif key.fileobj == wake_read:
@@ -63,8 +67,8 @@ def serve(address):
                     events.unregister(key.fileobj)
 
 
-def _accept(listener):
-    """Take one request and fork the process that runs it: (connection, process id)."""
+def _accept(listener, interrupt):
+    """Take one request and fork the process that runs it, with this handler of SIGINT: (connection, process id)."""
     link, _ = listener.accept()
     size, fds, _, _ = socket.recv_fds(link, 8, 3)
     request, length = b"", int.from_bytes(size, "big")
@@ -77,7 +81,7 @@ def _accept(listener):
     if pid == 0:
         listener.close()
         link.close()
-        os._exit(_work(json.loads(request), fds))
+        os._exit(_work(json.loads(request), fds, interrupt))
     _own_group(pid)  # here too: the command may have been killed already
     for fd in fds:
         os.close(fd)
@@ -106,10 +110,11 @@ def _kill(pid):
         pass
 
 
-def _work(request, fds):
+def _work(request, fds, interrupt):
     """In the forked process: become the job, run papermill, return the exit status."""
     _fresh()
     os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, interrupt)
     for target, fd in enumerate(fds):
         os.dup2(fd, target)
         os.close(fd)

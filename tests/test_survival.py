@@ -245,6 +245,19 @@ def test_a_killed_command_takes_its_papermill_and_kernel_along(server, tmp_path)
     wait_for(lambda: not psutil.pid_exists(kernel) and not psutil.pid_exists(parent), 20)
 
 
+def test_ctrl_c_leaves_the_server_to_its_parent_and_still_ends_a_job(server, tmp_path):
+    pid = tmp_path / "pid"
+    code = f"import os, time\nopen({str(pid)!r}, 'w').write(f'{{os.getppid()}}.')\ntime.sleep(100)"
+    command = papermill(server, notebook(tmp_path / "in.ipynb", code), tmp_path / "out.ipynb")
+    wait_for(lambda: pid.exists() and pid.read_text().endswith("."))
+    job = psutil.Process(int(pid.read_text()[:-1]))
+    job.parent().send_signal(signal.SIGINT)
+    assert papermill(server, notebook(tmp_path / "next.ipynb", "1 + 1"), tmp_path / "then.ipynb").wait(200) == 0
+    assert job.is_running() and command.poll() is None
+    job.send_signal(signal.SIGINT)
+    assert command.wait(60) == 1
+
+
 def test_kills_of_papermill_and_kernel_at_random_moments(server, killed, tmp_path, monkeypatch):
     profile, reference, *_ = killed
     runs, rng = tmp_path / "runs", random.Random(7)
