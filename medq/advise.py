@@ -75,7 +75,6 @@ def add_arguments(parser):
 
 def run(args):
     """Print one decision per dataset and backbone and, below it, what failed and why."""
-    from medq import artefacts
     from medq.errors import UserError
     from medq.results import load
 
@@ -89,9 +88,23 @@ def run(args):
     table = decide(results, limits)
     if table.empty:
         raise UserError(f"{results.path}: holds no cells to decide on; run `medq collect` first.")
-    if args.csv:
-        artefacts.write_csv(args.csv, table)
+    if args.csv is not None:
+        _write(args.csv, table)
     print(text(table, limits))
+
+
+def _write(path, table):
+    """Write the file that `--csv` names."""
+    from medq import artefacts
+    from medq.errors import UserError
+
+    if not path:
+        raise UserError("--csv: names no file; give one, such as advice.csv.")
+    try:
+        artefacts.write_csv(path, table)
+    except UserError as error:  # its words are for a batch
+        why = getattr(error.__cause__, "strerror", None) or error.__cause__
+        raise UserError(f"--csv {path}: cannot be written ({why}); name another file.") from None
 
 
 def decide(results, limits=None):
@@ -198,8 +211,9 @@ def _paired(results, dataset, backbone, reference, name, metric, scale, reach):
     ]
     if b.empty:
         return None
-    delta, low, high = (float(b.iloc[0][c]) * scale / 100 for c in ("delta_pp", "low_pp", "high_pp"))
-    return delta, delta + reach * (max(low, high) - delta)
+    delta, *ends = (float(b.iloc[0][c]) * scale / 100 for c in ("delta_pp", "low_pp", "high_pp"))
+    worst = math.nan if any(map(math.isnan, ends)) else max(ends)  # max() may lose a NaN
+    return delta, delta + reach * (worst - delta)
 
 
 def _time(results, backbone, regime, limits):

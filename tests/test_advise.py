@@ -105,6 +105,19 @@ def test_the_bound_of_a_rise_comes_from_the_lower_end_of_fp32_minus_regime(tmp_p
     assert row["ece_rise_bound"] == pytest.approx(0.03) and row["passes"] is False
 
 
+@pytest.mark.parametrize("end", [1, 2])
+def test_a_bound_that_is_not_known_does_not_pass(tmp_path, end):
+    auprc = tuple(math.nan if k == end else value for k, value in enumerate(SAFE[0]))
+    results = made(
+        tmp_path,
+        cells=cells("fp32", "ptq-fbgemm"),
+        latency=[timed("fp32", 10.0, baseline="eager"), timed("ptq-fbgemm", 2.0)],
+        bootstrap=compared("ptq-fbgemm", auprc, SAFE[1]),
+    )
+    row = row_of(decide(results), "ptq-fbgemm")
+    assert row["passes"] is None and "AUPRC loses 0.10 points, of unknown confidence" in row["why"]
+
+
 def test_a_budget_counts_with_its_bound_and_the_best_baseline_of_fp32_counts(tmp_path):
     results = made(
         tmp_path,
@@ -238,6 +251,11 @@ def test_the_command_prints_decisions_and_writes_a_table(tmp_path, capsys):
     assert main(["advise", str(tmp_path)]) == 2
     assert main(["advise", str(world().path), "--confidence", "2"]) == 2
     assert "confidence must be" in capsys.readouterr().err
+    (tmp_path / "file").write_text("mine")
+    for path, said in ((tmp_path, "Is a directory"), (tmp_path / "file" / "x.csv", "file"), ("", "names no file")):
+        assert main(["advise", str(world().path), "--csv", str(path)]) == 2
+        found = capsys.readouterr()
+        assert found.out == "" and found.err.startswith("medq: --csv") and said in found.err and "MEDQ" not in found.err
 
 
 def test_advising_needs_no_torch():
