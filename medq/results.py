@@ -4,6 +4,7 @@ Everything in the book is a function of such a folder. A file that is not there 
 the right columns, so that a half-finished batch can be shown, and says what it lacks.
 """
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from functools import cache, cached_property, wraps
 from pathlib import Path
 
 import pandas as pd
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medq import paths
 from medq.errors import UserError
@@ -35,7 +37,8 @@ LOWER_IS_BETTER = {"ece", "ece_top_label", "ece_adaptive", "brier", "nll", "brie
                    "brier_refinement"}
 
 # File -> columns. This is the one place that defines the tidy files. Columns in KEYS are text and must be
-# there; the others are numbers (or text where named in TEXT) and read as missing where a file lacks them.
+# there, as must those in NEEDED; the others are numbers (or text where named in TEXT) and read as missing where
+# a file lacks them. Numbers in MEASURED are times and what is made of them: finite, and above 0.
 # ratios.csv holds Table 4's two ratios, which the paper prints beside the milliseconds: only published/ has
 # it.
 SCHEMA = {file: columns.split() for file, columns in {
@@ -75,8 +78,12 @@ KEYS = set("dataset backbone regime regime_a regime_b method_a method_b fold rec
            "subset remedy layer runtime precision".split())
 TEXT = set("status reason engine_agrees engine_note baseline engine run_engine device operator note weights "
            "activations reduce_range fused training_mode normalised cores governor cpu instructions commit written".split())
+NEEDED = set("status batch_size value delta_pp low_pp high_pp p_value".split())
+MEASURED = set("ms mean_ms p50_ms p50_low p50_high p90_ms p99_ms p99_low p99_high throughput size_mb".split())
 CELL = ["dataset", "backbone", "regime"]
 FOLD_COLUMNS = ["image_id", "label", "group", "fold"]
+PREDICTION_COLUMNS = ["image_id", "fold", "label"]  # and p_<class> of each class
+AGAIN = "collect the results again"
 
 # What provenance.json holds, named as in a cell's manifest. Every key may be missing: the banner says what
 # it knows.
@@ -97,28 +104,122 @@ PROVENANCE = {
 }
 
 
+class _Facts(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Cpu(_Facts):
+    model: str | None = None
+    cores: int | None = None
+    instructions: list[str] = []
+
+
+class _Gpu(_Facts):
+    name: str | None = None
+
+
+class _Machine(_Facts):
+    cpu: _Cpu | None = None
+    gpu: _Gpu | None = None
+
+
+class _Images(_Facts):
+    n_images: int | None = None
+    n_release: int | None = None
+    n_train: int | None = None
+    n_held_out: int | None = None
+
+
+class _Parameters(_Facts):
+    datasets: list[str] = []
+    backbones: list[str] = []
+    regimes: list[str] = []
+    controls: list[str] = []
+    weights: str | None = None
+    subset: dict[str, int | None] | None = None
+    latency: dict = {}
+    calibration: dict = {}
+
+
+class _Provenance(_Machine):
+    """The shape of what is read of `PROVENANCE`, where it is there."""
+
+    profile: str = ""
+    source: str = ""
+    parameters: _Parameters = _Parameters()
+    data: dict[str, _Images] = {}
+    versions: dict = {}
+    commit: dict[str, str | bool | None] | None = None
+    written: str | None = None
+    machines: list[_Machine] = []
+    studied: dict[str, list[_Machine]] = {}
+
+
+@contextlib.contextmanager
+def _reading(path):
+    """Turn what pandas and pyarrow raise for a damaged file into a sentence that names it."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as a table ({' '.join(str(error).split())}); {AGAIN}.") from None
+
+
+def read_table(path, needed=(), **options):
+    """A parquet or CSV file (`options` of pandas) as a DataFrame.
+
+    `UserError` where it cannot be read, is cut short, or lacks one of the columns `needed`.
+    """
+    with _reading(path):
+        if path.suffix == ".parquet":
+            frame = pd.read_parquet(path)
+        else:
+            text = path.read_bytes()
+            if text and not text.endswith(b"\n"):
+                raise ValueError("it is cut short: its last line does not end")
+            frame = pd.read_csv(path, **options)
+            if not frame.index.equals(pd.RangeIndex(len(frame))):  # pandas takes what is left of the first row as names
+                raise ValueError("its rows have more entries than there are columns")
+    lacking = [c for c in needed if c not in frame]
+    if lacking:
+        raise UserError(f"{path}: lacks the column {lacking[0]!r}; {AGAIN}.")
+    return frame
+
+
 def _read(path, columns):
     """One tidy file as a DataFrame with exactly `columns`; empty where the file is missing."""
     if not path.is_file():
         return pd.DataFrame({c: pd.Series(dtype="str" if c in KEYS | TEXT else "float64") for c in columns})
     text = [c for c in columns if c in KEYS | TEXT]
     numbers = [c for c in columns if c not in text]
-    try:
-        if path.suffix == ".parquet":
-            frame = pd.read_parquet(path)
-            frame = frame.astype({c: "str" for c in text if c in frame})
-        else:  # only numbers may be missing: a class may well be called "NA"
-            frame = pd.read_csv(path, dtype=dict.fromkeys(text, "str"), keep_default_na=False,
-                                na_values={c: ["", "nan", "NaN"] for c in numbers})
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as a table ({error}); collect the results again.") from None
-    lacking = [c for c in text if c in KEYS and c not in frame]
-    if lacking:
-        raise UserError(f"{path}: lacks the column {lacking[0]!r}; collect the results again.")
+    # only numbers may be missing: a class may well be called "NA"
+    frame = read_table(path, [c for c in columns if c in KEYS | NEEDED], dtype=dict.fromkeys(text, "str"),
+                       keep_default_na=False, na_values={c: ["", "nan", "NaN"] for c in numbers})
+    if path.suffix == ".parquet":
+        frame = frame.astype({c: "str" for c in text if c in frame})
     for column in columns:
         if column not in frame:
             frame[column] = "" if column in text else float("nan")
+        elif column in numbers:
+            frame[column] = _numbers(path, frame[column])
     return frame[columns]
+
+
+def _numbers(path, entries):
+    """A column of numbers as it is; `UserError` where an entry is no number, or no possible measurement."""
+    if not pd.api.types.is_numeric_dtype(entries) or pd.api.types.is_bool_dtype(entries):
+        numbers = pd.to_numeric(entries.astype("str"), errors="coerce").astype("float64")
+        _refuse(path, entries, numbers.isna() & entries.notna(), "is no number")
+        entries = numbers
+    if entries.name in MEASURED:
+        _refuse(path, entries, (entries <= 0) | (entries == float("inf")), "cannot have been measured")
+    return entries
+
+
+def _refuse(path, entries, wrong, why):
+    if wrong.any():
+        row = int(wrong.to_numpy().argmax())
+        entry = str(entries.iloc[row])
+        raise UserError(f"{path}: {entry!r} in row {row + 1} of the column {entries.name!r} {why}; {AGAIN}.")
 
 
 def _file(name):
@@ -161,9 +262,15 @@ class Results:
         try:
             found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         except ValueError as error:
-            raise UserError(f"{path}: is not valid JSON ({error}); collect the results again.") from None
+            raise UserError(f"{path}: is not valid JSON ({error}); {AGAIN}.") from None
         if not isinstance(found, dict):
-            raise UserError(f"{path}: must hold a JSON object, not {type(found).__name__}; collect the results again.")
+            raise UserError(f"{path}: must hold a JSON object, not {type(found).__name__}; {AGAIN}.")
+        try:
+            _Provenance.model_validate(found)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            key = ".".join(map(str, wrong["loc"]))
+            raise UserError(f"{path}: {key}: {wrong['msg'].lower()}, not {str(wrong['input'])[:60]!r}; {AGAIN}.") from None
         return found
 
     def folds(self, dataset):
@@ -171,7 +278,7 @@ class Results:
         path = self.path / "folds" / f"{dataset}.csv"
         if not path.is_file():
             return pd.DataFrame(columns=FOLD_COLUMNS, dtype="str")
-        return pd.read_csv(path, dtype="str", keep_default_na=False)
+        return read_table(path, FOLD_COLUMNS, dtype="str", keep_default_na=False)
 
     def predictions(self, dataset, backbone, regime, variant=""):
         """Stored predictions of a cell, all folds: image_id, fold, label, `p_<class>` in label order.
@@ -181,8 +288,8 @@ class Results:
         stem = f"{regime}.{variant}" if variant else regime
         path = self.path / "predictions" / dataset / backbone / f"{stem}.parquet"
         if path.is_file():
-            return pd.read_parquet(path)
-        return pd.DataFrame(columns=["image_id", "fold", "label", *(f"p_{c}" for c in self.classes(dataset))])
+            return read_table(path, PREDICTION_COLUMNS)
+        return pd.DataFrame(columns=[*PREDICTION_COLUMNS, *(f"p_{c}" for c in self.classes(dataset))])
 
     def classes(self, dataset):
         """Class names in label order: from predictions, else the catalogue, else the metrics."""
@@ -195,7 +302,8 @@ class Results:
         for path in sorted((self.path / "predictions" / dataset).glob("*/*.parquet")):
             import pyarrow.parquet
 
-            return [c[2:] for c in pyarrow.parquet.read_schema(path).names if c.startswith("p_")]
+            with _reading(path):
+                return [c[2:] for c in pyarrow.parquet.read_schema(path).names if c.startswith("p_")]
         known = _catalogue("datasets").get(dataset, {}).get("classes")
         seen = self.metrics.loc[self.metrics["dataset"] == dataset, "class"]
         return list(known or dict.fromkeys(c for c in seen if c))

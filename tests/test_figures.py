@@ -304,6 +304,13 @@ def test_figure2_circles_and_squares(gaps):
     assert square[0] == pytest.approx(74.8 / 5.62)
 
 
+@pytest.mark.parametrize("gone", ["fp32", "qat-fbgemm"])
+def test_figure2_of_one_regime_says_that_no_backbone_has_both(full, gone):
+    bent = fixtures.bent(full, metrics=lambda t: t[t["regime"] != gone])
+    assert "no backbone has both" in figures.alt_text(figures.figure2(bent, published()))
+    assert "no backbone has both" in figures.alt_text(figures.figure2_interactive(bent))
+
+
 def test_figure3_squares_where_significant(gaps):
     def half(b):
         return b.assign(p_value=np.where(b["backbone"] == "resnet18", 0.01, 0.6), p_holm=0.9)

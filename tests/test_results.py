@@ -6,7 +6,7 @@ import fixtures_results as fixtures
 import pandas as pd
 import pytest
 
-from medq import paths, results
+from medq import figures, paths, results, tables
 from medq.errors import UserError
 from medq.results import SCHEMA, Results, load, means, scores, timings
 
@@ -51,17 +51,77 @@ def test_a_missing_value_column_reads_as_missing(tmp_path):
     assert cells["fold"].tolist() == ["0"]
 
 
+def table(file, without="", **entries):
+    """A file of one row as text, with the given entries and without one column."""
+    columns = [c for c in SCHEMA[file] if c != without]
+    return ",".join(columns) + "\n" + ",".join(entries.get(c, "") for c in columns) + "\n"
+
+
 @pytest.mark.parametrize("file, text, said", [
     ("metrics.csv", "dataset,backbone,regime\nD,b,fp32\n", "'recipe'"),
     ("metrics.csv", "", "metrics.csv"),
+    ("metrics.csv", table("metrics.csv", value="0.123456")[:-3], "metrics.csv: .*cut short"),
+    ("metrics.csv", table("metrics.csv", value="1,5"), "metrics.csv: .*more entries"),
+    ("metrics.csv", table("metrics.csv", value='"1,5"'), "'1,5' in row 1 of the column 'value' is no number"),
+    ("metrics.csv", table("metrics.csv", value="0.5") + "D,b,fp32,,,,,,abc\n", "'abc' in row 2 of the column 'value'"),
+    ("intervals.csv", table("intervals.csv", low="True"), "'True' in row 1 of the column 'low'"),
+    ("metrics.csv", table("metrics.csv", without="value"), "lacks the column 'value'"),
+    ("cells.csv", table("cells.csv", without="status"), "lacks the column 'status'"),
+    ("latency.csv", table("latency.csv", without="batch_size"), "lacks the column 'batch_size'"),
+    ("peers.csv", table("peers.csv", without="batch_size"), "lacks the column 'batch_size'"),
+    ("bootstrap.csv", table("bootstrap.csv", without="p_value"), "lacks the column 'p_value'"),
+    ("latency.csv", table("latency.csv", p50_ms="0"), "latency.csv: '0' in row 1 of the column 'p50_ms' cannot"),
+    ("peers.csv", table("peers.csv", p99_ms="-1.5"), "'-1.5' in row 1 of the column 'p99_ms' cannot"),
+    ("latency.csv", table("latency.csv", p50_high="inf"), "'inf' in row 1 of the column 'p50_high' cannot"),
     ("latency_raw.parquet", "no parquet", "latency_raw.parquet"),
     ("provenance.json", "{", "not valid JSON"),
     ("provenance.json", "[]", "must hold a JSON object"),
+    *(("provenance.json", json.dumps(value), f"provenance.json: {key}: ") for value, key in (
+        ({"parameters": None}, "parameters"), ({"parameters": []}, "parameters"), ({"data": None}, "data"),
+        *(({"parameters": {"datasets": wrong}}, "parameters.datasets") for wrong in (None, "BrainMRI")),
+        ({"parameters": {"datasets": [1]}}, "parameters.datasets.0"), ({"data": {"D": {"n_images": "9"}}}, "data.D.n_images"),
+        ({"parameters": {"backbones": [["a"]]}}, "parameters.backbones.0"), ({"studied": {"peers": [1]}}, "studied.peers.0"))),
 ])
 def test_a_broken_file_is_named(tmp_path, file, text, said):
     (tmp_path / file).write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=said) as caught:
         getattr(load(tmp_path), file.split(".")[0])
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path / file}: ") and said.endswith("collect the results again.") and "\n" not in said
+
+
+def test_a_file_of_a_header_alone_holds_numbers_none_the_less(tmp_path):
+    for file in SCHEMA:
+        empty = pd.DataFrame(columns=SCHEMA[file])
+        empty.to_parquet(tmp_path / file) if file.endswith(".parquet") else empty.to_csv(tmp_path / file, index=False)
+    (tmp_path / "absent").mkdir()
+    there, absent = load(tmp_path), load(tmp_path / "absent")
+    for name in (file.split(".")[0] for file in SCHEMA):
+        assert getattr(there, name).dtypes.to_dict() == getattr(absent, name).dtypes.to_dict()
+    assert tables.worst_layers(there, "BrainMRI", "resnet18", "ptq-fbgemm").empty
+
+
+@pytest.mark.parametrize("size", [100, 0])
+def test_broken_predictions_are_named(tmp_path, size):
+    world = {"datasets": ("BrainMRI",), "backbones": ("resnet50",), "regimes": ("fp32",)}
+    r = Results("r", fixtures.write(tmp_path / "r", n=20, **world))
+    path = r.path / "predictions" / "BrainMRI" / "resnet50" / "fp32.parquet"
+    path.write_bytes(path.read_bytes()[:size])
+    for read in (lambda: r.predictions("BrainMRI", "resnet50", "fp32"), lambda: r.classes("BrainMRI"),
+                 lambda: figures.figure7(r)):
+        with pytest.raises(UserError, match="fp32.parquet: cannot be read.*collect the results again"):
+            read()
+    pd.DataFrame({"image_id": ["a"]}).to_parquet(path)
+    with pytest.raises(UserError, match="fp32.parquet: lacks the column 'fold'"):
+        r.predictions("BrainMRI", "resnet50", "fp32")
+
+
+@pytest.mark.parametrize("text, said", [("image_id,label\n", "lacks the column 'group'"), ("image_id,la", "cut short")])
+def test_broken_folds_are_named(tmp_path, text, said):
+    (tmp_path / "folds").mkdir()
+    (tmp_path / "folds" / "D.csv").write_text(text)
+    with pytest.raises(UserError, match=f"D.csv: .*{said}"):
+        load(tmp_path).folds("D")
 
 
 def test_files_are_read_once(full):

@@ -61,7 +61,7 @@ def test_table2_is_the_median_within_the_family(full, paper):
     assert ratio["ours"] == pytest.approx(1 / 25) and ratio["paper"] == pytest.approx(3 / 33)
 
 
-def test_table3_in_both_layouts(full, paper):
+def test_table3_in_both_layouts(full, paper, tmp_path):
     from sklearn.metrics import average_precision_score
 
     wide = tables.table3(full, paper, "ChestXray")
@@ -77,6 +77,8 @@ def test_table3_in_both_layouts(full, paper):
     assert other.xs("paper", axis=1, level=1).isna().all(axis=None) and other.attrs["notes"]
     with pytest.raises(UserError, match="BrainMRI"):
         tables.table3(full, paper, "Brain")
+    with pytest.raises(UserError, match="holds no dataset yet; run `medq collect` first"):
+        tables.table3(load(tmp_path), paper, "BrainMRI")
 
 
 def test_table4_speedups_sizes_and_tails(full, paper):

@@ -169,7 +169,7 @@ def _colour_legend(figure, backbones, extra):
 def _tradeoff_alt(data, results, engine):
     wide = data.pivot_table(index=["dataset", "backbone"], columns="regime", values=["value", "p50_ms"])
     both = wide.dropna()
-    if both.empty or f"qat-{engine}" not in both["value"]:
+    if both.empty or not {"fp32", f"qat-{engine}"} <= set(both["value"]):
         return f"Macro AUPRC against latency; no backbone has both an FP32 and an INT8-QAT ({engine}) point."
     faster = (both["p50_ms"]["fp32"] / both["p50_ms"][f"qat-{engine}"]).groupby("backbone").first()
     change = 100 * (both["value"][f"qat-{engine}"] - both["value"]["fp32"])

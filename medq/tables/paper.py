@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
-from medq.errors import one_of
+from medq.errors import UserError, one_of
 from medq.results import CELL, ENGINES, class_title, counterpart, family, means, scores, timings, title
 from medq.results import published as paper_results
 from medq.tables.entries import (FIELDS, PAPER_REGIMES, by_key, captioned, cell_state, entry, mean_state,
@@ -167,6 +167,8 @@ def table3(results, published=None, dataset=None, *, backbone="resnet50", engine
     all datasets: rows (dataset, class), columns (regime and metric, field). The paper does not say which
     engine its PTQ and QAT rows mean; `engine` chooses ours.
     """
+    if dataset is not None and not results.datasets:
+        raise UserError(f"{results.path}: holds no dataset yet; run `medq collect` first.")
     tidy = table3_data(results, published, backbone=backbone, engine=engine, stage=stage)
     if dataset is not None:
         tidy = tidy[tidy["dataset"] == one_of("dataset", dataset, results.datasets)]
