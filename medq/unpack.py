@@ -3,31 +3,33 @@
 So a grid can be made in several sittings, or on several machines, and only its results kept in between.
 """
 
-import json
 from pathlib import Path
 
 import pandas as pd
 
-from medq import artefacts, collect, paths, stages
+from medq import artefacts, collect, metrics, paths, stages
 from medq.errors import UserError
+from medq.results import AGAIN, PREDICTION_COLUMNS, SCHEMA, Results, read_table
 
 MANIFEST = "manifest.json"
+FACTS = ("profile", "written", "data", "parameters", "parameters.profile", "parameters.seed", "parameters.subset",
+         "parameters.bootstrap.resamples")  # of provenance.json, that a collection needs
+AUDIT_COLUMNS = ("image_id", "group_id", "kind")
+WITHOUT = "collect without --keep, or into another folder"
 
 
 def unpack(results, runs):
     """Write the cells, studies and datasets of the folder `results` below `runs`, each with its completion record.
 
-    They carry no key and no inputs: only a collection can use them. Raises `UserError` where `results` is not a whole
-    result folder.
+    They carry no key and no inputs: only a collection can use them. Raises `UserError` naming the file, before anything is
+    written, where `results` is not a whole result folder: what one file of it lacks would be gone from all.
     """
     results, runs = Path(results), Path(runs)
     try:
-        provenance = json.loads((results / "provenance.json").read_text(encoding="utf-8"))
-        cells = pd.read_csv(results / "cells.csv", dtype=str, keep_default_na=False)
-        data, profile = provenance["data"], provenance["profile"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{results}: is not a result folder that can be added to ({type(error).__name__}: {error}); "
-                        "collect without --keep, or into another folder.") from None
+        provenance, cells = _whole(results)
+    except UserError as error:
+        raise UserError(str(error).replace(AGAIN, WITHOUT)) from None
+    data, profile = provenance["data"], provenance["profile"]
     manifest = {key: provenance[key] for key in (
         "parameters", "versions", "written", "first_written", "platform", "cpu", "gpu", "commit", "quantized_engines",
         "threads", "machines", "commits") if key in provenance}
@@ -47,13 +49,96 @@ def unpack(results, runs):
             _studies(results / file, runs, profile, manifest | ({"machines": elsewhere} if elsewhere else {}))
 
 
+def _whole(results):
+    """(provenance, cells as text) of a result folder whose files can all be read and hold the same datasets and cells."""
+    found = Results(results.name, results)
+    provenance = found.provenance
+    lacking = next((key for key in FACTS if _fact(provenance, key) is None), None)
+    if lacking:
+        _refuse(results / "provenance.json", f"it lacks {lacking}")
+    cells = read_table(results / "cells.csv", SCHEMA["cells.csv"], dtype=str, keep_default_na=False)
+    for file in SCHEMA:
+        getattr(found, file.split(".")[0])
+    finished = cells["status"].isin(artefacts.STATUSES)
+    wrong = (~(finished | cells["status"].eq("failed")) | ~cells["regime"].isin(collect.REGIMES)
+             | ~cells["fold"].str.fullmatch(r"\d+") | finished & found.cells[["train_seconds", "epochs"]].isna().any(axis=1))
+    if wrong.any():
+        _refuse(results / "cells.csv", f"its row {wrong.to_numpy().argmax() + 1} is damaged")
+    images = _check_datasets(found, provenance["data"])
+    _check_predictions(found, cells, images)
+    return provenance, cells
+
+
+def _fact(value, key):
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _refuse(path, why):
+    why = why if path.is_file() else "it is missing"
+    raise UserError(f"{path}: is not part of a result folder that can be added to ({why}); {WITHOUT}.")
+
+
+def _check_datasets(found, data):
+    """{dataset: ids of its images}; refuses a folder that lacks a part of a dataset."""
+    images = {}
+    here = {path.stem for name in ("folds", "audit") for path in (found.path / name).glob("*.csv")}
+    for dataset in sorted({*data, *here}):
+        for name in ("folds", "audit"):
+            if not (found.path / name / f"{dataset}.csv").is_file():
+                _refuse(found.path / name / f"{dataset}.csv", "it is missing")
+        if not {"fingerprint", "n_images"} <= {*data.get(dataset, ())}:
+            _refuse(found.path / "provenance.json", f"its data lacks {dataset}, or facts of it")
+        read_table(found.path / "audit" / f"{dataset}.csv", AUDIT_COLUMNS)
+        images[dataset] = set(found.folds(dataset)["image_id"])
+    return images
+
+
+def _check_predictions(found, cells, images):
+    """Refuse a folder whose cells, numbers and predictions are not of the same cells and runtimes."""
+    stored, measured = _stored(found, images), _measured(found)
+    status = cells.set_index(["dataset", "backbone", "regime", "fold"])["status"]
+    done, finished = ({*status.index[status.isin(states)]} for states in (["done"], artefacts.STATUSES))
+    of_cells = {(dataset, backbone, name.split(".")[0], fold) for dataset, backbone, name, fold in stored if "/" not in name}
+    for lacking, file in (((measured | done) - stored, "predictions/{}/{}/{}.parquet"), (of_cells - finished, "cells.csv"),
+                          (stored - measured, "metrics.csv")):
+        for dataset, backbone, name, fold in sorted(lacking)[:1]:
+            file = "peers.csv" if file == "metrics.csv" and "/" in name else file.format(dataset, backbone, name)
+            _refuse(found.path / file, f"it lacks fold {fold} of {dataset}/{backbone}/{name}, which other files there hold")
+
+
+def _stored(found, images):
+    """{(dataset, backbone, name of the file, fold)} of all predictions, peers' as `peers/<runtime>`."""
+    stored = set()
+    for path in sorted((found.path / "predictions").glob("*/*/**/*.parquet")):
+        dataset, backbone, name = path.relative_to(found.path / "predictions").with_suffix("").as_posix().split("/", 2)
+        frame = read_table(path, PREDICTION_COLUMNS)
+        try:
+            metrics.validate(*collect._arrays(frame)[:2])
+        except ValueError as error:
+            _refuse(path, str(error).rstrip("."))
+        if dataset in images and not images[dataset].issuperset(frame["image_id"]):
+            _refuse(found.path / "folds" / f"{dataset}.csv", f"it lacks images that {path} holds")
+        stored |= {(dataset, backbone, name, str(fold)) for fold in frame["fold"].unique()}
+    return stored
+
+
+def _measured(found):
+    """What metrics.csv and peers.csv hold numbers of, named as in `_stored`."""
+    suffixes = {(recipe, stage): suffix for suffix, recipe, stage in collect.VARIANTS.values()}
+    cells = found.metrics[["dataset", "backbone", "regime", "recipe", "stage", "fold"]].drop_duplicates()
+    peers = found.peers[["dataset", "backbone", "runtime", "precision", "fold"]].drop_duplicates()
+    return {(dataset, backbone, regime + suffixes.get((recipe, stage), ""), fold)
+            for dataset, backbone, regime, recipe, stage, fold in cells.to_numpy() if fold != "pooled"} | {
+            (dataset, backbone, f"{collect.PEERS}/{runtime}-{precision}", fold)
+            for dataset, backbone, runtime, precision, fold in peers.to_numpy()}
+
+
 def _dataset(results, folder, dataset, manifest):
-    files = {"folds.csv": results / "folds" / f"{dataset}.csv", "audit.csv": results / "audit" / f"{dataset}.csv"}
-    found = {name: path for name, path in files.items() if path.is_file()}
-    for name, path in found.items():
-        artefacts.write_text(folder / name, path.read_text(encoding="utf-8"))
-    if len(found) == len(files):
-        _finish(folder, [*found], manifest)
+    for name in ("folds", "audit"):
+        artefacts.write_text(folder / f"{name}.csv", (results / name / f"{dataset}.csv").read_text(encoding="utf-8"))
+    _finish(folder, ["folds.csv", "audit.csv"], manifest)
 
 
 def _place(runs, row):
@@ -113,4 +198,4 @@ def _finish(folder, files, manifest, **facts):
 
 def _text(path):
     """A table with every entry as it is written, so that it can be written again to the same bytes."""
-    return pd.read_csv(path, dtype=str, keep_default_na=False) if path.is_file() else pd.DataFrame()
+    return read_table(path, dtype=str, keep_default_na=False) if path.is_file() else pd.DataFrame()

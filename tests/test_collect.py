@@ -593,6 +593,82 @@ def test_a_folder_that_is_no_result_folder_cannot_be_added_to(made):
     assert (out / "cells.csv").read_text() == "dataset\n"
 
 
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory):
+    """(batch, result folder) that a test must copy before it spoils them."""
+    runs = build(tmp_path_factory.mktemp("standing"), SOME[:3])
+    add_cell(runs, "resnet18", "ptq-qnnpack", status="unsupported", reason="no add")
+    add_peers(runs)
+    assert collected(runs)[0] == {}
+    out = runs.parent.parent / "out"
+    before = contents(out)
+    assert collect.collect(runs, out, keep=True) == {} and contents(out) == before
+    return runs, out
+
+
+def spoilt(file, change):
+    """A test's damage: `change` the bytes of a file of the results; None deletes it."""
+    def spoil(out):
+        data = change((out / file).read_bytes()) if change else None
+        (out / file).write_bytes(data) if change else (out / file).unlink()
+    return file, spoil
+
+
+def without(*words):
+    """The lines of a table that hold none of `words`."""
+    return lambda data: b"".join(line for line in data.splitlines(True) if not any(word in line for word in words))
+
+
+def facts(change):
+    """provenance.json with something else in it."""
+    def changed(data):
+        found = json.loads(data)
+        change(found)
+        return json.dumps(found).encode()
+    return changed
+
+
+MODEL = "predictions/BrainMRI/resnet18"
+
+
+@pytest.mark.parametrize("damage, said", [
+    (spoilt(f"{MODEL}/fp32.parquet", None), "is missing"),
+    (spoilt(f"{MODEL}/ptq-fbgemm.fake-quant.parquet", None), "is missing"),
+    (spoilt(f"{MODEL}/peers/openvino-int8.parquet", None), "is missing"),
+    (spoilt(f"{MODEL}/fp32.parquet", lambda data: data[:100]), "cannot be read"),
+    (spoilt("folds/BrainMRI.csv", None), "is missing"),
+    (spoilt("audit/BrainMRI.csv", None), "is missing"),
+    (spoilt("folds/BrainMRI.csv", without(b"Testing/7,")), "lacks images"),
+    (spoilt("audit/BrainMRI.csv", lambda data: data[:-3]), "cut short"),
+    (spoilt("cells.csv", None), "cells.csv"),
+    (spoilt("cells.csv", lambda data: data[:len(data) // 2]), "cut short"),
+    (spoilt("cells.csv", lambda data: data.replace(b",engine_note", b"").replace(b",\n", b"\n")), "lacks the column 'engine_note'"),
+    (spoilt("cells.csv", lambda data: data.replace(b"done", b"don", 1)), "row 1 is damaged"),
+    (spoilt("cells.csv", without(b",fp16,")), "lacks fold 0 of BrainMRI/resnet18/fp16"),
+    (spoilt("metrics.csv", without(b",fp16,")), "lacks fold 0 of BrainMRI/resnet18/fp16"),
+    (spoilt("metrics.csv", None), "is missing"),
+    (spoilt("peers.csv", without(b"openvino")), "lacks fold 0 of BrainMRI/resnet18/peers/openvino-int8"),
+    (spoilt("peers.csv", lambda data: b""), "cannot be read"),
+    (spoilt("peers_raw.parquet", lambda data: b""), "cannot be read"),
+    (spoilt("conditions.csv", lambda data: b""), "cannot be read"),
+    (spoilt("provenance.json", None), "is missing"),
+    (spoilt("provenance.json", lambda data: b"[]"), "must hold a JSON object"),
+    (spoilt("provenance.json", facts(lambda p: p.update(data=None))), "data"),
+    (spoilt("provenance.json", facts(lambda p: p.update(data={}))), "its data lacks BrainMRI"),
+    (spoilt("provenance.json", facts(lambda p: p["parameters"].pop("seed"))), "lacks parameters.seed"),
+])
+def test_a_damaged_folder_is_not_added_to(standing, tmp_path, damage, said, capsys):
+    runs, out = (shutil.copytree(path, tmp_path / path.name) for path in standing)
+    file, spoil = damage
+    spoil(out)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert cli.main(["collect", str(runs), str(out), "--keep"]) == 2
+    found = capsys.readouterr().err
+    assert found.startswith(f"medq: {out / file}: ") and said in found and found.count("\n") == 1
+    assert found.endswith("; collect without --keep, or into another folder.\n")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 # --- what a user can get wrong ----------------------------------------------------------------------------------------
 
 def test_tables_never_take_the_place_of_the_batch_or_of_a_file(tmp_path, monkeypatch, capsys):
