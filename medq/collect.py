@@ -109,7 +109,7 @@ def collect(runs, results, keep=False, only=None):
 
     The folder is written beside its place and moved there when whole; files in it that are not results (a README) stay.
     With `keep`, cells and studies that stand in `results` and not in `runs` stay too: a grid made in several sittings.
-    Raises `UserError` where `runs` holds no finished cell, or `results` cannot be written or holds `runs`.
+    Raises `UserError` where `runs` holds no finished cell, or `results` cannot be written, holds `runs` or is damaged (`keep`).
     """
     from medq.stages import made
 
@@ -741,12 +741,11 @@ def _provenance(newest, taken, cells, data):
     known = params.datasets()
     sets = {}
     for dataset, t in sorted(data.items()):
-        sizes = [c.manifest for c in cells if c.cell[0] == dataset and "n_train" in c.manifest]
+        ours = [c.manifest for c in cells if c.cell[0] == dataset]
         release = known[dataset].release if dataset in known else {}
         sets[dataset] = {"fingerprint": t.manifest["fingerprint"], "n_images": t.manifest["n_images"],
                          "n_release": sum(sum(part.values()) for part in release.values()) or None,
-                         "n_train": max((m["n_train"] for m in sizes), default=None),
-                         "n_held_out": max((m["n_held_out"] for m in sizes), default=None)}
+                         **{key: max((m[key] for m in ours if key in m), default=None) for key in ("n_train", "n_held_out")}}
     machines = _machines(cells or taken)
     studied = {stage: _machines([t for t in taken if _stage_of(t.name) == stage]) for stage in sorted({*STUDIES.values()})}
     studied = {stage: found for stage, found in studied.items() if found and found != machines}

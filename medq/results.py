@@ -10,13 +10,14 @@ import os
 from dataclasses import dataclass
 from functools import cache, cached_property, wraps
 from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medq import paths
 from medq.errors import UserError
-from medq.params import read_yaml
+from medq.params import Positive, read_yaml
 
 REGIMES = {  # name: label as in the paper's tables; the last is our control, not one of the paper's six
     "fp32": "FP32", "fp16": "FP16", "ptq-fbgemm": "INT8-PTQ (FBGEMM)", "ptq-qnnpack": "INT8-PTQ (QNNPACK)",
@@ -137,6 +138,9 @@ class _Parameters(_Facts):
     controls: list[str] = []
     weights: str | None = None
     subset: dict[str, int | None] | None = None
+    seed: Annotated[int, Field(ge=0)] | None = None
+    bootstrap: dict[str, Positive] = {}
+    overrides: dict[str, dict] | None = None
     latency: dict = {}
     calibration: dict = {}
 
@@ -150,7 +154,9 @@ class _Provenance(_Machine):
     data: dict[str, _Images] = {}
     versions: dict = {}
     commit: dict[str, str | bool | None] | None = None
+    commits: list[str] = []
     written: str | None = None
+    first_written: str = ""
     machines: list[_Machine] = []
     studied: dict[str, list[_Machine]] = {}
 
@@ -231,7 +237,10 @@ def _file(name):
 
 @dataclass(frozen=True)
 class Results:
-    """A result folder. Every file is read once, when first asked for; do not change what you get."""
+    """A result folder. Every file is read once, when first asked for; do not change what you get.
+
+    `UserError` names a file that is damaged: cut short, without a column it must have, or with what is no number in one.
+    """
 
     name: str
     path: Path

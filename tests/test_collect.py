@@ -656,6 +656,7 @@ MODEL = "predictions/BrainMRI/resnet18"
     (spoilt("provenance.json", facts(lambda p: p.update(data=None))), "data"),
     (spoilt("provenance.json", facts(lambda p: p.update(data={}))), "its data lacks BrainMRI"),
     (spoilt("provenance.json", facts(lambda p: p["parameters"].pop("seed"))), "lacks parameters.seed"),
+    (spoilt("provenance.json", facts(lambda p: p["parameters"]["bootstrap"].update(resamples=0))), "bootstrap.resamples"),
 ])
 def test_a_damaged_folder_is_not_added_to(standing, tmp_path, damage, said, capsys):
     runs, out = (shutil.copytree(path, tmp_path / path.name) for path in standing)
