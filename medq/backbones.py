@@ -1,7 +1,9 @@
 """The backbones of section 2.4, as timm builds them, at any image size and class count."""
 
 import difflib
+import functools
 import importlib.util
+import re
 from pathlib import Path
 
 from medq import params
@@ -16,8 +18,7 @@ def create(name, n_classes, image_size=224, weights="none"):
     Raises `UserError` for an unknown name, weights that cannot be had, or that belong to another model.
     """
     check_names([name])
-    import timm
-
+    timm = _timm()
     spec = params.backbones()[name]
     options = dict(spec.options) | ({"img_size": image_size} if spec.sized else {})
     options |= spec.scratch if weights == "none" else {}
@@ -37,23 +38,31 @@ def create(name, n_classes, image_size=224, weights="none"):
     return model
 
 
-def is_defined(model):
-    """Whether timm's sources define a function of the name `model`: sure and quick, where importing timm takes seconds."""
-    found = importlib.util.find_spec("timm")
-    sources = Path(found.origin).with_name("models").glob("*.py") if found else ()
-    return any(f"\ndef {model}(" in path.read_text(encoding="utf-8") for path in sources)
-
-
-def check_names(names):
-    """`UserError` for the first of the backbones `names` that the catalogue does not know, or timm by what it says there."""
+def _timm():
     from medq import _torchvision
 
     _torchvision.ensure()
     import timm
 
+    return timm
+
+
+@functools.cache
+def registered():
+    """Names of the models that timm's sources register, without importing it, which takes seconds."""
+    found = importlib.util.find_spec("timm")
+    sources = Path(found.origin).with_name("models").glob("*.py") if found else ()
+    return {name for path in sources for name in re.findall(r"@register_model\ndef (\w+)\(", path.read_text(encoding="utf-8"))}
+
+
+def check_names(names):
+    """`UserError` for the first of the backbones `names` that the catalogue does not know, or timm by what it says there."""
     known = params.backbones()
     for name in names:
         spec = known[one_of("backbone", name, list(known))]
+        if spec.timm in registered():
+            continue
+        timm = _timm()
         if not timm.is_model(spec.timm):
             near = difflib.get_close_matches(spec.timm, timm.list_models(), n=3)
             raise UserError(f"backbones.yaml: {name}.timm: timm {timm.__version__} has no model {spec.timm!r}"

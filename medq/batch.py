@@ -349,11 +349,7 @@ def _look_at_backbones(chosen):
     """`UserError` for a backbone that `chosen` jobs train and timm does not know."""
     from medq import backbones
 
-    known = profiles.backbones()
-    names = sorted({job.cell.backbone for job in chosen if job.stage == "finetune"})
-    doubtful = [name for name in names if not backbones.is_defined(known[name].timm)]
-    if doubtful:
-        backbones.check_names(doubtful)
+    backbones.check_names(sorted({job.cell.backbone for job in chosen if job.stage == "finetune"}))
 
 
 def _look_for_images(params, chosen):

@@ -6,7 +6,7 @@ tell a night from a month, not an hour from two.
 
 from collections import Counter
 
-from medq import artefacts, batch, params as profiles, paths
+from medq import artefacts, backbones, batch, params as profiles, paths
 from medq.batch import uses_gpu
 
 # ms per training step of 32 images of 64 × 64 pixels on two cores (AVX512-VNNI): FP32, QAT
@@ -33,6 +33,7 @@ def add_arguments(parser):
 def run(args):
     """Print the estimate."""
     params = profiles.load(args.params)
+    backbones.check_names(params.backbones)
     found = estimate(params)
     print(f"{params.profile}: {found['parts']} notebooks for {found['cells']} cells of dataset, backbone and regime"
           f" ({', '.join(f'{n} {stage}' for stage, n in found['stages'].items())}).")

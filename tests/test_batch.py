@@ -85,8 +85,9 @@ def test_weights_that_are_not_there_stop_a_batch_before_it_starts(tmp_path, runs
 def test_a_backbone_that_timm_does_not_know_stops_a_batch_before_it_starts(tmp_path, runs, monkeypatch, capsys):
     known = params.backbones()
     monkeypatch.setattr(params, "backbones", lambda: known | {"resnet18": known["resnet18"].model_copy(update={"timm": "resnet81"})})
-    assert cli.main(["batch", str(write_profile(tmp_path))]) == 2
-    assert "did you mean resnet18" in capsys.readouterr().err and not runs.exists()
+    for command in ("batch", "plan"):
+        assert cli.main([command, str(write_profile(tmp_path))]) == 2
+        assert "did you mean resnet18" in capsys.readouterr().err and not runs.exists()
 
 
 @pytest.mark.parametrize("only, code", [([], 2), (["--only", "regime=ptq-fbgemm"], 2), (["--only", "regime=fp32"], None)])
