@@ -9,6 +9,7 @@ from fixtures_results import bent, world
 from medq import advise
 from medq.advise import Limits, decide
 from medq.cli import main
+from medq.errors import UserError
 from medq.results import SCHEMA, Results
 
 
@@ -251,11 +252,18 @@ def test_the_command_prints_decisions_and_writes_a_table(tmp_path, capsys):
     assert main(["advise", str(tmp_path)]) == 2
     assert main(["advise", str(world().path), "--confidence", "2"]) == 2
     assert "confidence must be" in capsys.readouterr().err
+    assert main(["advise", str(world().path), "--csv", str(tmp_path)]) == 2
+    found = capsys.readouterr()
+    assert found.out == "" and found.err.startswith("medq: --csv") and "Is a directory" in found.err
+
+
+def test_a_place_where_no_table_can_be_written_is_said(tmp_path):
     (tmp_path / "file").write_text("mine")
     for path, said in ((tmp_path, "Is a directory"), (tmp_path / "file" / "x.csv", "file"), ("", "names no file")):
-        assert main(["advise", str(world().path), "--csv", str(path)]) == 2
-        found = capsys.readouterr()
-        assert found.out == "" and found.err.startswith("medq: --csv") and said in found.err and "MEDQ" not in found.err
+        with pytest.raises(UserError, match=said) as error:
+            advise._write(str(path), pd.DataFrame())
+        assert str(error.value).startswith("--csv") and "MEDQ" not in str(error.value)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_advising_needs_no_torch():

@@ -205,8 +205,10 @@ def test_a_read_only_folder_is_one_sentence(tiny, tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """The process from which papermill and kernels are forked."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell has it ignored by all below
     with batch._server(tmp_path_factory.mktemp("w") / "warm") as command:
         yield command
+    signal.signal(signal.SIGINT, before)
 
 
 def notebook(path, code):
