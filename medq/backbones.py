@@ -17,9 +17,8 @@ def create(name, n_classes, image_size=224, weights="none"):
     without pickled code). Returns an `nn.Module` taking float [n, 3, image_size, image_size], giving logits [n, n_classes].
     Raises `UserError` for an unknown name, weights that cannot be had, or that belong to another model.
     """
-    check_names([name])
-    timm = _timm()
-    spec = params.backbones()[name]
+    spec = _entry(name)
+    timm = _ask_timm(name, spec)
     options = dict(spec.options) | ({"img_size": image_size} if spec.sized else {})
     options |= spec.scratch if weights == "none" else {}
     try:
@@ -57,20 +56,29 @@ def registered():
 
 def check_names(names):
     """`UserError` for the first of the backbones `names` that the catalogue does not know, or timm by what it says there."""
-    known = params.backbones()
     for name in names:
-        spec = known[one_of("backbone", name, list(known))]
-        if spec.timm in registered():
-            continue
-        timm = _timm()
-        if not timm.is_model(spec.timm):
-            near = difflib.get_close_matches(spec.timm, timm.list_models(), n=3)
-            raise UserError(f"backbones.yaml: {name}.timm: timm {timm.__version__} has no model {spec.timm!r}"
-                            + (f"; did you mean {' or '.join(near)}?" if near else "; `timm.list_models()` lists them."))
-        model, _, tag = spec.timm.partition(".")
-        if tag and spec.timm not in (tagged := timm.list_pretrained(f"{model}.*")):
-            raise UserError(f"backbones.yaml: {name}.timm: timm {timm.__version__} has no weights {tag!r} for {model}: "
-                            f"{'known are ' + ', '.join(tagged) if tagged else 'it has none'}; leave out {'.' + tag!r}, or give one of these.")
+        spec = _entry(name)
+        if spec.timm not in registered():
+            _ask_timm(name, spec)
+
+
+def _entry(name):
+    known = params.backbones()
+    return known[one_of("backbone", name, list(known))]
+
+
+def _ask_timm(name, spec):
+    """timm, if it has the model of an entry and the weights that its name may end in; `UserError` otherwise."""
+    timm = _timm()
+    if not timm.is_model(spec.timm):
+        near = difflib.get_close_matches(spec.timm, timm.list_models(), n=3)
+        raise UserError(f"backbones.yaml: {name}.timm: timm {timm.__version__} has no model {spec.timm!r}"
+                        + (f"; did you mean {' or '.join(near)}?" if near else "; `timm.list_models()` lists them."))
+    model, _, tag = spec.timm.partition(".")
+    if tag and spec.timm not in (tagged := timm.list_pretrained(f"{model}.*")):
+        raise UserError(f"backbones.yaml: {name}.timm: timm {timm.__version__} has no weights {tag!r} for {model}: "
+                        f"{'known are ' + ', '.join(tagged) if tagged else 'it has none'}; leave out {'.' + tag!r}, or give one of these.")
+    return timm
 
 
 def check_images(model, name, n_classes, image_size):

@@ -315,8 +315,9 @@ def run(args):
         return _report_plan(plan(params, only, look=False), len(jobs(params, only)))
     remote = bool(args.profile) and "executor: local" not in (Path(args.profile) / "config.yaml").read_text("utf-8")
     if not remote:  # jobs of a cluster may see other disks and packages than this machine
-        _look_at_backbones([job for job in jobs(params, only) if artefacts.record(job.folder) is None])
-        _look_for_images(params, [job for job in jobs(params, only) if artefacts.record(job.folder) is None])
+        new = [job for job in jobs(params, only) if artefacts.record(job.folder) is None]
+        _look_at_backbones(new)
+        _look_for_images(params, new)
     with batch_lock(paths.runs() / params.profile):
         started = time.monotonic()
         planned = plan(params, only)
