@@ -1,4 +1,7 @@
-"""Preprocessing of section 2.2, on whole batches and on the device that trains."""
+"""Preprocessing of section 2.2, on whole batches and on the device that trains.
+
+Copies to the device are queued, not waited for: a GPU computes on while the next batch is prepared.
+"""
 
 import math
 
@@ -33,9 +36,10 @@ def augment(images, generator):
     angle = (2 * angle - 1) * math.radians(MAX_DEGREES)
     light = BRIGHTNESS[0] + (BRIGHTNESS[1] - BRIGHTNESS[0]) * light
     x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-    grid = _grid(flip.to(x.device), angle.to(x.device), *x.shape[2:])
+    flip, angle, light = torch.stack([flip, angle, light]).to(x.device, non_blocking=True)
+    grid = _grid(flip, angle, *x.shape[2:])
     x = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return _standardise(x.mul_(light.to(x.device).view(n, 1, 1, 1)).clamp_(max=1))
+    return _standardise(x.mul_(light.view(n, 1, 1, 1)).clamp_(max=1))
 
 
 def _grid(flip, angle, height, width):
@@ -50,6 +54,5 @@ def _grid(flip, angle, height, width):
 
 
 def _standardise(x):
-    mean = torch.tensor(MEAN, device=x.device).view(1, 3, 1, 1)
-    std = torch.tensor(STD, device=x.device).view(1, 3, 1, 1)
+    mean, std = torch.tensor([MEAN, STD]).view(2, 1, 3, 1, 1).to(x.device, non_blocking=True)
     return x.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)

@@ -6,6 +6,7 @@ killed continues to the same bytes as one that was not.
 """
 
 import contextlib
+import os
 import pickle
 import sys
 import time
@@ -48,6 +49,7 @@ class Schedule:
 @contextlib.contextmanager
 def deterministic(seed):
     """Fixed seeds, true FP32 (no TF32) and, inside the block, deterministic kernels where they exist (section 2.5)."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in another order each time
     np.random.seed(seed)
     torch.manual_seed(seed)
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -66,10 +68,16 @@ def fit(model, partition, schedule, folder):
     The best weights are those of the highest accuracy on the selection rows (section 2.5); training stops after
     `patience` epochs without an improvement of more than `min_improvement`. After each epoch all that is needed to go
     on lies in `folder`. History columns: epoch, train_loss, train_accuracy, accuracy, seconds.
-    Raises `UserError` naming the epoch when the loss is no longer finite.
+    Raises `UserError` naming the epoch when the loss is no longer finite, and the key when a GPU's memory is too small.
     """
     with deterministic(schedule.seed):
-        return _fit(model, partition, schedule, folder)
+        try:
+            return _fit(model, partition, schedule, folder)
+        except torch.OutOfMemoryError as error:
+            said = str(error).split(". ")[0]
+            raise UserError(f"train.batch_size: training with {schedule.batch_size} images at a time does not fit into the "
+                            f"GPU's memory ({said}); lower it in the profile (or in `overrides` for this backbone), or let "
+                            "fewer cells share the GPU (MEDQ_GPU_SLOTS).") from error
 
 
 def _fit(model, partition, schedule, folder):
@@ -136,7 +144,7 @@ class Images:
         order = torch.randperm(len(self.labels), generator=generator)
         for chunk in order.split(batch_size):
             if len(chunk) > 1:  # batch normalisation needs two
-                chunk = chunk.to(self.images.device)
+                chunk = chunk.to(self.images.device, non_blocking=True)
                 yield augment(self.images[chunk], generator), self.labels[chunk]
 
 

@@ -1,6 +1,7 @@
 """Which GPU a cell runs on: one lock file per slot, held by the cell's process and freed however that ends.
 
-`MEDQ_GPU_SLOTS` says how many cells may share one GPU. Without it nothing is handed out.
+`MEDQ_GPU_SLOTS` says how many cells may share one GPU; each may use its share of the memory and no more, so that none
+takes what another has begun to need. Without it nothing is handed out.
 """
 
 import os
@@ -20,6 +21,13 @@ def gpus():
     import torch
 
     return [str(index) for index in range(torch.cuda.device_count())]
+
+
+def _limit_memory(share):
+    """Let this process use `share` of the memory of the GPU it sees: an allocation beyond it fails, here and at once."""
+    import torch
+
+    torch.cuda.set_per_process_memory_fraction(share)
 
 
 def acquire(wait=1.0):
@@ -44,5 +52,6 @@ def acquire(wait=1.0):
                     continue
                 _held.append(lock)
                 os.environ["CUDA_VISIBLE_DEVICES"] = device
+                _limit_memory(1 / per_gpu)
                 return device
         time.sleep(wait)

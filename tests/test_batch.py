@@ -409,7 +409,8 @@ def test_a_killed_batch_leaves_no_lock(tmp_path):
 
 
 def test_slots_share_gpus_and_come_back(runs, monkeypatch):
-    code = "from medq import slots\nslots.gpus = lambda: ['0', '1']\nprint(slots.acquire(), flush=True)\ninput()\n"
+    code = ("from medq import slots\nslots.gpus = lambda: ['0', '1']\nslots._limit_memory = lambda share: print(share, end=' ')\n"
+            "print(slots.acquire(), flush=True)\ninput()\n")
     env = environment(runs) | {"MEDQ_GPU_SLOTS": "2"}
     holders = [subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, cwd=ROOT)
                for _ in range(5)]
@@ -423,7 +424,7 @@ def test_slots_share_gpus_and_come_back(runs, monkeypatch):
             for key, _ in ready.select(timeout=60):
                 taken[key.data] = key.fileobj.readline().strip()
                 ready.unregister(key.fileobj)
-    assert sorted(taken.values()) == [b"0", b"0", b"1", b"1"]
+    assert sorted(taken.values()) == [b"0.5 0", b"0.5 0", b"0.5 1", b"0.5 1"]
     freed = next(iter(taken))
     freed.kill()
     waiting = next(holder for holder in holders if holder not in taken)

@@ -63,6 +63,16 @@ def test_a_compiler_that_fails_is_one_sentence_that_names_the_key(part, tmp_path
         fit.fit(model(), part, fit.Schedule(**SCHEDULE, compiled=True), tmp_path)
 
 
+def test_a_gpu_too_small_is_one_sentence_that_names_the_key(part, tmp_path):
+    class Greedy(torch.nn.Linear):
+        def forward(self, x):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has 8 GiB")
+
+    with pytest.raises(errors.UserError, match=r"train.batch_size: .* 8 images .*\(CUDA out of memory\).*MEDQ_GPU_SLOTS"):
+        fit.fit(Greedy(2, 2), part, fit.Schedule(**SCHEDULE), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_compile_is_an_input_of_a_cell_and_leaves_qat_as_it_is():
     plain = params.load("smoke")
     asked = plain.model_copy(update={"compile": True})
