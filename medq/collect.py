@@ -381,11 +381,12 @@ def _write(folder, standard, taken, cells, failed):
         for name in ("folds", "audit"):
             (folder / name).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(t.folder / f"{name}.csv", folder / name / f"{dataset}.csv")
+    tables = {name: frame for name, frame in tables.items() if len(frame) or name == "cells.csv"}
     for name, frame in tables.items():
-        if len(frame) or name == "cells.csv":
-            frame = frame.reindex(columns=SCHEMA[name])
-            (artefacts.write_parquet if name.endswith(".parquet") else artefacts.write_csv)(folder / name, frame)
-    artefacts.write_json(folder / "provenance.json", _provenance(standard, taken, cells, data))
+        frame = frame.reindex(columns=SCHEMA[name])
+        (artefacts.write_parquet if name.endswith(".parquet") else artefacts.write_csv)(folder / name, frame)
+    rows = {name: len(frame) for name, frame in tables.items()}
+    artefacts.write_json(folder / "provenance.json", _provenance(standard, taken, cells, data) | {"rows": rows})
 
 
 def _rank(parameters):

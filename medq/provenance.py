@@ -22,6 +22,10 @@ def versions():
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    if "torch" in found:
+        import torch
+
+        found["torch"] = str(torch.__version__)  # with its build (+cpu, +cu130), which PyPI's metadata does not name
     return found
 
 

@@ -100,6 +100,7 @@ PROVENANCE = {
     "written": "when the newest cell was written, ISO 8601, UTC; first_written: the oldest",
     "machines": "[{cpu, gpu}] of all machines that cells were made on",
     "studied": "{stage: [{cpu, gpu}]} of the studies that were made on others",
+    "rows": "{file: rows of that table}: a table cut at the end of a line cannot be told otherwise",
     "train_hours": "hours spent training, all cells together",
     "source": "only where nothing was run: a sentence that says where the numbers are from",
 }
@@ -159,6 +160,7 @@ class _Provenance(_Machine):
     first_written: str = ""
     machines: list[_Machine] = []
     studied: dict[str, list[_Machine]] = {}
+    rows: dict[str, int] = {}
 
 
 @contextlib.contextmanager
@@ -191,8 +193,11 @@ def read_table(path, needed=(), **options):
     return frame
 
 
-def _read(path, columns):
-    """One tidy file as a DataFrame with exactly `columns`; empty where the file is missing."""
+def _read(path, columns, rows=None):
+    """One tidy file as a DataFrame with exactly `columns`; empty where the file is missing.
+
+    `UserError` also where it does not have the `rows` it was written with.
+    """
     if not path.is_file():
         return pd.DataFrame({c: pd.Series(dtype="str" if c in KEYS | TEXT else "float64") for c in columns})
     text = [c for c in columns if c in KEYS | TEXT]
@@ -200,6 +205,8 @@ def _read(path, columns):
     # only numbers may be missing: a class may well be called "NA"
     frame = read_table(path, [c for c in columns if c in KEYS | NEEDED], dtype=dict.fromkeys(text, "str"),
                        keep_default_na=False, na_values={c: ["", "nan", "NaN"] for c in numbers})
+    if rows not in (None, len(frame)):
+        raise UserError(f"{path}: has {len(frame)} rows, but was written with {rows} (provenance.json); {AGAIN}.")
     if path.suffix == ".parquet":
         frame = frame.astype({c: "str" for c in text if c in frame})
     for column in columns:
@@ -230,7 +237,7 @@ def _refuse(path, entries, wrong, why):
 
 def _file(name):
     def read(self):
-        return _read(self.path / name, SCHEMA[name])
+        return _read(self.path / name, SCHEMA[name], self.provenance.get("rows", {}).get(name))
     read.__doc__ = f"`{name}` (columns in `SCHEMA`), empty where the folder lacks it."
     return cached_property(read)
 

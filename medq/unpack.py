@@ -59,6 +59,8 @@ def _whole(results):
     cells = read_table(results / "cells.csv", SCHEMA["cells.csv"], dtype=str, keep_default_na=False)
     for file in SCHEMA:
         getattr(found, file.split(".")[0])
+        if file in provenance.get("rows", {}) and not (results / file).is_file():
+            _refuse(results / file, "it is missing")
     finished = cells["status"].isin(artefacts.STATUSES)
     wrong = (~(finished | cells["status"].eq("failed")) | ~cells["regime"].isin(collect.REGIMES)
              | ~cells["fold"].str.fullmatch(r"\d+") | finished & found.cells[["train_seconds", "epochs"]].isna().any(axis=1))

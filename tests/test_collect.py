@@ -104,7 +104,7 @@ def collected(runs, name="out"):
 def test_all_tables_follow_the_schema(found):
     for name in ("cells.csv", "metrics.csv", "intervals.csv", "bootstrap.csv", "silent.csv", "flips.csv", "leak.csv", "history.csv"):
         frame = pd.read_csv(found.path / name)
-        assert list(frame.columns) == results.SCHEMA[name] and len(frame)
+        assert list(frame.columns) == results.SCHEMA[name] and len(frame) == found.provenance["rows"][name] > 0
     assert len(found.cells) == 14 and set(found.status["status"]) == {"done"}
     assert "200 of the release's 7,023 images" in found.banner() and "A CPU" in found.banner()
     assert found.provenance["data"]["BrainMRI"] | {"n_train": 100, "n_held_out": N} == found.provenance["data"]["BrainMRI"]
@@ -628,6 +628,14 @@ def facts(change):
     return changed
 
 
+def uncounted(file, change):
+    """Damage to a folder of an earlier version, which did not store how many rows its tables have."""
+    def spoil(out):
+        spoilt(file, change)[1](out)
+        spoilt("provenance.json", facts(lambda p: p.pop("rows")))[1](out)
+    return file, spoil
+
+
 MODEL = "predictions/BrainMRI/resnet18"
 
 
@@ -644,10 +652,13 @@ MODEL = "predictions/BrainMRI/resnet18"
     (spoilt("cells.csv", lambda data: data[:len(data) // 2]), "cut short"),
     (spoilt("cells.csv", lambda data: data.replace(b",engine_note", b"").replace(b",\n", b"\n")), "lacks the column 'engine_note'"),
     (spoilt("cells.csv", lambda data: data.replace(b"done", b"don", 1)), "row 1 is damaged"),
-    (spoilt("cells.csv", without(b",fp16,")), "lacks fold 0 of BrainMRI/resnet18/fp16"),
-    (spoilt("metrics.csv", without(b",fp16,")), "lacks fold 0 of BrainMRI/resnet18/fp16"),
-    (spoilt("metrics.csv", None), "is missing"),
-    (spoilt("peers.csv", without(b"openvino")), "lacks fold 0 of BrainMRI/resnet18/peers/openvino-int8"),
+    (spoilt("cells.csv", without(b",fp16,")), "has 3 rows, but was written with 4"),
+    (uncounted("cells.csv", without(b",fp16,")), "lacks fold 0 of BrainMRI/resnet18/fp16"),
+    (uncounted("metrics.csv", without(b",fp16,")), "lacks fold 0 of BrainMRI/resnet18/fp16"),
+    (uncounted("metrics.csv", None), "is missing"),
+    (uncounted("peers.csv", without(b"openvino")), "lacks fold 0 of BrainMRI/resnet18/peers/openvino-int8"),
+    (spoilt("peers_raw.parquet", None), "is missing"),
+    (spoilt("history.csv", None), "is missing"),
     (spoilt("peers.csv", lambda data: b""), "cannot be read"),
     (spoilt("peers_raw.parquet", lambda data: b""), "cannot be read"),
     (spoilt("conditions.csv", lambda data: b""), "cannot be read"),

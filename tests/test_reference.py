@@ -95,6 +95,13 @@ def test_finished_cells_have_predictions_and_the_provenance_says_what_they_are(r
     assert "64" in banner and "scratch" in banner.lower()
 
 
+def test_every_table_has_the_rows_it_was_written_with(reference):
+    here = {path.name for path in REFERENCE.iterdir() if path.name in results.SCHEMA}
+    assert set(reference.provenance["rows"]) == here
+    for name in here:
+        assert len(getattr(reference, name.split(".")[0])) == reference.provenance["rows"][name], name
+
+
 def test_the_conditions_of_every_timing_are_stored(reference):
     stored = reference.conditions.set_index(["stage", "dataset", "backbone"])
     timed = {("latency", "", b) for b in reference.latency["backbone"]}

@@ -147,8 +147,8 @@ def _class_folder(spec, root, part, name):
 def _passed_over(spec, root):
     """Sentences about what looks like images of the dataset and is not taken: other patterns, formats, levels, classes."""
     last, found = spec.pattern.split("/")[-1], {}
-    taken = {_class_folder(spec, root, part, name): name for part in spec.splits or ("",) for name in spec.classes}
-    for folder in taken:
+    taken = {_class_folder(spec, root, part, name) for part in spec.splits or ("",) for name in spec.classes}
+    for folder in sorted(taken):
         for entry in _entries(folder):
             place, suffix = folder.relative_to(root).as_posix(), os.path.splitext(entry.name)[1].lower()
             if entry.name.startswith("."):
