@@ -100,6 +100,7 @@ rule latency:
     params: values=values("latency"), **common("latency"),
     threads: EXCLUSIVE
     priority: -1
+    resources: gpu=batch.resources(PARAMS, "latency")["gpu"],
     shell: run("latency")
 
 

@@ -54,7 +54,7 @@ def measure(options, backbone, autocast, compiled):
     def epoch():
         torch.cuda.synchronize()
         start = time.perf_counter()
-        with fit._compiling(compiled):
+        with fit.deterministic(0, "cuda"), fit._compiling(compiled):
             fit._epoch(trained, images, optimizer, scaler, schedule, 0)
         torch.cuda.synchronize()
         return time.perf_counter() - start

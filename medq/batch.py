@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from medq import artefacts, params as profiles, paths, stages
+from medq import artefacts, params as profiles, paths, slots, stages
 from medq.errors import UserError, one_of
 from medq.stages import PER_ENGINE
 
@@ -270,9 +270,10 @@ def uses_gpu(params):
 
 
 def resources(params, stage):
-    """What a job of a stage takes of the machine."""
-    gpu = int(uses_gpu(params) and stage in ("finetune", "quantize"))
-    return {"mem_mb": MEMORY_MB, "gpu": gpu}
+    """What a job of a stage takes of the machine, as a Snakemake rule says it."""
+    return {"mem_mb": MEMORY_MB,
+            "gpu": lambda wildcards: int(uses_gpu(params) and (
+                stage == "latency" or slots.trains(stage, getattr(wildcards, "regime", ""))))}
 
 
 def timed_after(params, backbone):
@@ -286,7 +287,7 @@ def timed_after(params, backbone):
 def add_arguments(parser):
     """Arguments of `medq batch`."""
     parser.add_argument("params", metavar="PROFILE", help="a file like params/smoke.yaml, or the name of one in params/")
-    parser.add_argument("--jobs", type=int, metavar="N", help="cells at a time (default: one per core, or per GPU slot)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="cells at a time (default: one per core; with a GPU, one per two cores)")
     parser.add_argument("--only", nargs="+", metavar="KEY=NAMES",
                         help="a part of the grid, e.g. dataset=BrainMRI,ChestXray regime=fp32")
     parser.add_argument("--dry-run", action="store_true", help="say what would run, and why; touch nothing")
@@ -314,8 +315,9 @@ def run(args):
     if args.dry_run:
         return _report_plan(plan(params, only, look=False), len(jobs(params, only)))
     remote = bool(args.profile) and "executor: local" not in (Path(args.profile) / "config.yaml").read_text("utf-8")
-    if not remote:  # jobs of a cluster may see other disks and packages than this machine
+    if not remote:  # jobs of a cluster may see other disks, packages and GPUs than this machine
         new = [job for job in jobs(params, only) if artefacts.record(job.folder) is None]
+        _look_for_gpu(params, new)
         _look_at_backbones(new)
         _look_for_images(params, new)
     with batch_lock(paths.runs() / params.profile):
@@ -344,6 +346,14 @@ def run(args):
             if not _collected(params, results):
                 start([], collect=True)
         return _report(params, todo, failed, results, time.monotonic() - started)
+
+
+def _look_for_gpu(params, chosen):
+    """`UserError` where `chosen` jobs train on a GPU that is not there."""
+    if params.device == "cuda" and any(slots.trains(job.stage, job.cell.regime) for job in chosen):
+        from medq.finetune import pick_device
+
+        pick_device(params.device)
 
 
 def _look_at_backbones(chosen):
@@ -498,7 +508,8 @@ def _snakemake(params, args, results, todo, collect, warm, remote):
     if not remote:
         command += ["--cores", str(n * threads), "--resources", f"mem_mb={max(memory, MEMORY_MB)}"]
         if uses_gpu(params):
-            command[-1:] = [command[-1], f"gpu={n}"]
+            environment["MEDQ_GPU_SLOTS"] = str(slots.per_gpu() or 1)
+            command[-1:] = [command[-1], f"gpu={(slots.per_gpu() or 1) * max(1, len(slots.gpus()))}"]
     (folder / "logs").mkdir(exist_ok=True)
     log = folder / "logs" / "snakemake.log"
     if not _watch([*command, "--", *targets], log, {job.notebook: job for job in todo}, environment, CANCEL if remote else 0):

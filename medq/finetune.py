@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from medq import artefacts, backbones, evaluate, fit, provenance, stages
 from medq.datasets.partition import lock, partition
+from medq.errors import UserError
 
 CHECKPOINT = "checkpoint.safetensors"
 PREDICTIONS = "predictions.parquet"
@@ -81,10 +82,15 @@ def held_out_table(part, fold, probability):
 
 
 def pick_device(device):
-    """`cuda` where asked for or (`auto`) present, else `cpu`."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
+    """`cuda` where asked for or (`auto`) present, else `cpu`. Raises `UserError` where it is asked for and absent."""
+    if device == "cpu":
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    if device == "cuda":
+        raise UserError("device: cuda is asked for, but torch sees no GPU here; set `device: auto` (the GPU where there is one) "
+                        "or `cpu` in the profile, or see what `medq doctor` says of the driver.")
+    return "cpu"
 
 
 def set_threads(params):

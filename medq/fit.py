@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from medq import artefacts
 from medq.augment import augment
@@ -24,6 +25,7 @@ from medq.errors import UserError
 from medq.evaluate import probabilities
 
 RESUME = "resume.pt"
+TOO_LITTLE = ("CUDA out of memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")  # what a full GPU is called
 SHOW_EVERY = 10  # batches between two updates of what the progress bar says
 
 
@@ -47,19 +49,28 @@ class Schedule:
 
 
 @contextlib.contextmanager
-def deterministic(seed):
-    """Fixed seeds, true FP32 (no TF32) and, inside the block, deterministic kernels where they exist (section 2.5)."""
+def deterministic(seed, device="cpu"):
+    """Fixed seeds, true FP32 and, inside the block, deterministic kernels where they exist (section 2.5)."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in another order each time
     np.random.seed(seed)
     torch.manual_seed(seed)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    true_fp32()
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over each tensor; nothing here reads it
+    # The fused kernels of attention sum gradients in any order on a GPU, also when told not to with `warn_only`.
+    attention = sdpa_kernel(SDPBackend.MATH) if device == "cuda" else contextlib.nullcontext()
     try:
-        yield
+        with attention:
+            yield
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def true_fp32():
+    """Have a GPU compute FP32 in FP32, not in TF32, from now on."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def fit(model, partition, schedule, folder):
@@ -70,11 +81,13 @@ def fit(model, partition, schedule, folder):
     on lies in `folder`. History columns: epoch, train_loss, train_accuracy, accuracy, seconds.
     Raises `UserError` naming the epoch when the loss is no longer finite, and the key when a GPU's memory is too small.
     """
-    with deterministic(schedule.seed):
+    with deterministic(schedule.seed, schedule.device):
         try:
             return _fit(model, partition, schedule, folder)
-        except torch.OutOfMemoryError as error:
-            said = str(error).split(". ")[0]
+        except RuntimeError as error:  # of the allocator, of CUDA or of a library that asks for memory itself
+            said = " ".join(str(error).split(". ")[0].splitlines()[:1])
+            if not any(sign in said for sign in TOO_LITTLE):
+                raise
             raise UserError(f"train.batch_size: training with {schedule.batch_size} images at a time does not fit into the "
                             f"GPU's memory ({said}); lower it in the profile (or in `overrides` for this backbone), or let "
                             "fewer cells share the GPU (MEDQ_GPU_SLOTS).") from error
@@ -157,7 +170,7 @@ def _epoch(model, images, optimizer, scaler, schedule, epoch):
         schedule.before_epoch(model, epoch)
     total, right, seen = torch.zeros((), device=schedule.device), torch.zeros((), device=schedule.device), 0
     bar = _progress(images.batches(schedule.batch_size, generator), images, schedule, epoch)
-    for x, y in bar:
+    for number, (x, y) in enumerate(bar, 1):
         with torch.autocast(torch.device(schedule.device).type, schedule.autocast,
                             enabled=schedule.autocast is not None):
             logits = model(x)
@@ -169,7 +182,7 @@ def _epoch(model, images, optimizer, scaler, schedule, epoch):
         total += loss.detach() * len(y)
         right += (logits.detach().argmax(1) == y).sum()
         seen += len(y)
-        if not bar.disable and bar.n % SHOW_EVERY == 0:  # reading a value back makes a GPU wait
+        if not bar.disable and number % SHOW_EVERY == 0:  # reading a value back makes a GPU wait
             bar.set_postfix(loss=f"{float(total) / seen:.3f}", accuracy=f"{float(right) / seen:.3f}", refresh=False)
     mean = float(total) / seen
     if not np.isfinite(mean):

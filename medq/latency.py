@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from scipy.stats import binom
 
-from medq import artefacts, backbones, finetune, params as profiles, paths, provenance, stages
+from medq import artefacts, backbones, finetune, fit, params as profiles, paths, provenance, stages
 from medq.augment import normalise
 from medq.datasets.partition import lock, partition
 from medq.errors import UserError
@@ -307,7 +307,7 @@ def variants(params, made):
             with torch.inference_mode():
                 variant.call(batch(made.images, 1, variant))  # an engine may refuse only when it runs
             found.append(variant)
-        except Unsupported as error:
+        except (Unsupported, torch.OutOfMemoryError) as error:
             absent[name] = str(error)
     return found, absent
 
@@ -435,6 +435,7 @@ def run(params, cell):
 
 def _run(params, backbone, target, given):
     started, clock = provenance.now(), time.perf_counter()
+    fit.true_fp32()
     with conditions(thread_count(params)) as machine:
         made = source(params, backbone, params.latency.image_size)
         found, absent = variants(_leaner(params, made.family), made)
@@ -502,7 +503,7 @@ def bounded_memory():
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def refusal(call, bounded=True, errors=(Unsupported, MemoryError)):
+def refusal(call, bounded=True, errors=(Unsupported, MemoryError, torch.OutOfMemoryError)):
     """Why `call` cannot be run, or an empty string; `bounded` keeps it from taking more memory than is free."""
     try:
         with bounded_memory() if bounded else contextlib.nullcontext(), torch.inference_mode():

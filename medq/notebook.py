@@ -49,7 +49,8 @@ def start(namespace, stage):
     for name in ("MEDQ_THREADS", "MEDQ_GPU_SLOTS"):
         if not (os.environ.get(name) or "1").isdecimal():
             raise UserError(f"{name}: must be a whole number, not {os.environ[name]!r}.")
-    slots.acquire()
+    if params.device != "cpu" and slots.trains(stage, given.get("regime", "")):
+        slots.acquire()
     fold = given.get("fold", 0)
     if not isinstance(fold, int) or isinstance(fold, bool) or fold < 0:
         raise UserError(f"fold: must be a whole number from 0, not {fold!r}.")

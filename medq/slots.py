@@ -4,30 +4,46 @@
 takes what another has begun to need. Without it nothing is handed out.
 """
 
+import itertools
 import os
 import socket
 import time
 
 from medq import paths
 
+USABLE = 0.9  # of a GPU's memory; the rest is for what CUDA itself keeps for each process
 _held = []  # the lock lives as long as the process
 
 
+def trains(stage, regime):
+    """Whether a cell trains, and so needs a GPU where there is one; all else is computed on the CPU."""
+    return stage == "finetune" or stage == "quantize" and regime.startswith("qat")
+
+
+def per_gpu():
+    """Cells that may share a GPU; 0 where nothing was said."""
+    return int(os.environ.get("MEDQ_GPU_SLOTS") or 0)
+
+
 def gpus():
-    """Indices of the GPUs that may be used, as text; the driver is asked, no GPU is touched."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name for name in visible.split(",") if name.strip()]
+    """Names of the GPUs that may be used; the driver is asked, no GPU is touched. None where torch is built without CUDA."""
     import torch
 
-    return [str(index) for index in range(torch.cuda.device_count())]
+    if not torch.backends.cuda.is_built():
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [str(index) for index in range(torch.cuda.device_count())]
+    names = [name.strip() for name in visible.split(",")]  # CUDA, too, goes no further than the first that names none
+    return list(itertools.takewhile(lambda name: name.isdecimal() or name.startswith(("GPU-", "MIG-")), names))
 
 
 def _limit_memory(share):
     """Let this process use `share` of the memory of the GPU it sees: an allocation beyond it fails, here and at once."""
     import torch
 
-    torch.cuda.set_per_process_memory_fraction(share)
+    if torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(share)
 
 
 def acquire(wait=1.0):
@@ -37,13 +53,13 @@ def acquire(wait=1.0):
     """
     import filelock
 
-    per_gpu, devices = int(os.environ.get("MEDQ_GPU_SLOTS") or 0), None
-    if not per_gpu or _held or not (devices := gpus()):
+    devices = None
+    if not per_gpu() or _held or not (devices := gpus()):
         return None
     folder = paths.runs() / ".slots" / socket.gethostname()
     folder.mkdir(parents=True, exist_ok=True)
     while True:
-        for slot in range(per_gpu):
+        for slot in range(per_gpu()):
             for device in devices:
                 lock = filelock.FileLock(folder / f"gpu{device}-{slot}.lock", timeout=0)
                 try:
@@ -52,6 +68,7 @@ def acquire(wait=1.0):
                     continue
                 _held.append(lock)
                 os.environ["CUDA_VISIBLE_DEVICES"] = device
-                _limit_memory(1 / per_gpu)
+                if per_gpu() > 1:
+                    _limit_memory(USABLE / per_gpu())
                 return device
         time.sleep(wait)

@@ -5,11 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from fixtures_batch import ROOT, environment, finished, killed, snapshot, start_batch, write_profile  # noqa: F401
 
 from medq import artefacts, batch, cli, notebook, params, paths, results, slots, stages
@@ -424,7 +426,7 @@ def test_slots_share_gpus_and_come_back(runs, monkeypatch):
             for key, _ in ready.select(timeout=60):
                 taken[key.data] = key.fileobj.readline().strip()
                 ready.unregister(key.fileobj)
-    assert sorted(taken.values()) == [b"0.5 0", b"0.5 0", b"0.5 1", b"0.5 1"]
+    assert sorted(taken.values()) == [b"0.45 0", b"0.45 0", b"0.45 1", b"0.45 1"]
     freed = next(iter(taken))
     freed.kill()
     waiting = next(holder for holder in holders if holder not in taken)
@@ -432,6 +434,35 @@ def test_slots_share_gpus_and_come_back(runs, monkeypatch):
     for holder in holders:
         holder.kill()
         holder.wait()
+
+
+@pytest.mark.parametrize("visible, found", [
+    ("0,2", ["0", "2"]), ("GPU-8932f937, 1", ["GPU-8932f937", "1"]), ("-1", []), ("NoDevFiles", []), ("", []), ("1,-1,0", ["1"])])
+def test_hidden_gpus_are_none(visible, found, monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert slots.gpus() == found
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
+    assert slots.gpus() == []
+
+
+def test_only_what_trains_or_is_timed_takes_a_gpu():
+    on_gpu, on_cpu = params.load("paper"), params.load("smoke")
+    taken = {(stage, regime): [batch.resources(p, stage)["gpu"](SimpleNamespace(regime=regime) if regime else SimpleNamespace())
+                               for p in (on_gpu, on_cpu)]
+             for stage, regime in (("finetune", "fp32"), ("finetune", "fp16"), ("quantize", "qat-qnnpack"),
+                                   ("quantize", "ptq-fbgemm"), ("diagnosis", "ptq-fbgemm"), ("ablation", ""), ("latency", ""))}
+    assert [key for key, value in taken.items() if value == [1, 0]] == [
+        ("finetune", "fp32"), ("finetune", "fp16"), ("quantize", "qat-qnnpack"), ("latency", "")]
+    assert set(map(tuple, taken.values())) == {(1, 0), (0, 0)}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said_before_anything_starts(runs, tmp_path, capsys):
+    profile = write_profile(tmp_path, device="cuda")
+    assert cli.main(["batch", str(profile)]) == 2
+    assert "device: cuda is asked for, but torch sees no GPU here; set `device: auto`" in capsys.readouterr().err
+    assert not runs.exists()
 
 
 def test_no_slots_unless_asked_for(monkeypatch):

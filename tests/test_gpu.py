@@ -15,13 +15,27 @@ from medq.quantize import static
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 SCHEDULE = dict(epochs=3, batch_size=16, learning_rate=1e-2, weight_decay=1e-4, patience=9, min_improvement=0.0, seed=1)
-KINDS = {"fp32": {}, "fp16": {"autocast": torch.float16}, "qat": {}}
+KINDS = {"fp32": {}, "fp16": {"autocast": torch.float16}, "qat": {}, "attention": {}}
+
+
+class Attention(torch.nn.Module):
+    """Patches of 8 x 8 pixels that attend to each other: the gradients of fused attention change from run to run."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.mixed = torch.nn.Conv2d(3, 96, 8, 8), torch.nn.Linear(32, 32)
+        self.head = torch.nn.Linear(32, 4)
+
+    def forward(self, x):
+        q, k, v = self.patches(x).flatten(2).transpose(1, 2).unflatten(-1, (3, 2, 16)).permute(2, 0, 3, 1, 4)
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.head(self.mixed(mixed).mean(1))
 
 
 def trained(folder, kind, device=DEVICE, **changes):
-    """(model, history) of a small network trained in one of the three ways."""
+    """(model, history) of a small network trained in one of these ways."""
     torch.manual_seed(0)
-    model = fixtures_quantize.SmallNet()
+    model = Attention() if kind == "attention" else fixtures_quantize.SmallNet()
     if kind == "qat":
         model = static.prepare_training(model, "fbgemm", fixtures_quantize.SIZE)
     schedule = fit.Schedule(**SCHEDULE | KINDS[kind] | changes, device=device)
