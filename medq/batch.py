@@ -349,7 +349,8 @@ def run(args):
 
 
 def _look_for_gpu(params, chosen):
-    """`UserError` where `chosen` jobs train on a GPU that is not there."""
+    """`UserError` where `chosen` jobs train on a GPU that is not there, or are to share it in a way that cannot be."""
+    slots.per_gpu()
     if params.device == "cuda" and any(slots.trains(job.stage, job.cell.regime) for job in chosen):
         from medq.finetune import pick_device
 
@@ -509,7 +510,7 @@ def _snakemake(params, args, results, todo, collect, warm, remote):
         command += ["--cores", str(n * threads), "--resources", f"mem_mb={max(memory, MEMORY_MB)}"]
         if uses_gpu(params):
             environment["MEDQ_GPU_SLOTS"] = str(slots.per_gpu() or 1)
-            command[-1:] = [command[-1], f"gpu={(slots.per_gpu() or 1) * max(1, len(slots.gpus()))}"]
+            command += [f"gpu={(slots.per_gpu() or 1) * len(slots.gpus()) or n}"]  # a driver, and a torch that cannot use it
     (folder / "logs").mkdir(exist_ok=True)
     log = folder / "logs" / "snakemake.log"
     if not _watch([*command, "--", *targets], log, {job.notebook: job for job in todo}, environment, CANCEL if remote else 0):

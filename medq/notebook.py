@@ -46,10 +46,9 @@ def start(namespace, stage):
             one_of(kind, given[kind], list(names))
     if not isinstance(given.get("results", ""), str):
         raise UserError(f"results: must be the path of a folder, not {given['results']!r}.")
-    for name in ("MEDQ_THREADS", "MEDQ_GPU_SLOTS"):
-        if not (os.environ.get(name) or "1").isdecimal():
-            raise UserError(f"{name}: must be a whole number, not {os.environ[name]!r}.")
-    if params.device != "cpu" and slots.trains(stage, given.get("regime", "")):
+    if not (os.environ.get("MEDQ_THREADS") or "1").isdecimal():
+        raise UserError(f"MEDQ_THREADS: must be a whole number, not {os.environ['MEDQ_THREADS']!r}.")
+    if slots.per_gpu() and params.device != "cpu" and slots.trains(stage, given.get("regime", "")):
         slots.acquire()
     fold = given.get("fold", 0)
     if not isinstance(fold, int) or isinstance(fold, bool) or fold < 0:

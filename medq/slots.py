@@ -10,6 +10,7 @@ import socket
 import time
 
 from medq import paths
+from medq.errors import UserError
 
 USABLE = 0.9  # of a GPU's memory; the rest is for what CUDA itself keeps for each process
 _held = []  # the lock lives as long as the process
@@ -21,8 +22,11 @@ def trains(stage, regime):
 
 
 def per_gpu():
-    """Cells that may share a GPU; 0 where nothing was said."""
-    return int(os.environ.get("MEDQ_GPU_SLOTS") or 0)
+    """Cells that may share a GPU; 0 where nothing was said. `UserError` for what is no number."""
+    said = os.environ.get("MEDQ_GPU_SLOTS") or "0"
+    if not said.isdecimal():
+        raise UserError(f"MEDQ_GPU_SLOTS: must be a whole number, not {said!r}.")
+    return int(said)
 
 
 def gpus():
@@ -49,7 +53,7 @@ def _limit_memory(share):
 def acquire(wait=1.0):
     """Take a free slot, waiting for one if need be, and let this process see that GPU alone; returns its index.
 
-    Returns None where `MEDQ_GPU_SLOTS` is not set or there is no GPU. Slots of one machine fill GPU by GPU.
+    Returns None where `MEDQ_GPU_SLOTS` is not set or there is no GPU. No GPU gets a second cell before each has one.
     """
     import filelock
 

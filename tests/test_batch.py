@@ -436,6 +436,24 @@ def test_slots_share_gpus_and_come_back(runs, monkeypatch):
         holder.wait()
 
 
+@pytest.mark.parametrize("asked, device, slots_each, at_a_time", [
+    (None, "cuda", "1", "gpu=2"), ("3", "cuda", "3", "gpu=6"), (None, "cpu", None, None)])
+def test_each_gpu_gets_one_cell_unless_more_are_asked_for(runs, tmp_path, monkeypatch, asked, device, slots_each, at_a_time):
+    seen = []
+    monkeypatch.setattr(slots, "gpus", lambda: ["0", "1"])
+    monkeypatch.setattr(batch, "_watch", lambda command, log, by_notebook, given, grace: seen.append((command, given)) or True)
+    monkeypatch.setenv("MEDQ_GPU_SLOTS", asked) if asked else monkeypatch.delenv("MEDQ_GPU_SLOTS", raising=False)
+    profile = write_profile(tmp_path, device=device)
+    loaded = params.load(profile)
+    (runs / loaded.profile).mkdir(parents=True)
+    args = SimpleNamespace(params=str(profile), jobs=None, profile=None)
+    batch._snakemake(loaded, args, tmp_path / "out", [], collect=True, warm=None, remote=False)
+    (command, given), = seen
+    assert given.get("MEDQ_GPU_SLOTS") == slots_each
+    assert [word for word in command if word.startswith("gpu=")] == [at_a_time] * bool(at_a_time)
+    assert command[command.index("--resources") + 1].startswith("mem_mb=") and command[-2:] == ["--", "collect/collect.ipynb"]
+
+
 @pytest.mark.parametrize("visible, found", [
     ("0,2", ["0", "2"]), ("GPU-8932f937, 1", ["GPU-8932f937", "1"]), ("-1", []), ("NoDevFiles", []), ("", []), ("1,-1,0", ["1"])])
 def test_hidden_gpus_are_none(visible, found, monkeypatch):
@@ -463,6 +481,12 @@ def test_a_gpu_that_is_not_there_is_said_before_anything_starts(runs, tmp_path, 
     assert cli.main(["batch", str(profile)]) == 2
     assert "device: cuda is asked for, but torch sees no GPU here; set `device: auto`" in capsys.readouterr().err
     assert not runs.exists()
+
+
+def test_slots_that_are_no_number_are_said_before_anything_starts(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MEDQ_GPU_SLOTS", "two")
+    assert cli.main(["batch", str(write_profile(tmp_path))]) == 2
+    assert capsys.readouterr().err == "medq: MEDQ_GPU_SLOTS: must be a whole number, not 'two'.\n" and not runs.exists()
 
 
 def test_no_slots_unless_asked_for(monkeypatch):
