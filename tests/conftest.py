@@ -1,5 +1,6 @@
 """What all tests share: a scratch `runs/`, and the real images where they are."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -15,6 +16,26 @@ def runs(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDQ_RUNS", str(folder))
     monkeypatch.setenv("MEDQ_THREADS", "1")
     return folder
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """A context in which training ends as by Ctrl-C, once an epoch has been saved."""
+    from medq import fit
+
+    @contextlib.contextmanager
+    def context():
+        save = fit._save
+
+        def stop(*args):
+            save(*args)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(fit, "_save", stop)
+            yield
+
+    return context
 
 
 @pytest.fixture(scope="session")

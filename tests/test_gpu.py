@@ -55,18 +55,10 @@ def test_it_learns_what_the_cpu_learns(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_interrupted_run_gives_the_bytes_of_a_whole_one(kind, tmp_path, monkeypatch):
+def test_an_interrupted_run_gives_the_bytes_of_a_whole_one(kind, tmp_path, interrupted):
     whole, _ = trained(tmp_path / "whole", kind)
-    save = fit._save
-
-    def interrupted(*args):
-        save(*args)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(fit, "_save", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted():
         trained(tmp_path / "resumed", kind)
-    monkeypatch.setattr(fit, "_save", save)
     resumed, history = trained(tmp_path / "resumed", kind)
     assert len(history) == SCHEDULE["epochs"]
     for name, value in whole.state_dict().items():
