@@ -18,6 +18,13 @@ def runs(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.fixture(scope="session")
+def shared_tmp(tmp_path_factory, worker_id):
+    """A scratch folder that all processes of a test run share, for what is made once; make it under a file lock."""
+    base = tmp_path_factory.getbasetemp()
+    return base if worker_id == "master" else base.parent
+
+
 @pytest.fixture
 def interrupted(monkeypatch):
     """A context in which training ends as by Ctrl-C, once an epoch has been saved."""

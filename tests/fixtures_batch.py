@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILE = {
@@ -72,21 +72,32 @@ def outcome(folder):
 
 
 @pytest.fixture(scope="session")
-def killed(tmp_path_factory, request):
-    """(profile, runs, processes left over, output of the second start): a batch killed while it trained, then run again."""
-    folder = tmp_path_factory.mktemp("it's a \"test\" – größe")
-    profile, runs = write_profile(folder / "my params"), folder / "my 'runs'"
+def killed(shared_tmp):
+    """(profile, runs, processes that it had, those left over, output and status of the second start): a batch killed while
+    it trained, then run again; once however many processes run the tests, so change nothing in it."""
+    folder = shared_tmp / "it's a \"test\" – größe"
+    profile, runs, facts = folder / "my params" / "tiny.yaml", folder / "my 'runs'", folder / "facts.json"
+    with FileLock(str(shared_tmp / "killed.lock")):
+        if not facts.is_file():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that did not get through
+            write_profile(profile.parent)
+            facts.write_text(json.dumps(_kill_and_run_again(profile, runs)))
+    return profile, runs, *json.loads(facts.read_text())
+
+
+def _kill_and_run_again(profile, runs):
     first = start_batch(profile, runs)
-    request.addfinalizer(first.kill)
-    cell = runs / "tiny" / "phantom-BrainMRI" / "resnet18" / "fp32" / "fold0"
-    wait_for(lambda: (cell / "resume.pt").exists() or first.poll() is not None)
-    below = family(first.pid) if first.poll() is None else []
-    first.send_signal(signal.SIGKILL)
+    try:
+        cell = runs / "tiny" / "phantom-BrainMRI" / "resnet18" / "fp32" / "fold0"
+        wait_for(lambda: (cell / "resume.pt").exists() or first.poll() is not None)
+        below = family(first.pid) if first.poll() is None else []
+    finally:
+        first.kill()
     first.wait()
     _, left = psutil.wait_procs(below, timeout=10)
     second = start_batch(profile, runs)
     said = second.communicate(timeout=600)[0]
-    return profile, runs, below, left, said, second.returncode
+    return [process.pid for process in below], [process.pid for process in left], said, second.returncode
 
 
 @pytest.fixture
@@ -97,7 +108,7 @@ def finished(killed, tmp_path, monkeypatch):
     profile, runs, *_, code = killed
     assert code == 0
     copy = tmp_path / "runs"
-    shutil.copytree(runs, copy)
+    shutil.copytree(runs, copy, ignore=shutil.ignore_patterns(".batch.*"))  # another process may ask the batch itself
     monkeypatch.setenv("MEDQ_RUNS", str(copy))
     monkeypatch.setenv("MEDQ_THREADS", "1")
     return params.load(profile), copy

@@ -201,7 +201,7 @@ def test_what_is_found_in_the_images_decides_what_is_run_again(finished, killed)
     assert artefacts.record(data)["content"] == facts["content"]
 
 
-@pytest.mark.parametrize("harm", ["killed", "failed", "deleted"])
+@pytest.mark.parametrize("harm", [*(pytest.param(harm, marks=pytest.mark.slow) for harm in ("killed", "failed")), "deleted"])
 def test_images_that_could_not_be_looked_at_again_cost_no_cell(finished, monkeypatch, harm):
     loaded, runs = finished
     data, code = runs / "tiny" / DATA, stages.code
@@ -225,6 +225,7 @@ def test_images_that_could_not_be_looked_at_again_cost_no_cell(finished, monkeyp
     assert why(loaded) == {} and snapshot(runs / "tiny" / "phantom-BrainMRI" / "resnet18") == cells
 
 
+@pytest.mark.slow
 def test_a_dataset_that_is_new_runs_beside_one_that_is_looked_at_again(finished, tmp_path):
     loaded, runs = finished
     facts = artefacts.record(runs / "tiny" / DATA)

@@ -23,11 +23,10 @@ WRONG = ("phantom-BrainMRI", "mobilenetv2", "ptq-qnnpack")
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory, worker_id):
+def site(shared_tmp):
     """The small book, built once however many processes run the tests."""
-    base = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
-    folder = base / "book with a space"
-    with FileLock(str(base / "book.lock")):
+    folder = shared_tmp / "book with a space"
+    with FileLock(str(shared_tmp / "book.lock")):
         if not (folder / "output.txt").is_file():
             folder.mkdir()
             fixtures_results.write(
