@@ -52,12 +52,28 @@ def write_images(folder):
 def profile(folder, backbones, epochs):
     """A profile of one dataset at 64 pixels."""
     path = folder / "bench.yaml"
-    path.write_text(yaml.safe_dump({
-        "profile": "bench", "datasets": ["BrainMRI"], "backbones": backbones, "regimes": REGIMES, "controls": [],
-        "folds": [0], "image_size": 64, "weights": "none", "device": "cpu", "threads": 1,
-        "train": {"epochs": epochs, "patience": epochs},
-        "qat": {"epochs": 1}, "calibration": {"images": 64}, "bootstrap": {"resamples": 100},
-        "study": {"calibration_size": [], "ablation": [], "diagnosis": [], "remedies": [], "latency": []}}), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "profile": "bench",
+                "datasets": ["BrainMRI"],
+                "backbones": backbones,
+                "regimes": REGIMES,
+                "controls": [],
+                "folds": [0],
+                "image_size": 64,
+                "weights": "none",
+                "device": "cpu",
+                "threads": 1,
+                "train": {"epochs": epochs, "patience": epochs},
+                "qat": {"epochs": 1},
+                "calibration": {"images": 64},
+                "bootstrap": {"resamples": 100},
+                "study": {"calibration_size": [], "ablation": [], "diagnosis": [], "remedies": [], "latency": []},
+            }
+        ),
+        encoding="utf-8",
+    )
     return path
 
 
@@ -70,22 +86,45 @@ def timed(function):
 
 def environment(folder, runs, threads):
     """Threads of a cell, the generated images, and a folder of runs."""
-    return dict(os.environ, MEDQ_RUNS=str(runs), MEDQ_DATA=str(folder), MEDQ_THREADS=str(threads), OMP_NUM_THREADS=str(threads))
+    return dict(
+        os.environ, MEDQ_RUNS=str(runs), MEDQ_DATA=str(folder), MEDQ_THREADS=str(threads), OMP_NUM_THREADS=str(threads)
+    )
 
 
 def batch(folder, path, jobs, threads):
     """The whole grid through `medq batch`."""
-    subprocess.run([sys.executable, "-m", "medq.cli", "batch", str(path), "--jobs", str(jobs), "--results", str(folder / "results")],
-                   cwd=ROOT, env=environment(folder, folder / "batch", threads), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "medq.cli",
+            "batch",
+            str(path),
+            "--jobs",
+            str(jobs),
+            "--results",
+            str(folder / "results"),
+        ],
+        cwd=ROOT,
+        env=environment(folder, folder / "batch", threads),
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
 
 
 def one_by_one(command, folder, jobs, threads, backbones):
     """A process per cell, `jobs` at a time: `command(backbone, regime, folder of its own)`."""
+
     def cell(number, backbone, regime):
         own = folder / f"alone-{number}"
         own.mkdir()
-        ended = subprocess.run(command(backbone, regime, own), cwd=ROOT, env=environment(folder, own, threads), text=True,
-                               stderr=subprocess.PIPE)
+        ended = subprocess.run(
+            command(backbone, regime, own),
+            cwd=ROOT,
+            env=environment(folder, own, threads),
+            text=True,
+            stderr=subprocess.PIPE,
+        )
         if ended.returncode:
             sys.exit(f"{backbone} {regime}: {ended.stderr}")
         shutil.rmtree(own)
@@ -98,11 +137,24 @@ def one_by_one(command, folder, jobs, threads, backbones):
 def alternatives(folder, path, known, epochs):
     """{name: (description, command of a cell)}."""
     return {
-        "script": ("one plain script per cell", lambda backbone, regime, own: [
-            sys.executable, str(ROOT / "benchmarks" / "script.py"), str(folder / "brainmri"), known[backbone].timm,
-            json.dumps(known[backbone].options | known[backbone].scratch), regime, str(epochs), str(own / "predictions.csv")]),
-        "stages": ("this package's stages, nothing shared", lambda backbone, regime, own: [
-            sys.executable, "-c", STAGES, str(path), backbone, regime])}
+        "script": (
+            "one plain script per cell",
+            lambda backbone, regime, own: [
+                sys.executable,
+                str(ROOT / "benchmarks" / "script.py"),
+                str(folder / "brainmri"),
+                known[backbone].timm,
+                json.dumps(known[backbone].options | known[backbone].scratch),
+                regime,
+                str(epochs),
+                str(own / "predictions.csv"),
+            ],
+        ),
+        "stages": (
+            "this package's stages, nothing shared",
+            lambda backbone, regime, own: [sys.executable, "-c", STAGES, str(path), backbone, regime],
+        ),
+    }
 
 
 def start_up(runs):
@@ -128,7 +180,9 @@ def main():
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbones", nargs="+", default=["resnet18", "efficientnet_b0"])
-    parser.add_argument("--epochs", type=int, default=8, help="of FP32; QAT trains one (the proportion of params/reference.yaml)")
+    parser.add_argument(
+        "--epochs", type=int, default=8, help="of FP32; QAT trains one (the proportion of params/reference.yaml)"
+    )
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--against", nargs="+", choices=["script", "stages"], default=["script", "stages"])
     args = parser.parse_args()
@@ -147,8 +201,11 @@ def main():
         jobs, threads, _ = batches.shares(params.load(path), args.jobs)
         shared = timed(lambda: batch(folder, path, jobs, threads))
         again = timed(lambda: batch(folder, path, jobs, threads))
-        print(f"{len(args.backbones) * len(REGIMES)} cells, {jobs} at a time, {threads} threads each: batch {shared:.0f} s; "
-              f"again, nothing changed: {again:.1f} s", flush=True)
+        print(
+            f"{len(args.backbones) * len(REGIMES)} cells, {jobs} at a time, {threads} threads each: batch {shared:.0f} s; "
+            f"again, nothing changed: {again:.1f} s",
+            flush=True,
+        )
         offered = alternatives(folder, path, known, args.epochs)
         for what, command in (offered[name] for name in args.against):
             seconds = timed(lambda: one_by_one(command, folder, jobs, threads, args.backbones))

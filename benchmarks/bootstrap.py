@@ -8,6 +8,7 @@ same resamples; their time is scaled to all of them, and the replicates of these
 is that of the whole process after medq's part, before scikit-learn is imported. Other work on the machine
 moves both times: read the ratio.
 """
+
 import argparse
 import os
 import resource
@@ -50,13 +51,16 @@ def loops():
         inside = [place == k for k in range(1, 16)]
         return sum(abs(p[i].mean() - hit[i].mean()) * i.mean() for i in inside if i.any())
 
-    return {"auprc": one_vs_rest(average_precision_score), "auroc": one_vs_rest(roc_auc_score),
-            "brier": brier, "ece": one_vs_rest(ece)}
+    return {
+        "auprc": one_vs_rest(average_precision_score),
+        "auroc": one_vs_rest(roc_auc_score),
+        "brier": brier,
+        "ece": one_vs_rest(ece),
+    }
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=10_015)
     parser.add_argument("--resamples", type=int, default=10_000)
     parser.add_argument("--loop-resamples", type=int, default=30)
@@ -73,8 +77,10 @@ def main():
     labels, a, b = two_models(args.images)
     start = time.perf_counter()
     bootstrap.paired_auprc(labels, a, b, n_resamples=1)
-    print(f"{os.cpu_count()} processors, import {imported:.2f} s, first call (kernels compiled or loaded "
-          f"from the cache) {time.perf_counter() - start:.2f} s")
+    print(
+        f"{os.cpu_count()} processors, import {imported:.2f} s, first call (kernels compiled or loaded "
+        f"from the cache) {time.perf_counter() - start:.2f} s"
+    )
     before, fast = peak_mb(), {}
     for metric in METRICS:
         start = time.perf_counter()
@@ -85,16 +91,20 @@ def main():
     print(f"{args.images} images, {args.resamples} resamples; loop measured on {args.loop_resamples}, scaled")
     print(f"{'metric':8}{'medq s':>10}{'loop s':>10}{'ratio':>8}{'ms/resample':>14}{'greatest gap':>18}")
     for metric, loop in loops().items():
-        drawn = [np.repeat(np.arange(args.images), counts) for counts in
-                 bootstrap.resample_counts(args.images, args.loop_resamples)]
+        drawn = [
+            np.repeat(np.arange(args.images), counts)
+            for counts in bootstrap.resample_counts(args.images, args.loop_resamples)
+        ]
         probs = [p.astype(np.float64) for p in (a, b)]
         start = time.perf_counter()
         expected = [100 * (loop(labels[i], probs[0][i]) - loop(labels[i], probs[1][i])) for i in drawn]
         seconds = (time.perf_counter() - start) / args.loop_resamples * args.resamples
         taken, values = fast[metric]
-        gap = np.abs(values[:args.loop_resamples] - expected).max()
-        print(f"{metric:8}{taken:10.2f}{seconds:10.1f}{seconds / taken:8.0f}"
-              f"{1e3 * taken / args.resamples:14.4f}{gap:15.1e} pp")
+        gap = np.abs(values[: args.loop_resamples] - expected).max()
+        print(
+            f"{metric:8}{taken:10.2f}{seconds:10.1f}{seconds / taken:8.0f}"
+            f"{1e3 * taken / args.resamples:14.4f}{gap:15.1e} pp"
+        )
 
 
 if __name__ == "__main__":

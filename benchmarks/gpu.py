@@ -35,16 +35,24 @@ def main():
         for name, autocast in (("FP32", None), ("FP16", torch.float16)):
             seconds, share, _ = measure(options, backbone, autocast, compiled=False)
             faster, its_share, first = measure(options, backbone, autocast, compiled=True)
-            print(f"{backbone} {name}: {options.images / seconds:.0f} images/s, GPU busy {share:.0%}; compiled "
-                  f"{options.images / faster:.0f} images/s, busy {its_share:.0%}, {pays_after(seconds, faster, first)}")
+            print(
+                f"{backbone} {name}: {options.images / seconds:.0f} images/s, GPU busy {share:.0%}; compiled "
+                f"{options.images / faster:.0f} images/s, busy {its_share:.0%}, {pays_after(seconds, faster, first)}"
+            )
 
 
 def measure(options, backbone, autocast, compiled):
     """(seconds of a warm epoch, share of a profiled one that kernels cover, seconds of the first epoch)."""
     rng = np.random.default_rng(0)
     size = (options.images, options.image_size, options.image_size, 3)
-    images = fit.Images(SimpleNamespace(images=rng.integers(0, 256, size, np.uint8), train=np.arange(options.images),
-                                        labels=rng.integers(0, CLASSES, options.images)), "cuda")
+    images = fit.Images(
+        SimpleNamespace(
+            images=rng.integers(0, 256, size, np.uint8),
+            train=np.arange(options.images),
+            labels=rng.integers(0, CLASSES, options.images),
+        ),
+        "cuda",
+    )
     schedule = fit.Schedule(1, options.batch_size, 1e-4, 1e-4, 1, 0.0, 0, device="cuda", autocast=autocast)
     model = backbones.create(backbone, CLASSES, options.image_size).to("cuda", memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, weight_decay=1e-4, fused=True)
@@ -62,8 +70,11 @@ def measure(options, backbone, autocast, compiled):
     first, seconds = epoch(), min(epoch() for _ in range(3))
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         profiled_seconds = epoch()
-    kernels = [(event.time_range.start, event.time_range.end) for event in profiled.events()
-               if event.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [
+        (event.time_range.start, event.time_range.end)
+        for event in profiled.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+    ]
     return seconds, covered(kernels) / 1e6 / profiled_seconds, first
 
 

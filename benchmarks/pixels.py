@@ -46,15 +46,22 @@ def main():
         start = time.perf_counter()
         array = pixels(frame, options.image_size, cache)
         print(f"decoding {len(frame)} images once: {time.perf_counter() - start:.2f} s")
-        report(options, {"decoded pixels": decoded(options, array, frame["label"].to_numpy()),
-                         "pre-made tensors": premade(options, len(spec.classes)),
-                         "ImageFolder": image_folder(options, spec, frame)}, len(spec.classes))
+        report(
+            options,
+            {
+                "decoded pixels": decoded(options, array, frame["label"].to_numpy()),
+                "pre-made tensors": premade(options, len(spec.classes)),
+                "ImageFolder": image_folder(options, spec, frame),
+            },
+            len(spec.classes),
+        )
 
 
 def report(options, feeds, n_classes):
     """Time an epoch of each feed in turn, `repeats` times after a first that warms up; print the medians."""
     model = backbones.create(options.backbone, n_classes, options.image_size).to(
-        options.device, memory_format=torch.channels_last)
+        options.device, memory_format=torch.channels_last
+    )
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, weight_decay=1e-4, fused=True)
     seconds = {name: [] for name in feeds}
     for _ in range(options.repeats + 1):
@@ -105,17 +112,28 @@ def image_folder(options, spec, frame):
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
-    steps = transforms.Compose([
-        transforms.Resize((options.image_size, options.image_size)), transforms.RandomHorizontalFlip(),
-        transforms.RandomRotation(augment.MAX_DEGREES), transforms.ColorJitter(brightness=augment.BRIGHTNESS),
-        transforms.ToTensor(), transforms.Normalize(augment.MEAN, augment.STD)])
+    steps = transforms.Compose(
+        [
+            transforms.Resize((options.image_size, options.image_size)),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomRotation(augment.MAX_DEGREES),
+            transforms.ColorJitter(brightness=augment.BRIGHTNESS),
+            transforms.ToTensor(),
+            transforms.Normalize(augment.MEAN, augment.STD),
+        ]
+    )
     wanted = set(frame["path"])
     above_classes = spec.pattern.split("{class}")[0].replace("{split}", spec.splits.get("train", ""))
     root = dataset_root(spec) / above_classes
     data = ImageFolder(root, transform=steps, is_valid_file=lambda path: path in wanted)
-    loader = torch.utils.data.DataLoader(data, options.batch_size, shuffle=True, num_workers=options.workers,
-                                         pin_memory=options.device == "cuda",
-                                         persistent_workers=options.workers > 0)
+    loader = torch.utils.data.DataLoader(
+        data,
+        options.batch_size,
+        shuffle=True,
+        num_workers=options.workers,
+        pin_memory=options.device == "cuda",
+        persistent_workers=options.workers > 0,
+    )
     return lambda: loader
 
 

@@ -27,8 +27,15 @@ from torchvision import datasets, transforms
 SIDE, BATCH, CALIBRATION = 64, 32, 64
 TO_TENSOR = [transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
 PLAIN = transforms.Compose([transforms.Resize((SIDE, SIDE)), *TO_TENSOR])
-AUGMENTED = transforms.Compose([transforms.Resize((SIDE, SIDE)), transforms.RandomHorizontalFlip(), transforms.RandomRotation(15),
-                                transforms.ColorJitter(brightness=0.2), *TO_TENSOR])
+AUGMENTED = transforms.Compose(
+    [
+        transforms.Resize((SIDE, SIDE)),
+        transforms.RandomHorizontalFlip(),
+        transforms.RandomRotation(15),
+        transforms.ColorJitter(brightness=0.2),
+        *TO_TENSOR,
+    ]
+)
 
 
 def train(model, images, held_out, epochs):
@@ -66,7 +73,10 @@ def quantized(model, regime, images, held_out):
         train(model, images, held_out, 1)
     else:
         model = prepare_fx(model.eval(), get_default_qconfig_mapping(engine), example)
-        predict(model, Subset(datasets.ImageFolder(images.root, PLAIN), range(0, len(images), max(1, len(images) // CALIBRATION))))
+        predict(
+            model,
+            Subset(datasets.ImageFolder(images.root, PLAIN), range(0, len(images), max(1, len(images) // CALIBRATION))),
+        )
     return convert_fx(model.eval())
 
 

@@ -10,8 +10,15 @@ from medq.augment import normalise, unnormalised
 from medq.errors import one_of
 from medq.quantize import static
 from medq.quantize.engines import Unsupported
-from medq.quantize.stage import (calibration_batches, calibration_rows, converted, float_model, prepared_model,
-                                 simulated, study)
+from medq.quantize.stage import (
+    calibration_batches,
+    calibration_rows,
+    converted,
+    float_model,
+    prepared_model,
+    simulated,
+    study,
+)
 
 TABLE, COMPOSITION = "ablation.csv", "composition.csv"
 SCORES = ("auprc", "auroc", "ece", "ece_top_label", "brier")
@@ -68,8 +75,11 @@ def measure(params, cell, part):
             rows += [facts | {"stage": stage} | scores for stage, scores in stages.items()]
     order = {key: i for i, key in enumerate((e, n) for e in ENGINES for n in recipes)}
     table = pd.DataFrame(rows, columns=COLUMNS)
-    table = table.sort_values("engine", kind="stable", key=lambda _: pd.Series(
-        [order[key] for key in zip(table["engine"], table["recipe"])], index=table.index)).reset_index(drop=True)
+    table = table.sort_values(
+        "engine",
+        kind="stable",
+        key=lambda _: pd.Series([order[key] for key in zip(table["engine"], table["recipe"])], index=table.index),
+    ).reset_index(drop=True)
     orders = pd.DataFrame(composition, columns=["order", "batch_size", *SCORES])
     facts = {"reason": "; ".join(dict.fromkeys(reasons))} if reasons else {}
     return {TABLE: table, COMPOSITION: orders}, facts | ({} if rows else {"status": "unsupported"})
@@ -87,11 +97,20 @@ def _grouped(recipes):
 
 
 def _facts(cell, name, engine_name, run_engine, settings):
-    return {"dataset": cell.dataset, "backbone": cell.backbone, "recipe": name, "engine": engine_name,
-            "run_engine": run_engine, "fold": cell.fold, "weights": settings.weights,
-            "activations": settings.activations, "reduce_range": str(settings.reduce_range),
-            "fused": settings.batch_norm, "training_mode": str(settings.training_mode),
-            "normalised": str(settings.normalised)}
+    return {
+        "dataset": cell.dataset,
+        "backbone": cell.backbone,
+        "recipe": name,
+        "engine": engine_name,
+        "run_engine": run_engine,
+        "fold": cell.fold,
+        "weights": settings.weights,
+        "activations": settings.activations,
+        "reduce_range": str(settings.reduce_range),
+        "fused": settings.batch_norm,
+        "training_mode": str(settings.training_mode),
+        "normalised": str(settings.normalised),
+    }
 
 
 def _scores(model, part, rows=None, batch_size=evaluate.BATCH):
@@ -108,8 +127,11 @@ def batch_composition(model, part, seed, batch_sizes=(evaluate.BATCH, 8)):
     """
     by_class = part.held_out[np.argsort(part.labels[part.held_out], kind="stable")]
     orders = {"by class": by_class, "shuffled": np.random.default_rng(seed).permutation(part.held_out)}
-    return [{"order": order, "batch_size": size} | _scores(model, part, rows, size)
-            for order, rows in orders.items() for size in batch_sizes]
+    return [
+        {"order": order, "batch_size": size} | _scores(model, part, rows, size)
+        for order, rows in orders.items()
+        for size in batch_sizes
+    ]
 
 
 def smallest_collapse(table, stage="converted"):

@@ -60,15 +60,9 @@ def add_arguments(parser):
     parser.add_argument(
         "--max-latency-ms", type=float, metavar="MS", help="median time of a batch (default: no budget)"
     )
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="that the budget is for (default: 1)")
     parser.add_argument(
-        "--batch-size", type=int, default=1, metavar="N", help="that the budget is for (default: 1)"
-    )
-    parser.add_argument(
-        "--confidence",
-        type=float,
-        default=0.95,
-        metavar="C",
-        help="of staying within each limit (default: 0.95)",
+        "--confidence", type=float, default=0.95, metavar="C", help="of staying within each limit (default: 0.95)"
     )
     parser.add_argument("--csv", metavar="FILE", help="also write every candidate with its numbers")
 
@@ -134,9 +128,7 @@ def decide(results, limits=None):
             found = [row | _verdict(row, limits) for row in found]
             passed = [row for row in found if row["passes"]]
             best = min(
-                passed,
-                key=lambda row: (-_number(row["speedup"], 0.0), row["candidate"] != "fp32"),
-                default=None,
+                passed, key=lambda row: (-_number(row["speedup"], 0.0), row["candidate"] != "fp32"), default=None
             )
             for row in found:
                 named = {"dataset": dataset, "backbone": backbone, "ship": row is best}
@@ -146,7 +138,9 @@ def decide(results, limits=None):
 
 def beaten_by(row, others):
     """Names of the candidates that are both faster and better calibrated than `row`, as text."""
-    return ", ".join(o["candidate"] for o in others if o["speedup"] > row["speedup"] and o["ece_rise"] < row["ece_rise"])
+    return ", ".join(
+        o["candidate"] for o in others if o["speedup"] > row["speedup"] and o["ece_rise"] < row["ece_rise"]
+    )
 
 
 def _number(value, otherwise):
@@ -335,9 +329,7 @@ def text(table, limits):
     for (dataset, backbone), group in table.groupby(["dataset", "backbone"], sort=False):
         chosen = group[group["ship"]]
         said = (
-            nothing(group)
-            if chosen.empty
-            else f"ship {_title(chosen.iloc[0]['candidate'])}{_timing(chosen.iloc[0])}"
+            nothing(group) if chosen.empty else f"ship {_title(chosen.iloc[0]['candidate'])}{_timing(chosen.iloc[0])}"
         )
         lines += ["", f"{title(dataset)}, {title(backbone)}: {said}"]
         passed = [
@@ -347,9 +339,7 @@ def text(table, limits):
         ]
         lines += [f"  also passes: {'; '.join(passed)}"] if passed else []
         lines += [
-            f"  {_title(row['candidate'])}: {row['why']}"
-            for row in group.to_dict("records")
-            if not row["passes"]
+            f"  {_title(row['candidate'])}: {row['why']}" for row in group.to_dict("records") if not row["passes"]
         ]
     return "\n".join(lines)
 

@@ -44,8 +44,10 @@ def replacing(path):
         why = (error.strerror or error) if isinstance(error, OSError) else "No space left on device"
         if not isinstance(error, OSError) and not _is_full(path.parent):
             raise
-        raise UserError(f"cannot write {path}: {why}; free space or choose another "
-                        "folder with MEDQ_RUNS, then run the same command again.") from error
+        raise UserError(
+            f"cannot write {path}: {why}; free space or choose another "
+            "folder with MEDQ_RUNS, then run the same command again."
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

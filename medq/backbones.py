@@ -27,10 +27,14 @@ def create(name, n_classes, image_size=224, weights="none"):
         raise
     except Exception as error:  # timm's builders raise anything
         if weights == "imagenet" and isinstance(error, (OSError, RuntimeError)):
-            raise UserError(f"ImageNet weights of {spec.timm} cannot be had ({type(error).__name__}: {_first_line(error)}); "
-                            "connect to the hub once, or set `weights: none` or `weights: <file>` in the profile.") from error
-        raise UserError(f"backbones.yaml: {name}: timm cannot build {spec.timm} with {options or 'no options'} "
-                        f"({type(error).__name__}: {_first_line(error)}); mend `options`, `scratch` or `sized`.") from error
+            raise UserError(
+                f"ImageNet weights of {spec.timm} cannot be had ({type(error).__name__}: {_first_line(error)}); "
+                "connect to the hub once, or set `weights: none` or `weights: <file>` in the profile."
+            ) from error
+        raise UserError(
+            f"backbones.yaml: {name}: timm cannot build {spec.timm} with {options or 'no options'} "
+            f"({type(error).__name__}: {_first_line(error)}); mend `options`, `scratch` or `sized`."
+        ) from error
     _with_small_head(model)
     if weights not in ("none", "imagenet"):
         load_into(model, weights, f"{name} with {n_classes} classes at {image_size} pixels")
@@ -51,7 +55,11 @@ def registered():
     """Names of the models that timm's sources register, without importing it, which takes seconds."""
     found = importlib.util.find_spec("timm")
     sources = Path(found.origin).with_name("models").glob("*.py") if found else ()
-    return {name for path in sources for name in re.findall(r"@register_model\ndef (\w+)\(", path.read_text(encoding="utf-8"))}
+    return {
+        name
+        for path in sources
+        for name in re.findall(r"@register_model\ndef (\w+)\(", path.read_text(encoding="utf-8"))
+    }
 
 
 def check_names(names):
@@ -72,12 +80,16 @@ def _ask_timm(name, spec):
     timm = _timm()
     if not timm.is_model(spec.timm):
         near = difflib.get_close_matches(spec.timm, timm.list_models(), n=3)
-        raise UserError(f"backbones.yaml: {name}.timm: timm {timm.__version__} has no model {spec.timm!r}"
-                        + (f"; did you mean {' or '.join(near)}?" if near else "; `timm.list_models()` lists them."))
+        raise UserError(
+            f"backbones.yaml: {name}.timm: timm {timm.__version__} has no model {spec.timm!r}"
+            + (f"; did you mean {' or '.join(near)}?" if near else "; `timm.list_models()` lists them.")
+        )
     model, _, tag = spec.timm.partition(".")
     if tag and spec.timm not in (tagged := timm.list_pretrained(f"{model}.*")):
-        raise UserError(f"backbones.yaml: {name}.timm: timm {timm.__version__} has no weights {tag!r} for {model}: "
-                        f"{'known are ' + ', '.join(tagged) if tagged else 'it has none'}; leave out {'.' + tag!r}, or give one of these.")
+        raise UserError(
+            f"backbones.yaml: {name}.timm: timm {timm.__version__} has no weights {tag!r} for {model}: "
+            f"{'known are ' + ', '.join(tagged) if tagged else 'it has none'}; leave out {'.' + tag!r}, or give one of these."
+        )
     return timm
 
 
@@ -95,9 +107,11 @@ def check_images(model, name, n_classes, image_size):
         fits, said = False, f"{type(error).__name__}: {_first_line(error)}"
     model.train(training)
     if not fits:
-        raise UserError(f"backbones.yaml: {name}: {params.backbones()[name].timm} does not turn 2 colour images of {image_size} pixels "
-                        f"into logits of shape {(2, n_classes)} ({said}); set `sized: true` if it is built for one size, mend its "
-                        "`options`, or choose another image_size.")
+        raise UserError(
+            f"backbones.yaml: {name}: {params.backbones()[name].timm} does not turn 2 colour images of {image_size} pixels "
+            f"into logits of shape {(2, n_classes)} ({said}); set `sized: true` if it is built for one size, mend its "
+            "`options`, or choose another image_size."
+        )
 
 
 def _with_small_head(model):
@@ -120,8 +134,10 @@ def load_into(model, path, what):
     if wrong or extra:
         key = (wrong or extra)[0]
         found = "absent" if key not in state else f"of shape {tuple(state[key].shape)}"
-        raise UserError(f"{path}: does not hold the weights of {what}: {key!r} is {found} there "
-                        f"({len(wrong)} entries missing or of another shape, {len(extra)} unknown); give the file of that model.")
+        raise UserError(
+            f"{path}: does not hold the weights of {what}: {key!r} is {found} there "
+            f"({len(wrong)} entries missing or of another shape, {len(extra)} unknown); give the file of that model."
+        )
     model.load_state_dict(state)
 
 
@@ -137,12 +153,19 @@ def read_state(path):
     if not path.is_file():
         raise UserError(f"{path}: no such weights file; `weights` is `imagenet`, `none` or the path of a state dict.")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: holds pickled code and is refused; save `model.state_dict()` alone "
-                        f"({_first_line(error)[:80]}).") from None
+        raise UserError(
+            f"{path}: holds pickled code and is refused; save `model.state_dict()` alone ({_first_line(error)[:80]})."
+        ) from None
     except (SafetensorError, RuntimeError, EOFError, LookupError, TypeError, ValueError, OSError) as error:
-        raise UserError(f"{path}: is damaged or not a state dict ({_first_line(error)[:80]}); write it again.") from None
+        raise UserError(
+            f"{path}: is damaged or not a state dict ({_first_line(error)[:80]}); write it again."
+        ) from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path}: must hold a state dict, that is names and tensors; save `model.state_dict()` alone.")
     for name, value in state.items():

@@ -22,8 +22,13 @@ STUDIES = ("calibration_size", "ablation", "diagnosis", "remedies", "peers")
 CALIBRATED = ("quantize", "ablation", "diagnosis", "remedies", "peers")  # stages that take `calibration.images`
 STATIC = ("calibration_size", "ablation")  # studies of static quantization: they have nothing to show for a transformer
 TIMINGS = ("latency", "peers")  # nothing else of a batch runs beside them
-PARAMETERS = {"datasets": ("dataset",), "latency": ("backbone",), "collect": ("results",),
-              "ablation": ("dataset", "backbone", "fold"), "peers": ("dataset", "backbone", "fold")}
+PARAMETERS = {
+    "datasets": ("dataset",),
+    "latency": ("backbone",),
+    "collect": ("results",),
+    "ablation": ("dataset", "backbone", "fold"),
+    "peers": ("dataset", "backbone", "fold"),
+}
 CELL = ("dataset", "backbone", "regime", "fold")
 MEMORY_MB = 3000  # of one job, with ample room
 CANCEL = 30  # seconds that an interrupted batch has to take its jobs off a cluster
@@ -62,6 +67,7 @@ class Job:
 
 # --- what there is to do ----------------------------------------------------------------------------------------------
 
+
 def jobs(params, only=None):
     """Every job of a profile in an order in which it can run; `only` limits it (with what the chosen jobs start from).
 
@@ -83,20 +89,28 @@ def jobs(params, only=None):
 def _all(params):
     found, catalogue, known = [], profiles.datasets(), profiles.backbones()
     if not any(folds(params, catalogue[dataset]) for dataset in params.datasets):
-        raise UserError(f"folds: no dataset of {params.profile} has fold {', '.join(map(str, params.folds))}; a fixed split has fold 0.")
+        raise UserError(
+            f"folds: no dataset of {params.profile} has fold {', '.join(map(str, params.folds))}; a fixed split has fold 0."
+        )
     ptq = [name for name in params.regimes if name.startswith("ptq")]
     for dataset in params.datasets:
         found.append(Job("datasets", paths.Cell(params.profile, dataset, "", "")))
         for backbone in params.backbones:
             for fold in folds(params, catalogue[dataset]):
                 base = paths.Cell(params.profile, dataset, backbone, "fp32", fold)
-                found += [Job(stages.stage_of(r), base.of(r)) for r in dict.fromkeys(["fp32", *params.regimes, *params.controls])]
+                found += [
+                    Job(stages.stage_of(r), base.of(r))
+                    for r in dict.fromkeys(["fp32", *params.regimes, *params.controls])
+                ]
                 for study in STUDIES:
                     if _studied(params, study, backbone) and not (study in STATIC and known[backbone].family != "cnn"):
                         regimes = (ptq if study == "diagnosis" else ptq[:1]) if study in PER_ENGINE else [""]
                         found += [Job(study, base.of(regime)) for regime in regimes]
-    return found + [Job("latency", paths.Cell(params.profile, "", b, "")) for b in params.backbones
-                    if _studied(params, "latency", b)]
+    return found + [
+        Job("latency", paths.Cell(params.profile, "", b, ""))
+        for b in params.backbones
+        if _studied(params, "latency", b)
+    ]
 
 
 def folds(params, spec):
@@ -115,8 +129,13 @@ def _studied(params, study, backbone):
 
 
 def _wanted(job, only):
-    facts = {"dataset": job.cell.dataset, "backbone": job.cell.backbone, "regime": job.cell.regime,
-             "fold": str(job.cell.fold), "stage": job.stage}
+    facts = {
+        "dataset": job.cell.dataset,
+        "backbone": job.cell.backbone,
+        "regime": job.cell.regime,
+        "fold": str(job.cell.fold),
+        "stage": job.stage,
+    }
     if job.stage not in ("finetune", "quantize") and "regime" in only and "stage" not in only:
         return False  # who asks for a regime wants its cells
     return all(facts[key] in names for key, names in only.items() if facts[key] or key != "dataset")
@@ -124,10 +143,13 @@ def _wanted(job, only):
 
 def parts(params):
     """{key of --only: the names that a profile has for it}."""
-    return {"dataset": params.datasets, "backbone": params.backbones,
-            "regime": [*dict.fromkeys(["fp32", *params.regimes, *params.controls])],
-            "fold": sorted({str(k) for name in params.datasets for k in folds(params, profiles.datasets()[name])}, key=int),
-            "stage": list(stages.MODULES)}
+    return {
+        "dataset": params.datasets,
+        "backbone": params.backbones,
+        "regime": [*dict.fromkeys(["fp32", *params.regimes, *params.controls])],
+        "fold": sorted({str(k) for name in params.datasets for k in folds(params, profiles.datasets()[name])}, key=int),
+        "stage": list(stages.MODULES),
+    }
 
 
 def parse_only(words, known):
@@ -159,8 +181,12 @@ def plan(params, only=None, look=True):
 def _expected(job, inputs, kind):
     """What later jobs will find of a job (`stages.made`): of images that are only looked at again, what was found before."""
     record = artefacts.record(job.folder)
-    same = job.stage == "datasets" and record and inputs and all(
-        record["inputs"].get(name) == inputs[name] for name in ("images", "parameters"))
+    same = (
+        job.stage == "datasets"
+        and record
+        and inputs
+        and all(record["inputs"].get(name) == inputs[name] for name in ("images", "parameters"))
+    )
     if same or record and kind is None:
         return stages.made(record)
     return stages.key(inputs) if inputs else None
@@ -205,9 +231,14 @@ def _state(job, inputs):
     if record is None:
         return NEW, "failed before" if failed.is_file() else "never finished"
     stored = record.get("inputs", {})
-    changed = ["images"] if inputs is None else stages.changes(
-        {name: value for name, value in stored.items() if name in inputs and name != "cell"},
-        {name: value for name, value in inputs.items() if name != "cell"})
+    changed = (
+        ["images"]
+        if inputs is None
+        else stages.changes(
+            {name: value for name, value in stored.items() if name in inputs and name != "cell"},
+            {name: value for name, value in inputs.items() if name != "cell"},
+        )
+    )
     if changed:
         return AGAIN, "; ".join(changed)
     harm = artefacts.damage(job.folder, quick=True)
@@ -232,8 +263,12 @@ def _notebook_state(job):
 
 def _code(notebook):
     """Code cells of a notebook as text, without those that papermill adds."""
-    return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"
-            and not {"injected-parameters", "papermill-error-cell-tag"} & set(cell["metadata"].get("tags", []))]
+    return [
+        "".join(cell["source"])
+        for cell in notebook["cells"]
+        if cell["cell_type"] == "code"
+        and not {"injected-parameters", "papermill-error-cell-tag"} & set(cell["metadata"].get("tags", []))
+    ]
 
 
 def mark(planned):
@@ -241,11 +276,14 @@ def mark(planned):
     for job, kind, _ in planned:
         (job.folder / f"{job.stage}.ipynb").unlink(missing_ok=True)
         (job.folder / artefacts.FAILED).unlink(missing_ok=True)
-        if kind == AGAIN and job.stage != "datasets":  # whose record says what the cells were made from, until it is replaced
+        if (
+            kind == AGAIN and job.stage != "datasets"
+        ):  # whose record says what the cells were made from, until it is replaced
             (job.folder / artefacts.DONE).unlink(missing_ok=True)
 
 
 # --- what the Snakefile asks ------------------------------------------------------------------------------------------
+
 
 def arguments(profile, stage, values, wildcards=None):
     """papermill's arguments that give a stage's notebook its parameters."""
@@ -271,9 +309,12 @@ def uses_gpu(params):
 
 def resources(params, stage):
     """What a job of a stage takes of the machine, as a Snakemake rule says it."""
-    return {"mem_mb": MEMORY_MB,
-            "gpu": lambda wildcards: int(uses_gpu(params) and (
-                stage == "latency" or slots.trains(stage, getattr(wildcards, "regime", ""))))}
+    return {
+        "mem_mb": MEMORY_MB,
+        "gpu": lambda wildcards: int(
+            uses_gpu(params) and (stage == "latency" or slots.trains(stage, getattr(wildcards, "regime", "")))
+        ),
+    }
 
 
 def timed_after(params, backbone):
@@ -284,12 +325,18 @@ def timed_after(params, backbone):
 
 # --- running ----------------------------------------------------------------------------------------------------------
 
+
 def add_arguments(parser):
     """Arguments of `medq batch`."""
-    parser.add_argument("params", metavar="PROFILE", help="a file like params/smoke.yaml, or the name of one in params/")
-    parser.add_argument("--jobs", type=int, metavar="N", help="cells at a time (default: one per core; with a GPU, one per two cores)")
-    parser.add_argument("--only", nargs="+", metavar="KEY=NAMES",
-                        help="a part of the grid, e.g. dataset=BrainMRI,ChestXray regime=fp32")
+    parser.add_argument(
+        "params", metavar="PROFILE", help="a file like params/smoke.yaml, or the name of one in params/"
+    )
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="cells at a time (default: one per core; with a GPU, one per two cores)"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="KEY=NAMES", help="a part of the grid, e.g. dataset=BrainMRI,ChestXray regime=fp32"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would run, and why; touch nothing")
     parser.add_argument("--results", metavar="DIR", help="folder for the tables (default: results/<profile>)")
     parser.add_argument("--profile", metavar="DIR", help="a Snakemake profile, e.g. profiles/slurm")
@@ -309,7 +356,9 @@ def run(args):
     only = parse_only(args.only, parts(params))
     results = Path(args.results or paths.RESULTS / params.profile).absolute()
     if params.weights not in ("imagenet", "none") and not Path(params.weights).is_file():
-        raise UserError(f"{args.params}: weights: {params.weights} is no file; give `imagenet`, `none` or the path of a state dict.")
+        raise UserError(
+            f"{args.params}: weights: {params.weights} is no file; give `imagenet`, `none` or the path of a state dict."
+        )
     if any(place.exists() and not place.is_dir() for place in (results, *results.parents)):
         raise UserError(f"--results {results}: is no folder and cannot become one; choose another.")
     if args.dry_run:
@@ -328,7 +377,9 @@ def run(args):
             print(f"nothing to do: all {total} parts of {params.profile} are finished, {results} holds their tables.")
             return 0
         if not remote:
-            _look_for_images(params, [job for job in todo if job.stage != "datasets" or artefacts.record(job.folder)])  # the rest is looked at
+            _look_for_images(
+                params, [job for job in todo if job.stage != "datasets" or artefacts.record(job.folder)]
+            )  # the rest is looked at
         with _start(params, args, results, remote) as start:
             if todo:
                 print(f"{params.profile}: {len(todo)} of {total} parts to run.", flush=True)
@@ -337,7 +388,9 @@ def run(args):
                     mark(first)
                     start([job for job, _, _ in first], collect=False)
                     planned = plan(params, only)
-                    unknown = {job.cell.dataset for job, _, _ in planned if job.stage == "datasets"} & {j.cell.dataset for j, _, _ in first}
+                    unknown = {job.cell.dataset for job, _, _ in planned if job.stage == "datasets"} & {
+                        j.cell.dataset for j, _, _ in first
+                    }
                     planned = [entry for entry in planned if entry[0].cell.dataset not in unknown]
                     todo = [*(job for job, _, _ in first), *(job for job, _, _ in planned)]
                 mark(planned)
@@ -381,8 +434,10 @@ def _look_for_images(params, chosen):
                 frame = index(spec, dataset_root(spec, params.root()))
                 sizes = training_sizes(params, spec, frame, folds(params, spec)) if spec.name in calibrated else {}
                 if sizes and min(sizes.values()) < params.calibration.images:
-                    wrong.append(f"{params.profile}: calibration.images: {params.calibration.images} are asked for but the training "
-                                 f"part of {spec.name} has {min(sizes.values())}; lower it.")
+                    wrong.append(
+                        f"{params.profile}: calibration.images: {params.calibration.images} are asked for but the training "
+                        f"part of {spec.name} has {min(sizes.values())}; lower it."
+                    )
             except UserError as error:
                 wrong.append(str(error))
     if wrong:
@@ -409,11 +464,15 @@ def batch_lock(folder):
                 who = "just started"
             raise UserError(f"{folder}: another batch is running there ({who}); wait for it or stop it.") from None
         except OSError as error:
-            raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder with MEDQ_RUNS.") from None
+            raise UserError(
+                f"{folder}: cannot be written ({error.strerror}); choose another folder with MEDQ_RUNS."
+            ) from None
         with lock:
             from medq.provenance import now
 
-            artefacts.write_json(folder / ".batch.json", {"pid": os.getpid(), "host": socket.gethostname(), "since": now()})
+            artefacts.write_json(
+                folder / ".batch.json", {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}
+            )
             try:
                 yield
             finally:
@@ -462,8 +521,13 @@ def _server(address):
     @contextlib.contextmanager
     def running():
         code = "import sys; from medq import warm; warm.serve(sys.argv[1])"
-        server = subprocess.Popen([sys.executable, "-c", code, str(address)], cwd=paths.ROOT, stdout=subprocess.PIPE,
-                                  stdin=subprocess.DEVNULL, env=_environment(1))
+        server = subprocess.Popen(
+            [sys.executable, "-c", code, str(address)],
+            cwd=paths.ROOT,
+            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            env=_environment(1),
+        )
         try:
             yield [sys.executable, "-I", warm.__file__, str(address)] if server.stdout.readline() else None
         finally:
@@ -475,8 +539,11 @@ def _server(address):
 
 def _environment(threads):
     """The jobs' environment: this package on the path, compiled files kept, and no network needed to say so."""
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(
-        filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")])), OMP_NUM_THREADS=str(threads))
+    environment = dict(
+        os.environ,
+        PYTHONPATH=os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")])),
+        OMP_NUM_THREADS=str(threads),
+    )
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     environment["MEDQ_RUNS"] = str(paths.runs().absolute())
     if os.environ.get("MEDQ_DATA"):
@@ -494,26 +561,52 @@ def _snakemake(params, args, results, todo, collect, warm, remote):
     environment = _environment(threads)
     targets = [job.notebook for job in todo] + (["collect/collect.ipynb"] if collect else [])
     (folder / "collect" / "collect.ipynb").unlink(missing_ok=True)
-    config = {"profile": str(profiles.profile_path(args.params).absolute()), "threads": threads,
-              "cores": threads if remote else n * threads,
-              "papermill": shlex.join(warm or [str(Path(sys.executable).with_name("papermill"))]), "results": str(results),
-              "collect": [job.notebook for job in todo]}
+    config = {
+        "profile": str(profiles.profile_path(args.params).absolute()),
+        "threads": threads,
+        "cores": threads if remote else n * threads,
+        "papermill": shlex.join(warm or [str(Path(sys.executable).with_name("papermill"))]),
+        "results": str(results),
+        "collect": [job.notebook for job in todo],
+    }
     artefacts.write_json(folder / ".batch-config.json", config)
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.ROOT / "Snakefile"), "--directory", str(folder),
-               "--configfile", str(folder / ".batch-config.json"), "--nolock", "--keep-going", "--rerun-incomplete",
-               "--rerun-triggers", "mtime", "--scheduler", "greedy", "--nocolor"]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(paths.ROOT / "Snakefile"),
+        "--directory",
+        str(folder),
+        "--configfile",
+        str(folder / ".batch-config.json"),
+        "--nolock",
+        "--keep-going",
+        "--rerun-incomplete",
+        "--rerun-triggers",
+        "mtime",
+        "--scheduler",
+        "greedy",
+        "--nocolor",
+    ]
     if args.profile:
         command += ["--profile", str(Path(args.profile).absolute()), *(["--jobs", str(args.jobs)] if args.jobs else [])]
-        environment |= {"MEDQ_CLUSTER": str(Path(args.profile).absolute()),  # for what a profile starts itself
-                        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])}
+        environment |= {
+            "MEDQ_CLUSTER": str(Path(args.profile).absolute()),  # for what a profile starts itself
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        }
     if not remote:
         command += ["--cores", str(n * threads), "--resources", f"mem_mb={max(memory, MEMORY_MB)}"]
         if uses_gpu(params):
             environment["MEDQ_GPU_SLOTS"] = str(slots.per_gpu() or 1)
-            command += [f"gpu={(slots.per_gpu() or 1) * len(slots.gpus()) or n}"]  # a driver, and a torch that cannot use it
+            command += [
+                f"gpu={(slots.per_gpu() or 1) * len(slots.gpus()) or n}"
+            ]  # a driver, and a torch that cannot use it
     (folder / "logs").mkdir(exist_ok=True)
     log = folder / "logs" / "snakemake.log"
-    if not _watch([*command, "--", *targets], log, {job.notebook: job for job in todo}, environment, CANCEL if remote else 0):
+    if not _watch(
+        [*command, "--", *targets], log, {job.notebook: job for job in todo}, environment, CANCEL if remote else 0
+    ):
         said = [line.strip() for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
         raise UserError(f"Snakemake could not start ({' '.join(said[-1:]) or 'no word from it'}); see {log}.")
 
@@ -526,9 +619,20 @@ def _watch(command, log, by_notebook, environment, grace=0):
     from medq import warm
 
     progress = Progress(by_notebook)
-    with open(log, "w", encoding="utf-8") as file, subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, errors="replace",
-            env=environment, start_new_session=True, preexec_fn=warm.die_with_parent) as process:
+    with (
+        open(log, "w", encoding="utf-8") as file,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+            env=environment,
+            start_new_session=True,
+            preexec_fn=warm.die_with_parent,
+        ) as process,
+    ):
         try:
             for line in process.stdout:
                 file.write(line)
@@ -617,6 +721,7 @@ def _duration(seconds):
 
 # --- afterwards -------------------------------------------------------------------------------------------------------
 
+
 def _collected(params, results):
     """Whether `results` holds the tables of what stands in the batch's folder now."""
     from medq.collect import state
@@ -641,7 +746,9 @@ def _failures(params, todo):
         shown = notebook if notebook.is_file() else text
         found[job] = reason, shown
         if job.folder.is_dir():
-            artefacts.write_json(job.folder / artefacts.FAILED, {"reason": reason, "notebook": str(shown.relative_to(folder))})
+            artefacts.write_json(
+                job.folder / artefacts.FAILED, {"reason": reason, "notebook": str(shown.relative_to(folder))}
+            )
     return found
 
 
@@ -668,11 +775,18 @@ def failure_reason(notebook, text):
 def _report_plan(planned, total):
     for job, _, why in planned:
         print(f"{job}: {why}")
-    print(f"{len(planned)} of {total} parts would run." if planned else f"nothing to do: all {total} parts are finished.")
-    unread = [job.cell.dataset for job, kind, why in planned
-              if job.stage == "datasets" and _has_cells(job) and (kind == NEW or "images" in why)]
+    print(
+        f"{len(planned)} of {total} parts would run." if planned else f"nothing to do: all {total} parts are finished."
+    )
+    unread = [
+        job.cell.dataset
+        for job, kind, why in planned
+        if job.stage == "datasets" and _has_cells(job) and (kind == NEW or "images" in why)
+    ]
     if unread:
-        print(f"note: {', '.join(unread)}: the batch reads the images first, and leaves every cell alone whose images turn out the same.")
+        print(
+            f"note: {', '.join(unread)}: the batch reads the images first, and leaves every cell alone whose images turn out the same."
+        )
     return 0
 
 
@@ -682,19 +796,26 @@ def _report(params, todo, failed, results, seconds):
     unsupported = [job for job, record in records.items() if record and record["status"] == "unsupported"]
     waiting = [job for job, record in records.items() if record is None and job not in failed]
     done = len(todo) - len(failed) - len(waiting)
-    print(f"{params.profile}: {done} of {len(todo)} parts done in {_duration(seconds)}"
-          + (f", {len(unsupported)} of them unsupported" if unsupported else "")
-          + (f"; tables in {results}." if _collected(params, results) else "."))
+    print(
+        f"{params.profile}: {done} of {len(todo)} parts done in {_duration(seconds)}"
+        + (f", {len(unsupported)} of them unsupported" if unsupported else "")
+        + (f"; tables in {results}." if _collected(params, results) else ".")
+    )
     for job, (reason, shown) in failed.items():
         print(f"failed {job}: {reason}\n       see {shown}")
     if waiting:
-        print(f"{len(waiting)} parts wait for what failed: {', '.join(map(str, waiting[:8]))}{' …' if len(waiting) > 8 else ''}")
+        print(
+            f"{len(waiting)} parts wait for what failed: {', '.join(map(str, waiting[:8]))}{' …' if len(waiting) > 8 else ''}"
+        )
     if (failed or waiting) and not any(artefacts.record(job.folder) for job in jobs(params) if job.stage != "datasets"):
         return 1  # nothing to collect: what failed is why
     if not _collected(params, results):
         log = paths.runs() / params.profile / "logs" / "collect" / "collect.ipynb"
-        reason = failure_reason(log, log.with_suffix(".log")) if log.with_suffix(".log").is_file() else \
-            f"Snakemake did not start it; see {log.parent.parent / 'snakemake.log'}"
+        reason = (
+            failure_reason(log, log.with_suffix(".log"))
+            if log.with_suffix(".log").is_file()
+            else f"Snakemake did not start it; see {log.parent.parent / 'snakemake.log'}"
+        )
         print(f"failed collect: {reason}")
         return 1
     return 1 if failed or waiting else 0

@@ -19,6 +19,7 @@ Compiled kernels are cached beside this file, or in the user's cache folder if t
 environment variable NUMBA_CACHE_DIR names another place. Where none can be written each process compiles
 anew (two seconds).
 """
+
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +33,7 @@ from medq import metrics as m
 
 LANES = 64  # resamples that a kernel handles side by side, and that share one random stream
 LEVEL = 0.95
-DRAWN_AT_ONCE = 2 ** 20  # images; bounds the memory of a draw
+DRAWN_AT_ONCE = 2**20  # images; bounds the memory of a draw
 # A resample is noisier than the sample, and these rise with noise: `interval` moves their percentiles.
 RECENTRED = ("ece", "ece_top_label", "ece_adaptive", "brier_calibration", "brier_refinement")
 
@@ -75,8 +76,7 @@ class Interval:
 
 def paired_auprc(y_true, prob_a, prob_b, *, n_resamples=10_000, groups=None, seed=42, threads=None):
     """Paired bootstrap of macro AUPRC, method A minus B (section 3.5, equations 1 to 3): see `paired`."""
-    return paired(y_true, prob_a, prob_b, "auprc", n_resamples=n_resamples, groups=groups, seed=seed,
-                  threads=threads)
+    return paired(y_true, prob_a, prob_b, "auprc", n_resamples=n_resamples, groups=groups, seed=seed, threads=threads)
 
 
 def paired(y_true, prob_a, prob_b, metric="auprc", *, n_resamples=10_000, groups=None, seed=42, threads=None):
@@ -91,8 +91,9 @@ def paired(y_true, prob_a, prob_b, metric="auprc", *, n_resamples=10_000, groups
     first, second = _as_models(prob_a), _as_models(prob_b)
     if len(first) != len(second):
         raise ValueError(f"prob_a holds {len(first)} models and prob_b {len(second)}, but they go in pairs.")
-    values, points = _evaluate(y_true, first + second, metric, n_resamples=n_resamples, groups=groups,
-                               seed=seed, threads=threads)
+    values, points = _evaluate(
+        y_true, first + second, metric, n_resamples=n_resamples, groups=groups, seed=seed, threads=threads
+    )
     pairs = len(first)
     return difference(metric, values[:, :pairs], values[:, pairs:], points[:pairs], points[pairs:])
 
@@ -107,8 +108,17 @@ def difference(metric, values_a, values_b, points_a, points_b):
     delta = float(100 * (points_a - points_b).mean())
     defined = differences[~np.isnan(differences)]
     low, high = _percentiles(defined)
-    return PairedDifference(metric, delta, low, high, _p_value(defined), _p_conservative(defined),
-                            _bias(defined, delta), len(defined), differences)
+    return PairedDifference(
+        metric,
+        delta,
+        low,
+        high,
+        _p_value(defined),
+        _p_conservative(defined),
+        _bias(defined, delta),
+        len(defined),
+        differences,
+    )
 
 
 def interval(y_true, y_prob, metric="auprc", *, n_resamples=10_000, groups=None, seed=42, threads=None):
@@ -120,13 +130,13 @@ def interval(y_true, y_prob, metric="auprc", *, n_resamples=10_000, groups=None,
     number of images; its own bias remains, so compare calibration errors on the same images only. Other
     arguments as in `paired`.
     """
-    values, points = _evaluate(y_true, _as_models(y_prob), metric, n_resamples=n_resamples, groups=groups,
-                               seed=seed, threads=threads)
+    values, points = _evaluate(
+        y_true, _as_models(y_prob), metric, n_resamples=n_resamples, groups=groups, seed=seed, threads=threads
+    )
     return percentile_interval(metric, float(points.mean()), values.mean(axis=1))
 
 
-def intervals(y_true, models, metrics=None, *, classes=None, n_resamples=10_000, groups=None, seed=42,
-              threads=None):
+def intervals(y_true, models, metrics=None, *, classes=None, n_resamples=10_000, groups=None, seed=42, threads=None):
     """Intervals of many metrics and models on the same resamples, as tidy rows.
 
     `models`: {backbone: probabilities [n, classes]}; `metrics`: names, without it all but the slow
@@ -142,8 +152,9 @@ def intervals(y_true, models, metrics=None, *, classes=None, n_resamples=10_000,
     if "mean" in models:
         raise ValueError("models holds the name 'mean', which is that of the mean over models; choose another name.")
     metrics = list(PLANS) if metrics is None else list(metrics)
-    values = replicates(y_true, models.values(), metrics, n_resamples=n_resamples, groups=groups, seed=seed,
-                        threads=threads)
+    values = replicates(
+        y_true, models.values(), metrics, n_resamples=n_resamples, groups=groups, seed=seed, threads=threads
+    )
     labels, probs = _validate(y_true, models.values())
     names = m.class_names(classes, probs[0])
     rows = []
@@ -154,8 +165,10 @@ def intervals(y_true, models, metrics=None, *, classes=None, n_resamples=10_000,
             parts += [(name, points[:, c], values[metric][:, :, c]) for c, name in enumerate(names)]
         for name, point, replicate in parts:
             spread = float(np.std(point, ddof=1)) if len(point) > 1 else np.nan
-            found = [(backbone, percentile_interval(metric, float(point[k]), replicate[:, k]), np.nan)
-                     for k, backbone in enumerate(models)]
+            found = [
+                (backbone, percentile_interval(metric, float(point[k]), replicate[:, k]), np.nan)
+                for k, backbone in enumerate(models)
+            ]
             mean = percentile_interval(metric, float(point.mean()), replicate.mean(axis=1))
             found.append(("mean", mean, spread))
             rows += [(backbone, metric, name, i.value, i.low, i.high, std) for backbone, i, std in found]
@@ -192,15 +205,16 @@ def replicates(y_true, models, metrics, *, n_resamples=10_000, groups=None, seed
     plans = {m.known_metric(metric): [_plan(metric, labels, probs) for probs in models] for metric in metrics}
     draw, n_chunks = _drawing(len(labels), n_resamples, groups, seed)
     classes = models[0].shape[1]
-    values = {metric: np.empty((n_chunks * LANES, len(models), classes if metric in m.PER_CLASS else 1))
-              for metric in plans}
+    values = {
+        metric: np.empty((n_chunks * LANES, len(models), classes if metric in m.PER_CLASS else 1)) for metric in plans
+    }
 
     def work(chunk):
         counts = draw(chunk)
         totals = counts.sum(axis=0, dtype=np.float64)
         for metric, evaluations in plans.items():
             for k, evaluate in enumerate(evaluations):
-                values[metric][chunk * LANES:(chunk + 1) * LANES, k] = evaluate(counts, totals).T
+                values[metric][chunk * LANES : (chunk + 1) * LANES, k] = evaluate(counts, totals).T
 
     # kernels and draws release the interpreter lock
     with ThreadPoolExecutor(threads or _processors()) as pool:
@@ -212,7 +226,7 @@ def resample_counts(n, n_resamples, *, groups=None, seed=42):
     """The resamples that all functions here use, one by one: how often each image is in it, uint8 [n]."""
     m.check_count("n", n)
     draw, n_chunks = _drawing(n, n_resamples, groups, seed)
-    return (counts for chunk in range(n_chunks) for counts in draw(chunk).T[:n_resamples - chunk * LANES])
+    return (counts for chunk in range(n_chunks) for counts in draw(chunk).T[: n_resamples - chunk * LANES])
 
 
 def _as_models(y_prob):
@@ -351,14 +365,16 @@ def _sweep(score, positive):
     has_positive = np.bincount(group, weights=positive) > 0
     step = (np.cumsum(has_positive) - has_positive)[group]
     place = 3 * step + np.where(positive, 2, has_positive[group])
-    ends = np.cumsum(np.bincount(place, minlength=3 * has_positive.sum()))[:3 * has_positive.sum()]
+    ends = np.cumsum(np.bincount(place, minlength=3 * has_positive.sum()))[: 3 * has_positive.sum()]
     return np.argsort(place, kind="stable").astype(np.uint32), ends.reshape(-1, 3)
 
 
 def _binned(labels, probs, kind="one-vs-rest", squared=False):
     """Calibration error: |error| summed over bins / n; `squared`, Brier's: error**2 / images in the bin."""
-    bins = [(*_order_by(m.bin_index(probability)), probability - hit)
-            for probability, hit in m.calibration_events(labels, probs, kind)]
+    bins = [
+        (*_order_by(m.bin_index(probability)), probability - hit)
+        for probability, hit in m.calibration_events(labels, probs, kind)
+    ]
 
     def evaluate(counts, totals):
         gaps = np.empty((len(bins), m.N_BINS, LANES))
@@ -367,7 +383,7 @@ def _binned(labels, probs, kind="one-vs-rest", squared=False):
             if squared:
                 images = np.empty_like(out)
                 _sums(counts, order, ends, np.ones(len(order)), images)
-                out[:] = out ** 2 / np.maximum(images, 1)
+                out[:] = out**2 / np.maximum(images, 1)
         return np.abs(gaps).sum(axis=1) / totals
 
     return evaluate

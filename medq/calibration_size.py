@@ -23,8 +23,13 @@ def run(params, cell):
     """
     if not cell.regime.startswith("ptq"):
         raise UserError(f"regime: the calibration set belongs to ptq-fbgemm and ptq-qnnpack, not to {cell.regime!r}.")
-    return study(params, cell, "calibration_size", study_name("calibration_size", cell.regime),
-                 lambda part: measure(params, cell, part))
+    return study(
+        params,
+        cell,
+        "calibration_size",
+        study_name("calibration_size", cell.regime),
+        lambda part: measure(params, cell, part),
+    )
 
 
 def measure(params, cell, part):
@@ -34,7 +39,8 @@ def measure(params, cell, part):
     sizes = sorted({size for size in params.calibration.sizes if size <= len(part.train)})
     if not sizes:
         return {TABLE: pd.DataFrame(columns=COLUMNS)}, {
-            "reason": f"the training part has {len(part.train)} images, fewer than any size of the sweep"}
+            "reason": f"the training part has {len(part.train)} images, fewer than any size of the sweep"
+        }
     engine_name = cell.regime.removeprefix("ptq-")
     model = float_model(params, cell, part)
     rows, reasons = [], []
@@ -42,8 +48,10 @@ def measure(params, cell, part):
         fresh = static.prepare(model, engine_name, DEFAULT, params.image_size)
         for subset in range(params.calibration.subsets):
             order = calibration_rows(part, sizes[-1], params.seed, draw=subset)
-            rows += [(cell.dataset, cell.backbone, cell.regime, cell.fold, size, subset, auprc)
-                     for size, auprc in _sweep(fresh, engine_name, part, order, sizes, reasons)]
+            rows += [
+                (cell.dataset, cell.backbone, cell.regime, cell.fold, size, subset, auprc)
+                for size, auprc in _sweep(fresh, engine_name, part, order, sizes, reasons)
+            ]
     except Unsupported as error:
         reasons.append(str(error))
     facts = {"reason": "; ".join(dict.fromkeys(reasons))} if reasons else {}

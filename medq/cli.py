@@ -45,13 +45,18 @@ def main(argv=None):
 
 def _note(message, category, filename, line_number, line=None, plain=warnings.formatwarning):
     """A warning as text: one of our own as a note, without the line of code that gave it."""
-    return f"note: {message}\n" if category.__module__.startswith("medq.") else plain(message, category, filename, line_number, line)
+    return (
+        f"note: {message}\n"
+        if category.__module__.startswith("medq.")
+        else plain(message, category, filename, line_number, line)
+    )
 
 
 def _parser(argv):
     """The parser, with the arguments of the one command that `argv` names."""
     parser = argparse.ArgumentParser(
-        prog="medq", description="INT8 quantization of medical image classifiers: run it, measure it, decide.")
+        prog="medq", description="INT8 quantization of medical image classifiers: run it, measure it, decide."
+    )
     parser.add_argument("--version", action="version", version=f"medq {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     called = next((word for word in argv if not word.startswith("-")), None)

@@ -23,17 +23,27 @@ VARIANTS = {  # file of a cell: (what the result's file is called after, recipe,
     "predictions.mended.parquet": (".mended", "mended", "converted"),
 }
 STUDIES = {  # what study cells write as it stands in results/: the stage that makes it
-    "calibration_size.csv": "calibration_size", "ablation.csv": "ablation", "layers.csv": "diagnosis", "remedies.csv": "remedies",
-    "peers.csv": "peers", "peers_raw.parquet": "peers", "latency.csv": "latency", "latency_raw.parquet": "latency",
+    "calibration_size.csv": "calibration_size",
+    "ablation.csv": "ablation",
+    "layers.csv": "diagnosis",
+    "remedies.csv": "remedies",
+    "peers.csv": "peers",
+    "peers_raw.parquet": "peers",
+    "latency.csv": "latency",
+    "latency_raw.parquet": "latency",
 }
 PEERS, CONDITIONS = "peers", "conditions.csv"
 PEER_FILE = re.compile(r"predictions\.([a-z0-9-]+)\.parquet")
 PART = re.compile(r"[^/]+/data|latency/[^/]+|[^/]+/[^/]+/[^/]+/fold\d+")  # what a batch writes, by its path there
 SHARED = ("image_size", "weights", "subset", "deduplicate", "seed")  # never mixed within a result folder
-PAIRS = (("fp32", "fp16"), *((a, f"{b}-{e}") for e in ("fbgemm", "qnnpack") for a, b in (("fp32", "ptq"), ("fp32", "qat"))),
-         *((f"ptq-{e}", f"qat-{e}") for e in ("fbgemm", "qnnpack")), ("fp32", "fp32-continued"),
-         *(("fp32-continued", f"qat-{e}") for e in ("fbgemm", "qnnpack")),
-         *((f"{method}-fbgemm", f"{method}-qnnpack") for method in ("ptq", "qat")))
+PAIRS = (
+    ("fp32", "fp16"),
+    *((a, f"{b}-{e}") for e in ("fbgemm", "qnnpack") for a, b in (("fp32", "ptq"), ("fp32", "qat"))),
+    *((f"ptq-{e}", f"qat-{e}") for e in ("fbgemm", "qnnpack")),
+    ("fp32", "fp32-continued"),
+    *(("fp32-continued", f"qat-{e}") for e in ("fbgemm", "qnnpack")),
+    *((f"{method}-fbgemm", f"{method}-qnnpack") for method in ("ptq", "qat")),
+)
 INTERVALS = ("auroc", "auprc", "ece", "ece_top_label", "brier", "accuracy")
 COMPARED = ("auprc", "auroc", "ece", "ece_top_label", "brier")
 LEAK = ("auroc", "auprc", "ece", "ece_top_label", "brier", "accuracy")
@@ -60,8 +70,12 @@ def add_arguments(parser):
     parser.add_argument("runs", metavar="RUNS", help="folder of a batch, runs/<profile>")
     parser.add_argument("results", metavar="RESULTS", help="folder to write, results/<profile>; replaced as a whole")
     parser.add_argument("--keep", action="store_true", help="keep the cells and studies that only RESULTS holds by now")
-    parser.add_argument("--only", nargs="+", metavar="KEY=NAMES", help="a part of RUNS, e.g. stage=calibration_size,peers "
-                        "dataset=BrainMRI; with --keep, to add it to a grid")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="KEY=NAMES",
+        help="a part of RUNS, e.g. stage=calibration_size,peers dataset=BrainMRI; with --keep, to add it to a grid",
+    )
 
 
 def run(args):
@@ -121,12 +135,16 @@ def collect(runs, results, keep=False, only=None):
     finished = _finished(runs, left_out)
     taken = _chosen(finished, only) if only else finished
     if only and not keep and (results / "provenance.json").is_file():
-        raise UserError(f"{results}: holds results that a part of a batch would replace; add --keep, or choose another folder.")
+        raise UserError(
+            f"{results}: holds results that a part of a batch would replace; add --keep, or choose another folder."
+        )
     for name in [name for name in left_out if only and not _wanted(name, only)]:
         del left_out[name]
     _check_some(taken, runs, only, left_out)
     if results.resolve() in (runs.resolve(), *runs.resolve().parents):
-        raise UserError(f"{results}: holds the batch itself and would be replaced; choose another folder for the tables.")
+        raise UserError(
+            f"{results}: holds the batch itself and would be replaced; choose another folder for the tables."
+        )
     if results.exists() and not results.is_dir():
         raise UserError(f"{results}: is a file; choose another folder for the tables.")
     try:
@@ -134,9 +152,14 @@ def collect(runs, results, keep=False, only=None):
         _recover(results)
         scratch = Path(tempfile.mkdtemp(prefix=f".{results.name}.", suffix=".part", dir=results.parent))
     except OSError as error:
-        raise UserError(f"{results}: cannot be written ({error.strerror}); choose another folder for the tables.") from None
+        raise UserError(
+            f"{results}: cannot be written ({error.strerror}); choose another folder for the tables."
+        ) from None
     try:
-        standard, failed = None, {name: failure.get("reason", "") for name in left_out if (failure := _failure(runs / name))}
+        standard, failed = (
+            None,
+            {name: failure.get("reason", "") for name in left_out if (failure := _failure(runs / name))},
+        )
         if keep and results.is_dir():
             taken, standard = _with_earlier(results, scratch, taken, finished, left_out, failed, only)
         standard = standard or _newest(taken)
@@ -148,8 +171,11 @@ def collect(runs, results, keep=False, only=None):
         _replace(results, scratch / "new")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    print(f"{results}: {len(cells)} cells, {len(taken) - len(cells)} other parts"
-          + (f", {len(left_out)} left out" if left_out else "") + ".")
+    print(
+        f"{results}: {len(cells)} cells, {len(taken) - len(cells)} other parts"
+        + (f", {len(left_out)} left out" if left_out else "")
+        + "."
+    )
     return left_out
 
 
@@ -187,14 +213,20 @@ def _with_earlier(results, scratch, taken, finished, left_out, failed, only):
         left_out.pop(name, None), failed.pop(name, None)
     if only:
         images = {name: t.manifest.get("fingerprint") for name, t in earlier.items() if name.endswith("/data")}
-        other = {t.name for t in taken if t.manifest.get("fingerprint") != images.get(t.name, t.manifest.get("fingerprint"))}
+        other = {
+            t.name for t in taken if t.manifest.get("fingerprint") != images.get(t.name, t.manifest.get("fingerprint"))
+        }
         for t in taken:
             if f"{t.name.split('/')[0]}/data" in other and t.name not in other:
                 left_out[t.name] = f"was made from other images than those of {results}"
         taken = [t for t in taken if t.name not in left_out and t.name not in other]
         new = {t.name for t in taken}
     kept = [t for name, t in earlier.items() if name not in new]
-    another = {name for name in {*ours} & {*earlier} if name.split("/")[2:3] == ["fp32"] and not _same_predictions(ours[name], earlier[name])}
+    another = {
+        name
+        for name in {*ours} & {*earlier}
+        if name.split("/")[2:3] == ["fp32"] and not _same_predictions(ours[name], earlier[name])
+    }
     for t in [*kept, *taken]:
         parts = t.name.split("/")
         before = "/".join([*parts[:2], "fp32", *parts[3:]])
@@ -212,8 +244,10 @@ def _same_predictions(a, b):
     """Whether two cells predict the same, to the last bit."""
     import pandas as pd
 
-    one, other = (pd.read_parquet(t.folder / "predictions.parquet") if "predictions.parquet" in t.record["files"] else None
-                  for t in (a, b))
+    one, other = (
+        pd.read_parquet(t.folder / "predictions.parquet") if "predictions.parquet" in t.record["files"] else None
+        for t in (a, b)
+    )
     return one is None and other is None or one is not None and other is not None and one.equals(other)
 
 
@@ -254,8 +288,11 @@ def _is_cell(taken):
 def _finished(runs, left_out):
     """Every finished folder below `runs`, sorted; what is not finished or damaged goes to `left_out`."""
     taken = []
-    folders = {path.parent for name in (artefacts.DONE, artefacts.FAILED, "predictions.parquet", "resume.pt")
-               for path in runs.rglob(name)}
+    folders = {
+        path.parent
+        for name in (artefacts.DONE, artefacts.FAILED, "predictions.parquet", "resume.pt")
+        for path in runs.rglob(name)
+    }
     for folder in sorted(folders):
         name = folder.relative_to(runs).as_posix()
         if not PART.fullmatch(name):
@@ -296,11 +333,19 @@ def _consistent(taken, standard, keys, left_out):
         data, before = f"{parts[0]}/data", "/".join([*parts[:2], "fp32", *parts[3:]])
         if differing:
             left_out[t.name] = f"its {differing[0]} is not that of the newest cell; run the batch again"
-        elif data in images and t.name != data and (
+        elif (
+            data in images
+            and t.name != data
+            and (
                 t.manifest.get("fingerprint", images[data]) != images[data]
-                or keys[data] and inputs.get("images", keys[data]) != keys[data]):
+                or keys[data]
+                and inputs.get("images", keys[data]) != keys[data]
+            )
+        ):
             left_out[t.name] = "was made from other images; run the batch again"
-        elif inputs.get("starts from") and inputs["starts from"] != (keys.get(before) or (None if _is_cell(t) else inputs["starts from"])):
+        elif inputs.get("starts from") and inputs["starts from"] != (
+            keys.get(before) or (None if _is_cell(t) else inputs["starts from"])
+        ):
             left_out[t.name] = "starts from an FP32 checkpoint that is no longer there; run the batch again"
         else:
             kept.append(t)
@@ -314,7 +359,9 @@ def _differing(taken, newest):
     if len(parts) == 4:
         qat = parts[2].startswith("qat") or parts[2] == "fp32-continued"
         for key in ("train", "qat") if qat else ("train",):
-            budget, wanted = ((p.get(key), (p.get("overrides") or {}).get(parts[1], {}).get(key)) for p in (own, newest))
+            budget, wanted = (
+                (p.get(key), (p.get("overrides") or {}).get(parts[1], {}).get(key)) for p in (own, newest)
+            )
             found += [key] if budget != wanted else []
     return found
 
@@ -363,8 +410,10 @@ def _write(folder, standard, taken, cells, failed):
     for t in cells:
         _take_predictions(t, predictions)
     for (dataset, backbone, regime, suffix), frames in predictions.items():
-        artefacts.write_parquet(folder / "predictions" / dataset / backbone / f"{regime}{suffix}.parquet",
-                                pd.concat([frames[k] for k in sorted(frames)], ignore_index=True))
+        artefacts.write_parquet(
+            folder / "predictions" / dataset / backbone / f"{regime}{suffix}.parquet",
+            pd.concat([frames[k] for k in sorted(frames)], ignore_index=True),
+        )
     peers = _peers(taken)
     for (dataset, backbone, runtime), frame in peers.items():
         artefacts.write_parquet(folder / "predictions" / dataset / backbone / PEERS / f"{runtime}.parquet", frame)
@@ -403,12 +452,23 @@ def _cells(cells, failed):
     for t in cells:
         facts = t.record
         agrees = facts.get("engine_agrees")
-        rows.append((*t.cell, facts["status"], facts.get("reason", ""), facts.get("train_seconds", 0.0),
-                     facts.get("epochs", 0), "" if agrees is None else str(agrees), facts.get("engine_note") or ""))
+        rows.append(
+            (
+                *t.cell,
+                facts["status"],
+                facts.get("reason", ""),
+                facts.get("train_seconds", 0.0),
+                facts.get("epochs", 0),
+                "" if agrees is None else str(agrees),
+                facts.get("engine_note") or "",
+            )
+        )
     for name, reason in failed.items():
         parts = name.split("/")
         if len(parts) == 4 and parts[2] in REGIMES:
-            rows.append((*parts[:3], int(parts[3].removeprefix("fold")), "failed", reason, float("nan"), float("nan"), "", ""))
+            rows.append(
+                (*parts[:3], int(parts[3].removeprefix("fold")), "failed", reason, float("nan"), float("nan"), "", "")
+            )
     frame = pd.DataFrame(rows, columns=_files()["cells.csv"])
     return frame.sort_values(["dataset", "backbone", "regime", "fold"], ignore_index=True)
 
@@ -453,8 +513,11 @@ def _metrics(predictions):
         recipe, stage = _stage(regime, suffix)
         for fold, frame in [*sorted(frames.items()), ("pooled", _pooled(frames))]:
             labels, probabilities, classes = _arrays(frame)
-            parts.append(summary(labels, probabilities, classes).assign(
-                dataset=dataset, backbone=backbone, regime=regime, recipe=recipe, stage=stage, fold=fold))
+            parts.append(
+                summary(labels, probabilities, classes).assign(
+                    dataset=dataset, backbone=backbone, regime=regime, recipe=recipe, stage=stage, fold=fold
+                )
+            )
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
@@ -514,8 +577,14 @@ def _intervals(chosen, groups, parameters):
 
     labels, _, classes = _arrays(next(iter(chosen.values())))
     probabilities = [_arrays(frame)[1].astype(np.float64) for frame in chosen.values()]
-    values = bootstrap.replicates(labels, probabilities, INTERVALS, n_resamples=parameters["bootstrap"]["resamples"],
-                                  groups=groups, seed=parameters["seed"])
+    values = bootstrap.replicates(
+        labels,
+        probabilities,
+        INTERVALS,
+        n_resamples=parameters["bootstrap"]["resamples"],
+        groups=groups,
+        seed=parameters["seed"],
+    )
     rows, kept = [], {}
     for metric in INTERVALS:
         points = np.array([metrics.COLUMNS[metric](labels, p) for p in probabilities])
@@ -530,7 +599,9 @@ def _intervals(chosen, groups, parameters):
             for backbone, value, draws, std in [*alone, ("mean", point.mean(), replicate.mean(axis=1), spread)]:
                 i = bootstrap.percentile_interval(metric, float(value), draws)
                 rows.append((backbone, metric, name, i.value, i.low, i.high, std, len(point)))
-    return pd.DataFrame(rows, columns=["backbone", "metric", "class", "value", "low", "high", "between_std", "size"]), kept
+    return pd.DataFrame(
+        rows, columns=["backbone", "metric", "class", "value", "low", "high", "between_std", "size"]
+    ), kept
 
 
 def _differences(dataset, kept, resamples):
@@ -544,12 +615,18 @@ def _differences(dataset, kept, resamples):
                 continue
             for metric in COMPARED:
                 (values_a, points_a, names_a), (values_b, points_b, names_b) = (
-                    kept[images, regime][metric] for regime in (a, b))
+                    kept[images, regime][metric] for regime in (a, b)
+                )
                 both = [name for name in names_a if name in names_b]
                 i, j = [names_a.index(n) for n in both], [names_b.index(n) for n in both]
                 for k, name in enumerate(both):
-                    found = bootstrap.difference(metric, values_a[:, i[k:k + 1]], values_b[:, j[k:k + 1]],
-                                                 points_a[i[k:k + 1]], points_b[j[k:k + 1]])
+                    found = bootstrap.difference(
+                        metric,
+                        values_a[:, i[k : k + 1]],
+                        values_b[:, j[k : k + 1]],
+                        points_a[i[k : k + 1]],
+                        points_b[j[k : k + 1]],
+                    )
                     rows.append(_difference_row(dataset, name, a, b, found, resamples))
                 if both and len(both) > pooled.get((a, b, metric), (0, None))[0]:
                     found = bootstrap.difference(metric, values_a[:, i], values_b[:, j], points_a[i], points_b[j])
@@ -566,7 +643,10 @@ def _peers(taken):
         parts = t.name.split("/")
         for match in filter(None, map(PEER_FILE.fullmatch, t.record["files"] if parts[2:3] == [PEERS] else ())):
             found.setdefault((*parts[:2], match[1]), []).append(pd.read_parquet(t.folder / match[0]))
-    return {key: pd.concat(frames).sort_values("fold", kind="stable", ignore_index=True) for key, frames in sorted(found.items())}
+    return {
+        key: pd.concat(frames).sort_values("fold", kind="stable", ignore_index=True)
+        for key, frames in sorted(found.items())
+    }
 
 
 def _peer_differences(peers, data, parameters):
@@ -585,8 +665,14 @@ def _peer_differences(peers, data, parameters):
         frames = {r: frame for r, frame in frames.items() if frame["image_id"].equals(images)}
         labels = frames[PEER_REFERENCE]["label"].to_numpy()
         arrays = [_arrays(frame)[1].astype(float) for frame in frames.values()]
-        values = bootstrap.replicates(labels, arrays, COMPARED, n_resamples=parameters["bootstrap"]["resamples"],
-                                      groups=_groups(data, dataset, images), seed=parameters["seed"])
+        values = bootstrap.replicates(
+            labels,
+            arrays,
+            COMPARED,
+            n_resamples=parameters["bootstrap"]["resamples"],
+            groups=_groups(data, dataset, images),
+            seed=parameters["seed"],
+        )
         names = list(frames)
         a = names.index(PEER_REFERENCE)
         for metric in COMPARED:
@@ -594,14 +680,28 @@ def _peer_differences(peers, data, parameters):
             points = metrics.combine(metric, [metrics.COLUMNS[metric](labels, p) for p in arrays])
             for b in (k for k in range(len(names)) if k != a):
                 found = bootstrap.difference(metric, draws[:, [a]], draws[:, [b]], points[[a]], points[[b]])
-                rows.append(_difference_row(dataset, backbone, PEER_REFERENCE, names[b], found,
-                                            parameters["bootstrap"]["resamples"]))
+                rows.append(
+                    _difference_row(
+                        dataset, backbone, PEER_REFERENCE, names[b], found, parameters["bootstrap"]["resamples"]
+                    )
+                )
     return _with_holm(pd.DataFrame(rows, columns=_files()["bootstrap.csv"]))
 
 
 def _difference_row(dataset, backbone, a, b, found, resamples):
-    return (dataset, backbone, a, b, found.metric, resamples, found.delta, found.low, found.high, found.p_value,
-            float("nan"))
+    return (
+        dataset,
+        backbone,
+        a,
+        b,
+        found.metric,
+        resamples,
+        found.delta,
+        found.low,
+        found.high,
+        found.p_value,
+        float("nan"),
+    )
 
 
 def _with_holm(frame):
@@ -630,14 +730,37 @@ def _decisions(predictions):
                 continue
             after, cell = _arrays(frames[fold])[1], (dataset, backbone, regime, _stage(regime, suffix)[1], fold)
             for row in threshold_crossings(labels, before, after, classes=classes).to_dict("records"):
-                rates = [row[f"{rate}_{of}"] for rate in ("sensitivity", "specificity", "prevalence")
-                         for of in ("reference", "other")]
-                silent.append((*cell, row["class"], row["threshold"], *rates, row["up_positive"] + row["up_negative"],
-                               row["down_positive"] + row["down_negative"], row["n"]))
+                rates = [
+                    row[f"{rate}_{of}"]
+                    for rate in ("sensitivity", "specificity", "prevalence")
+                    for of in ("reference", "other")
+                ]
+                silent.append(
+                    (
+                        *cell,
+                        row["class"],
+                        row["threshold"],
+                        *rates,
+                        row["up_positive"] + row["up_negative"],
+                        row["down_positive"] + row["down_negative"],
+                        row["n"],
+                    )
+                )
             if not suffix:
                 whole = label_flips(labels, before, after, classes=classes).iloc[0]
-                flips.append((dataset, backbone, "fp32", regime, fold, whole["flips"], whole["wrong_to_right"],
-                              whole["right_to_wrong"], whole["n"]))
+                flips.append(
+                    (
+                        dataset,
+                        backbone,
+                        "fp32",
+                        regime,
+                        fold,
+                        whole["flips"],
+                        whole["wrong_to_right"],
+                        whole["right_to_wrong"],
+                        whole["n"],
+                    )
+                )
     return (pd.DataFrame(silent, columns=_files()["silent.csv"]), pd.DataFrame(flips, columns=_files()["flips.csv"]))
 
 
@@ -680,8 +803,19 @@ def _leak(predictions, data, parameters):
         frame = _pooled(frames)
         for name, ids in {"all": set(), **twins[key]}.items():
             labels, probabilities, _ = _arrays(frame[~frame["image_id"].isin(ids)])
-            rows += [(dataset, backbone, regime, _stage(regime, suffix)[1], metric, name, len(labels),
-                      METRICS[metric](labels, probabilities)) for metric in (LEAK if len(labels) else ())]
+            rows += [
+                (
+                    dataset,
+                    backbone,
+                    regime,
+                    _stage(regime, suffix)[1],
+                    metric,
+                    name,
+                    len(labels),
+                    METRICS[metric](labels, probabilities),
+                )
+                for metric in (LEAK if len(labels) else ())
+            ]
     return pd.DataFrame(rows, columns=_files()["leak.csv"])
 
 
@@ -692,8 +826,11 @@ def _histories(cells):
     for t in cells:
         if "history.csv" in t.record["files"]:
             dataset, backbone, regime, fold = t.cell
-            parts.append(pd.read_csv(t.folder / "history.csv").assign(
-                dataset=dataset, backbone=backbone, regime=regime, fold=fold))
+            parts.append(
+                pd.read_csv(t.folder / "history.csv").assign(
+                    dataset=dataset, backbone=backbone, regime=regime, fold=fold
+                )
+            )
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
@@ -704,8 +841,11 @@ def _study(name, taken, parameters):
     read = pd.read_parquet if name.endswith(".parquet") else (lambda path: pd.read_csv(path, keep_default_na=False))
     parts = [(t, read(t.folder / name)) for t in taken if name in t.record["files"]]
     folded = "fold" in _files()[name]  # a table of one folder may leave out what its path says
-    parts = [part.assign(fold=int(t.name.rpartition("/fold")[2])) if folded and "fold" not in part else part
-             for t, part in parts if len(part)]
+    parts = [
+        part.assign(fold=int(t.name.rpartition("/fold")[2])) if folded and "fold" not in part else part
+        for t, part in parts
+        if len(part)
+    ]
     if not parts:
         return pd.DataFrame()
     frame = pd.concat(parts, ignore_index=True)
@@ -719,19 +859,30 @@ def _conditions(taken, parameters):
 
     rows = [t.manifest.get("conditions") or _condition(t) for t in taken if {"machine", "conditions"} & {*t.manifest}]
     frame = pd.DataFrame(rows, columns=_files()[CONDITIONS])
-    return frame.sort_values(["stage", "dataset", "backbone", "fold"], key=_rank(parameters), kind="stable", ignore_index=True)
+    return frame.sort_values(
+        ["stage", "dataset", "backbone", "fold"], key=_rank(parameters), kind="stable", ignore_index=True
+    )
 
 
 def _condition(timing):
     parts, facts, cpu = timing.name.split("/"), timing.manifest["machine"], timing.manifest.get("cpu") or {}
     stage = _stage_of(timing.name)
-    row = {"stage": stage, "dataset": "" if stage == "latency" else parts[0], "backbone": parts[1],
-           "fold": "" if stage == "latency" else parts[3].removeprefix("fold"),
-           "cores": " ".join(map(str, facts.get("cores") or [])), "governor": facts.get("governor"),
-           "cpu": cpu.get("model"), "instructions": " ".join(cpu.get("instructions", [])),
-           "commit": (timing.manifest.get("commit") or {}).get("hash"), "written": timing.manifest["written"]}
+    row = {
+        "stage": stage,
+        "dataset": "" if stage == "latency" else parts[0],
+        "backbone": parts[1],
+        "fold": "" if stage == "latency" else parts[3].removeprefix("fold"),
+        "cores": " ".join(map(str, facts.get("cores") or [])),
+        "governor": facts.get("governor"),
+        "cpu": cpu.get("model"),
+        "instructions": " ".join(cpu.get("instructions", [])),
+        "commit": (timing.manifest.get("commit") or {}).get("hash"),
+        "written": timing.manifest["written"],
+    }
     row |= {key: facts.get(key) for key in ("threads", "interop_threads", "others", "seconds")}
-    row |= {key: f"{facts[key][0]:.2f}" for key in ("load_before", "load_after") if facts.get(key)}  # of the last minute
+    row |= {
+        key: f"{facts[key][0]:.2f}" for key in ("load_before", "load_after") if facts.get(key)
+    }  # of the last minute
     return {key: "" if value is None else str(value) for key, value in row.items()}
 
 
@@ -744,24 +895,51 @@ def _provenance(newest, taken, cells, data):
     for dataset, t in sorted(data.items()):
         ours = [c.manifest for c in cells if c.cell[0] == dataset]
         release = known[dataset].release if dataset in known else {}
-        sets[dataset] = {"fingerprint": t.manifest["fingerprint"], "n_images": t.manifest["n_images"],
-                         "n_release": sum(sum(part.values()) for part in release.values()) or None,
-                         **{key: max((m[key] for m in ours if key in m), default=None) for key in ("n_train", "n_held_out")}}
+        sets[dataset] = {
+            "fingerprint": t.manifest["fingerprint"],
+            "n_images": t.manifest["n_images"],
+            "n_release": sum(sum(part.values()) for part in release.values()) or None,
+            **{key: max((m[key] for m in ours if key in m), default=None) for key in ("n_train", "n_held_out")},
+        }
     machines = _machines(cells or taken)
-    studied = {stage: _machines([t for t in taken if _stage_of(t.name) == stage]) for stage in sorted({*STUDIES.values()})}
+    studied = {
+        stage: _machines([t for t in taken if _stage_of(t.name) == stage]) for stage in sorted({*STUDIES.values()})
+    }
     studied = {stage: found for stage, found in studied.items() if found and found != machines}
-    hashes = {h for t in taken for h in t.manifest.get("commits", [(t.manifest.get("commit") or {}).get("hash")])} - {None}
-    return {**{key: newest.get(key) for key in ("parameters", "versions", "platform", "cpu", "gpu", "commit",
-                                                "quantized_engines", "threads", "written")},
-            "profile": newest["parameters"]["profile"], "data": sets, "seeds": [newest["parameters"]["seed"]],
-            "commits": sorted(hashes),
-            "first_written": min(t.manifest.get("first_written", t.manifest["written"]) for t in taken),
-            "machines": machines, "studied": studied,
-            "train_hours": round(sum(c.record.get("train_seconds", 0) for c in cells) / 3600, 3)}
+    hashes = {h for t in taken for h in t.manifest.get("commits", [(t.manifest.get("commit") or {}).get("hash")])} - {
+        None
+    }
+    return {
+        **{
+            key: newest.get(key)
+            for key in (
+                "parameters",
+                "versions",
+                "platform",
+                "cpu",
+                "gpu",
+                "commit",
+                "quantized_engines",
+                "threads",
+                "written",
+            )
+        },
+        "profile": newest["parameters"]["profile"],
+        "data": sets,
+        "seeds": [newest["parameters"]["seed"]],
+        "commits": sorted(hashes),
+        "first_written": min(t.manifest.get("first_written", t.manifest["written"]) for t in taken),
+        "machines": machines,
+        "studied": studied,
+        "train_hours": round(sum(c.record.get("train_seconds", 0) for c in cells) / 3600, 3),
+    }
 
 
 def _machines(taken):
     """[{cpu, gpu}] of the machines that made what was taken."""
-    found = {json.dumps(machine, sort_keys=True) for t in taken for machine in t.manifest.get(
-        "machines", [{"cpu": t.manifest.get("cpu"), "gpu": t.manifest.get("gpu")}])}
+    found = {
+        json.dumps(machine, sort_keys=True)
+        for t in taken
+        for machine in t.manifest.get("machines", [{"cpu": t.manifest.get("cpu"), "gpu": t.manifest.get("gpu")}])
+    }
     return [json.loads(machine) for machine in sorted(found)]

@@ -9,8 +9,16 @@ from torch import fx, nn
 from medq import params as profiles
 from medq.quantize import kernels, storage
 from medq.quantize.engines import Unsupported, engine, refusals
-from medq.quantize.stage import (QUANTIZED, calibration_batches, calibration_rows, converted, float_model,
-                                 prepared_model, study, study_name)
+from medq.quantize.stage import (
+    QUANTIZED,
+    calibration_batches,
+    calibration_rows,
+    converted,
+    float_model,
+    prepared_model,
+    study,
+    study_name,
+)
 from medq.quantize.stage import run as quantize
 from medq.quantize.static import float_weights
 from medq.quantize.twin import SideBySide
@@ -64,16 +72,19 @@ def _static(float_model, model, batch):
         ratio = math.nan
         if isinstance(module, kernels.WEIGHTED):
             ratio = weight_range_ratio(weights.get(layer, (module.weight().dequantize(),))[0])
-        rows.append((layer, operator, kernels.sqnr_db(exact, integer.dequantize() - exact), clipped(integer, exact),
-                     ratio))
+        rows.append(
+            (layer, operator, kernels.sqnr_db(exact, integer.dequantize() - exact), clipped(integer, exact), ratio)
+        )
 
     SideBySide(model, weights, visit).run(batch)
     return rows
 
 
 def _quantized(values):
-    return any(_quantized(value) if isinstance(value, (list, tuple)) else getattr(value, "is_quantized", False)
-               for value in values)
+    return any(
+        _quantized(value) if isinstance(value, (list, tuple)) else getattr(value, "is_quantized", False)
+        for value in values
+    )
 
 
 def clipped(integer, exact):
@@ -86,7 +97,7 @@ def clipped(integer, exact):
 def weight_range_ratio(weight):
     """Widest over narrowest non-zero range (maximum - minimum) of the output channels of a weight [channels, …]."""
     flat = weight.detach().flatten(1)
-    ranges = (flat.amax(1).clamp_min(0) - flat.amin(1).clamp_max(0))
+    ranges = flat.amax(1).clamp_min(0) - flat.amin(1).clamp_max(0)
     ranges = ranges[ranges > 0]
     return float(ranges.max() / ranges.min()) if len(ranges) else math.nan
 
@@ -109,8 +120,12 @@ def _dynamic(float_model, model, batch):
 def _outputs(model, names, batch):
     """{name: [output of each call]} of the named modules on `batch`."""
     found = {name: [] for name in names}
-    hooks = [model.get_submodule(name).register_forward_hook(
-        lambda module, inputs, output, name=name: found[name].append(output.detach())) for name in names]
+    hooks = [
+        model.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: found[name].append(output.detach())
+        )
+        for name in names
+    ]
     try:
         model(batch)
     finally:
@@ -125,8 +140,9 @@ def run(params, cell):
     Writes layers.csv. A PTQ model is made again from the FP32 checkpoint; a QAT model is loaded (and trained first if
     need be), and has no FP32 twin with weights of its own (see `layers`).
     """
-    return study(params, cell, "diagnosis", study_name("diagnosis", cell.regime),
-                 lambda part: measure(params, cell, part))
+    return study(
+        params, cell, "diagnosis", study_name("diagnosis", cell.regime), lambda part: measure(params, cell, part)
+    )
 
 
 def measure(params, cell, part):
@@ -140,8 +156,9 @@ def measure(params, cell, part):
         table, facts = pd.DataFrame(columns=COLUMNS), {"status": "unsupported", "reason": str(error)}
     else:
         facts = {"worst_layers": list(worst(table)["layer"])}
-    for place, (name, value) in enumerate((("dataset", cell.dataset), ("backbone", cell.backbone),
-                                           ("regime", cell.regime), ("fold", cell.fold))):
+    for place, (name, value) in enumerate(
+        (("dataset", cell.dataset), ("backbone", cell.backbone), ("regime", cell.regime), ("fold", cell.fold))
+    ):
         table.insert(place, name, value)
     return {LAYERS: table}, facts
 

@@ -2,8 +2,10 @@
 
 from importlib import metadata
 
-NO_COMPILER = ("none, or a space in the path of this environment: no torch.compile, so neither its baseline, nor the runtime "
-               "inductor, nor `compile: true`")
+NO_COMPILER = (
+    "none, or a space in the path of this environment: no torch.compile, so neither its baseline, nor the runtime "
+    "inductor, nor `compile: true`"
+)
 
 
 def add_arguments(parser):
@@ -79,8 +81,7 @@ def integers(instructions):
             "bits, goes silently wrong under fbgemm here."
         )
     return (
-        "No instructions for 8-bit sums were recognised: expect INT8 to be slow, and check it against its "
-        "simulation."
+        "No instructions for 8-bit sums were recognised: expect INT8 to be slow, and check it against its simulation."
     )
 
 
@@ -174,8 +175,7 @@ def text(found):
         f"{found['memory_gib']} GiB",
         f"  integers  {', '.join(cpu['instructions']) or 'none recognised'}",
         f"            {found['integers']}",
-        f"GPU         {gpu['name']}, {gpu['memory_gib']} GiB, capability {gpu['capability']}, "
-        f"CUDA {gpu['cuda']}"
+        f"GPU         {gpu['name']}, {gpu['memory_gib']} GiB, capability {gpu['capability']}, CUDA {gpu['cuda']}"
         if gpu
         else "GPU         none: FP32 and QAT train on the CPU, FP16 falls back to bfloat16",
         f"Compiler    {found['compiler'] or NO_COMPILER}",
@@ -184,7 +184,6 @@ def text(found):
         f"{'Regime':<14}{'train':<30}{'convert':<30}time",
     ]
     lines += [
-        f"{name:<14}{row['train']:<30}{row['convert']:<30}{row['time']}"
-        for name, row in found["regimes"].items()
+        f"{name:<14}{row['train']:<30}{row['convert']:<30}{row['time']}" for name, row in found["regimes"].items()
     ]
     return "\n".join(lines)

@@ -20,5 +20,8 @@ def one_of(kind, given, known):
         return given
     near = difflib.get_close_matches(str(given), [str(k) for k in known], n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UserError(f"unknown {kind} {given!r}{hint} Known: {', '.join(map(str, known))}." if near
-                    else f"unknown {kind} {given!r}: known are {', '.join(map(str, known))}.")
+    raise UserError(
+        f"unknown {kind} {given!r}{hint} Known: {', '.join(map(str, known))}."
+        if near
+        else f"unknown {kind} {given!r}: known are {', '.join(map(str, known))}."
+    )

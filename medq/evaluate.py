@@ -20,7 +20,7 @@ def probabilities(model, images, *, device="cpu", autocast=None, prepare=normali
     rows = []
     with torch.inference_mode(), torch.autocast(torch.device(device).type, autocast, enabled=autocast is not None):
         for start in range(0, len(images), batch_size):
-            batch = _on(device, np.ascontiguousarray(images[start:start + batch_size]))
+            batch = _on(device, np.ascontiguousarray(images[start : start + batch_size]))
             rows.append(torch.softmax(model(prepare(batch)).double(), 1).float())
     result = torch.cat(rows).cpu().numpy()  # read back once: a GPU never waits for the next batch
     if not np.isfinite(result).all():

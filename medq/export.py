@@ -49,9 +49,7 @@ def run(args):
             temperature = float(temperature)
         except ValueError:
             raise UserError(f"--temperature: give a number above 0 or `fit`, not {temperature!r}.") from None
-    facts = export(
-        args.cell, args.output, format=args.format, precision=args.precision, temperature=temperature
-    )
+    facts = export(args.cell, args.output, format=args.format, precision=args.precision, temperature=temperature)
     print(
         f"{args.output / facts['file']}: {facts['size_mb']:.1f} MB, largest difference from PyTorch "
         f"{facts['largest_difference']:.2g}; see {args.output / CARD}"
@@ -71,17 +69,13 @@ def export(cell_folder, output, *, format="onnx", precision="fp32", temperature=
     from medq.quantize.stage import calibration_rows, float_model
 
     one_of("format", format, FORMATS), one_of("precision", precision, PRECISIONS)
-    lacking = peers.missing(
-        (*_NEEDS[format], *(("nncf",) if (format, precision) == ("openvino", "int8") else ()))
-    )
+    lacking = peers.missing((*_NEEDS[format], *(("nncf",) if (format, precision) == ("openvino", "int8") else ())))
     if lacking:
         raise UserError(f"exporting to {format} needs packages: {lacking}.")
     params, cell, part = _opened(cell_folder)
     model = float_model(params, cell, part) if cell.regime == "fp32" else _model(params, cell, part)
     rows = calibration_rows(part, min(params.calibration.images, len(part.train)), params.seed)
-    value = (
-        fitted_temperature(model, part.images[rows], part.labels[rows]) if temperature == "fit" else temperature
-    )
+    value = fitted_temperature(model, part.images[rows], part.labels[rows]) if temperature == "fit" else temperature
     if not 0 < value < float("inf"):
         raise UserError(f"temperature: must be a number above 0, not {value!r}.")
     whole = deployable(model, value)
@@ -94,9 +88,7 @@ def export(cell_folder, output, *, format="onnx", precision="fp32", temperature=
     predict = load(output / FORMATS[format])
     held = part.images[part.held_out]
     found, exact = predict(held), evaluate.probabilities(whole.logits, held)
-    facts = _facts(
-        params, cell, part, output / FORMATS[format], precision, value, temperature == "fit", found, exact
-    )
+    facts = _facts(params, cell, part, output / FORMATS[format], precision, value, temperature == "fit", found, exact)
     if precision == "fp32" and not facts["largest_difference"] <= TOLERANCE:
         raise UserError(
             f"{output}: the exported model's probabilities differ from PyTorch's by "
@@ -128,8 +120,7 @@ def _opened(folder):
         )
     if cell.folder.resolve() != folder.resolve():
         raise UserError(
-            f"{folder}: its manifest belongs to {cell.folder}; set MEDQ_RUNS to the folder that "
-            "holds the batch."
+            f"{folder}: its manifest belongs to {cell.folder}; set MEDQ_RUNS to the folder that holds the batch."
         )
     params = validate(Params, manifest["parameters"], str(folder / "manifest.json"))
     return params, cell, partition(params, cell.dataset, cell.fold)
@@ -204,9 +195,7 @@ def _write(whole, path, format, precision, images, params, cell):
     if format == "openvino":
         graph = peers.read_openvino(whole, path, example, names)
         if precision == "int8":
-            graph = peers.quantize_openvino(
-                graph, batches, profiles.backbones()[cell.backbone].family, _KEEP[format]
-            )
+            graph = peers.quantize_openvino(graph, batches, profiles.backbones()[cell.backbone].family, _KEEP[format])
         for name, value in _identity(params, cell, precision).items():
             graph.set_rt_info(value, ["medq", name])
         peers.write_openvino(graph, path)
@@ -271,10 +260,7 @@ def load(path):
             return np.array(model(x)[0])
 
     return lambda images: np.concatenate(
-        [
-            call(np.ascontiguousarray(images[k : k + 32].transpose(0, 3, 1, 2)))
-            for k in range(0, len(images), 32)
-        ]
+        [call(np.ascontiguousarray(images[k : k + 32].transpose(0, 3, 1, 2))) for k in range(0, len(images), 32)]
     )
 
 
@@ -306,11 +292,7 @@ def _facts(params, cell, part, path, precision, temperature, fitted, found, exac
         "checkpoint_sha256": artefacts.record(cell.folder)["files"]["checkpoint.safetensors"],
         "weights": params.weights,
         "versions": provenance.versions()
-        | {
-            name: packages.version(name)
-            for name in ("onnx", "onnxruntime", "openvino", "nncf")
-            if _installed(name)
-        },
+        | {name: packages.version(name) for name in ("onnx", "onnxruntime", "openvino", "nncf") if _installed(name)},
         "written": provenance.now(),
     }
 
@@ -364,9 +346,7 @@ def card(facts, scores, reference, spec):
         if facts["dataset"].startswith("phantom")
         else ""
     )
-    fitted = (
-        "fitted on calibration images of the training part" if facts["temperature_fitted"] else "set by hand"
-    )
+    fitted = "fitted on calibration images of the training part" if facts["temperature_fitted"] else "set by hand"
     return f"""# {title(facts["backbone"])} for {spec.title}, {facts["precision"].upper()}
 
 {phantom}A research model, not a medical device. It must not be used for diagnosis without validation where it

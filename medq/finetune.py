@@ -43,29 +43,55 @@ def _train(params, cell, part, inputs):
     backbones.check_images(model, cell.backbone, len(part.classes), params.image_size)
     history = fit.fit(model, part, schedule, cell.folder)
     probability = evaluate.probabilities(model, part.images[part.held_out], device=device, autocast=schedule.autocast)
-    save_weights(model, cell.folder / CHECKPOINT, backbone=cell.backbone, n_classes=len(part.classes),
-                 image_size=params.image_size)
+    save_weights(
+        model,
+        cell.folder / CHECKPOINT,
+        backbone=cell.backbone,
+        n_classes=len(part.classes),
+        image_size=params.image_size,
+    )
     artefacts.write_parquet(cell.folder / PREDICTIONS, held_out_table(part, cell.fold, probability))
     artefacts.write_csv(cell.folder / HISTORY, history)
-    finish(params, cell, inputs, [CHECKPOINT, PREDICTIONS, HISTORY], history, started, clock, device=device,
-           autocast=str(schedule.autocast or "off").removeprefix("torch."), n_train=len(part.train),
-           n_held_out=len(part.held_out))
+    finish(
+        params,
+        cell,
+        inputs,
+        [CHECKPOINT, PREDICTIONS, HISTORY],
+        history,
+        started,
+        clock,
+        device=device,
+        autocast=str(schedule.autocast or "off").removeprefix("torch."),
+        n_train=len(part.train),
+        n_held_out=len(part.held_out),
+    )
 
 
 def schedule_of(params, cell, device, key):
     """The `fit.Schedule` of a cell: section 2.5, or QAT's where the cell is QAT or its control."""
     train = params.training(cell.backbone)
-    values = {"compiled": params.compile and not cell.regime.startswith("qat"),
-              "epochs": train.epochs, "batch_size": train.batch_size, "learning_rate": train.learning_rate,
-              "weight_decay": train.weight_decay, "patience": train.patience,
-              "min_improvement": train.min_improvement, "seed": params.seed, "device": device, "key": key}
+    values = {
+        "compiled": params.compile and not cell.regime.startswith("qat"),
+        "epochs": train.epochs,
+        "batch_size": train.batch_size,
+        "learning_rate": train.learning_rate,
+        "weight_decay": train.weight_decay,
+        "patience": train.patience,
+        "min_improvement": train.min_improvement,
+        "seed": params.seed,
+        "device": device,
+        "key": key,
+    }
     if cell.regime == "fp16":
         values["autocast"] = torch.float16 if device == "cuda" else torch.bfloat16
     if cell.regime.startswith("qat") or cell.regime == "fp32-continued":
         qat = params.quantization(cell.backbone)
         freeze_at = round(qat.freeze_batch_norm * qat.epochs)
-        values |= {"epochs": qat.epochs, "learning_rate": qat.learning_rate,
-                   "before_epoch": lambda model, epoch: epoch >= freeze_at and freeze_batch_norm(model)}
+        values |= {
+            "epochs": qat.epochs,
+            "learning_rate": qat.learning_rate,
+            "before_epoch": lambda model, epoch: epoch >= freeze_at and freeze_batch_norm(model),
+        }
     return fit.Schedule(**values)
 
 
@@ -88,8 +114,10 @@ def pick_device(device):
     if torch.cuda.is_available():
         return "cuda"
     if device == "cuda":
-        raise UserError("device: cuda is asked for, but torch sees no GPU here; set `device: auto` (the GPU where there is one) "
-                        "or `cpu` in the profile, or see what `medq doctor` says of the driver.")
+        raise UserError(
+            "device: cuda is asked for, but torch sees no GPU here; set `device: auto` (the GPU where there is one) "
+            "or `cpu` in the profile, or see what `medq doctor` says of the driver."
+        )
     return "cpu"
 
 
@@ -112,10 +140,27 @@ def save_weights(model, path, **facts):
 def finish(params, cell, inputs, files, history, started, clock, status="done", **facts):
     """Write the manifest, then `done.json` with the checksums of `files`; forget what was kept in order to resume."""
     seconds = round(float(history["seconds"].sum()), 1) if history is not None else 0.0
-    artefacts.write_json(cell.folder / MANIFEST, provenance.manifest(
-        params, cell=vars(cell), inputs=inputs, started=started, seconds=round(time.perf_counter() - clock, 1), **facts))
-    artefacts.finish(cell.folder, [*files, MANIFEST], status=status, key=stages.key(inputs), inputs=inputs,
-                     train_seconds=seconds, epochs=0 if history is None else len(history),
-                     **json.loads(json.dumps({name: facts[name] for name in ("reason", "engine_agrees", "engine_note")
-                                              if name in facts})))
+    artefacts.write_json(
+        cell.folder / MANIFEST,
+        provenance.manifest(
+            params,
+            cell=vars(cell),
+            inputs=inputs,
+            started=started,
+            seconds=round(time.perf_counter() - clock, 1),
+            **facts,
+        ),
+    )
+    artefacts.finish(
+        cell.folder,
+        [*files, MANIFEST],
+        status=status,
+        key=stages.key(inputs),
+        inputs=inputs,
+        train_seconds=seconds,
+        epochs=0 if history is None else len(history),
+        **json.loads(
+            json.dumps({name: facts[name] for name in ("reason", "engine_agrees", "engine_note") if name in facts})
+        ),
+    )
     fit.forget(cell.folder)

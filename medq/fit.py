@@ -45,7 +45,9 @@ class Schedule:
     compiled: bool = False
     key: str = ""  # what the run was made from: a state saved under another key is not resumed
     before_epoch: object = None  # called with (model in training mode, epoch): the freezing points of QAT
-    after_epoch: object = None  # called with the model before it is scored: nothing may learn from the images that score
+    after_epoch: object = (
+        None  # called with the model before it is scored: nothing may learn from the images that score
+    )
 
 
 @contextlib.contextmanager
@@ -88,15 +90,18 @@ def fit(model, partition, schedule, folder):
             said = " ".join(str(error).split(". ")[0].splitlines()[:1])
             if not any(sign in said for sign in TOO_LITTLE):
                 raise
-            raise UserError(f"train.batch_size: training with {schedule.batch_size} images at a time does not fit into the "
-                            f"GPU's memory ({said}); lower it in the profile (or in `overrides` for this backbone), or let "
-                            "fewer cells share the GPU (MEDQ_GPU_SLOTS).") from error
+            raise UserError(
+                f"train.batch_size: training with {schedule.batch_size} images at a time does not fit into the "
+                f"GPU's memory ({said}); lower it in the profile (or in `overrides` for this backbone), or let "
+                "fewer cells share the GPU (MEDQ_GPU_SLOTS)."
+            ) from error
 
 
 def _fit(model, partition, schedule, folder):
     model.to(schedule.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay,
-                                 fused=True)
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
+    )
     scaler = torch.amp.GradScaler(schedule.device, enabled=schedule.autocast == torch.float16)
     state = _resume(folder, model, optimizer, scaler, schedule)
     # Compiled, it shares its weights; `model` itself scores and is saved. A graph for each size of batch: one for all would
@@ -110,14 +115,25 @@ def _fit(model, partition, schedule, folder):
             loss, train_accuracy = _epoch(trained, images, optimizer, scaler, schedule, epoch)
         if schedule.after_epoch:
             schedule.after_epoch(model)
-        predicted = probabilities(model, partition.images[partition.selection], device=schedule.device,
-                                  autocast=schedule.autocast)
+        predicted = probabilities(
+            model, partition.images[partition.selection], device=schedule.device, autocast=schedule.autocast
+        )
         accuracy = float((predicted.argmax(1) == partition.labels[partition.selection]).mean())
         _judge(state, model, accuracy, schedule.min_improvement)
-        state["history"].append({"epoch": epoch, "train_loss": loss, "train_accuracy": train_accuracy,
-                                 "accuracy": accuracy, "seconds": round(time.perf_counter() - start, 3)})
-        print(f"epoch {epoch + 1}/{schedule.epochs}: loss {loss:.3f}, accuracy {accuracy:.3f} "
-              f"(training {train_accuracy:.3f}), {time.perf_counter() - start:.1f} s", file=sys.stderr)
+        state["history"].append(
+            {
+                "epoch": epoch,
+                "train_loss": loss,
+                "train_accuracy": train_accuracy,
+                "accuracy": accuracy,
+                "seconds": round(time.perf_counter() - start, 3),
+            }
+        )
+        print(
+            f"epoch {epoch + 1}/{schedule.epochs}: loss {loss:.3f}, accuracy {accuracy:.3f} "
+            f"(training {train_accuracy:.3f}), {time.perf_counter() - start:.1f} s",
+            file=sys.stderr,
+        )
         if len(state["history"]) < schedule.epochs and state["stale"] < schedule.patience:
             _save(folder, state, model, optimizer, scaler, schedule)
     model.load_state_dict(state["best"])
@@ -138,7 +154,9 @@ def _compiling(on):
             yield
     except TorchDynamoException as error:
         said = " ".join(str(error).strip().splitlines()[:2])[:200] or type(error).__name__
-        raise UserError(f"compile: torch.compile cannot train this model here ({said}); set `compile: false`.") from error
+        raise UserError(
+            f"compile: torch.compile cannot train this model here ({said}); set `compile: false`."
+        ) from error
 
 
 def forget(folder):
@@ -171,8 +189,9 @@ def _epoch(model, images, optimizer, scaler, schedule, epoch):
     total, right, seen = torch.zeros((), device=schedule.device), torch.zeros((), device=schedule.device), 0
     bar = _progress(images.batches(schedule.batch_size, generator), images, schedule, epoch)
     for number, (x, y) in enumerate(bar, 1):
-        with torch.autocast(torch.device(schedule.device).type, schedule.autocast,
-                            enabled=schedule.autocast is not None):
+        with torch.autocast(
+            torch.device(schedule.device).type, schedule.autocast, enabled=schedule.autocast is not None
+        ):
             logits = model(x)
             loss = F.cross_entropy(logits.float(), y)
         optimizer.zero_grad(set_to_none=True)
@@ -186,8 +205,10 @@ def _epoch(model, images, optimizer, scaler, schedule, epoch):
             bar.set_postfix(loss=f"{float(total) / seen:.3f}", accuracy=f"{float(right) / seen:.3f}", refresh=False)
     mean = float(total) / seen
     if not np.isfinite(mean):
-        raise UserError(f"the training loss is not finite in epoch {epoch}; lower `train.learning_rate` in the profile "
-                        "(or `overrides` for this backbone).")
+        raise UserError(
+            f"the training loss is not finite in epoch {epoch}; lower `train.learning_rate` in the profile "
+            "(or `overrides` for this backbone)."
+        )
     return mean, float(right) / seen
 
 
@@ -195,8 +216,14 @@ def _progress(batches, images, schedule, epoch):
     from tqdm import tqdm
 
     count = -(-len(images.labels) // schedule.batch_size)
-    return tqdm(batches, total=count, desc=f"epoch {epoch + 1}/{schedule.epochs}", unit="batch", leave=False,
-                disable=not sys.stderr.isatty())
+    return tqdm(
+        batches,
+        total=count,
+        desc=f"epoch {epoch + 1}/{schedule.epochs}",
+        unit="batch",
+        leave=False,
+        disable=not sys.stderr.isatty(),
+    )
 
 
 def _judge(state, model, accuracy, min_improvement):
@@ -212,8 +239,16 @@ def _judge(state, model, accuracy, min_improvement):
 
 def _save(folder, state, model, optimizer, scaler, schedule):
     with artefacts.replacing(Path(folder) / RESUME) as path:
-        torch.save(state | {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                            "scaler": scaler.state_dict(), "schedule": _identity(schedule)}, path)
+        torch.save(
+            state
+            | {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "scaler": scaler.state_dict(),
+                "schedule": _identity(schedule),
+            },
+            path,
+        )
 
 
 def _resume(folder, model, optimizer, scaler, schedule):

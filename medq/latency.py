@@ -73,7 +73,9 @@ def summary(ms, batch_size):
 # --- timing ---------------------------------------------------------------------------------------
 
 
-def interleave(calls, *, warmup, seconds, batches, enough=None, seed=42, synchronise=lambda: None, clock=time.perf_counter):
+def interleave(
+    calls, *, warmup, seconds, batches, enough=None, seed=42, synchronise=lambda: None, clock=time.perf_counter
+):
     """Milliseconds of each call of each function of `calls` {key: function}, as {key: list}, timed in turns.
 
     First up to `warmup` calls each (at most a quarter of `seconds`, at least one). Then, turn after turn in
@@ -192,7 +194,12 @@ def _own_seconds():
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             times = child.cpu_times()
-            own += times.user + times.system + getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
+            own += (
+                times.user
+                + times.system
+                + getattr(times, "children_user", 0.0)
+                + getattr(times, "children_system", 0.0)
+            )
     return own
 
 
@@ -496,7 +503,9 @@ def bounded_memory():
 
     before = resource.getrlimit(resource.RLIMIT_AS)
     room = psutil.Process().memory_info().vms + int(0.7 * psutil.virtual_memory().available)
-    resource.setrlimit(resource.RLIMIT_AS, (room if before[0] == resource.RLIM_INFINITY else min(room, before[0]), before[1]))
+    resource.setrlimit(
+        resource.RLIMIT_AS, (room if before[0] == resource.RLIM_INFINITY else min(room, before[0]), before[1])
+    )
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ defined for none. Calibration errors and Brier scores are defined for every clas
 **Bins** of equal width are closed on the right, (lower, upper], as in Guo et al. (2017); a probability of
 exactly 0 belongs to the first bin. Edges are the float64 numbers k / n_bins.
 """
+
 from functools import partial
 from typing import NamedTuple
 
@@ -47,8 +48,9 @@ def validate(y_true, y_prob):
     if probs.ndim != 2 or probs.shape[1] < 2:
         raise ValueError(f"y_prob must be [n, classes] with at least two classes, not {probs.shape}.")
     if labels.shape != probs.shape[:1]:
-        raise ValueError(f"y_true must hold one label for each row of y_prob, but their shapes are "
-                         f"{labels.shape} and {probs.shape}.")
+        raise ValueError(
+            f"y_true must hold one label for each row of y_prob, but their shapes are {labels.shape} and {probs.shape}."
+        )
     if not len(labels):
         raise ValueError("y_true and y_prob are empty: a metric needs at least one image.")
     if labels.dtype.kind not in "iu":
@@ -57,12 +59,14 @@ def validate(y_true, y_prob):
         raise ValueError(f"y_prob must hold real numbers, but its type is {probs.dtype}.")
     last = probs.shape[1] - 1
     if labels.min() < 0 or labels.max() > last:
-        raise ValueError(f"y_true must lie in 0 .. {last} for {last + 1} classes, but runs from "
-                         f"{labels.min()} to {labels.max()}.")
+        raise ValueError(
+            f"y_true must lie in 0 .. {last} for {last + 1} classes, but runs from {labels.min()} to {labels.max()}."
+        )
     probs = probs.astype(np.float64)
     _refuse_rows(~np.isfinite(probs).all(axis=1), "is not finite")
-    _refuse_rows(((probs < 0) | (probs > 1 + TOLERANCE)).any(axis=1),
-                 "lies outside 0 .. 1; give probabilities, not logits")
+    _refuse_rows(
+        ((probs < 0) | (probs > 1 + TOLERANCE)).any(axis=1), "lies outside 0 .. 1; give probabilities, not logits"
+    )
     _refuse_rows(np.abs(probs.sum(axis=1) - 1) > TOLERANCE, "does not sum to 1 in each row")
     return labels.astype(np.int64), probs
 
@@ -83,8 +87,7 @@ def check_count(name, value):
 
 def _refuse_rows(wrong, what):
     if wrong.any():
-        raise ValueError(f"y_prob {what} ({int(wrong.sum())} of {len(wrong)} rows, first row "
-                         f"{int(np.argmax(wrong))}).")
+        raise ValueError(f"y_prob {what} ({int(wrong.sum())} of {len(wrong)} rows, first row {int(np.argmax(wrong))}).")
 
 
 def defined_mean(values):
@@ -186,8 +189,7 @@ def brier_decomposition(y_true, y_prob, n_bins=N_BINS):
     share one probability, refinement is observed frequency x (1 - observed frequency), as in Murphy (1973).
     """
     labels, probs = validate(y_true, y_prob)
-    return BrierDecomposition(_brier_calibration(labels, probs, n_bins),
-                              _brier_refinement(labels, probs, n_bins))
+    return BrierDecomposition(_brier_calibration(labels, probs, n_bins), _brier_refinement(labels, probs, n_bins))
 
 
 def negative_log_likelihood(y_true, y_prob):
@@ -240,8 +242,12 @@ def _calibration_error(probability, hit, place):
 
 
 def _ece(labels, probs, n_bins=N_BINS, kind="one-vs-rest"):
-    return np.array([_calibration_error(probability, hit, bin_index(probability, n_bins))
-                     for probability, hit in calibration_events(labels, probs, kind)])
+    return np.array(
+        [
+            _calibration_error(probability, hit, bin_index(probability, n_bins))
+            for probability, hit in calibration_events(labels, probs, kind)
+        ]
+    )
 
 
 def _adaptive_ece(labels, probs, n_bins=N_BINS):
@@ -263,7 +269,7 @@ def _brier_calibration(labels, probs, n_bins=N_BINS):
     def one(probability, hit):
         place = bin_index(probability, n_bins)
         error = np.bincount(place, weights=probability - hit, minlength=n_bins)
-        return (error ** 2 / np.maximum(np.bincount(place, minlength=n_bins), 1)).sum() / len(hit)
+        return (error**2 / np.maximum(np.bincount(place, minlength=n_bins), 1)).sum() / len(hit)
 
     return _one_vs_rest(one, labels, probs)
 
@@ -360,8 +366,7 @@ def class_names(classes, probs):
 # Decisions: what becomes of an image when one model takes another's place
 
 
-def threshold_crossings(y_true, prob_reference, prob_other, *, sensitivity=0.95, thresholds=None,
-                        classes=None):
+def threshold_crossings(y_true, prob_reference, prob_other, *, sensitivity=0.95, thresholds=None, classes=None):
     """What happens at a threshold fixed on the reference model (FP32) when the other (INT8) takes its place.
 
     For each class an image is flagged where its probability is at least the threshold. `thresholds` (one
@@ -386,11 +391,19 @@ def threshold_crossings(y_true, prob_reference, prob_other, *, sensitivity=0.95,
     try:
         thresholds = np.broadcast_to(np.asarray(thresholds, dtype=np.float64), len(names))
     except (TypeError, ValueError):
-        raise ValueError(f"thresholds must be one number, or one for each of {len(names)} classes, "
-                         f"but is {thresholds!r}.") from None
-    return pd.DataFrame([{"class": name, "threshold": thresholds[c],
-                          **_crossings(labels == c, reference[:, c], other[:, c], thresholds[c])}
-                         for c, name in enumerate(names)])
+        raise ValueError(
+            f"thresholds must be one number, or one for each of {len(names)} classes, but is {thresholds!r}."
+        ) from None
+    return pd.DataFrame(
+        [
+            {
+                "class": name,
+                "threshold": thresholds[c],
+                **_crossings(labels == c, reference[:, c], other[:, c], thresholds[c]),
+            }
+            for c, name in enumerate(names)
+        ]
+    )
 
 
 def _validate_other(labels, probs, prob_other):
@@ -411,14 +424,20 @@ def _threshold(score, positive, sensitivity):
 def _crossings(positive, score_reference, score_other, threshold):
     before, after = score_reference >= threshold, score_other >= threshold
     up, down = ~before & after, before & ~after
-    row = {"up_positive": (up & positive).sum(), "up_negative": (up & ~positive).sum(),
-           "down_positive": (down & positive).sum(), "down_negative": (down & ~positive).sum(),
-           "crossed": (up | down).sum()}
+    row = {
+        "up_positive": (up & positive).sum(),
+        "up_negative": (up & ~positive).sum(),
+        "down_positive": (down & positive).sum(),
+        "down_negative": (down & ~positive).sum(),
+        "crossed": (up | down).sum(),
+    }
     everything = np.ones_like(positive)
-    for name, among, flag in [("sensitivity", positive, True), ("specificity", ~positive, False),
-                              ("prevalence", everything, True)]:
-        first, second = (np.mean(flagged[among] == flag) if among.any() else np.nan
-                         for flagged in (before, after))
+    for name, among, flag in [
+        ("sensitivity", positive, True),
+        ("specificity", ~positive, False),
+        ("prevalence", everything, True),
+    ]:
+        first, second = (np.mean(flagged[among] == flag) if among.any() else np.nan for flagged in (before, after))
         row |= {f"{name}_reference": first, f"{name}_other": second, f"{name}_shift": second - first}
     if np.isnan(threshold):
         row = dict.fromkeys(row, np.nan)
@@ -440,8 +459,15 @@ def label_flips(y_true, prob_a, prob_b, *, classes=None):
     rows = []
     for name, members in [("", labels >= 0), *((name, labels == c) for c, name in enumerate(names))]:
         flip, n = members & (a != b), members.sum()
-        rows.append({"class": name, "n": n, "flips": flip.sum(), "share": flip.sum() / n if n else np.nan,
-                     "right_to_wrong": (flip & (a == labels)).sum(),
-                     "wrong_to_right": (flip & (b == labels)).sum(),
-                     "wrong_to_wrong": (flip & (a != labels) & (b != labels)).sum()})
+        rows.append(
+            {
+                "class": name,
+                "n": n,
+                "flips": flip.sum(),
+                "share": flip.sum() / n if n else np.nan,
+                "right_to_wrong": (flip & (a == labels)).sum(),
+                "wrong_to_right": (flip & (b == labels)).sum(),
+                "wrong_to_wrong": (flip & (a != labels) & (b != labels)).sum(),
+            }
+        )
     return pd.DataFrame(rows)

@@ -19,8 +19,13 @@ PARAMETERS = {
     "collect": ("results",),
 }
 _PTQ, _QAT = (tuple(name for name in profiles.REGIMES if name.startswith(method)) for method in ("ptq", "qat"))
-REGIMES = {"finetune": ("fp32", "fp16", "fp32-continued"), "quantize": _PTQ + _QAT, "diagnosis": _PTQ + _QAT,
-           "calibration_size": _PTQ, "remedies": _PTQ}
+REGIMES = {
+    "finetune": ("fp32", "fp16", "fp32-continued"),
+    "quantize": _PTQ + _QAT,
+    "diagnosis": _PTQ + _QAT,
+    "calibration_size": _PTQ,
+    "remedies": _PTQ,
+}
 
 
 def start(namespace, stage):
@@ -40,8 +45,11 @@ def start(namespace, stage):
     params = profiles.load(given.get("profile", "smoke"), changes)
     if changes:
         params = params.model_copy(update={"profile": f"{params.profile}-changed"})
-    for kind, names in (("dataset", profiles.datasets()), ("backbone", profiles.backbones()),
-                        ("regime", REGIMES.get(stage, profiles.REGIMES))):
+    for kind, names in (
+        ("dataset", profiles.datasets()),
+        ("backbone", profiles.backbones()),
+        ("regime", REGIMES.get(stage, profiles.REGIMES)),
+    ):
         if kind in given:
             one_of(kind, given[kind], list(names))
     if not isinstance(given.get("results", ""), str):
@@ -53,11 +61,15 @@ def start(namespace, stage):
     fold = given.get("fold", 0)
     if not isinstance(fold, int) or isinstance(fold, bool) or fold < 0:
         raise UserError(f"fold: must be a whole number from 0, not {fold!r}.")
-    return params, paths.Cell(params.profile, given.get("dataset", ""), given.get("backbone", ""),
-                              given.get("regime", ""), fold)
+    return params, paths.Cell(
+        params.profile, given.get("dataset", ""), given.get("backbone", ""), given.get("regime", ""), fold
+    )
 
 
 def _is_parameter(name, value):
     """True for what a parameter cell can define: a public name with plain data in it, and none of IPython's own."""
-    return not name.startswith("_") and name not in ("In", "Out") and isinstance(
-        value, (str, int, float, bool, list, dict, tuple, type(None)))
+    return (
+        not name.startswith("_")
+        and name not in ("In", "Out")
+        and isinstance(value, (str, int, float, bool, list, dict, tuple, type(None)))
+    )

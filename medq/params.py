@@ -225,8 +225,11 @@ class Recipe(Model):
 
 KINDS = {  # pydantic's words for a value of another kind than the key takes, in ours
     "string_type": "must be text, in quotes where YAML reads it as something else (numbers, yes, no, null)",
-    "tuple_type": "must be a list, like [a, b]", "list_type": "must be a list, like [a, b]",
-    "dict_type": "must hold keys and values of its own", "model_type": "must hold keys and values of its own"}
+    "tuple_type": "must be a list, like [a, b]",
+    "list_type": "must be a list, like [a, b]",
+    "dict_type": "must hold keys and values of its own",
+    "model_type": "must hold keys and values of its own",
+}
 
 
 def problem(found):
@@ -269,7 +272,9 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def parse_yaml(text):
@@ -335,10 +340,14 @@ def _catalogue(path, model):
 def check_name(name, path):
     """`name` of an entry of the catalogue `path`, if a folder of a batch can be called so; `UserError` otherwise."""
     if not isinstance(name, str):
-        raise UserError(f"{path}: an entry's name reads as {name!r}; put it in quotes where it stands, so that it is text.")
+        raise UserError(
+            f"{path}: an entry's name reads as {name!r}; put it in quotes where it stands, so that it is text."
+        )
     if name in RESERVED or name != name.strip() or not re.fullmatch(r"[^./\\,={}*?\s][^/\\,={}*?\n\r\t]*", name):
-        raise UserError(f"{path}: {name}: is no name for an entry, as folders are called after it: start with a letter or a "
-                        f"figure, without / \\ , = {{ }} * ? in it, and not {', '.join(RESERVED)}.")
+        raise UserError(
+            f"{path}: {name}: is no name for an entry, as folders are called after it: start with a letter or a "
+            f"figure, without / \\ , = {{ }} * ? in it, and not {', '.join(RESERVED)}."
+        )
     return name
 
 
@@ -366,8 +375,11 @@ def datasets(folder=paths.PARAMS):
 
 def _with(value, changes):
     """`value` with `changes` merged into it, mapping by mapping."""
-    nested = {key: _with(value[key], new) for key, new in changes.items()
-              if isinstance(new, dict) and isinstance(value.get(key), dict)}
+    nested = {
+        key: _with(value[key], new)
+        for key, new in changes.items()
+        if isinstance(new, dict) and isinstance(value.get(key), dict)
+    }
     return value | changes | nested
 
 
@@ -379,9 +391,14 @@ def profile_path(name):
 
 def _beside(path, value):
     """`value` with `data_root` and a file of `weights` as absolute paths: a notebook runs in another folder than the command."""
-    found = {key: value[key] for key in ("data_root", "weights") if value.get(key) and value[key] not in ("imagenet", "none")}
-    return value | {key: str(path.absolute().parent / os.path.expanduser(given)) for key, given in found.items()
-                    if isinstance(given, str)}
+    found = {
+        key: value[key] for key in ("data_root", "weights") if value.get(key) and value[key] not in ("imagenet", "none")
+    }
+    return value | {
+        key: str(path.absolute().parent / os.path.expanduser(given))
+        for key, given in found.items()
+        if isinstance(given, str)
+    }
 
 
 def load(path, replaced=None, /, **changes):
@@ -395,11 +412,19 @@ def load(path, replaced=None, /, **changes):
     if params.profile != path.stem:
         raise UserError(f"{path}: profile: must be {path.stem!r}, the file's own name, not {params.profile!r}.")
     known_backbones = list(backbones())
-    checks = [("datasets", "dataset", list(datasets()), params.datasets), ("overrides", "backbone", known_backbones, params.overrides),
-              ("backbones", "backbone", known_backbones, params.backbones), ("regimes", "regime", REGIMES, params.regimes),
-              ("controls", "control", CONTROLS, params.controls)]
-    checks += [(f"study.{key}", "recipe", list(recipes()), names) if key == "recipes" else
-               (f"study.{key}", "backbone", known_backbones, names) for key, names in params.study]
+    checks = [
+        ("datasets", "dataset", list(datasets()), params.datasets),
+        ("overrides", "backbone", known_backbones, params.overrides),
+        ("backbones", "backbone", known_backbones, params.backbones),
+        ("regimes", "regime", REGIMES, params.regimes),
+        ("controls", "control", CONTROLS, params.controls),
+    ]
+    checks += [
+        (f"study.{key}", "recipe", list(recipes()), names)
+        if key == "recipes"
+        else (f"study.{key}", "backbone", known_backbones, names)
+        for key, names in params.study
+    ]
     for key, kind, known, given in checks:
         for name in given or ():
             try:

@@ -126,7 +126,9 @@ def _load_pt2e(task, path):
 def _fixed_batches(task, compile_, model):
     """`model` compiled for the task's batch sizes; another size is padded to the next larger."""
     shape = (3, task.image_size, task.image_size)
-    call = compile_(model, [torch.zeros(n, *shape).contiguous(memory_format=torch.channels_last) for n in task.batch_sizes])
+    call = compile_(
+        model, [torch.zeros(n, *shape).contiguous(memory_format=torch.channels_last) for n in task.batch_sizes]
+    )
     return partial(_padded, dict.fromkeys(task.batch_sizes, call))
 
 
@@ -293,11 +295,7 @@ def _load_openvino(task, path):
 
     size = task.image_size
     return partial(
-        _padded,
-        {
-            n: partial(call, openvino_model(path, task.threads, [n, 3, size, size]))
-            for n in task.batch_sizes
-        },
+        _padded, {n: partial(call, openvino_model(path, task.threads, [n, 3, size, size])) for n in task.batch_sizes}
     )
 
 
@@ -539,8 +537,13 @@ def _time(params, cell, chosen, absent):
             else:
                 calls[runtime] = call
         with torch.inference_mode():
-            times = latency.interleave(calls, warmup=params.latency.warmup, seconds=SHARE * params.latency.budget(n),
-                                       batches=params.latency.batches, seed=params.seed)
+            times = latency.interleave(
+                calls,
+                warmup=params.latency.warmup,
+                seconds=SHARE * params.latency.budget(n),
+                batches=params.latency.batches,
+                seed=params.seed,
+            )
         for runtime, ms in times.items():
             named = {"runtime": runtime.runtime, "precision": runtime.precision, "batch_size": n}
             found.append(named | {"image_size": size} | latency.summary(ms, n))

@@ -10,14 +10,38 @@ from medq import artefacts, backbones, batch, params as profiles, paths
 from medq.batch import uses_gpu
 
 # ms per training step of 32 images of 64 × 64 pixels on two cores (AVX512-VNNI): FP32, QAT
-CPU_STEP = {"resnet18": (150, 324), "resnet50": (425, 768), "densenet121": (284, 737), "efficientnet_b0": (175, 465),
-            "mobilenetv2": (125, 786), "convnext_tiny": (1045, 1530), "swin_tiny": (675, 977), "vit_base": (1859, 2694)}
+CPU_STEP = {
+    "resnet18": (150, 324),
+    "resnet50": (425, 768),
+    "densenet121": (284, 737),
+    "efficientnet_b0": (175, 465),
+    "mobilenetv2": (125, 786),
+    "convnext_tiny": (1045, 1530),
+    "swin_tiny": (675, 977),
+    "vit_base": (1859, 2694),
+}
 # images per second in training at 224 × 224, mixed precision, channels-last, RTX 3090 (timm's result tables)
-GPU_TRAIN = {"resnet18": 3482, "resnet50": 1218, "densenet121": 914, "efficientnet_b0": 1752, "mobilenetv2": 2313,
-             "convnext_tiny": 819, "swin_tiny": 649, "vit_base": 393}
+GPU_TRAIN = {
+    "resnet18": 3482,
+    "resnet50": 1218,
+    "densenet121": 914,
+    "efficientnet_b0": 1752,
+    "mobilenetv2": 2313,
+    "convnext_tiny": 819,
+    "swin_tiny": 649,
+    "vit_base": 393,
+}
 FP32_SLOWER = 2.2  # FP32 without TF32 against mixed precision on such a card
-CHECKPOINT_MB = {"resnet18": 45, "resnet50": 94, "densenet121": 28, "efficientnet_b0": 16, "mobilenetv2": 9,
-                 "convnext_tiny": 111, "swin_tiny": 110, "vit_base": 343}
+CHECKPOINT_MB = {
+    "resnet18": 45,
+    "resnet50": 94,
+    "densenet121": 28,
+    "efficientnet_b0": 16,
+    "mobilenetv2": 9,
+    "convnext_tiny": 111,
+    "swin_tiny": 110,
+    "vit_base": 343,
+}
 OTHER_MB, OTHER_STEP, OTHER_TRAIN = 100, (600, 1200), 800  # a backbone that the tables do not know
 START_SECONDS = 5  # of a notebook, its kernel and its imports
 # minutes of the studies at 224 pixels with 1,500 held-out images, two cores
@@ -27,7 +51,9 @@ PEER_MODELS, PEER_MINUTES = 12, 6  # of one comparison of runtimes; conversion, 
 
 def add_arguments(parser):
     """Arguments of `medq plan`."""
-    parser.add_argument("params", metavar="PROFILE", help="a file like params/paper.yaml, or the name of one in params/")
+    parser.add_argument(
+        "params", metavar="PROFILE", help="a file like params/paper.yaml, or the name of one in params/"
+    )
 
 
 def run(args):
@@ -35,8 +61,10 @@ def run(args):
     params = profiles.load(args.params)
     backbones.check_names(params.backbones)
     found = estimate(params)
-    print(f"{params.profile}: {found['parts']} notebooks for {found['cells']} cells of dataset, backbone and regime"
-          f" ({', '.join(f'{n} {stage}' for stage, n in found['stages'].items())}).")
+    print(
+        f"{params.profile}: {found['parts']} notebooks for {found['cells']} cells of dataset, backbone and regime"
+        f" ({', '.join(f'{n} {stage}' for stage, n in found['stages'].items())})."
+    )
     if found["gpu_hours"]:
         print(f"GPU: about {found['gpu_hours']:,.1f} hours on one card like an RTX 3090.")
     print(f"CPU: about {found['cpu_hours']:,.1f} hours on two cores.")
@@ -45,16 +73,18 @@ def run(args):
     if unknown:
         print(f"Not counted: the images of {', '.join(unknown)}, which have no `release` in params/datasets.yaml.")
     own = found["measured"]
-    print(f"Training rates: {'measured in this profile for ' + ', '.join(own) if own else 'from published and measured tables'}"
-          f"{'; the others from tables' if own and len(own) < len(params.backbones) else ''}."
-          " Early stopping may end sooner.")
+    print(
+        f"Training rates: {'measured in this profile for ' + ', '.join(own) if own else 'from published and measured tables'}"
+        f"{'; the others from tables' if own and len(own) < len(params.backbones) else ''}."
+        " Early stopping may end sooner."
+    )
 
 
 def estimate(params):
     """{parts, cells, stages, gpu_hours, cpu_hours, disk_gb, measured} of a profile."""
     found, catalogue = batch.jobs(params), profiles.datasets()
     gpu, own, seconds = uses_gpu(params), measured(params), Counter()
-    disk = sum(params.image_size ** 2 * 3 * sum(n_images(catalogue[d])) for d in params.datasets) / 1e6
+    disk = sum(params.image_size**2 * 3 * sum(n_images(catalogue[d])) for d in params.datasets) / 1e6
     for job in found:
         backbone, regime = job.cell.backbone, job.cell.regime
         if job.stage in ("finetune", "quantize"):
@@ -62,14 +92,21 @@ def estimate(params):
             trained = epochs(params, backbone, regime) * n_train
             kind = "qat" if regime.startswith("qat") else "fp16" if regime == "fp16" else "fp32"
             seconds["gpu" if gpu and trained else "cpu"] += trained / rate(params, backbone, kind, gpu, own)
-            seconds["cpu" if job.stage == "quantize" or not gpu else "gpu"] += 3 * n_held_out * (
-                step_seconds(params, backbone, "fp32") / 3)
+            seconds["cpu" if job.stage == "quantize" or not gpu else "gpu"] += (
+                3 * n_held_out * (step_seconds(params, backbone, "fp32") / 3)
+            )
             disk += CHECKPOINT_MB.get(backbone, OTHER_MB) / (1 if job.stage == "finetune" else 3.7)
         seconds["cpu"] += START_SECONDS + study_seconds(params, job, catalogue)
     cells = {(j.cell.dataset, j.cell.backbone, j.cell.regime) for j in found if j.stage in ("finetune", "quantize")}
-    return {"parts": len(found), "cells": len(cells), "stages": Counter(job.stage for job in found),
-            "gpu_hours": seconds["gpu"] / 3600, "cpu_hours": seconds["cpu"] / 3600, "disk_gb": disk / 1e3,
-            "measured": sorted({backbone for backbone, _ in own})}
+    return {
+        "parts": len(found),
+        "cells": len(cells),
+        "stages": Counter(job.stage for job in found),
+        "gpu_hours": seconds["gpu"] / 3600,
+        "cpu_hours": seconds["cpu"] / 3600,
+        "disk_gb": disk / 1e3,
+        "measured": sorted({backbone for backbone, _ in own}),
+    }
 
 
 def study_seconds(params, job, catalogue):

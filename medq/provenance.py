@@ -9,8 +9,21 @@ from pathlib import Path
 
 from medq import paths
 
-PACKAGES = ("medq", "torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn", "pillow", "papermill",
-            "snakemake", "pyarrow", "numba", "safetensors")
+PACKAGES = (
+    "medq",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "pillow",
+    "papermill",
+    "snakemake",
+    "pyarrow",
+    "numba",
+    "safetensors",
+)
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm")
 
 
@@ -41,8 +54,12 @@ def cpu():
             if key.strip() in ("flags", "Features"):
                 flags = value.split()
                 break
-    return {"model": model, "machine": platform.machine(), "cores": os.cpu_count(),
-            "instructions": [name for name in INSTRUCTIONS if name in flags]}
+    return {
+        "model": model,
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "instructions": [name for name in INSTRUCTIONS if name in flags],
+    }
 
 
 def gpu():
@@ -52,12 +69,17 @@ def gpu():
     if not torch.cuda.is_available():
         return None
     facts = torch.cuda.get_device_properties(0)
-    return {"name": facts.name, "memory_gib": round(facts.total_memory / 2**30, 1),
-            "capability": f"{facts.major}.{facts.minor}", "cuda": torch.version.cuda}
+    return {
+        "name": facts.name,
+        "memory_gib": round(facts.total_memory / 2**30, 1),
+        "capability": f"{facts.major}.{facts.minor}",
+        "cuda": torch.version.cuda,
+    }
 
 
 def commit():
     """Commit of the source tree and whether files differ from it; None outside a git checkout."""
+
     def git(*words):
         return subprocess.run(["git", "-C", str(paths.ROOT), *words], capture_output=True, text=True, timeout=20)
 
@@ -80,7 +102,15 @@ def manifest(params, **facts):
     """Everything section 2.9 asks to be logged, with `facts` of the stage beside it."""
     import torch
 
-    return {"parameters": params.model_dump(mode="json"), "versions": versions(),
-            "platform": platform.platform(), "cpu": cpu(), "gpu": gpu(), "commit": commit(),
-            "quantized_engines": [e for e in torch.backends.quantized.supported_engines if e != "none"],
-            "threads": torch.get_num_threads(), "written": now(), **facts}
+    return {
+        "parameters": params.model_dump(mode="json"),
+        "versions": versions(),
+        "platform": platform.platform(),
+        "cpu": cpu(),
+        "gpu": gpu(),
+        "commit": commit(),
+        "quantized_engines": [e for e in torch.backends.quantized.supported_engines if e != "none"],
+        "threads": torch.get_num_threads(),
+        "written": now(),
+        **facts,
+    }

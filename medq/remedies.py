@@ -15,14 +15,18 @@ from medq.errors import UserError
 from medq.params import Recipe
 from medq.quantize import dynamic, kernels, static
 from medq.quantize.engines import Unsupported, engine
-from medq.quantize.stage import (DEFAULT, calibration_batches, calibration_rows, float_model, study, study_name)
+from medq.quantize.stage import DEFAULT, calibration_batches, calibration_rows, float_model, study, study_name
 from medq.quantize.twin import SideBySide
 
 TABLE = "remedies.csv"
 SCORES = ("auprc", "ece", "ece_top_label", "brier")
 COLUMNS = ["dataset", "backbone", "regime", "fold", "remedy", *SCORES, "p50_ms"]
-BETTER = Recipe(title="Per-channel weights, histogram observers, batch norm folded", weights="per-channel",
-                activations="histogram", batch_norm="fused")
+BETTER = Recipe(
+    title="Per-channel weights, histogram observers, batch norm folded",
+    weights="per-channel",
+    activations="histogram",
+    batch_norm="fused",
+)
 FUSED = Recipe(title="Batch norm folded", batch_norm="fused")
 KEPT = (1, 3, 5)  # how many of the worst layers stay in FP32
 ROUNDS = 60  # timings of each model, one round after the other
@@ -38,8 +42,9 @@ def run(params, cell):
     """
     if not cell.regime.startswith("ptq"):
         raise UserError(f"regime: remedies without retraining mend ptq-fbgemm and ptq-qnnpack, not {cell.regime!r}.")
-    return study(params, cell, "remedies", study_name("remedies", cell.regime),
-                 lambda part: measure(params, cell, part))
+    return study(
+        params, cell, "remedies", study_name("remedies", cell.regime), lambda part: measure(params, cell, part)
+    )
 
 
 def measure(params, cell, part):
@@ -65,14 +70,28 @@ def measure(params, cell, part):
             reasons.append(f"{name}: {error}")
             del models[name]
     p50 = latencies(models, batches[0][:1])
-    table = pd.DataFrame([{"dataset": cell.dataset, "backbone": cell.backbone, "regime": cell.regime, "fold": cell.fold,
-                           "remedy": name, **scores[name], "p50_ms": p50[name]} for name in scores], columns=COLUMNS)
+    table = pd.DataFrame(
+        [
+            {
+                "dataset": cell.dataset,
+                "backbone": cell.backbone,
+                "regime": cell.regime,
+                "fold": cell.fold,
+                "remedy": name,
+                **scores[name],
+                "p50_ms": p50[name],
+            }
+            for name in scores
+        ],
+        columns=COLUMNS,
+    )
     status = {} if "none" in scores else {"status": "unsupported"}
     return {TABLE: table}, status | ({"reason": "; ".join(reasons)} if reasons else {})
 
 
 def _cnn(model, engine_name, batches, labels, size):
     """{remedy: function of the models made so far} for static quantization, in the order of the table."""
+
     def quantized(recipe=DEFAULT, source=model, keep=()):
         prepared = static.prepare(source, engine_name, recipe, size, keep)
         static.calibrate(prepared, batches)
@@ -89,13 +108,14 @@ def _cnn(model, engine_name, batches, labels, size):
         better = quantized(BETTER)
         return tempered(bias_corrected(model, kernels.mended(better) or better, batches), batches, labels)
 
-    makers = {"none": lambda made: quantized(),
-              "temperature": lambda made: tempered(untreated(made), batches, labels)}
+    makers = {"none": lambda made: quantized(), "temperature": lambda made: tempered(untreated(made), batches, labels)}
     for k in KEPT:
         makers[f"worst-{k}-in-fp32"] = lambda made, k=k: quantized(keep=worst(made, k))
-    makers |= {"bias-correction": lambda made: bias_corrected(model, quantized(), batches),
-               "cross-layer-equalization": lambda made: quantized(FUSED, equalized(model)),
-               "better-recipe": lambda made: quantized(BETTER)}
+    makers |= {
+        "bias-correction": lambda made: bias_corrected(model, quantized(), batches),
+        "cross-layer-equalization": lambda made: quantized(FUSED, equalized(model)),
+        "better-recipe": lambda made: quantized(BETTER),
+    }
     if engine_name == "qnnpack":
         makers["mended"] = lambda made: _mended(untreated(made))
     return makers | {"combined": combined}
@@ -103,6 +123,7 @@ def _cnn(model, engine_name, batches, labels, size):
 
 def _transformer(model, engine_name, batches, labels, size):
     """As `_cnn`, for dynamic quantization: there are neither observers nor batch norm to do anything about."""
+
     @cache
     def diagnosed(int8):
         return diagnosis.layers(model, int8, batches[0])
@@ -110,8 +131,10 @@ def _transformer(model, engine_name, batches, labels, size):
     def worst(made, k):
         return list(diagnosis.worst(diagnosed(untreated(made)), k)["layer"])
 
-    makers = {"none": lambda made: dynamic.convert(model, engine_name),
-              "temperature": lambda made: tempered(untreated(made), batches, labels)}
+    makers = {
+        "none": lambda made: dynamic.convert(model, engine_name),
+        "temperature": lambda made: tempered(untreated(made), batches, labels),
+    }
     for k in KEPT:
         makers[f"worst-{k}-in-fp32"] = lambda made, k=k: dynamic.convert(model, engine_name, worst(made, k))
     return makers
@@ -133,6 +156,7 @@ def _mended(quantized):
 
 # --- temperature ----------------------------------------------------------------------------------
 
+
 def fit_temperature(logits, labels):
     """The T > 0 that minimises the negative log-likelihood of softmax(logits / T) (Guo et al., 2017).
 
@@ -147,8 +171,9 @@ def fit_temperature(logits, labels):
     def loss(log_t):
         return float(nn.functional.cross_entropy(logits / math.exp(log_t), labels))
 
-    return math.exp(minimize_scalar(loss, bounds=(-math.log(20), math.log(20)), method="bounded",
-                                    options={"xatol": 1e-6}).x)
+    return math.exp(
+        minimize_scalar(loss, bounds=(-math.log(20), math.log(20)), method="bounded", options={"xatol": 1e-6}).x
+    )
 
 
 def tempered(model, batches, labels):
@@ -159,6 +184,7 @@ def tempered(model, batches, labels):
 
 
 # --- bias correction ------------------------------------------------------------------------------
+
 
 def bias_corrected(model, quantized, batches):
     """`quantized` with the mean error of every channel of every weighted layer taken out of its bias, in place.
@@ -186,6 +212,7 @@ def bias_corrected(model, quantized, batches):
 
 
 # --- cross-layer equalization ---------------------------------------------------------------------
+
 
 def equalized(model):
     """`model` as a float graph with batch norm folded and weight ranges balanced between consecutive layers.
@@ -262,6 +289,7 @@ def _balance(first, second):
 
 
 # --- cost -----------------------------------------------------------------------------------------
+
 
 def latencies(models, image, rounds=ROUNDS):
     """{name: median milliseconds} of each model on one image [1, 3, h, w].

@@ -20,65 +20,83 @@ from medq.errors import UserError
 from medq.params import Positive, read_yaml
 
 REGIMES = {  # name: label as in the paper's tables; the last is our control, not one of the paper's six
-    "fp32": "FP32", "fp16": "FP16", "ptq-fbgemm": "INT8-PTQ (FBGEMM)", "ptq-qnnpack": "INT8-PTQ (QNNPACK)",
-    "qat-fbgemm": "INT8-QAT (FBGEMM)", "qat-qnnpack": "INT8-QAT (QNNPACK)",
-    "fp32-continued": "FP32 continued"}
+    "fp32": "FP32",
+    "fp16": "FP16",
+    "ptq-fbgemm": "INT8-PTQ (FBGEMM)",
+    "ptq-qnnpack": "INT8-PTQ (QNNPACK)",
+    "qat-fbgemm": "INT8-QAT (FBGEMM)",
+    "qat-qnnpack": "INT8-QAT (QNNPACK)",
+    "fp32-continued": "FP32 continued",
+}
 CONTROL = "fp32-continued"
 PEER_REFERENCE = "pytorch-fp32"  # the runtime that the others of the same checkpoint are compared with
-STUDY_TITLES = {"calibration_size": "calibration sizes", "ablation": "recipes", "diagnosis": "layers", "remedies": "remedies",
-                "peers": "other runtimes", "latency": "timings"}
+STUDY_TITLES = {
+    "calibration_size": "calibration sizes",
+    "ablation": "recipes",
+    "diagnosis": "layers",
+    "remedies": "remedies",
+    "peers": "other runtimes",
+    "latency": "timings",
+}
 RUNTIMES = {"pytorch": "PyTorch", "inductor": "Inductor", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 PHANTOM = "phantom-"
 ENGINES = ("fbgemm", "qnnpack")
-METRICS = {"auroc": "ROC-AUC", "auprc": "AUPRC", "ece": "ECE", "ece_top_label": "ECE (top label)",
-           "brier": "Brier", "accuracy": "Accuracy", "ece_adaptive": "ECE (equal mass)",
-           "nll": "Negative log-likelihood", "brier_calibration": "Brier: calibration",
-           "brier_refinement": "Brier: refinement"}
-LOWER_IS_BETTER = {"ece", "ece_top_label", "ece_adaptive", "brier", "nll", "brier_calibration",
-                   "brier_refinement"}
+METRICS = {
+    "auroc": "ROC-AUC",
+    "auprc": "AUPRC",
+    "ece": "ECE",
+    "ece_top_label": "ECE (top label)",
+    "brier": "Brier",
+    "accuracy": "Accuracy",
+    "ece_adaptive": "ECE (equal mass)",
+    "nll": "Negative log-likelihood",
+    "brier_calibration": "Brier: calibration",
+    "brier_refinement": "Brier: refinement",
+}
+LOWER_IS_BETTER = {"ece", "ece_top_label", "ece_adaptive", "brier", "nll", "brier_calibration", "brier_refinement"}
 
 # File -> columns. This is the one place that defines the tidy files. Columns in KEYS are text and must be
 # there, as must those in NEEDED; the others are numbers (or text where named in TEXT) and read as missing where
 # a file lacks them. Numbers in MEASURED are times and what is made of them: finite, and above 0.
 # ratios.csv holds Table 4's two ratios, which the paper prints beside the milliseconds: only published/ has
 # it.
-SCHEMA = {file: columns.split() for file, columns in {
-    "cells.csv": "dataset backbone regime fold status reason train_seconds epochs engine_agrees engine_note",
-    "metrics.csv": "dataset backbone regime recipe stage fold metric class value",
-    "intervals.csv": "dataset backbone regime stage metric class value low high between_std",
-    "latency.csv":
-        "dataset backbone regime baseline engine device batch_size threads n_batches mean_ms p50_ms p50_low "
+SCHEMA = {
+    file: columns.split()
+    for file, columns in {
+        "cells.csv": "dataset backbone regime fold status reason train_seconds epochs engine_agrees engine_note",
+        "metrics.csv": "dataset backbone regime recipe stage fold metric class value",
+        "intervals.csv": "dataset backbone regime stage metric class value low high between_std",
+        "latency.csv": "dataset backbone regime baseline engine device batch_size threads n_batches mean_ms p50_ms p50_low "
         "p50_high p90_ms p99_ms p99_low p99_high throughput convert_seconds size_mb",
-    "latency_raw.parquet": "dataset backbone regime baseline batch_size batch ms",
-    "bootstrap.csv":
-        "dataset backbone method_a method_b metric n_resamples delta_pp low_pp high_pp p_value p_holm",
-    "calibration_size.csv": "dataset backbone regime fold n_calibration subset auprc",
-    "ablation.csv":
-        "dataset backbone recipe engine run_engine fold stage weights activations reduce_range fused "
+        "latency_raw.parquet": "dataset backbone regime baseline batch_size batch ms",
+        "bootstrap.csv": "dataset backbone method_a method_b metric n_resamples delta_pp low_pp high_pp p_value p_holm",
+        "calibration_size.csv": "dataset backbone regime fold n_calibration subset auprc",
+        "ablation.csv": "dataset backbone recipe engine run_engine fold stage weights activations reduce_range fused "
         "training_mode normalised auprc auroc ece ece_top_label brier",
-    "layers.csv":
-        "dataset backbone regime fold layer operator sqnr_db saturation weight_range_ratio kernel_sqnr_db "
+        "layers.csv": "dataset backbone regime fold layer operator sqnr_db saturation weight_range_ratio kernel_sqnr_db "
         "kernel_max_steps",
-    "remedies.csv": "dataset backbone regime fold remedy auprc ece ece_top_label brier p50_ms",
-    "silent.csv":
-        "dataset backbone regime stage fold class threshold sensitivity_reference sensitivity "
+        "remedies.csv": "dataset backbone regime fold remedy auprc ece ece_top_label brier p50_ms",
+        "silent.csv": "dataset backbone regime stage fold class threshold sensitivity_reference sensitivity "
         "specificity_reference specificity prevalence_reference prevalence crossed_up crossed_down n",
-    "flips.csv": "dataset backbone regime_a regime_b fold flipped flipped_to_right flipped_to_wrong n",
-    "leak.csv": "dataset backbone regime stage metric subset n value",
-    "peers.csv":
-        "dataset backbone fold runtime precision image_size batch_size auroc auprc ece ece_top_label brier p50_ms p99_ms "
+        "flips.csv": "dataset backbone regime_a regime_b fold flipped flipped_to_right flipped_to_wrong n",
+        "leak.csv": "dataset backbone regime stage metric subset n value",
+        "peers.csv": "dataset backbone fold runtime precision image_size batch_size auroc auprc ece ece_top_label brier p50_ms p99_ms "
         "p50_low p50_high p99_low p99_high size_mb convert_seconds note",
-    "peers_raw.parquet": "dataset backbone fold runtime precision batch_size batch ms",
-    "conditions.csv":
-        "stage dataset backbone fold threads interop_threads cores governor load_before load_after others seconds cpu "
+        "peers_raw.parquet": "dataset backbone fold runtime precision batch_size batch ms",
+        "conditions.csv": "stage dataset backbone fold threads interop_threads cores governor load_before load_after others seconds cpu "
         "instructions commit written",
-    "history.csv": "dataset backbone regime fold epoch train_loss train_accuracy accuracy",
-    "ratios.csv": "dataset backbone regime batch_size speedup size_ratio",
-}.items()}
-KEYS = set("dataset backbone regime regime_a regime_b method_a method_b fold recipe stage metric class "
-           "subset remedy layer runtime precision".split())
-TEXT = set("status reason engine_agrees engine_note baseline engine run_engine device operator note weights "
-           "activations reduce_range fused training_mode normalised cores governor cpu instructions commit written".split())
+        "history.csv": "dataset backbone regime fold epoch train_loss train_accuracy accuracy",
+        "ratios.csv": "dataset backbone regime batch_size speedup size_ratio",
+    }.items()
+}
+KEYS = set(
+    "dataset backbone regime regime_a regime_b method_a method_b fold recipe stage metric class "
+    "subset remedy layer runtime precision".split()
+)
+TEXT = set(
+    "status reason engine_agrees engine_note baseline engine run_engine device operator note weights "
+    "activations reduce_range fused training_mode normalised cores governor cpu instructions commit written".split()
+)
 NEEDED = set("status batch_size value delta_pp low_pp high_pp p_value".split())
 MEASURED = set("ms mean_ms p50_ms p50_low p50_high p90_ms p99_ms p99_low p99_high throughput size_mb".split())
 CELL = ["dataset", "backbone", "regime"]
@@ -203,8 +221,13 @@ def _read(path, columns, rows=None):
     text = [c for c in columns if c in KEYS | TEXT]
     numbers = [c for c in columns if c not in text]
     # only numbers may be missing: a class may well be called "NA"
-    frame = read_table(path, [c for c in columns if c in KEYS | NEEDED], dtype=dict.fromkeys(text, "str"),
-                       keep_default_na=False, na_values={c: ["", "nan", "NaN"] for c in numbers})
+    frame = read_table(
+        path,
+        [c for c in columns if c in KEYS | NEEDED],
+        dtype=dict.fromkeys(text, "str"),
+        keep_default_na=False,
+        na_values={c: ["", "nan", "NaN"] for c in numbers},
+    )
     if rows not in (None, len(frame)):
         raise UserError(f"{path}: has {len(frame)} rows, but was written with {rows} (provenance.json); {AGAIN}.")
     if path.suffix == ".parquet":
@@ -238,6 +261,7 @@ def _refuse(path, entries, wrong, why):
 def _file(name):
     def read(self):
         return _read(self.path / name, SCHEMA[name], self.provenance.get("rows", {}).get(name))
+
     read.__doc__ = f"`{name}` (columns in `SCHEMA`), empty where the folder lacks it."
     return cached_property(read)
 
@@ -286,7 +310,9 @@ class Results:
         except ValidationError as error:
             wrong = error.errors()[0]
             key = ".".join(map(str, wrong["loc"]))
-            raise UserError(f"{path}: {key}: {wrong['msg'].lower()}, not {str(wrong['input'])[:60]!r}; {AGAIN}.") from None
+            raise UserError(
+                f"{path}: {key}: {wrong['msg'].lower()}, not {str(wrong['input'])[:60]!r}; {AGAIN}."
+            ) from None
         return found
 
     def folds(self, dataset):
@@ -363,8 +389,9 @@ class Results:
             groups.setdefault(tuple(row[c] for c in CELL), []).append(row)
         measured = set(self.metrics[CELL].drop_duplicates().itertuples(index=False, name=None))
         n_folds = self.cells.groupby("dataset")["fold"].nunique()
-        rows = [_cell_status(groups.get(cell), cell in measured) | {"folds": int(n_folds.get(cell[0], 0))}
-                for cell in grid]
+        rows = [
+            _cell_status(groups.get(cell), cell in measured) | {"folds": int(n_folds.get(cell[0], 0))} for cell in grid
+        ]
         columns = ["status", "reason", "folds_done", "engine_agrees", "note", "folds"]
         return pd.DataFrame(rows, index=grid, columns=columns).reset_index()
 
@@ -384,19 +411,29 @@ class Results:
 def _cell_status(rows, measured):
     """One row of `Results.status` from a cell's rows of cells.csv (dicts), one per fold."""
     if not rows:
-        return {"status": "done" if measured else "missing", "reason": "", "folds_done": int(measured),
-                "engine_agrees": "", "note": ""}
+        return {
+            "status": "done" if measured else "missing",
+            "reason": "",
+            "folds_done": int(measured),
+            "engine_agrees": "",
+            "note": "",
+        }
     states = [row["status"] for row in rows]
     status = next((s for s in ("done", "unsupported", "failed") if s in states), "missing")
     reasons = dict.fromkeys(row["reason"] for row in rows if row["status"] == status and row["reason"])
     agreed = {row["engine_agrees"].lower() for row in rows}
     notes = dict.fromkeys(row["engine_note"] for row in rows if row["engine_agrees"].lower() == "false")
-    return {"status": status, "reason": "; ".join(reasons), "folds_done": states.count("done"),
-            "engine_agrees": False if "false" in agreed else True if "true" in agreed else "",
-            "note": "; ".join(n for n in notes if n)}
+    return {
+        "status": status,
+        "reason": "; ".join(reasons),
+        "folds_done": states.count("done"),
+        "engine_agrees": False if "false" in agreed else True if "true" in agreed else "",
+        "note": "; ".join(n for n in notes if n),
+    }
 
 
 # --- what the numbers are -------------------------------------------------------------------------
+
 
 def _banner_study(results):
     p = results.provenance
@@ -405,14 +442,16 @@ def _banner_study(results):
     params, data = p.get("parameters", {}), p.get("data", {})
     facts = []
     for dataset in results.datasets:
-        facts.append(f"{title(dataset)} ({_images_said(data.get(dataset, {}))}; "
-                     f"{_folds_said(results, dataset)})")
+        facts.append(f"{title(dataset)} ({_images_said(data.get(dataset, {}))}; {_folds_said(results, dataset)})")
     phantoms = [d for d in results.datasets if d.startswith(PHANTOM)]
-    said = [f"**Which numbers these are.** Profile `{p.get('profile', results.name)}`: "
-            f"{', '.join(facts) or 'no data'}."]
+    said = [
+        f"**Which numbers these are.** Profile `{p.get('profile', results.name)}`: {', '.join(facts) or 'no data'}."
+    ]
     if phantoms:
-        said.append("**Generated phantoms, not medical images**: each is shown beside the paper's dataset "
-                    "that it stands for, and says nothing about it.")
+        said.append(
+            "**Generated phantoms, not medical images**: each is shown beside the paper's dataset "
+            "that it stands for, and says nothing about it."
+        )
     size = params.get("image_size")
     if size:
         more = "." if size == 224 else "; the paper used 224 × 224."
@@ -422,17 +461,27 @@ def _banner_study(results):
     if subset:
         said.append(f"A stratified subset of the images: at most {' and '.join(subset)}.")
     weights = params.get("weights")
-    said.append({None: "Starting weights are not recorded.",
-                 "none": "Trained **from scratch**; the paper fine-tuned ImageNet weights.",
-                 "imagenet": "Fine-tuned from ImageNet weights, as in the paper."}
-                .get(weights, f"Fine-tuned from `{weights}`; the paper used ImageNet weights."))
+    said.append(
+        {
+            None: "Starting weights are not recorded.",
+            "none": "Trained **from scratch**; the paper fine-tuned ImageNet weights.",
+            "imagenet": "Fine-tuned from ImageNet weights, as in the paper.",
+        }.get(weights, f"Fine-tuned from `{weights}`; the paper used ImageNet weights.")
+    )
     return " ".join(said)
 
 
 def _images_said(known):
     n, release = known.get("n_images"), known.get("n_release")
-    count = "image count not recorded" if not n else f"{n:,} images" if not release else \
-        f"all {n:,} images" if n == release else f"{n:,} of the release's {release:,} images"
+    count = (
+        "image count not recorded"
+        if not n
+        else f"{n:,} images"
+        if not release
+        else f"all {n:,} images"
+        if n == release
+        else f"{n:,} of the release's {release:,} images"
+    )
     used = known.get("n_train"), known.get("n_held_out")
     return count + (f", {used[0]:,} trained on and {used[1]:,} evaluated per fold" if all(used) else "")
 
@@ -456,9 +505,12 @@ def _banner_machine(results):
     cpu, gpu, commit = p.get("cpu") or {}, p.get("gpu") or {}, p.get("commit") or {}
     torch = p.get("versions", {}).get("torch")
     size = p.get("parameters", {}).get("latency", {}).get("image_size")
-    said = [f"on {_machine_said(cpu, gpu)}" if cpu else "on a machine that was not recorded",
-            f"PyTorch {torch}" if torch else None, p["written"][:10] if p.get("written") else None,
-            f"commit `{commit['hash'][:10]}`" if commit.get("hash") else None]
+    said = [
+        f"on {_machine_said(cpu, gpu)}" if cpu else "on a machine that was not recorded",
+        f"PyTorch {torch}" if torch else None,
+        p["written"][:10] if p.get("written") else None,
+        f"commit `{commit['hash'][:10]}`" if commit.get("hash") else None,
+    ]
     timed = f" Timings at {size} × {size} pixels." if size and len(results.latency) else ""
     machines = len(p.get("machines", []))
     more = f" Cells come from {machines} machines; this is the newest." if machines > 1 else ""
@@ -472,8 +524,12 @@ def _banner_machine(results):
 
 def _machine_said(cpu, gpu):
     vnni = any("vnni" in i for i in cpu.get("instructions", []))
-    parts = [cpu.get("model"), f"{cpu['cores']} cores" if cpu.get("cores") else None,
-             ("with VNNI" if vnni else "without VNNI") if cpu else None, gpu.get("name") or ("no GPU" if cpu else None)]
+    parts = [
+        cpu.get("model"),
+        f"{cpu['cores']} cores" if cpu.get("cores") else None,
+        ("with VNNI" if vnni else "without VNNI") if cpu else None,
+        gpu.get("name") or ("no GPU" if cpu else None),
+    ]
     return ", ".join(filter(None, parts)) or "a machine that was not recorded"
 
 
@@ -487,12 +543,17 @@ def _banner_gaps(results):
     said = [f"{counts.get('done', 0)} of {len(status)} cells done"]
     said += [f"**{counts[s]} {s}**" for s in ("unsupported", "failed", "missing") if s in counts]
     wrong = status[status["engine_agrees"].eq(False)]
-    more = (f" In {len(wrong)} cell{'s' if len(wrong) > 1 else ''} the engine's kernels do not compute what "
-            "the model's own fake-quantized simulation says; they are marked." if len(wrong) else "")
+    more = (
+        f" In {len(wrong)} cell{'s' if len(wrong) > 1 else ''} the engine's kernels do not compute what "
+        "the model's own fake-quantized simulation says; they are marked."
+        if len(wrong)
+        else ""
+    )
     return ", ".join(said) + "." + more
 
 
 # --- names ----------------------------------------------------------------------------------------
+
 
 @cache
 def _catalogue(kind):
@@ -515,7 +576,11 @@ def _runtime_title(name):
     """`pytorch-x86 int8` as PyTorch x86 INT8; None for what is no runtime with a precision."""
     runtime, _, precision = name.partition(" ")
     runtime, _, engine = runtime.partition("-")
-    return " ".join(filter(None, (RUNTIMES[runtime], engine, precision.upper()))) if precision and runtime in RUNTIMES else None
+    return (
+        " ".join(filter(None, (RUNTIMES[runtime], engine, precision.upper())))
+        if precision and runtime in RUNTIMES
+        else None
+    )
 
 
 def class_title(dataset, name):
@@ -536,6 +601,7 @@ def counterpart(dataset):
 
 
 # --- finding results ------------------------------------------------------------------------------
+
 
 def load(path_or_name):
     """The result folder at a path, or of that name under `results/`; `UserError` where there is none."""
@@ -577,8 +643,10 @@ def current():
 
 # --- numbers --------------------------------------------------------------------------------------
 
+
 def _remembered(function):
     """Keep what a function returns for a result folder as long as that folder's `Results` lives."""
+
     @wraps(function)
     def call(results, metric, **options):
         kept = vars(results).setdefault("_kept", {})
@@ -586,6 +654,7 @@ def _remembered(function):
         if key not in kept:
             kept[key] = function(results, metric, **options)
         return kept[key]
+
     return call
 
 
@@ -607,8 +676,12 @@ def scores(results, metric, *, stage="converted", klass="", recipe="default"):
     within the cell, missing where none is stored.
     """
     m = _rows_of(results, "metrics", metric, klass)
-    m = m[m["recipe"].isin([recipe, ""]) & m["stage"].isin(["float", stage, ""]) & (m["backbone"] != "mean")
-          & m["value"].notna()]
+    m = m[
+        m["recipe"].isin([recipe, ""])
+        & m["stage"].isin(["float", stage, ""])
+        & (m["backbone"] != "mean")
+        & m["value"].notna()
+    ]
     pooled = m[m["fold"].isin(["pooled", ""])].set_index(CELL)["value"]
     apart = m[~m["fold"].isin(["pooled", ""])].groupby(CELL)["value"].agg(["mean", "size"])
     value = pooled.combine_first(apart["mean"]) if len(apart) else pooled
@@ -623,6 +696,7 @@ def scores(results, metric, *, stage="converted", klass="", recipe="default"):
 
 def _in_order(results, frame):
     """Rows in the order of the paper's tables."""
+
     def rank(column):
         names = getattr(results, column.name + "s")
         return column.map({name: k for k, name in enumerate(names)}).fillna(len(names))
@@ -643,8 +717,7 @@ def means(results, metric, *, stage="converted"):
     given = m[(m["backbone"] == "mean") & m["stage"].isin(["float", stage])]
     if len(given):
         out = given[["dataset", "regime", "value"]].reset_index(drop=True)
-        return out.assign(low=float("nan"), high=float("nan"), between_std=float("nan"),
-                          backbones=[()] * len(out))
+        return out.assign(low=float("nan"), high=float("nan"), between_std=float("nan"), backbones=[()] * len(out))
     s = scores(results, metric, stage=stage)
     groups = s.groupby(["dataset", "regime"], sort=False)
     out = groups["value"].agg(value="mean", between_std="std")
@@ -678,5 +751,8 @@ def peer_means(results):
     found = rows.groupby([*model, "fold"])["runtime"].transform("size")
     rows = rows[found == found.groupby([rows[c] for c in model]).transform("max")]
     numbers = [c for c in SCHEMA["peers.csv"] if c not in KEYS | TEXT and c != "batch_size"]
-    return rows.groupby([*model, "runtime", "precision"], sort=False).agg(
-        dict.fromkeys(numbers, "mean") | {"note": "first"}).reset_index()
+    return (
+        rows.groupby([*model, "runtime", "precision"], sort=False)
+        .agg(dict.fromkeys(numbers, "mean") | {"note": "first"})
+        .reset_index()
+    )

@@ -68,7 +68,9 @@ def before_and_after(folder):
 
     folder = Path(folder)
     before = _predictions(folder.parent.parent / "fp32" / folder.name)
-    return picture(figures.before_after(before, _predictions(folder), labels=("FP32", "this cell"), regime=_cell(folder)[2]))
+    return picture(
+        figures.before_after(before, _predictions(folder), labels=("FP32", "this cell"), regime=_cell(folder)[2])
+    )
 
 
 def scores(folder):
@@ -80,12 +82,18 @@ def scores(folder):
     if record.get("status") != "done":
         return f"{record.get('status', 'unfinished')}: {record.get('reason', '')}"
     rows = {}
-    for name, label in ((DEPLOYED, "as deployed"), (FAKE_QUANT, "simulated"), ("predictions.mended.parquet", "mended engine")):
+    for name, label in (
+        (DEPLOYED, "as deployed"),
+        (FAKE_QUANT, "simulated"),
+        ("predictions.mended.parquet", "mended engine"),
+    ):
         frame = _predictions(folder, name)
         if len(frame):
             truth, probability = frame["label"].to_numpy(), frame.filter(regex="^p_").to_numpy()
-            rows[label] = {TITLES[m]: METRICS[m](truth, probability) for m in ("auroc", "auprc", "ece", "ece_top_label", "brier",
-                                                                                "accuracy")}
+            rows[label] = {
+                TITLES[m]: METRICS[m](truth, probability)
+                for m in ("auroc", "auprc", "ece", "ece_top_label", "brier", "accuracy")
+            }
     return pd.DataFrame(rows).T.round(4)
 
 

@@ -14,12 +14,26 @@ from medq import artefacts, params as profiles, paths
 
 PACKAGE = Path(__file__).parent
 _TRAIN = ("fit", "augment", "evaluate", "backbones", "datasets/partition", "datasets/folds")
-_QUANTIZE = (*_TRAIN, "finetune", "quantize/engines", "quantize/static", "quantize/dynamic", "quantize/kernels",
-             "quantize/storage", "quantize/stage")
+_QUANTIZE = (
+    *_TRAIN,
+    "finetune",
+    "quantize/engines",
+    "quantize/static",
+    "quantize/dynamic",
+    "quantize/kernels",
+    "quantize/storage",
+    "quantize/stage",
+)
 
 MODULES = {
-    "datasets": ("datasets/index", "datasets/folds", "datasets/pixels", "datasets/audit", "datasets/phantoms",
-                 "datasets/partition"),
+    "datasets": (
+        "datasets/index",
+        "datasets/folds",
+        "datasets/pixels",
+        "datasets/audit",
+        "datasets/phantoms",
+        "datasets/partition",
+    ),
     "finetune": (*_TRAIN, "finetune"),
     "quantize": _QUANTIZE,
     "calibration_size": (*_QUANTIZE, "calibration_size"),
@@ -64,7 +78,12 @@ def code(stage):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            if (
+                isinstance(body, list)
+                and body
+                and isinstance(body[0], ast.Expr)
+                and isinstance(body[0].value, ast.Constant)
+            ):
                 body[0].value = ast.Constant("")
         digest.update(ast.dump(tree).encode())
     return digest.hexdigest()[:16]
@@ -79,9 +98,11 @@ def _sources(stage):
 
 def parameters(params, stage, dataset, backbone=None, regime=None):
     """The values of the profile and the catalogues that a stage reads, by dotted name."""
-    spec = profiles.datasets()[dataset].model_dump(mode="json", include={
-        "name", "layout", "classes", "folder", "splits", "pattern", "table", "phantom", "folds"}
-        | ({"release"} if dataset.startswith("phantom") else set()))
+    spec = profiles.datasets()[dataset].model_dump(
+        mode="json",
+        include={"name", "layout", "classes", "folder", "splits", "pattern", "table", "phantom", "folds"}
+        | ({"release"} if dataset.startswith("phantom") else set()),
+    )
     values = {"dataset": spec, "image_size": params.image_size, "seed": params.seed}
     if stage == "datasets":
         return values
@@ -92,12 +113,17 @@ def parameters(params, stage, dataset, backbone=None, regime=None):
     if regime == "fp32-continued" or "qat" in (regime or ""):
         values["qat"] = params.quantization(backbone).model_dump()
     if stage not in ("finetune", "datasets"):
-        values["calibration"] = params.calibration.model_dump(exclude=None if stage == "calibration_size" else {"sizes", "subsets"})
+        values["calibration"] = params.calibration.model_dump(
+            exclude=None if stage == "calibration_size" else {"sizes", "subsets"}
+        )
     if stage == "peers":
         values["latency"] = params.latency.model_dump()
     if stage == "ablation":
-        values["recipes"] = {name: r.model_dump(exclude={"title"}) for name, r in profiles.recipes().items()
-                             if params.study.recipes is None or name in ("default", *params.study.recipes)}
+        values["recipes"] = {
+            name: r.model_dump(exclude={"title"})
+            for name, r in profiles.recipes().items()
+            if params.study.recipes is None or name in ("default", *params.study.recipes)
+        }
     return values
 
 
@@ -117,9 +143,13 @@ def _digest(path, *_):
 
 def _timed(params, backbone):
     """The values that a timing depends on; weights and images are not among them: they change no time."""
-    return {"latency": params.latency.model_dump(), "calibration": {"images": params.calibration.images},
-            "backbone": profiles.backbones()[backbone].model_dump(exclude={"title"}), "device": params.device,
-            "regimes": [name for name in params.regimes if name != "fp32"]}
+    return {
+        "latency": params.latency.model_dump(),
+        "calibration": {"images": params.calibration.images},
+        "backbone": profiles.backbones()[backbone].model_dump(exclude={"title"}),
+        "device": params.device,
+        "regimes": [name for name in params.regimes if name != "fp32"],
+    }
 
 
 def inputs(params, stage, cell, key_of=None):
@@ -129,12 +159,18 @@ def inputs(params, stage, cell, key_of=None):
     """
     key_of = key_of or _key
     if stage == "latency":
-        return json.loads(json.dumps({"parameters": _timed(params, cell.backbone), "code": code(stage),
-                                      "cell": ["", cell.backbone, "", 0]}))
+        return json.loads(
+            json.dumps(
+                {"parameters": _timed(params, cell.backbone), "code": code(stage), "cell": ["", cell.backbone, "", 0]}
+            )
+        )
     before = upstream(cell) if stage in ("finetune", "quantize") else cell.of("fp32")
-    value = {"parameters": parameters(params, stage, cell.dataset, cell.backbone, cell.regime),
-             "code": code(stage), "images": key_of(paths.data_folder(cell.profile, cell.dataset)),
-             "cell": [cell.dataset, cell.backbone, cell.regime, cell.fold]}
+    value = {
+        "parameters": parameters(params, stage, cell.dataset, cell.backbone, cell.regime),
+        "code": code(stage),
+        "images": key_of(paths.data_folder(cell.profile, cell.dataset)),
+        "cell": [cell.dataset, cell.backbone, cell.regime, cell.fold],
+    }
     if before is not None and before != cell:
         value["starts from"] = key_of(before.folder)
     return json.loads(json.dumps(value))

@@ -12,8 +12,16 @@ from medq.errors import UserError
 from medq.results import AGAIN, PREDICTION_COLUMNS, SCHEMA, Results, read_table
 
 MANIFEST = "manifest.json"
-FACTS = ("profile", "written", "data", "parameters", "parameters.profile", "parameters.seed", "parameters.subset",
-         "parameters.bootstrap.resamples")  # of provenance.json, that a collection needs
+FACTS = (
+    "profile",
+    "written",
+    "data",
+    "parameters",
+    "parameters.profile",
+    "parameters.seed",
+    "parameters.subset",
+    "parameters.bootstrap.resamples",
+)  # of provenance.json, that a collection needs
 AUDIT_COLUMNS = ("image_id", "group_id", "kind")
 WITHOUT = "collect without --keep, or into another folder"
 
@@ -30,9 +38,24 @@ def unpack(results, runs):
     except UserError as error:
         raise UserError(str(error).replace(AGAIN, WITHOUT)) from None
     data, profile = provenance["data"], provenance["profile"]
-    manifest = {key: provenance[key] for key in (
-        "parameters", "versions", "written", "first_written", "platform", "cpu", "gpu", "commit", "quantized_engines",
-        "threads", "machines", "commits") if key in provenance}
+    manifest = {
+        key: provenance[key]
+        for key in (
+            "parameters",
+            "versions",
+            "written",
+            "first_written",
+            "platform",
+            "cpu",
+            "gpu",
+            "commit",
+            "quantized_engines",
+            "threads",
+            "machines",
+            "commits",
+        )
+        if key in provenance
+    }
     for dataset, known in data.items():
         _dataset(results, runs / dataset / "data", dataset, manifest | known)
     history = _text(results / "history.csv")
@@ -62,8 +85,12 @@ def _whole(results):
         if file in provenance.get("rows", {}) and not (results / file).is_file():
             _refuse(results / file, "it is missing")
     finished = cells["status"].isin(artefacts.STATUSES)
-    wrong = (~(finished | cells["status"].eq("failed")) | ~cells["regime"].isin(collect.REGIMES)
-             | ~cells["fold"].str.fullmatch(r"\d+") | finished & found.cells[["train_seconds", "epochs"]].isna().any(axis=1))
+    wrong = (
+        ~(finished | cells["status"].eq("failed"))
+        | ~cells["regime"].isin(collect.REGIMES)
+        | ~cells["fold"].str.fullmatch(r"\d+")
+        | finished & found.cells[["train_seconds", "epochs"]].isna().any(axis=1)
+    )
     if wrong.any():
         _refuse(results / "cells.csv", f"its row {wrong.to_numpy().argmax() + 1} is damaged")
     images = _check_datasets(found, provenance["data"])
@@ -102,12 +129,19 @@ def _check_predictions(found, cells, images):
     stored, measured = _stored(found, images), _measured(found)
     status = cells.set_index(["dataset", "backbone", "regime", "fold"])["status"]
     done, finished = ({*status.index[status.isin(states)]} for states in (["done"], artefacts.STATUSES))
-    of_cells = {(dataset, backbone, name.split(".")[0], fold) for dataset, backbone, name, fold in stored if "/" not in name}
-    for lacking, file in (((measured | done) - stored, "predictions/{}/{}/{}.parquet"), (of_cells - finished, "cells.csv"),
-                          (stored - measured, "metrics.csv")):
+    of_cells = {
+        (dataset, backbone, name.split(".")[0], fold) for dataset, backbone, name, fold in stored if "/" not in name
+    }
+    for lacking, file in (
+        ((measured | done) - stored, "predictions/{}/{}/{}.parquet"),
+        (of_cells - finished, "cells.csv"),
+        (stored - measured, "metrics.csv"),
+    ):
         for dataset, backbone, name, fold in sorted(lacking)[:1]:
             file = "peers.csv" if file == "metrics.csv" and "/" in name else file.format(dataset, backbone, name)
-            _refuse(found.path / file, f"it lacks fold {fold} of {dataset}/{backbone}/{name}, which other files there hold")
+            _refuse(
+                found.path / file, f"it lacks fold {fold} of {dataset}/{backbone}/{name}, which other files there hold"
+            )
 
 
 def _stored(found, images):
@@ -131,10 +165,14 @@ def _measured(found):
     suffixes = {(recipe, stage): suffix for suffix, recipe, stage in collect.VARIANTS.values()}
     cells = found.metrics[["dataset", "backbone", "regime", "recipe", "stage", "fold"]].drop_duplicates()
     peers = found.peers[["dataset", "backbone", "runtime", "precision", "fold"]].drop_duplicates()
-    return {(dataset, backbone, regime + suffixes.get((recipe, stage), ""), fold)
-            for dataset, backbone, regime, recipe, stage, fold in cells.to_numpy() if fold != "pooled"} | {
-            (dataset, backbone, f"{collect.PEERS}/{runtime}-{precision}", fold)
-            for dataset, backbone, runtime, precision, fold in peers.to_numpy()}
+    return {
+        (dataset, backbone, regime + suffixes.get((recipe, stage), ""), fold)
+        for dataset, backbone, regime, recipe, stage, fold in cells.to_numpy()
+        if fold != "pooled"
+    } | {
+        (dataset, backbone, f"{collect.PEERS}/{runtime}-{precision}", fold)
+        for dataset, backbone, runtime, precision, fold in peers.to_numpy()
+    }
 
 
 def _dataset(results, folder, dataset, manifest):
@@ -157,8 +195,16 @@ def _cell(results, runs, row, history, manifest):
         if len(frame):
             artefacts.write_parquet(folder / name, frame.reset_index(drop=True))
             files.append(name)
-    history = history[(history[["dataset", "backbone", "regime", "fold"]] == [
-        row[c] for c in ("dataset", "backbone", "regime", "fold")]).all(axis=1)] if len(history) else history
+    history = (
+        history[
+            (
+                history[["dataset", "backbone", "regime", "fold"]]
+                == [row[c] for c in ("dataset", "backbone", "regime", "fold")]
+            ).all(axis=1)
+        ]
+        if len(history)
+        else history
+    )
     if len(history):
         artefacts.write_csv(folder / "history.csv", history.drop(columns=["dataset", "backbone", "regime", "fold"]))
         files.append("history.csv")
@@ -181,8 +227,10 @@ def _studies(path, runs, profile, manifest):
     """Give each study's folder its rows of a table of all."""
     stage = collect.STUDIES[path.name]
     table = pd.read_parquet(path) if path.suffix == ".parquet" else _text(path)
-    conditions = {(c["stage"], c["dataset"], c["backbone"], c["fold"] or "0"): {"conditions": c}
-                  for c in _text(path.parent / collect.CONDITIONS).to_dict("records")}
+    conditions = {
+        (c["stage"], c["dataset"], c["backbone"], c["fold"] or "0"): {"conditions": c}
+        for c in _text(path.parent / collect.CONDITIONS).to_dict("records")
+    }
     keys = ["backbone"] if stage == "latency" else [c for c in ("dataset", "backbone", "regime", "fold") if c in table]
     for values, rows in table.groupby(keys, sort=False):
         at = {"dataset": "", "regime": "", "fold": "0"} | dict(zip(keys, values))
@@ -190,7 +238,11 @@ def _studies(path, runs, profile, manifest):
         folder = runs / folder.relative_to(paths.runs() / profile)
         (artefacts.write_parquet if path.suffix == ".parquet" else artefacts.write_csv)(folder / path.name, rows)
         timed = conditions.get((stage, at["dataset"], at["backbone"], str(at["fold"])), {})
-        _finish(folder, sorted(p.name for p in folder.iterdir() if p.name not in (MANIFEST, artefacts.DONE)), manifest | timed)
+        _finish(
+            folder,
+            sorted(p.name for p in folder.iterdir() if p.name not in (MANIFEST, artefacts.DONE)),
+            manifest | timed,
+        )
 
 
 def _finish(folder, files, manifest, **facts):

@@ -13,10 +13,30 @@ import signal
 import socket
 import sys
 
-PRELOAD = ("papermill.cli", "papermill.execute", "ipykernel.kernelapp", "ipykernel.ipkernel", "medq.notebook", "medq.finetune",
-           "medq.quantize.stage", "medq.datasets.partition", "medq.show", "timm", "pandas", "pyarrow.parquet",
-           "matplotlib.pyplot", "matplotlib_inline.backend_inline", "sklearn.metrics", "torch.ao.quantization.quantize_fx",
-           "medq.calibration_size", "medq.ablation", "medq.diagnosis", "medq.remedies", "medq.latency", "medq.figures")
+PRELOAD = (
+    "papermill.cli",
+    "papermill.execute",
+    "ipykernel.kernelapp",
+    "ipykernel.ipkernel",
+    "medq.notebook",
+    "medq.finetune",
+    "medq.quantize.stage",
+    "medq.datasets.partition",
+    "medq.show",
+    "timm",
+    "pandas",
+    "pyarrow.parquet",
+    "matplotlib.pyplot",
+    "matplotlib_inline.backend_inline",
+    "sklearn.metrics",
+    "torch.ao.quantization.quantize_fx",
+    "medq.calibration_size",
+    "medq.ablation",
+    "medq.diagnosis",
+    "medq.remedies",
+    "medq.latency",
+    "medq.figures",
+)
 HEADER = 1 << 20
 
 
@@ -183,7 +203,7 @@ def _fork_kernel(cmd, env=None, cwd=None, **_):
             os.environ["JPY_PARENT_PID"] = str(parent)
             if cwd:
                 os.chdir(cwd)
-            _kernel(cmd[cmd.index("-f"):])
+            _kernel(cmd[cmd.index("-f") :])
         except SystemExit:
             os._exit(0)
         except BaseException:

@@ -44,10 +44,7 @@ def warnings(output):
 def pages(html):
     """{path of a page relative to the book: its parsed HTML}."""
     found = sorted(p for p in html.rglob("*.html") if "_static" not in p.parts)
-    return {
-        p.relative_to(html).as_posix(): BeautifulSoup(p.read_text(encoding="utf-8"), "html.parser")
-        for p in found
-    }
+    return {p.relative_to(html).as_posix(): BeautifulSoup(p.read_text(encoding="utf-8"), "html.parser") for p in found}
 
 
 def outside(html, parsed):
@@ -55,8 +52,7 @@ def outside(html, parsed):
     found = []
     for name, soup in parsed.items():
         tags = [
-            (t, t.get("src"))
-            for t in soup.find_all(["script", "img", "iframe", "source", "video", "audio", "embed"])
+            (t, t.get("src")) for t in soup.find_all(["script", "img", "iframe", "source", "video", "audio", "embed"])
         ]
         tags += [(t, t.get("href")) for t in soup.find_all("link") if "canonical" not in (t.get("rel") or [])]
         found += [(name, address) for _, address in tags if address and re.match(r"(https?:)?//", address)]
@@ -70,8 +66,7 @@ def outside(html, parsed):
 def broken_links(html, parsed):
     """Internal links, images, scripts and anchors that lead nowhere: (page, address)."""
     anchors = {
-        name: {t["id"] for t in soup.find_all(id=True)}
-        | {t["name"] for t in soup.find_all("a", attrs={"name": True})}
+        name: {t["id"] for t in soup.find_all(id=True)} | {t["name"] for t in soup.find_all("a", attrs={"name": True})}
         for name, soup in parsed.items()
     }
     found = []

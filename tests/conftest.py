@@ -68,5 +68,8 @@ def gaps():
     import fixtures_results
 
     return fixtures_results.world(
-        unsupported=(("BrainMRI", "convnext_tiny", "ptq-qnnpack"),), failed=(("ChestXray", "vit_base", "qat-fbgemm"),),
-        missing=(("SkinCancer", "vit_base", "qat-qnnpack"),), disagree=(("SkinCancer", "mobilenetv2", "ptq-qnnpack"),))
+        unsupported=(("BrainMRI", "convnext_tiny", "ptq-qnnpack"),),
+        failed=(("ChestXray", "vit_base", "qat-fbgemm"),),
+        missing=(("SkinCancer", "vit_base", "qat-qnnpack"),),
+        disagree=(("SkinCancer", "mobilenetv2", "ptq-qnnpack"),),
+    )

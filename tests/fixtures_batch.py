@@ -15,11 +15,22 @@ from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILE = {
-    "profile": "tiny", "datasets": ["phantom-BrainMRI"], "backbones": ["resnet18"], "folds": [0], "image_size": 32,
-    "regimes": ["fp32", "ptq-fbgemm"], "controls": [], "subset": {"train": 64, "held_out": 40}, "weights": "none",
-    "device": "cpu", "threads": 1, "train": {"epochs": 3, "learning_rate": 1e-3}, "calibration": {"images": 32},
+    "profile": "tiny",
+    "datasets": ["phantom-BrainMRI"],
+    "backbones": ["resnet18"],
+    "folds": [0],
+    "image_size": 32,
+    "regimes": ["fp32", "ptq-fbgemm"],
+    "controls": [],
+    "subset": {"train": 64, "held_out": 40},
+    "weights": "none",
+    "device": "cpu",
+    "threads": 1,
+    "train": {"epochs": 3, "learning_rate": 1e-3},
+    "calibration": {"images": 32},
     "bootstrap": {"resamples": 64},
-    "study": {"calibration_size": [], "ablation": [], "diagnosis": [], "remedies": [], "latency": []}}
+    "study": {"calibration_size": [], "ablation": [], "diagnosis": [], "remedies": [], "latency": []},
+}
 
 
 def write_profile(folder, **changes):
@@ -37,8 +48,14 @@ def environment(runs):
 
 def start_batch(profile, runs, *words):
     """A batch as a process of its own."""
-    return subprocess.Popen([sys.executable, "-m", "medq.cli", "batch", str(profile), "--results", str(runs / "results"), *words],
-                            env=environment(runs), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "medq.cli", "batch", str(profile), "--results", str(runs / "results"), *words],
+        env=environment(runs),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def family(pid):
@@ -56,8 +73,11 @@ def wait_for(condition, seconds=400):
 
 def snapshot(folder):
     """{path: (bytes, time of change)} of all that a batch made, without its logs and Snakemake's notes."""
-    return {p.relative_to(folder).as_posix(): (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(folder.rglob("*"))
-            if p.is_file() and ".snakemake" not in p.parts and "logs" not in p.parts and not p.name.endswith("lock")}
+    return {
+        p.relative_to(folder).as_posix(): (p.read_bytes(), p.stat().st_mtime_ns)
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and ".snakemake" not in p.parts and "logs" not in p.parts and not p.name.endswith("lock")
+    }
 
 
 def outcome(folder):
@@ -75,7 +95,7 @@ def outcome(folder):
 def killed(shared_tmp):
     """(profile, runs, processes that it had, those left over, output and status of the second start): a batch killed while
     it trained, then run again; once however many processes run the tests, so change nothing in it."""
-    folder = shared_tmp / "it's a \"test\" – größe"
+    folder = shared_tmp / 'it\'s a "test" – größe'
     profile, runs, facts = folder / "my params" / "tiny.yaml", folder / "my 'runs'", folder / "facts.json"
     with FileLock(str(shared_tmp / "killed.lock")):
         if not facts.is_file():

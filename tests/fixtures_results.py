@@ -17,15 +17,24 @@ import pandas as pd
 
 from medq.results import SCHEMA, Results
 
-CLASSES = {"BrainMRI": (["glioma", "meningioma", "notumor", "pituitary"], [.23, .23, .31, .23]),
-           "ChestXray": (["COVID", "Normal", "Viral Pneumonia"], [.33, .54, .13]),
-           "SkinCancer": (["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"],
-                          [.05, .06, .11, .04, .12, .57, .05])}
-BACKBONES = ["resnet18", "resnet50", "densenet121", "efficientnet_b0", "mobilenetv2", "convnext_tiny",
-             "swin_tiny", "vit_base"]
+CLASSES = {
+    "BrainMRI": (["glioma", "meningioma", "notumor", "pituitary"], [0.23, 0.23, 0.31, 0.23]),
+    "ChestXray": (["COVID", "Normal", "Viral Pneumonia"], [0.33, 0.54, 0.13]),
+    "SkinCancer": (["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"], [0.05, 0.06, 0.11, 0.04, 0.12, 0.57, 0.05]),
+}
+BACKBONES = [
+    "resnet18",
+    "resnet50",
+    "densenet121",
+    "efficientnet_b0",
+    "mobilenetv2",
+    "convnext_tiny",
+    "swin_tiny",
+    "vit_base",
+]
 REGIMES = ["fp32", "fp16", "ptq-fbgemm", "ptq-qnnpack", "qat-fbgemm", "qat-qnnpack", "fp32-continued"]
 SHARPNESS = {"BrainMRI": 4.6, "ChestXray": 4.2, "SkinCancer": 2.4}  # logit of the true class above the others
-FRAGILITY = dict(zip(BACKBONES, [.35, .25, .5, .9, 1.0, .6, .4, .3]))
+FRAGILITY = dict(zip(BACKBONES, [0.35, 0.25, 0.5, 0.9, 1.0, 0.6, 0.4, 0.3]))
 FP32_MS = dict(zip(BACKBONES, [6.7, 16.0, 74.8, 9.6, 6.3, 14.6, 20.8, 37.7]))
 SPEEDUP = dict(zip(BACKBONES, [3.39, 3.45, 5.62, 1.05, 1.2, 1.8, 1.5, 1.6]))
 SIZE_RATIO = dict(zip(BACKBONES, [3.96, 3.92, 3.49, 3.21, 3.13, 3.86, 3.95, 3.88]))
@@ -66,7 +75,7 @@ def engine(regime):
 def labels(dataset, n):
     """Labels [n] with the dataset's imbalance, every class present."""
     _, shares = CLASSES[dataset]
-    return np.searchsorted(np.cumsum(shares), (np.arange(n) + .5) / n).clip(0, len(shares) - 1)
+    return np.searchsorted(np.cumsum(shares), (np.arange(n) + 0.5) / n).clip(0, len(shares) - 1)
 
 
 def probabilities(dataset, backbone, regime, stage, n, damage, wrong_engine):
@@ -102,9 +111,12 @@ def metric_rows(y, p, classes):
     brier = ((p - onehot) ** 2).mean(0)
     top = p.max(1)
     right = p.argmax(1) == y
-    rows = {("ece_top_label", ""): _ece(top, right), ("accuracy", ""): right.mean(),
-            ("brier", ""): brier.sum(),
-            ("nll", ""): -np.log(np.maximum(p[np.arange(len(y)), y], 1e-12)).mean()}
+    rows = {
+        ("ece_top_label", ""): _ece(top, right),
+        ("accuracy", ""): right.mean(),
+        ("brier", ""): brier.sum(),
+        ("nll", ""): -np.log(np.maximum(p[np.arange(len(y)), y], 1e-12)).mean(),
+    }
     for name, values in (("auroc", auroc), ("auprc", auprc), ("ece", ece)):
         rows[name, ""] = float(np.mean(values))
         rows |= {(name, c): float(v) for c, v in zip(classes, values)}
@@ -116,9 +128,28 @@ def _ece(p, hit):
     return np.abs(np.bincount(place, weights=p - hit, minlength=16)).sum() / len(p)
 
 
-def write(folder, *, datasets=tuple(CLASSES), backbones=tuple(BACKBONES), regimes=tuple(REGIMES), n=150,
-          phantoms=False, ptq=1.0, qat=0.02, fp16=0.0, engine_gap=0.0, unsupported=(), failed=(), missing=(),
-          disagree=(), omit=(), folds=1, predictions=True, tail=1.05, speedup=None):
+def write(
+    folder,
+    *,
+    datasets=tuple(CLASSES),
+    backbones=tuple(BACKBONES),
+    regimes=tuple(REGIMES),
+    n=150,
+    phantoms=False,
+    ptq=1.0,
+    qat=0.02,
+    fp16=0.0,
+    engine_gap=0.0,
+    unsupported=(),
+    failed=(),
+    missing=(),
+    disagree=(),
+    omit=(),
+    folds=1,
+    predictions=True,
+    tail=1.05,
+    speedup=None,
+):
     """Write the folder and return its path.
 
     `ptq`, `qat`, `fp16`: damage done by each kind of regime (0 none, 1 the paper's). `engine_gap`: damage
@@ -137,8 +168,11 @@ def write(folder, *, datasets=tuple(CLASSES), backbones=tuple(BACKBONES), regime
                 if cell in missing:
                     continue
                 state = "unsupported" if cell in unsupported else "failed" if cell in failed else "done"
-                reason = {"unsupported": "failed to create add operator: scale ratio out of range",
-                          "failed": "the kernel died", "done": ""}[state]
+                reason = {
+                    "unsupported": "failed to create add operator: scale ratio out of range",
+                    "failed": "the kernel died",
+                    "done": "",
+                }[state]
                 agrees = "" if not engine(regime) or state != "done" else str(cell not in disagree)
                 note = "ReLU6 off by 6.0" if agrees == "False" else ""
                 cells += [(*cell, k, state, reason, 10.0, 5, agrees, note) for k in range(folds)]
@@ -147,11 +181,15 @@ def write(folder, *, datasets=tuple(CLASSES), backbones=tuple(BACKBONES), regime
                     metrics += made["metrics"]
                     intervals += made["intervals"]
                     scores |= made["scores"]
-    tables = {"cells.csv": cells, "metrics.csv": metrics,
-              "intervals.csv": intervals + _mean_intervals(intervals),
-              "bootstrap.csv": _bootstrap(scores, named, backbones),
-              **_timing(backbones, regimes, tail, speedup),
-              **_studies(scores, named, backbones), **_histories(cells)}
+    tables = {
+        "cells.csv": cells,
+        "metrics.csv": metrics,
+        "intervals.csv": intervals + _mean_intervals(intervals),
+        "bootstrap.csv": _bootstrap(scores, named, backbones),
+        **_timing(backbones, regimes, tail, speedup),
+        **_studies(scores, named, backbones),
+        **_histories(cells),
+    }
     for file, rows in tables.items():
         if file not in omit:
             _save(folder / file, rows)
@@ -195,16 +233,27 @@ def _cell(folder, cell, dataset, world, wrong, predictions):
         recipe = "mended" if variant == "mended" else "default"
         out["metrics"] += [(*cell, recipe, stage, "pooled", *key, value) for key, value in values.items()]
         if recipe == "default":
-            out["intervals"] += [(*cell, stage, *key, v, max(0, v - .01), min(2, v + .01)
-                                  if key[0] == "brier" else min(1, v + .01), np.nan)
-                                 for key, v in values.items() if key[0] not in ("accuracy", "nll")]
+            out["intervals"] += [
+                (
+                    *cell,
+                    stage,
+                    *key,
+                    v,
+                    max(0, v - 0.01),
+                    min(2, v + 0.01) if key[0] == "brier" else min(1, v + 0.01),
+                    np.nan,
+                )
+                for key, v in values.items()
+                if key[0] not in ("accuracy", "nll")
+            ]
             if stage != "fake-quant":
                 out["scores"][cell] = values
         if predictions:
             target = folder / "predictions" / name / backbone
             target.mkdir(parents=True, exist_ok=True)
-            frame = pd.DataFrame({"image_id": [f"i{k}" for k in range(len(y))],
-                                  "fold": np.arange(len(y)) % world["folds"], "label": y})
+            frame = pd.DataFrame(
+                {"image_id": [f"i{k}" for k in range(len(y))], "fold": np.arange(len(y)) % world["folds"], "label": y}
+            )
             for k, c in enumerate(classes):
                 frame[f"p_{c}"] = p[:, k]
             frame.to_parquet(target / f"{regime}{'.' + variant if variant else ''}.parquet", index=False)
@@ -215,28 +264,43 @@ def _mean_intervals(intervals):
     frame = pd.DataFrame(intervals, columns=SCHEMA["intervals.csv"])
     frame = frame[frame["class"] == ""]
     mean = frame.groupby(["dataset", "regime", "stage", "metric"])["value"].agg(["mean", "std"]).reset_index()
-    return [(r.dataset, "mean", r.regime, r.stage, r.metric, "", r.mean, max(0, r.mean - .004),
-             min(1, r.mean + .004) if r.metric != "brier" else r.mean + .004, r.std)
-            for r in mean.itertuples(index=False)]
+    return [
+        (
+            r.dataset,
+            "mean",
+            r.regime,
+            r.stage,
+            r.metric,
+            "",
+            r.mean,
+            max(0, r.mean - 0.004),
+            min(1, r.mean + 0.004) if r.metric != "brier" else r.mean + 0.004,
+            r.std,
+        )
+        for r in mean.itertuples(index=False)
+    ]
 
 
 def _bootstrap(scores, named, backbones):
-    pairs = [("fp32", "fp16")] + [(a, f"{b}-{e}") for a, b in (("fp32", "ptq"), ("fp32", "qat"))
-                                  for e in ("fbgemm", "qnnpack")]
+    pairs = [("fp32", "fp16")] + [
+        (a, f"{b}-{e}") for a, b in (("fp32", "ptq"), ("fp32", "qat")) for e in ("fbgemm", "qnnpack")
+    ]
     pairs += [(f"ptq-{e}", f"qat-{e}") for e in ("fbgemm", "qnnpack")] + [("fp32-continued", "qat-fbgemm")]
     rows = []
     for name in named:
         for a, b in pairs:
             for metric in ("auprc", "auroc", "ece", "brier"):
-                deltas = {k: 100 * (scores[name, k, a][metric, ""] - scores[name, k, b][metric, ""])
-                          for k in backbones if (name, k, a) in scores and (name, k, b) in scores}
+                deltas = {
+                    k: 100 * (scores[name, k, a][metric, ""] - scores[name, k, b][metric, ""])
+                    for k in backbones
+                    if (name, k, a) in scores and (name, k, b) in scores
+                }
                 if deltas:
                     deltas["all"] = float(np.mean(list(deltas.values())))
                 for who, delta in deltas.items():
                     half = 0.6 if who == "all" else 1.0
                     p = 0.0005 if abs(delta) > half else 0.4
-                    rows.append((name, who, a, b, metric, 2000, delta, delta - half, delta + half, p,
-                                 min(1, p * 8)))
+                    rows.append((name, who, a, b, metric, 2000, delta, delta - half, delta + half, p, min(1, p * 8)))
     return rows
 
 
@@ -251,14 +315,34 @@ def _timing(backbones, regimes, tail, speedup):
             baselines = {"eager": 1, "channels-last": 1.2, "fused": 1.35} if regime == "fp32" else {"": 1}
             for baseline, gain in baselines.items():
                 for batch in (1, 32):
-                    p50 = FP32_MS[backbone] * batch ** 0.9 / ratio / gain * slow
+                    p50 = FP32_MS[backbone] * batch**0.9 / ratio / gain * slow
                     p99 = p50 * (tail if engine(regime) else 1.08)
-                    convert = {"ptq": 60.0 if backbone not in TRANSFORMERS else 0.3,
-                               "qat": 0.6}.get(regime[:3], np.nan)
+                    convert = {"ptq": 60.0 if backbone not in TRANSFORMERS else 0.3, "qat": 0.6}.get(regime[:3], np.nan)
                     size = 100.0 / (SIZE_RATIO[backbone] if engine(regime) else 1)
-                    latency.append(("", backbone, regime, baseline, engine(regime), "cpu", batch, 2, 300,
-                                    p50 * 1.01, p50, p50 * .99, p50 * 1.01, p50 * 1.03, p99, p99 * .98,
-                                    p99 * 1.05, 1000 * batch / p50, convert, size))
+                    latency.append(
+                        (
+                            "",
+                            backbone,
+                            regime,
+                            baseline,
+                            engine(regime),
+                            "cpu",
+                            batch,
+                            2,
+                            300,
+                            p50 * 1.01,
+                            p50,
+                            p50 * 0.99,
+                            p50 * 1.01,
+                            p50 * 1.03,
+                            p99,
+                            p99 * 0.98,
+                            p99 * 1.05,
+                            1000 * batch / p50,
+                            convert,
+                            size,
+                        )
+                    )
                     times = p50 * (1 + 0.02 * rng(backbone, regime, baseline, batch).normal(size=40))
                     raw += [("", backbone, regime, baseline, batch, k, t) for k, t in enumerate(times)]
     return {"latency.csv": latency, "latency_raw.parquet": raw}
@@ -266,8 +350,19 @@ def _timing(backbones, regimes, tail, speedup):
 
 def _studies(scores, named, backbones):
     cnns = [b for b in backbones if b not in TRANSFORMERS]
-    tables = {name: [] for name in ("calibration_size.csv", "ablation.csv", "layers.csv", "remedies.csv",
-                                    "silent.csv", "flips.csv", "leak.csv", "peers.csv")}
+    tables = {
+        name: []
+        for name in (
+            "calibration_size.csv",
+            "ablation.csv",
+            "layers.csv",
+            "remedies.csv",
+            "silent.csv",
+            "flips.csv",
+            "leak.csv",
+            "peers.csv",
+        )
+    }
     for name, dataset in named.items():
         for backbone in backbones:
             if (name, backbone, "ptq-fbgemm") not in scores:
@@ -282,68 +377,148 @@ def _studies(scores, named, backbones):
             _remedies(tables["remedies.csv"], name, backbone, fp, ptq)
             for regime in ("ptq-fbgemm", "qat-fbgemm"):
                 if (name, backbone, regime) in scores:
-                    tables["silent.csv"] += [(name, backbone, regime, "converted", 0, c, .4, .95,
-                                              .95 - .3 * k / 10, .9, .88, .2, .18, 3, 5, 150)
-                                             for k, c in enumerate(CLASSES[dataset][0])]
+                    tables["silent.csv"] += [
+                        (
+                            name,
+                            backbone,
+                            regime,
+                            "converted",
+                            0,
+                            c,
+                            0.4,
+                            0.95,
+                            0.95 - 0.3 * k / 10,
+                            0.9,
+                            0.88,
+                            0.2,
+                            0.18,
+                            3,
+                            5,
+                            150,
+                        )
+                        for k, c in enumerate(CLASSES[dataset][0])
+                    ]
                     tables["flips.csv"].append((name, backbone, "fp32", regime, 0, 12, 3, 7, 150))
             if dataset == "BrainMRI":
-                subsets = (("all", 150, 0), ("without-identical", 140, .004), ("without-twins", 110, .012))
-                tables["leak.csv"] += [(name, backbone, "fp32", "float", m, s, n, fp[m, ""] - d)
-                                       for m in ("auroc", "auprc", "brier") for s, n, d in subsets]
+                subsets = (("all", 150, 0), ("without-identical", 140, 0.004), ("without-twins", 110, 0.012))
+                tables["leak.csv"] += [
+                    (name, backbone, "fp32", "float", m, s, n, fp[m, ""] - d)
+                    for m in ("auroc", "auprc", "brier")
+                    for s, n, d in subsets
+                ]
             _peers(tables["peers.csv"], name, backbone, fp)
     return tables
 
 
 def _sweep(rows, name, backbone, auprc):
-    spread = {"SkinCancer": .03}.get(name.removeprefix("phantom-"), .004)
+    spread = {"SkinCancer": 0.03}.get(name.removeprefix("phantom-"), 0.004)
     spread *= 1.8 if backbone in ("mobilenetv2", "convnext_tiny") else 1
     for n in (16, 32, 64, 128, 256, 512, 1024):
         for k in range(3):
             wobble = rng("sweep", name, backbone, n, k).normal() * spread
-            rows.append((name, backbone, "ptq-fbgemm", 0, n, k, min(1.0, auprc - .04 * 16 / n + wobble)))
+            rows.append((name, backbone, "ptq-fbgemm", 0, n, k, min(1.0, auprc - 0.04 * 16 / n + wobble)))
 
 
 def _ablation(rows, name, backbone, fp):
-    fragile = .3 if backbone == "mobilenetv2" else .02
-    recipes = {"default": ("per-channel", "histogram", "True", "traced", "False", "True", 0.0),
-               "per-tensor": ("per-tensor", "histogram", "True", "traced", "False", "True", fragile),
-               "minmax": ("per-channel", "minmax", "True", "traced", "False", "True", .01),
-               "not-normalised": ("per-channel", "histogram", "True", "traced", "False", "False", .4)}
+    fragile = 0.3 if backbone == "mobilenetv2" else 0.02
+    recipes = {
+        "default": ("per-channel", "histogram", "True", "traced", "False", "True", 0.0),
+        "per-tensor": ("per-tensor", "histogram", "True", "traced", "False", "True", fragile),
+        "minmax": ("per-channel", "minmax", "True", "traced", "False", "True", 0.01),
+        "not-normalised": ("per-channel", "histogram", "True", "traced", "False", "False", 0.4),
+    }
     for recipe, (*factors, loss) in recipes.items():
         for stage in ("fake-quant", "converted"):
-            rows.append((name, backbone, recipe, "fbgemm", "fbgemm", 0, stage, *factors,
-                         fp["auprc", ""] - loss, fp["auroc", ""] - loss / 2, fp["ece", ""] + loss / 2,
-                         fp["ece_top_label", ""] + loss, fp["brier", ""] + loss))
+            rows.append(
+                (
+                    name,
+                    backbone,
+                    recipe,
+                    "fbgemm",
+                    "fbgemm",
+                    0,
+                    stage,
+                    *factors,
+                    fp["auprc", ""] - loss,
+                    fp["auroc", ""] - loss / 2,
+                    fp["ece", ""] + loss / 2,
+                    fp["ece_top_label", ""] + loss,
+                    fp["brier", ""] + loss,
+                )
+            )
 
 
 def _layers(rows, name, backbone):
     for k in range(12):
         draw = rng("layer", name, backbone, k).random(4)
-        rows.append((name, backbone, "ptq-fbgemm", 0, f"layer{k // 4}.{k % 4}.conv", "conv2d",
-                     45 - 25 * draw[0] - k, .02 * draw[1], 1 + 40 * draw[2], 60 - 10 * draw[3], int(k == 5)))
+        rows.append(
+            (
+                name,
+                backbone,
+                "ptq-fbgemm",
+                0,
+                f"layer{k // 4}.{k % 4}.conv",
+                "conv2d",
+                45 - 25 * draw[0] - k,
+                0.02 * draw[1],
+                1 + 40 * draw[2],
+                60 - 10 * draw[3],
+                int(k == 5),
+            )
+        )
 
 
 def _remedies(rows, name, backbone, fp, ptq):
-    for remedy, share, cost in (("fp32", 1, 3.0), ("none", 0, 1.0), ("temperature", .5, 1.0),
-                                ("worst-3-in-fp32", .6, 1.3),
-                                ("bias-correction", .2, 1.0), ("better-recipe", .9, 1.0)):
-        closed = {m: ptq[m, ""] + share * (fp[m, ""] - ptq[m, ""])
-                  for m in ("auprc", "ece", "ece_top_label", "brier")}
+    for remedy, share, cost in (
+        ("fp32", 1, 3.0),
+        ("none", 0, 1.0),
+        ("temperature", 0.5, 1.0),
+        ("worst-3-in-fp32", 0.6, 1.3),
+        ("bias-correction", 0.2, 1.0),
+        ("better-recipe", 0.9, 1.0),
+    ):
+        closed = {m: ptq[m, ""] + share * (fp[m, ""] - ptq[m, ""]) for m in ("auprc", "ece", "ece_top_label", "brier")}
         closed["auprc"] = ptq["auprc", ""] if remedy == "temperature" else closed["auprc"]
         rows.append((name, backbone, "ptq-fbgemm", 0, remedy, *closed.values(), 5.0 * cost))
 
 
 def _peers(rows, name, backbone, fp):
-    for runtime, precision, gain, loss in (("pytorch", "fp32", 1, 0), ("pytorch-fbgemm", "int8", 2.5, .02),
-                                           ("onnxruntime", "fp32", 1.8, 0), ("onnxruntime", "int8", 3.5, .01),
-                                           ("openvino", "fp32", 2.0, 0), ("openvino", "int8", 4.5, .005)):
+    for runtime, precision, gain, loss in (
+        ("pytorch", "fp32", 1, 0),
+        ("pytorch-fbgemm", "int8", 2.5, 0.02),
+        ("onnxruntime", "fp32", 1.8, 0),
+        ("onnxruntime", "int8", 3.5, 0.01),
+        ("openvino", "fp32", 2.0, 0),
+        ("openvino", "int8", 4.5, 0.005),
+    ):
         for batch in (1, 32):
             p50 = FP32_MS[backbone] * batch / gain
             size = 25.0 if precision == "int8" else 100.0
-            rows.append((name, backbone, 0, runtime, precision, 224, batch, fp["auroc", ""] - loss,
-                         fp["auprc", ""] - loss, fp["ece", ""] + loss, fp["ece_top_label", ""] + loss,
-                         fp["brier", ""] + loss, p50, p50 * 1.1, p50 * .99, p50 * 1.01, p50 * 1.05, p50 * 1.2,
-                         size, 2.0, ""))
+            rows.append(
+                (
+                    name,
+                    backbone,
+                    0,
+                    runtime,
+                    precision,
+                    224,
+                    batch,
+                    fp["auroc", ""] - loss,
+                    fp["auprc", ""] - loss,
+                    fp["ece", ""] + loss,
+                    fp["ece_top_label", ""] + loss,
+                    fp["brier", ""] + loss,
+                    p50,
+                    p50 * 1.1,
+                    p50 * 0.99,
+                    p50 * 1.01,
+                    p50 * 1.05,
+                    p50 * 1.2,
+                    size,
+                    2.0,
+                    "",
+                )
+            )
 
 
 def _histories(cells):
@@ -351,32 +526,51 @@ def _histories(cells):
     for dataset, backbone, regime, fold, state, *_ in cells:
         if state == "done" and not regime.startswith("ptq"):
             for epoch in range(1, 6):
-                accuracy = 1 - .5 * .6 ** epoch
-                rows.append((dataset, backbone, regime, fold, epoch, 1.2 * .6 ** epoch, accuracy + .01,
-                             accuracy - .03))
+                accuracy = 1 - 0.5 * 0.6**epoch
+                rows.append(
+                    (dataset, backbone, regime, fold, epoch, 1.2 * 0.6**epoch, accuracy + 0.01, accuracy - 0.03)
+                )
     return {"history.csv": rows}
 
 
 def _provenance(named, backbones, regimes, n, profile):
-    return {"profile": profile, "written": "2026-11-23T10:00:00+00:00", "platform": "Linux",
-            "commit": {"hash": "0123456789abcdef0123456789abcdef01234567", "modified": False},
-            "parameters": {"datasets": list(named), "backbones": list(backbones), "image_size": 64,
-                           "regimes": [r for r in regimes if r != "fp32-continued"],
-                           "controls": ["fp32-continued"], "weights": "none",
-                           "subset": {"train": 2000, "held_out": None}, "latency": {"image_size": 224},
-                           "seed": 42},
-            "data": {name: {"fingerprint": "00", "n_images": n, "n_release": 7023, "n_train": 2 * n,
-                            "n_held_out": n} for name in named},
-            "machines": [{"cpu": {"model": "Example CPU"}, "gpu": None}], "train_hours": 1.5,
-            "versions": {"torch": "2.13.0", "python": "3.11.9"}, "gpu": None,
-            "cpu": {"model": "Example CPU", "machine": "x86_64", "cores": 2,
-                    "instructions": ["avx2", "avx512_vnni"]}}
+    return {
+        "profile": profile,
+        "written": "2026-11-23T10:00:00+00:00",
+        "platform": "Linux",
+        "commit": {"hash": "0123456789abcdef0123456789abcdef01234567", "modified": False},
+        "parameters": {
+            "datasets": list(named),
+            "backbones": list(backbones),
+            "image_size": 64,
+            "regimes": [r for r in regimes if r != "fp32-continued"],
+            "controls": ["fp32-continued"],
+            "weights": "none",
+            "subset": {"train": 2000, "held_out": None},
+            "latency": {"image_size": 224},
+            "seed": 42,
+        },
+        "data": {
+            name: {"fingerprint": "00", "n_images": n, "n_release": 7023, "n_train": 2 * n, "n_held_out": n}
+            for name in named
+        },
+        "machines": [{"cpu": {"model": "Example CPU"}, "gpu": None}],
+        "train_hours": 1.5,
+        "versions": {"torch": "2.13.0", "python": "3.11.9"},
+        "gpu": None,
+        "cpu": {"model": "Example CPU", "machine": "x86_64", "cores": 2, "instructions": ["avx2", "avx512_vnni"]},
+    }
 
 
 def _folds(folder, named, n, folds):
     (folder / "folds").mkdir(exist_ok=True)
     for name, dataset in named.items():
         y = labels(dataset, n)
-        pd.DataFrame({"image_id": [f"i{k}" for k in range(n)], "label": y,
-                      "group": [f"g{k // 2}" for k in range(n)], "fold": np.arange(n) % folds,
-                      }).to_csv(folder / "folds" / f"{name}.csv", index=False)
+        pd.DataFrame(
+            {
+                "image_id": [f"i{k}" for k in range(n)],
+                "label": y,
+                "group": [f"g{k // 2}" for k in range(n)],
+                "fold": np.arange(n) % folds,
+            }
+        ).to_csv(folder / "folds" / f"{name}.csv", index=False)

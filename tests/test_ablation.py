@@ -33,18 +33,25 @@ def activation_observer(prepared):
 
 # --- one test for each switch ---------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", INT8)
-@pytest.mark.parametrize(("weights", "scheme"), [("per-tensor", torch.per_tensor_affine),
-                                                 ("per-channel", torch.per_channel_affine)])
+@pytest.mark.parametrize(
+    ("weights", "scheme"), [("per-tensor", torch.per_tensor_affine), ("per-channel", torch.per_channel_affine)]
+)
 def test_weights(name, weights, scheme):
     model = made(name, weights=weights)[1].model
     assert {model.get_submodule(path).weight().qscheme() for path in ("stem.0", "depthwise", "mix", "head")} == {scheme}
 
 
 @pytest.mark.parametrize("name", INT8)
-@pytest.mark.parametrize(("activations", "observer"), [
-    ("minmax", "MinMaxObserver"), ("moving-average", "MovingAverageMinMaxObserver"),
-    ("histogram", "HistogramObserver")])
+@pytest.mark.parametrize(
+    ("activations", "observer"),
+    [
+        ("minmax", "MinMaxObserver"),
+        ("moving-average", "MovingAverageMinMaxObserver"),
+        ("histogram", "HistogramObserver"),
+    ],
+)
 def test_activations(name, activations, observer):
     found = activation_observer(made(name, activations=activations)[0])
     assert type(found).__name__ == observer
@@ -60,8 +67,10 @@ def test_reduced_range(name, reduced, highest):
 
 
 def test_reduced_range_halves_the_resolution():
-    fine, coarse = (made("fbgemm", reduce_range=r, activations="minmax")[1].model.get_submodule("stem.0").scale
-                    for r in (False, True))
+    fine, coarse = (
+        made("fbgemm", reduce_range=r, activations="minmax")[1].model.get_submodule("stem.0").scale
+        for r in (False, True)
+    )
     assert coarse / fine == pytest.approx(255 / 127, rel=1e-5)
 
 
@@ -120,6 +129,7 @@ def test_other_engine():
 
 # --- recipes as data ------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", INT8)
 def test_a_resolved_recipe_is_the_default_written_out(name):
     written = static.resolved(stage.DEFAULT, name)
@@ -155,12 +165,16 @@ def test_every_recipe_changes_what_an_engine_gives(name):
 
 def test_each_switch_stands_alone_in_one_recipe():
     default = profiles.recipes()["default"].model_dump(exclude={"title"})
-    single = {next(iter(changed)) for recipe in profiles.recipes().values()
-              if len(changed := {k for k, v in recipe.model_dump(exclude={"title"}).items() if v != default[k]}) == 1}
+    single = {
+        next(iter(changed))
+        for recipe in profiles.recipes().values()
+        if len(changed := {k for k, v in recipe.model_dump(exclude={"title"}).items() if v != default[k]}) == 1
+    }
     assert single == set(default)
 
 
 # --- the stage ------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def measured():
@@ -191,8 +205,11 @@ def test_recipes_that_come_to_the_same_score_the_same(measured):
 
 
 def test_the_smallest_change_that_collapses_the_model_is_named(measured):
-    table = measured[0]["ablation.csv"].query(
-        "stage == 'converted' and engine == 'fbgemm' and run_engine == 'fbgemm'").copy()
+    table = (
+        measured[0]["ablation.csv"]
+        .query("stage == 'converted' and engine == 'fbgemm' and run_engine == 'fbgemm'")
+        .copy()
+    )
     assert (ablation.smallest_collapse(table)["recipe"] == "none").all()
     fell = table["recipe"].isin(["training-mode", "weights-per-tensor"])
     table.loc[fell, "auprc"] -= [tables.COLLAPSE + 0.05, tables.COLLAPSE + 0.2]
@@ -222,8 +239,11 @@ def test_what_an_engine_refuses_is_left_out_with_its_reason(monkeypatch):
     written, facts = ablation.measure(params, here, part())
     table = written["ablation.csv"]
     assert facts == {"reason": "default for qnnpack: no such kernel"}
-    assert list(zip(table["engine"], table["stage"])) == [("fbgemm", "fake-quant"), ("fbgemm", "converted"),
-                                                          ("qnnpack", "fake-quant")]
+    assert list(zip(table["engine"], table["stage"])) == [
+        ("fbgemm", "fake-quant"),
+        ("fbgemm", "converted"),
+        ("qnnpack", "fake-quant"),
+    ]
 
 
 def test_unknown_recipe_is_refused():

@@ -87,9 +87,7 @@ def test_an_interval_that_reaches_over_the_limit_fails_and_less_confidence_lets_
     )
     strict = decide(results)
     assert strict.loc[strict["ship"], "candidate"].tolist() == ["fp32"]
-    assert row_of(strict, "ptq-fbgemm")["auprc_loss_bound_pp"] == pytest.approx(
-        0.8 + 0.4 * 1.6449 / 1.9600, abs=1e-4
-    )
+    assert row_of(strict, "ptq-fbgemm")["auprc_loss_bound_pp"] == pytest.approx(0.8 + 0.4 * 1.6449 / 1.9600, abs=1e-4)
     assert "perhaps 1.14 points" in row_of(strict, "ptq-fbgemm")["why"]
     lax = decide(results, Limits(confidence=0.7))
     assert lax.loc[lax["ship"], "candidate"].tolist() == ["ptq-fbgemm"]
@@ -141,19 +139,14 @@ def test_a_budget_counts_with_its_bound_and_the_best_baseline_of_fp32_counts(tmp
 def test_what_was_not_measured_does_not_pass_and_says_so(tmp_path):
     results = made(
         tmp_path,
-        cells=cells("fp32", "ptq-fbgemm", "ptq-qnnpack")
-        + cells("qat-fbgemm", status="unsupported", reason="no add"),
+        cells=cells("fp32", "ptq-fbgemm", "ptq-qnnpack") + cells("qat-fbgemm", status="unsupported", reason="no add"),
         latency=[timed("fp32", 10.0, baseline="eager"), timed("ptq-fbgemm", 2.0)],
     )
     table = decide(results)
-    assert (
-        row_of(table, "ptq-fbgemm")["passes"] is None
-        and "AUPRC not measured" in row_of(table, "ptq-fbgemm")["why"]
-    )
+    assert row_of(table, "ptq-fbgemm")["passes"] is None and "AUPRC not measured" in row_of(table, "ptq-fbgemm")["why"]
     assert "Latency not measured" in row_of(table, "ptq-qnnpack")["why"]
     assert (
-        row_of(table, "qat-fbgemm")["passes"] is False
-        and row_of(table, "qat-fbgemm")["why"] == "unsupported: no add"
+        row_of(table, "qat-fbgemm")["passes"] is False and row_of(table, "qat-fbgemm")["why"] == "unsupported: no add"
     )
     assert table.loc[table["ship"], "candidate"].tolist() == ["fp32"]
 
@@ -242,9 +235,7 @@ def test_limits_that_make_no_sense_are_refused(wrong):
 
 
 def test_the_command_prints_decisions_and_writes_a_table(tmp_path, capsys):
-    assert (
-        main(["advise", str(world().path), "--max-latency-ms", "10", "--csv", str(tmp_path / "out.csv")]) == 0
-    )
+    assert main(["advise", str(world().path), "--max-latency-ms", "10", "--csv", str(tmp_path / "out.csv")]) == 0
     said = capsys.readouterr().out
     assert "BrainMRI, ResNet-18: ship" in said and "DenseNet-121: nothing passes" in said
     assert set(advise.COLUMNS) == set(pd.read_csv(tmp_path / "out.csv").columns)

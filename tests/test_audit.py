@@ -29,12 +29,19 @@ def scene(seed, size=160):
 def dataset(tmp_path):
     """Eight scenes with copies of every kind: (index, folds with fold 0 held out)."""
     pictures = {f"original{k}": scene(k) for k in range(8)}
-    pictures |= {"same0": scene(0), "same0again": scene(0),
-                 "jpeg1": scene(1), "smaller2": scene(2).resize((120, 120)),
-                 "brighter3": scene(3).point(lambda value: value * 0.7 + 40),
-                 "mirror4": ImageOps.mirror(scene(4)), "flip5": ImageOps.flip(scene(5)),
-                 "turned6": scene(6).rotate(180), "quarter7": scene(7).rotate(90),
-                 "blank": Image.new("RGB", (50, 50)), "white": Image.new("RGB", (50, 50), "white")}
+    pictures |= {
+        "same0": scene(0),
+        "same0again": scene(0),
+        "jpeg1": scene(1),
+        "smaller2": scene(2).resize((120, 120)),
+        "brighter3": scene(3).point(lambda value: value * 0.7 + 40),
+        "mirror4": ImageOps.mirror(scene(4)),
+        "flip5": ImageOps.flip(scene(5)),
+        "turned6": scene(6).rotate(180),
+        "quarter7": scene(7).rotate(90),
+        "blank": Image.new("RGB", (50, 50)),
+        "white": Image.new("RGB", (50, 50), "white"),
+    }
     rows = []
     for name, picture in sorted(pictures.items()):
         path = tmp_path / (name + (".jpg" if name == "jpeg1" else ".png"))
@@ -54,10 +61,8 @@ def test_each_kind_of_copy_is_found_and_nothing_else(dataset):
     found = audit(*dataset)
     assert found.columns.tolist() == ["image_id", "group_id", "kind", "spans", "label"]
     assert groups_of(found, "identical") == [["original0", "same0", "same0again"]]
-    assert groups_of(found, "near") == [
-        ["brighter3", "original3"], ["jpeg1", "original1"], ["original2", "smaller2"]]
-    assert groups_of(found, "mirrored") == [
-        ["flip5", "original5"], ["mirror4", "original4"], ["original6", "turned6"]]
+    assert groups_of(found, "near") == [["brighter3", "original3"], ["jpeg1", "original1"], ["original2", "smaller2"]]
+    assert groups_of(found, "mirrored") == [["flip5", "original5"], ["mirror4", "original4"], ["original6", "turned6"]]
     assert found["spans"].all()
     assert audit(*dataset).equals(found)
 
@@ -76,10 +81,22 @@ def test_which_images_span_and_which_are_removed(dataset):
     frame, assigned = dataset
     found = audit(frame, assigned)
     assert twins_to_remove(found, assigned, 0) == [
-        "brighter3", "flip5", "jpeg1", "mirror4", "same0again", "smaller2", "turned6"]
+        "brighter3",
+        "flip5",
+        "jpeg1",
+        "mirror4",
+        "same0again",
+        "smaller2",
+        "turned6",
+    ]
     assert twins_to_remove(found, assigned, 0, kinds=("identical",)) == ["same0again"]
     assert held_out_twins(found, assigned, 0, kinds=("identical", "near")) == [
-        "original0", "original1", "original2", "original3", "same0"]
+        "original0",
+        "original1",
+        "original2",
+        "original3",
+        "same0",
+    ]
     nothing_held_out = assigned.assign(fold=-1)
     assert twins_to_remove(found, nothing_held_out, 0) == []
     assert not audit(frame, nothing_held_out)["spans"].any()

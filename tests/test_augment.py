@@ -20,8 +20,13 @@ def picture():
 
 def fixed(monkeypatch, flip, degrees, light):
     """Make the three draws come out as asked."""
-    draws = torch.tensor([0.1 if flip else 0.9, (degrees / augment.MAX_DEGREES + 1) / 2,
-                          (light - augment.BRIGHTNESS[0]) / (augment.BRIGHTNESS[1] - augment.BRIGHTNESS[0])])
+    draws = torch.tensor(
+        [
+            0.1 if flip else 0.9,
+            (degrees / augment.MAX_DEGREES + 1) / 2,
+            (light - augment.BRIGHTNESS[0]) / (augment.BRIGHTNESS[1] - augment.BRIGHTNESS[0]),
+        ]
+    )
     monkeypatch.setattr(torch, "rand", lambda *shape, generator=None: draws.view(3, 1).expand(*shape).clone())
 
 
@@ -49,8 +54,10 @@ def test_flip_is_numpys(monkeypatch, picture):
 def test_rotation_is_pils(monkeypatch, picture, degrees):
     fixed(monkeypatch, flip=False, degrees=degrees, light=1.0)
     ours = augmented(picture)
-    candidates = [np.asarray(Image.fromarray(picture).rotate(sign * degrees, Image.Resampling.BILINEAR), float)
-                  for sign in (1, -1)]
+    candidates = [
+        np.asarray(Image.fromarray(picture).rotate(sign * degrees, Image.Resampling.BILINEAR), float)
+        for sign in (1, -1)
+    ]
     inside = np.zeros(picture.shape[:2], bool)
     inside[12:-12, 12:-12] = True  # PIL and grid_sample treat the black border differently
     gaps = [np.abs(ours - candidate)[inside].max() for candidate in candidates]
@@ -75,8 +82,11 @@ def test_each_image_is_drawn_on_its_own_and_from_the_generator_alone(picture):
 
 def test_draws_stay_in_the_papers_ranges(monkeypatch):
     seen = {}
-    monkeypatch.setattr(augment, "_grid", lambda flip, angle, h, w: seen.update(flip=flip, angle=angle) or torch.zeros(
-        len(angle), h, w, 2))
+    monkeypatch.setattr(
+        augment,
+        "_grid",
+        lambda flip, angle, h, w: seen.update(flip=flip, angle=angle) or torch.zeros(len(angle), h, w, 2),
+    )
     augment.augment(torch.zeros(20_000, 2, 2, 3, dtype=torch.uint8), torch.Generator().manual_seed(0))
     degrees = seen["angle"] * 180 / math.pi
     assert -15 <= degrees.min() < -14.9 and 14.9 < degrees.max() <= 15

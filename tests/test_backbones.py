@@ -83,11 +83,17 @@ def test_weights_from_a_hub_that_cannot_be_reached(monkeypatch):
         backbones.create("resnet18", 3, 32, "imagenet")
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"timm": "resnet81"}, "has no model 'resnet81'; did you mean resnet18"), ({"timm": "?"}, "timm.list_models()"),
-    ({"options": {"depth_of_everything": 3}}, "mend `options`"), ({"sized": True}, "mend `options`, `scratch` or `sized`"),
-    ({"timm": "resnet18.nope"}, "has no weights 'nope' for resnet18: known are resnet18."),
-    ({"options": {"checkpoint_path": "/nowhere"}}, "mend `options`")])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"timm": "resnet81"}, "has no model 'resnet81'; did you mean resnet18"),
+        ({"timm": "?"}, "timm.list_models()"),
+        ({"options": {"depth_of_everything": 3}}, "mend `options`"),
+        ({"sized": True}, "mend `options`, `scratch` or `sized`"),
+        ({"timm": "resnet18.nope"}, "has no weights 'nope' for resnet18: known are resnet18."),
+        ({"options": {"checkpoint_path": "/nowhere"}}, "mend `options`"),
+    ],
+)
 def test_an_entry_that_timm_cannot_build_is_refused_in_a_sentence(change, said, monkeypatch):
     entry = params.backbones()["resnet18"].model_copy(update=change)
     monkeypatch.setattr(params, "backbones", lambda: {"mine": entry})
@@ -101,9 +107,15 @@ def test_models_are_known_without_importing_timm():
     assert {spec.timm for spec in params.backbones().values()} <= backbones.registered()
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"timm": "vit_tiny_patch16_224"}, "doesn't match model (224)); set `sized: true`"), ({"options": {"in_chans": 1}}, "RuntimeError"),
-    ({"options": {"features_only": True}}, "gives a list"), ({"options": {"global_pool": ""}}, "mat1 and mat2")])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"timm": "vit_tiny_patch16_224"}, "doesn't match model (224)); set `sized: true`"),
+        ({"options": {"in_chans": 1}}, "RuntimeError"),
+        ({"options": {"features_only": True}}, "gives a list"),
+        ({"options": {"global_pool": ""}}, "mat1 and mat2"),
+    ],
+)
 def test_a_model_that_does_not_take_the_images_is_refused_in_a_sentence(change, said, monkeypatch):
     entry = params.backbones()["resnet18"].model_copy(update={"scratch": {}} | change)
     monkeypatch.setattr(params, "backbones", lambda: {"mine": entry})

@@ -30,6 +30,7 @@ def why(loaded, only=None):
 
 # --- a whole batch, killed once on the way ----------------------------------------------------------------------------
 
+
 def test_it_ends_well_and_shows_everything(killed):
     profile, runs, _, _, said, code = killed
     assert code == 0, said
@@ -69,6 +70,7 @@ def test_dry_run_says_why_and_touches_nothing(finished, tmp_path, capsys):
 
 # --- what is said before anything starts --------------------------------------------------------------------------------
 
+
 def test_a_weights_file_replaced_under_its_name_makes_its_cells_stale(tmp_path):
     path = tmp_path / "w.pt"
     path.write_bytes(b"one")
@@ -86,14 +88,20 @@ def test_weights_that_are_not_there_stop_a_batch_before_it_starts(tmp_path, runs
 
 def test_a_backbone_that_timm_does_not_know_stops_a_batch_before_it_starts(tmp_path, runs, monkeypatch, capsys):
     known = params.backbones()
-    monkeypatch.setattr(params, "backbones", lambda: known | {"resnet18": known["resnet18"].model_copy(update={"timm": "resnet81"})})
+    monkeypatch.setattr(
+        params, "backbones", lambda: known | {"resnet18": known["resnet18"].model_copy(update={"timm": "resnet81"})}
+    )
     for command in ("batch", "plan"):
         assert cli.main([command, str(write_profile(tmp_path))]) == 2
         assert "did you mean resnet18" in capsys.readouterr().err and not runs.exists()
 
 
-@pytest.mark.parametrize("only, code", [([], 2), (["--only", "regime=ptq-fbgemm"], 2), (["--only", "regime=fp32"], None)])
-def test_fewer_training_images_than_are_calibrated_with_stop_a_batch_before_it_starts(tmp_path, runs, capsys, monkeypatch, only, code):
+@pytest.mark.parametrize(
+    "only, code", [([], 2), (["--only", "regime=ptq-fbgemm"], 2), (["--only", "regime=fp32"], None)]
+)
+def test_fewer_training_images_than_are_calibrated_with_stop_a_batch_before_it_starts(
+    tmp_path, runs, capsys, monkeypatch, only, code
+):
     class Started(Exception):
         pass
 
@@ -107,8 +115,10 @@ def test_fewer_training_images_than_are_calibrated_with_stop_a_batch_before_it_s
             cli.main(["batch", str(profile), *only])
         return
     assert cli.main(["batch", str(profile), *only]) == code
-    assert ("tiny: calibration.images: 65 are asked for but the training part of phantom-BrainMRI has 64; lower it."
-            in capsys.readouterr().err) and not runs.exists()
+    assert (
+        "tiny: calibration.images: 65 are asked for but the training part of phantom-BrainMRI has 64; lower it."
+        in capsys.readouterr().err
+    ) and not runs.exists()
 
 
 def test_folds_that_only_some_datasets_have(tmp_path, runs):
@@ -134,13 +144,20 @@ def test_jobs_see_the_same_folders_from_elsewhere(tmp_path, monkeypatch):
     assert (jobs["MEDQ_DATA"], jobs["MEDQ_RUNS"]) == (str(tmp_path / "my data"), str(tmp_path / "runs"))
 
 
-@pytest.mark.parametrize("stage, given, said", [
-    ("finetune", {"changes": "epochs"}, "changes: must map"),
-    ("finetune", {"changes": {1: 2}}, "keys should be strings"),
-    ("finetune", {"changes": {"path": "x"}}, "unknown key 'path'"),
-    ("collect", {"results": 5}, "results: must be"),
-    ("diagnosis", {"dataset": "phantom-BrainMRI", "backbone": "resnet18", "regime": "fp32"}, "unknown regime 'fp32'"),
-])
+@pytest.mark.parametrize(
+    "stage, given, said",
+    [
+        ("finetune", {"changes": "epochs"}, "changes: must map"),
+        ("finetune", {"changes": {1: 2}}, "keys should be strings"),
+        ("finetune", {"changes": {"path": "x"}}, "unknown key 'path'"),
+        ("collect", {"results": 5}, "results: must be"),
+        (
+            "diagnosis",
+            {"dataset": "phantom-BrainMRI", "backbone": "resnet18", "regime": "fp32"},
+            "unknown regime 'fp32'",
+        ),
+    ],
+)
 def test_parameters_of_a_notebook_are_checked_before_it_works(stage, given, said, runs):
     with pytest.raises(UserError, match=said):
         notebook.start(given, stage)
@@ -155,20 +172,24 @@ def test_numbers_in_the_environment_are_numbers(name, runs, monkeypatch):
 
 # --- what a change makes stale ----------------------------------------------------------------------------------------
 
+
 def test_finished_means_finished(finished):
     assert why(finished[0]) == {}
 
 
-@pytest.mark.parametrize("changes, stale", [
-    ({"calibration": {"images": 16}}, {PTQ}),
-    ({"qat": {"epochs": 9}}, set()),
-    ({"bootstrap": {"resamples": 65}}, set()),
-    ({"cell_minutes": 5.0}, set()),
-    ({"train": {"epochs": 3, "learning_rate": 2e-3}}, {FP32, PTQ}),
-    ({"seed": 43}, {DATA, FP32, PTQ}),
-    ({"overrides": {"resnet18": {"train": {"patience": 3}}}}, {FP32, PTQ}),
-    ({"overrides": {"resnet50": {"train": {"patience": 3}}}}, set()),
-])
+@pytest.mark.parametrize(
+    "changes, stale",
+    [
+        ({"calibration": {"images": 16}}, {PTQ}),
+        ({"qat": {"epochs": 9}}, set()),
+        ({"bootstrap": {"resamples": 65}}, set()),
+        ({"cell_minutes": 5.0}, set()),
+        ({"train": {"epochs": 3, "learning_rate": 2e-3}}, {FP32, PTQ}),
+        ({"seed": 43}, {DATA, FP32, PTQ}),
+        ({"overrides": {"resnet18": {"train": {"patience": 3}}}}, {FP32, PTQ}),
+        ({"overrides": {"resnet50": {"train": {"patience": 3}}}}, set()),
+    ],
+)
 def test_a_changed_parameter_makes_stale_what_reads_it(finished, tmp_path, changes, stale):
     loaded = params.load(write_profile(tmp_path / "params", **changes))
     assert set(why(loaded)) == stale
@@ -201,7 +222,9 @@ def test_what_is_found_in_the_images_decides_what_is_run_again(finished, killed)
     assert artefacts.record(data)["content"] == facts["content"]
 
 
-@pytest.mark.parametrize("harm", [*(pytest.param(harm, marks=pytest.mark.slow) for harm in ("killed", "failed")), "deleted"])
+@pytest.mark.parametrize(
+    "harm", [*(pytest.param(harm, marks=pytest.mark.slow) for harm in ("killed", "failed")), "deleted"]
+)
 def test_images_that_could_not_be_looked_at_again_cost_no_cell(finished, monkeypatch, harm):
     loaded, runs = finished
     data, code = runs / "tiny" / DATA, stages.code
@@ -352,6 +375,7 @@ def test_nothing_finished_is_lost_where_images_to_be_prepared_again_are_gone(rea
 
 # --- the grid ---------------------------------------------------------------------------------------------------------
 
+
 def test_the_paper_profile_is_144_cells_times_folds():
     found = batch.jobs(params.load("paper"))
     grid = [job for job in found if job.stage in ("finetune", "quantize") and job.cell.regime != "fp32-continued"]
@@ -364,9 +388,15 @@ def test_the_paper_profile_is_144_cells_times_folds():
 
 def test_only_takes_along_what_the_chosen_start_from():
     loaded = params.load("smoke")
-    found = batch.jobs(loaded, batch.parse_only(["dataset=phantom-SkinCancer", "backbone=resnet18", "regime=ptq-fbgemm"], batch.parts(loaded)))
-    assert {str(job) for job in found} == {"phantom-SkinCancer/data", "phantom-SkinCancer/resnet18/fp32/fold0",
-                                           "phantom-SkinCancer/resnet18/ptq-fbgemm/fold0"}
+    found = batch.jobs(
+        loaded,
+        batch.parse_only(["dataset=phantom-SkinCancer", "backbone=resnet18", "regime=ptq-fbgemm"], batch.parts(loaded)),
+    )
+    assert {str(job) for job in found} == {
+        "phantom-SkinCancer/data",
+        "phantom-SkinCancer/resnet18/fp32/fold0",
+        "phantom-SkinCancer/resnet18/ptq-fbgemm/fold0",
+    }
 
 
 def test_an_unknown_fold_is_refused(tmp_path):
@@ -385,10 +415,24 @@ def test_jobs_times_threads_never_exceed_the_cores(cores, asked):
 
 def test_arguments_are_what_a_notebook_takes():
     words = batch.arguments("smoke", "diagnosis", {"dataset": "a b", "backbone": "c", "engine": "qnnpack", "fold": "2"})
-    assert words[3:] == ["-r", "dataset", "a b", "-r", "backbone", "c", "-r", "regime", "ptq-qnnpack", "-p", "fold", "2"]
+    assert words[3:] == [
+        "-r",
+        "dataset",
+        "a b",
+        "-r",
+        "backbone",
+        "c",
+        "-r",
+        "regime",
+        "ptq-qnnpack",
+        "-p",
+        "fold",
+        "2",
+    ]
 
 
 # --- one batch at a time ----------------------------------------------------------------------------------------------
+
 
 def test_a_second_batch_is_refused_and_names_the_first(tmp_path):
     with batch.batch_lock(tmp_path), pytest.raises(UserError, match=rf"process {os.getpid()} on \S+, since \d{{4}}-"):
@@ -399,8 +443,10 @@ def test_a_second_batch_is_refused_and_names_the_first(tmp_path):
 
 
 def test_a_killed_batch_leaves_no_lock(tmp_path):
-    code = "import sys, time\nfrom pathlib import Path\nfrom medq import batch\n" \
-           "with batch.batch_lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom medq import batch\n"
+        "with batch.batch_lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
+    )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT)
     assert holder.stdout.readline() == b"held\n"
     with pytest.raises(UserError, match=f"process {holder.pid}"), batch.batch_lock(tmp_path):
@@ -412,11 +458,15 @@ def test_a_killed_batch_leaves_no_lock(tmp_path):
 
 
 def test_slots_share_gpus_and_come_back(runs, monkeypatch):
-    code = ("from medq import slots\nslots.gpus = lambda: ['0', '1']\nslots._limit_memory = lambda share: print(share, end=' ')\n"
-            "print(slots.acquire(), flush=True)\ninput()\n")
+    code = (
+        "from medq import slots\nslots.gpus = lambda: ['0', '1']\nslots._limit_memory = lambda share: print(share, end=' ')\n"
+        "print(slots.acquire(), flush=True)\ninput()\n"
+    )
     env = environment(runs) | {"MEDQ_GPU_SLOTS": "2"}
-    holders = [subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, cwd=ROOT)
-               for _ in range(5)]
+    holders = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, cwd=ROOT)
+        for _ in range(5)
+    ]
     taken = {}
     import selectors
 
@@ -437,26 +487,44 @@ def test_slots_share_gpus_and_come_back(runs, monkeypatch):
         holder.wait()
 
 
-@pytest.mark.parametrize("asked, device, slots_each, at_a_time", [
-    (None, "cuda", "1", "gpu=2"), ("3", "cuda", "3", "gpu=6"), (None, "cpu", None, None)])
-def test_each_gpu_gets_one_cell_unless_more_are_asked_for(runs, tmp_path, monkeypatch, asked, device, slots_each, at_a_time):
+@pytest.mark.parametrize(
+    "asked, device, slots_each, at_a_time",
+    [(None, "cuda", "1", "gpu=2"), ("3", "cuda", "3", "gpu=6"), (None, "cpu", None, None)],
+)
+def test_each_gpu_gets_one_cell_unless_more_are_asked_for(
+    runs, tmp_path, monkeypatch, asked, device, slots_each, at_a_time
+):
     seen = []
     monkeypatch.setattr(slots, "gpus", lambda: ["0", "1"])
-    monkeypatch.setattr(batch, "_watch", lambda command, log, by_notebook, given, grace: seen.append((command, given)) or True)
+    monkeypatch.setattr(
+        batch, "_watch", lambda command, log, by_notebook, given, grace: seen.append((command, given)) or True
+    )
     monkeypatch.setenv("MEDQ_GPU_SLOTS", asked) if asked else monkeypatch.delenv("MEDQ_GPU_SLOTS", raising=False)
     profile = write_profile(tmp_path, device=device)
     loaded = params.load(profile)
     (runs / loaded.profile).mkdir(parents=True)
     args = SimpleNamespace(params=str(profile), jobs=None, profile=None)
     batch._snakemake(loaded, args, tmp_path / "out", [], collect=True, warm=None, remote=False)
-    (command, given), = seen
+    ((command, given),) = seen
     assert given.get("MEDQ_GPU_SLOTS") == slots_each
     assert [word for word in command if word.startswith("gpu=")] == [at_a_time] * bool(at_a_time)
-    assert command[command.index("--resources") + 1].startswith("mem_mb=") and command[-2:] == ["--", "collect/collect.ipynb"]
+    assert command[command.index("--resources") + 1].startswith("mem_mb=") and command[-2:] == [
+        "--",
+        "collect/collect.ipynb",
+    ]
 
 
-@pytest.mark.parametrize("visible, found", [
-    ("0,2", ["0", "2"]), ("GPU-8932f937, 1", ["GPU-8932f937", "1"]), ("-1", []), ("NoDevFiles", []), ("", []), ("1,-1,0", ["1"])])
+@pytest.mark.parametrize(
+    "visible, found",
+    [
+        ("0,2", ["0", "2"]),
+        ("GPU-8932f937, 1", ["GPU-8932f937", "1"]),
+        ("-1", []),
+        ("NoDevFiles", []),
+        ("", []),
+        ("1,-1,0", ["1"]),
+    ],
+)
 def test_hidden_gpus_are_none(visible, found, monkeypatch):
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -467,12 +535,27 @@ def test_hidden_gpus_are_none(visible, found, monkeypatch):
 
 def test_only_what_trains_or_is_timed_takes_a_gpu():
     on_gpu, on_cpu = params.load("paper"), params.load("smoke")
-    taken = {(stage, regime): [batch.resources(p, stage)["gpu"](SimpleNamespace(regime=regime) if regime else SimpleNamespace())
-                               for p in (on_gpu, on_cpu)]
-             for stage, regime in (("finetune", "fp32"), ("finetune", "fp16"), ("quantize", "qat-qnnpack"),
-                                   ("quantize", "ptq-fbgemm"), ("diagnosis", "ptq-fbgemm"), ("ablation", ""), ("latency", ""))}
+    taken = {
+        (stage, regime): [
+            batch.resources(p, stage)["gpu"](SimpleNamespace(regime=regime) if regime else SimpleNamespace())
+            for p in (on_gpu, on_cpu)
+        ]
+        for stage, regime in (
+            ("finetune", "fp32"),
+            ("finetune", "fp16"),
+            ("quantize", "qat-qnnpack"),
+            ("quantize", "ptq-fbgemm"),
+            ("diagnosis", "ptq-fbgemm"),
+            ("ablation", ""),
+            ("latency", ""),
+        )
+    }
     assert [key for key, value in taken.items() if value == [1, 0]] == [
-        ("finetune", "fp32"), ("finetune", "fp16"), ("quantize", "qat-qnnpack"), ("latency", "")]
+        ("finetune", "fp32"),
+        ("finetune", "fp16"),
+        ("quantize", "qat-qnnpack"),
+        ("latency", ""),
+    ]
     assert set(map(tuple, taken.values())) == {(1, 0), (0, 0)}
 
 
@@ -521,8 +604,10 @@ def test_progress_counts_from_snakemakes_words(runs):
     import io
 
     cell = paths.Cell("p", "d", "b", "fp32", 0)
-    jobs = [batch.Job(stage, cell.of(regime)) for stage, regime in (
-        ("finetune", "fp32"), ("quantize", "ptq-fbgemm"), ("finetune", "fp16"))]
+    jobs = [
+        batch.Job(stage, cell.of(regime))
+        for stage, regime in (("finetune", "fp32"), ("quantize", "ptq-fbgemm"), ("finetune", "fp16"))
+    ]
     cell.folder.mkdir(parents=True)
     artefacts.finish(cell.folder, [], status="unsupported", reason="no engine")
     times = iter(range(100))
@@ -536,14 +621,24 @@ def _notebook(path, outputs):
     path.write_text(json.dumps({"cells": [{"cell_type": "code", "source": "", "outputs": outputs, "metadata": {}}]}))
 
 
-@pytest.mark.parametrize("outputs, log, reason", [
-    ([{"output_type": "error", "ename": "UserError", "evalue": "seed: mend it."}], "", "seed: mend it."),
-    ([{"output_type": "error", "ename": "ValueError", "evalue": "a\nb"}], "", "ValueError: a"),
-    ([], "x\nnbclient.exceptions.DeadKernelError: Kernel died\n", "the kernel died (killed, out of memory, or a crash)"),
-    ([], "nbclient.exceptions.CellTimeoutError: A cell timed out while it was being executed, after 5 seconds.\n",
-     "out of time: it took longer than cell_minutes"),
-    ([], "", "it was killed before it could say why"),
-])
+@pytest.mark.parametrize(
+    "outputs, log, reason",
+    [
+        ([{"output_type": "error", "ename": "UserError", "evalue": "seed: mend it."}], "", "seed: mend it."),
+        ([{"output_type": "error", "ename": "ValueError", "evalue": "a\nb"}], "", "ValueError: a"),
+        (
+            [],
+            "x\nnbclient.exceptions.DeadKernelError: Kernel died\n",
+            "the kernel died (killed, out of memory, or a crash)",
+        ),
+        (
+            [],
+            "nbclient.exceptions.CellTimeoutError: A cell timed out while it was being executed, after 5 seconds.\n",
+            "out of time: it took longer than cell_minutes",
+        ),
+        ([], "", "it was killed before it could say why"),
+    ],
+)
 def test_the_reason_of_a_failure_is_one_sentence(tmp_path, outputs, log, reason):
     _notebook(tmp_path / "n.ipynb", outputs)
     (tmp_path / "n.log").write_text(log)

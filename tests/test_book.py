@@ -30,9 +30,16 @@ def site(shared_tmp):
         if not (folder / "output.txt").is_file():
             folder.mkdir()
             fixtures_results.write(
-                folder / "small", phantoms=True, n=80, datasets=("BrainMRI",), missing=[MISSING],
-                failed=[FAILED], unsupported=[UNSUPPORTED], disagree=[WRONG],
-                backbones=("resnet50", "mobilenetv2", "swin_tiny"))
+                folder / "small",
+                phantoms=True,
+                n=80,
+                datasets=("BrainMRI",),
+                missing=[MISSING],
+                failed=[FAILED],
+                unsupported=[UNSUPPORTED],
+                disagree=[WRONG],
+                backbones=("resnet50", "mobilenetv2", "swin_tiny"),
+            )
             _, output = book_check.build(folder, folder / "small")
             (folder / "output.txt").write_text(output)
     html = folder / "book" / "_build" / "html"
@@ -71,9 +78,7 @@ def test_no_path_of_this_machine(site):
         assert str(site["folder"]) not in content and str(paths.ROOT) not in content, page
 
 
-@pytest.mark.parametrize(
-    "kind, number", [("table", n) for n in range(1, 5)] + [("figure", n) for n in range(1, 8)]
-)
+@pytest.mark.parametrize("kind, number", [("table", n) for n in range(1, 5)] + [("figure", n) for n in range(1, 8)])
 def test_every_table_and_figure_of_the_paper_is_there(site, kind, number):
     page = site["pages"][f"results/{kind}{number}.html"]
     named = page.find(id=f"{kind}{number}")
@@ -82,9 +87,7 @@ def test_every_table_and_figure_of_the_paper_is_there(site, kind, number):
     files = {a["href"].rsplit(".", 1)[-1] for a in page.find_all("a", class_="download")}
     assert files >= ({"csv"} if kind == "table" else {"csv", "svg"})
     assert page.find("details", class_="hide"), "the code that makes it is folded, not absent"
-    reading = next(
-        s for s in page.find_all("section") if s.find("h2") and s.h2.get_text().startswith("Reading")
-    )
+    reading = next(s for s in page.find_all("section") if s.find("h2") and s.h2.get_text().startswith("Reading"))
     assert re.search(r"\d|missing", reading.get_text()), "sentences computed from numbers"
 
 
@@ -104,9 +107,7 @@ def test_the_csv_behind_a_table_holds_the_same_numbers(site):
     link = site["pages"]["results/table1.html"].find("a", class_="download", href=re.compile(r"table1\.csv"))
     with (site["html"] / "results" / link["href"]).open(encoding="utf-8") as file:
         rows = [r for r in csv.DictReader(file) if r["metric"] == "brier" and r["regime"] == "fp32"]
-    means = results.means(site["results"], "brier", stage="fake-quant").set_index(["dataset", "regime"])[
-        "value"
-    ]
+    means = results.means(site["results"], "brier", stage="fake-quant").set_index(["dataset", "regime"])["value"]
     assert {r["dataset"]: float(r["ours"]) for r in rows} == pytest.approx(
         {d: means[d, "fp32"] for d in site["results"].datasets}
     )
@@ -159,9 +160,7 @@ def test_launch_buttons_and_links_follow_the_one_setting(site):
     assert book.colab_url("notebooks/collect.ipynb") in links
     host = book.config()["repository"]["url"]
     everywhere = {
-        a["href"]
-        for soup in site["pages"].values()
-        for a in soup.find_all("a", href=re.compile("github.com"))
+        a["href"] for soup in site["pages"].values() for a in soup.find_all("a", href=re.compile("github.com"))
     }
     assert {a for a in everywhere if not a.startswith(host)} <= {
         "https://github.com/Cedars-CIG/Quantization",
@@ -190,9 +189,7 @@ def test_everything_that_a_page_or_checklist_points_to_exists():
         for page in (paths.ROOT / "book").rglob("*.md")
         for m in re.findall(r"\{repo\}`(?:[^`<]*<)?([^`>]+)>?`", page.read_text())
     }
-    gone = [
-        p for p in proofs if not (paths.ROOT / p).exists() and not (paths.ROOT / "book" / f"{p}.md").is_file()
-    ]
+    gone = [p for p in proofs if not (paths.ROOT / p).exists() and not (paths.ROOT / "book" / f"{p}.md").is_file()]
     assert gone + [p for p in roles if not (paths.ROOT / p).exists()] == []
     assert all(item.get("proof") or item.get("note") for items in lists.values() for item in items)
 
@@ -201,8 +198,10 @@ def test_everything_that_a_page_or_checklist_points_to_exists():
 
 
 def test_dark_exchanges_greys_and_keeps_colours():
-    svg = ('<svg xmlns="x"><path style="fill: #ffffff; stroke: #222222"/>'
-           '<path style="fill: #ce0e17" clip-path="url(#abc)"/></svg>')
+    svg = (
+        '<svg xmlns="x"><path style="fill: #ffffff; stroke: #222222"/>'
+        '<path style="fill: #ce0e17" clip-path="url(#abc)"/></svg>'
+    )
     dark = book.dark(svg)
     assert "fill: #121212" in dark and "fill: #ce0e17" in dark and "url(#abc)" in dark
     grey = re.search(r"stroke: #([0-9a-f]{2})\1\1", dark)
@@ -292,15 +291,21 @@ def test_every_page_says_what_it_lacks(tmp_path, monkeypatch, folder):
     """The code of all pages on a folder with nothing in it, and on one with hardly more."""
     if folder == "sparse":
         omit = [*set(results.SCHEMA) - {"cells.csv", "metrics.csv"}, "provenance.json", "folds"]
-        fixtures_results.write(tmp_path / folder, datasets=("BrainMRI",), backbones=("vit_base",), n=40,
-                               omit=omit, predictions=False, regimes=("fp32", "ptq-fbgemm"),
-                               failed=[("BrainMRI", "vit_base", "ptq-fbgemm")])
+        fixtures_results.write(
+            tmp_path / folder,
+            datasets=("BrainMRI",),
+            backbones=("vit_base",),
+            n=40,
+            omit=omit,
+            predictions=False,
+            regimes=("fp32", "ptq-fbgemm"),
+            failed=[("BrainMRI", "vit_base", "ptq-fbgemm")],
+        )
     (tmp_path / folder).mkdir(exist_ok=True)
     monkeypatch.setenv("MEDQ_RESULTS", str(tmp_path / folder))
     monkeypatch.setenv("MEDQ_BOOK", str(tmp_path))
     cell = re.compile(r"```\{code-cell\} ipython3\n(?::tags[^\n]*\n)?(.*?)```", re.S)
-    pages = [p for p in (paths.ROOT / "book").rglob("*.md")
-             if "_build" not in p.parts and p.stem.count("-") < 2]
+    pages = [p for p in (paths.ROOT / "book").rglob("*.md") if "_build" not in p.parts and p.stem.count("-") < 2]
     for page in pages:
         space = {}
         for code in cell.findall(page.read_text()):
@@ -353,9 +358,7 @@ def example(tmp_path, monkeypatch):
     for name, keys in (("datasets", ("Retina", "Fractures")), ("backbones", ("regnet",))):
         entries = {k: v for b in blocks for k, v in b.items() if k in keys}
         assert set(entries) == set(keys)
-        (folder / f"{name}.yaml").write_text(
-            (paths.PARAMS / f"{name}.yaml").read_text() + yaml.safe_dump(entries)
-        )
+        (folder / f"{name}.yaml").write_text((paths.PARAMS / f"{name}.yaml").read_text() + yaml.safe_dump(entries))
     profile = next(b for b in blocks if "profile" in b)
     (folder / "mine.yaml").write_text(yaml.safe_dump(profile))
     rows = []

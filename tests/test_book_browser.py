@@ -59,9 +59,7 @@ def browser():
 def opened(browser, viewport=DESKTOP, theme="light"):
     """A fresh page with the theme chosen, and what it complains about."""
     context = browser.new_context(viewport=viewport, color_scheme=theme)
-    context.add_init_script(
-        f"localStorage.setItem('mode', '{theme}'); localStorage.setItem('theme', '{theme}')"
-    )
+    context.add_init_script(f"localStorage.setItem('mode', '{theme}'); localStorage.setItem('theme', '{theme}')")
     page, said = context.new_page(), []
     page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: said.append(str(error)))

@@ -1,4 +1,5 @@
 """The bootstrap against a loop over scikit-learn, its equations to the letter, and its coverage."""
+
 import os
 import shutil
 import subprocess
@@ -34,8 +35,10 @@ def two_models(n=120, n_classes=4, seed=0, ties=False):
 
 def resampled(n, groups=None, n_resamples=RESAMPLES, seed=42):
     """The same resamples as image numbers."""
-    return [np.repeat(np.arange(n), counts)
-            for counts in bootstrap.resample_counts(n, n_resamples, groups=groups, seed=seed)]
+    return [
+        np.repeat(np.arange(n), counts)
+        for counts in bootstrap.resample_counts(n, n_resamples, groups=groups, seed=seed)
+    ]
 
 
 def by_sklearn(metric, labels, probs):
@@ -106,8 +109,9 @@ def test_a_lesion_s_copies_add_no_information():
     """Three identical images of each lesion give the replicates of one image of each."""
     labels, a, b, _ = two_models(n=60)
     single = bootstrap.paired_auprc(labels, a, b, n_resamples=RESAMPLES)
-    copied = bootstrap.paired_auprc(*(np.repeat(x, 3, axis=0) for x in (labels, a, b)), n_resamples=RESAMPLES,
-                                    groups=np.repeat(np.arange(60), 3))
+    copied = bootstrap.paired_auprc(
+        *(np.repeat(x, 3, axis=0) for x in (labels, a, b)), n_resamples=RESAMPLES, groups=np.repeat(np.arange(60), 3)
+    )
     np.testing.assert_allclose(copied.replicates, single.replicates, rtol=0, atol=1e-12)
     images = bootstrap.paired_auprc(*(np.repeat(x, 3, axis=0) for x in (labels, a, b)), n_resamples=RESAMPLES)
     assert images.high - images.low < 0.75 * (single.high - single.low)
@@ -198,8 +202,9 @@ def test_what_is_undefined_stays_nan():
     one_image = bootstrap.paired([1], [[0.3, 0.7]], [[0.2, 0.8]], "brier", n_resamples=10)
     assert one_image.low == one_image.high == pytest.approx(one_image.delta) == pytest.approx(10)
     # three images, one of another class: AUROC is undefined wherever that one is missing or alone
-    some = bootstrap.paired([0, 0, 1], [[0.9, 0.1], [0.4, 0.6], [0.5, 0.5]], np.full((3, 2), 0.5), "auroc",
-                            n_resamples=500)
+    some = bootstrap.paired(
+        [0, 0, 1], [[0.9, 0.1], [0.4, 0.6], [0.5, 0.5]], np.full((3, 2), 0.5), "auroc", n_resamples=500
+    )
     assert some.n_defined == np.sum(~np.isnan(some.replicates)) == pytest.approx(500 * (1 - 9 / 27), abs=50)
     assert (some.low, some.high) == pytest.approx(tuple(np.nanpercentile(some.replicates, [2.5, 97.5])))
     assert some.p_value == 2 * min(np.sum(some.replicates >= 0), np.sum(some.replicates < 0)) / some.n_defined
@@ -283,26 +288,29 @@ def test_holm():
 # Refusals, and the compiled kernels' cache
 
 
-@pytest.mark.parametrize("change, sentence", [
-    ({"prob_b": np.full((10, 3), 1 / 3)}, "differ in shape"),
-    ({"prob_a": np.full((10, 2), 0.7)}, "does not sum to 1"),
-    ({"y_true": np.full(10, 2)}, "runs from 2 to 2"),
-    ({"prob_a": [np.full((10, 2), 0.5)] * 2}, "go in pairs"),
-    ({"prob_a": [], "prob_b": []}, "no model was given"),
-    ({"metric": "f1"}, "known are auroc, auprc"),
-    ({"n_resamples": 0}, "whole number from 1 up"),
-    ({"groups": np.arange(9)}, "one group for each of 10 images"),
-    ({"groups": ["a"] * 9 + [None]}, "groups is missing for 1 of 10 images"),
-    ({"groups": [np.nan] * 3 + [1.0] * 7}, "groups is missing for 3 of 10 images"),
-    ({"groups": [np.nan] * 3 + ["a"] * 7}, "groups is missing for 3 of 10 images"),
-    ({"groups": [{}] * 10}, "numbers or texts"),
-    ({"prob_a": [[[0.5, 0.5], [0.5]]]}, "y_prob must be rectangular"),
-    ({"n_resamples": True}, "n_resamples must be a whole number from 1 up"),
-    ({"threads": -1}, "threads must be a whole number from 1 up"),
-    ({"threads": "x"}, "threads must be a whole number from 1 up"),
-    ({"seed": "x"}, "seed must be a whole number from 0 up"),
-    ({"seed": -1}, "seed must be a whole number from 0 up"),
-])
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"prob_b": np.full((10, 3), 1 / 3)}, "differ in shape"),
+        ({"prob_a": np.full((10, 2), 0.7)}, "does not sum to 1"),
+        ({"y_true": np.full(10, 2)}, "runs from 2 to 2"),
+        ({"prob_a": [np.full((10, 2), 0.5)] * 2}, "go in pairs"),
+        ({"prob_a": [], "prob_b": []}, "no model was given"),
+        ({"metric": "f1"}, "known are auroc, auprc"),
+        ({"n_resamples": 0}, "whole number from 1 up"),
+        ({"groups": np.arange(9)}, "one group for each of 10 images"),
+        ({"groups": ["a"] * 9 + [None]}, "groups is missing for 1 of 10 images"),
+        ({"groups": [np.nan] * 3 + [1.0] * 7}, "groups is missing for 3 of 10 images"),
+        ({"groups": [np.nan] * 3 + ["a"] * 7}, "groups is missing for 3 of 10 images"),
+        ({"groups": [{}] * 10}, "numbers or texts"),
+        ({"prob_a": [[[0.5, 0.5], [0.5]]]}, "y_prob must be rectangular"),
+        ({"n_resamples": True}, "n_resamples must be a whole number from 1 up"),
+        ({"threads": -1}, "threads must be a whole number from 1 up"),
+        ({"threads": "x"}, "threads must be a whole number from 1 up"),
+        ({"seed": "x"}, "seed must be a whole number from 0 up"),
+        ({"seed": -1}, "seed must be a whole number from 0 up"),
+    ],
+)
 def test_refuses_with_a_sentence(change, sentence):
     even = np.full((10, 2), 0.5)
     arguments = {"y_true": np.arange(10) % 2, "prob_a": even, "prob_b": even, "n_resamples": 10} | change
@@ -311,15 +319,18 @@ def test_refuses_with_a_sentence(change, sentence):
     assert str(caught.value).endswith(".")
 
 
-@pytest.mark.parametrize("call, sentence", [
-    (lambda p: bootstrap.intervals([0, 1], {"mean": p}), "choose another name"),
-    (lambda p: bootstrap.intervals([0, 1], [p]), "models must map names"),
-    (lambda p: bootstrap.holm(0.5), "must be a list"),
-    (lambda p: bootstrap.holm(p), "must be a list"),
-    (lambda p: bootstrap.holm([0.5, 1.5, np.nan]), "run from 0.5 to 1.5"),
-    (lambda p: bootstrap.holm([-0.1]), "must lie in 0 .. 1"),
-    (lambda p: bootstrap.resample_counts(0, 5), "n must be a whole number from 1 up"),
-])
+@pytest.mark.parametrize(
+    "call, sentence",
+    [
+        (lambda p: bootstrap.intervals([0, 1], {"mean": p}), "choose another name"),
+        (lambda p: bootstrap.intervals([0, 1], [p]), "models must map names"),
+        (lambda p: bootstrap.holm(0.5), "must be a list"),
+        (lambda p: bootstrap.holm(p), "must be a list"),
+        (lambda p: bootstrap.holm([0.5, 1.5, np.nan]), "run from 0.5 to 1.5"),
+        (lambda p: bootstrap.holm([-0.1]), "must lie in 0 .. 1"),
+        (lambda p: bootstrap.resample_counts(0, 5), "n must be a whole number from 1 up"),
+    ],
+)
 def test_refuses_other_arguments_with_a_sentence(call, sentence):
     with pytest.raises(ValueError, match=sentence) as caught:
         call(np.full((2, 2), 0.5))
@@ -341,9 +352,12 @@ def test_works_where_no_cache_can_be_written(tmp_path):
     (package / "__pycache__").write_text("in the way")
     environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
     environment |= {"HOME": os.devnull, "XDG_CACHE_HOME": os.devnull, "PYTHONPATH": str(tmp_path)}
-    program = ("from medq import bootstrap as b; print(b.__file__); p = [[.8, .2], [.1, .9]]; "
-               "print(b.paired([0, 1], p, p, 'brier', n_resamples=9).delta)")
-    done = subprocess.run([sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True,
-                          text=True, timeout=120)
+    program = (
+        "from medq import bootstrap as b; print(b.__file__); p = [[.8, .2], [.1, .9]]; "
+        "print(b.paired([0, 1], p, p, 'brier', n_resamples=9).delta)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [str(package / "bootstrap.py"), "0.0"]

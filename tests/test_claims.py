@@ -10,19 +10,18 @@ import pytest
 
 from medq import claims
 from medq.claims import CONTRADICTED, OPEN, SUPPORTED
-from medq.claims.evidence import (Entry, both, exists, harm, judge, minus, rank_correlation, spread_ratio,
-                                  student)
+from medq.claims.evidence import Entry, both, exists, harm, judge, minus, rank_correlation, spread_ratio, student
 from medq.results import load, published
-
-
 
 
 @cache
 def paper_world():
     """The world of the paper's text: PTQ collapses, everything else keeps. Only rows that claims look at."""
+
     def lean(table):
         keep = table["metric"].isin(["auroc", "auprc", "ece", "ece_top_label", "brier", "accuracy"])
         return table[keep & ((table["class"] == "") | (table["metric"] == "auprc"))]
+
     return fixtures.bent(fixtures.world(), metrics=lean, intervals=lean)
 
 
@@ -47,14 +46,17 @@ def bend(base=paper_world, **tables):
 
 def intervals(half):
     """Cells and means with intervals of this half width, and no bootstrap to come before them."""
-    return {"intervals": lambda i: i.assign(low=i["value"] - half, high=i["value"] + half),
-            "bootstrap": lambda b: b.iloc[:0]}
+    return {
+        "intervals": lambda i: i.assign(low=i["value"] - half, high=i["value"] + half),
+        "bootstrap": lambda b: b.iloc[:0],
+    }
 
 
 def metric(change, base=paper_world, stage=None, half=0.001, **more):
     """A world whose metrics (and the middle of whose intervals) are changed row by row: `change(row) ->
     value`.
     """
+
     def apply(table):
         keep = (table["stage"] == stage) if stage else pd.Series(True, index=table.index)
         values = [change(r) if k else r["value"] for r, k in zip(table.to_dict("records"), keep)]
@@ -63,8 +65,9 @@ def metric(change, base=paper_world, stage=None, half=0.001, **more):
     def bounds(table):
         mean = table["backbone"] == "mean"
         cells = apply(table[~mean])
-        own = cells[cells["class"] == ""].groupby(["dataset", "regime", "stage",
-                                                   "metric"])["value"].mean().reset_index()
+        own = (
+            cells[cells["class"] == ""].groupby(["dataset", "regime", "stage", "metric"])["value"].mean().reset_index()
+        )
         table = pd.concat([cells, own.assign(backbone="mean", **{"class": ""})])
         return table.assign(low=table["value"] - half, high=table["value"] + half)
 
@@ -83,25 +86,37 @@ def fixed(value_of):
 def ladder(high, low, regimes=("ptq",), names=("auroc", "auprc")):
     """Backbones from `high` to `low` under the regimes, 0.9 elsewhere."""
     place = {b: k / 7 for k, b in enumerate(fixtures.BACKBONES)}
-    return metric(lambda r: (high + (low - high) * place[r["backbone"]]
-                             if r["regime"].startswith(regimes) else 0.9)
-                  if r["metric"] in names and not r["class"] else r["value"])
-
-
-
+    return metric(
+        lambda r: (
+            (high + (low - high) * place[r["backbone"]] if r["regime"].startswith(regimes) else 0.9)
+            if r["metric"] in names and not r["class"]
+            else r["value"]
+        )
+    )
 
 
 def exact(results):
     """Raw times that repeat one number, so that a speed-up has an interval of no width."""
     t = results.latency
-    rows = [(r["dataset"], r["backbone"], r["regime"], r["baseline"], r["batch_size"], k,
-             1000 * r["batch_size"] / r["throughput"])
-            for r in t.to_dict("records") for k in range(3)]
+    rows = [
+        (
+            r["dataset"],
+            r["backbone"],
+            r["regime"],
+            r["baseline"],
+            r["batch_size"],
+            k,
+            1000 * r["batch_size"] / r["throughput"],
+        )
+        for r in t.to_dict("records")
+        for k in range(3)
+    ]
     return pd.DataFrame(rows, columns=results.latency_raw.columns)
 
 
 def timed(factor=None, **edits):
     """A world with other throughputs (`factor(row)`) or other columns of latency.csv, raw times to match."""
+
     def make():
         r = paper_world()
         t = r.latency.copy()
@@ -111,6 +126,7 @@ def timed(factor=None, **edits):
             t[column] = [value(row) for row in t.to_dict("records")]
         changed = fixtures.bent(r, latency=t)
         return fixtures.bent(changed, latency=t, latency_raw=exact(changed))
+
     return make
 
 
@@ -133,8 +149,11 @@ def curve(row, level=0.97, wobble=0.0005, slope=0.0):
 
 
 LIGHT = ("mobilenetv2", "convnext_tiny", "efficientnet_b0")
-PAIRS = {"bootstrap-ptq": ("fp32", "ptq", 1), "bootstrap-qat": ("fp32", "qat", 0),
-         "bootstrap-ptq-qat": ("ptq", "qat", -1)}
+PAIRS = {
+    "bootstrap-ptq": ("fp32", "ptq", 1),
+    "bootstrap-qat": ("fp32", "qat", 0),
+    "bootstrap-ptq-qat": ("ptq", "qat", -1),
+}
 
 
 def pooled(name, delta, p):
@@ -145,49 +164,73 @@ def pooled(name, delta, p):
         hit = b["method_a"].str.startswith(first) & b["method_b"].str.startswith(second)
         hit &= b["backbone"] == "all"
         return b.assign(delta_pp=b["delta_pp"].where(~hit, delta), p_value=b["p_value"].where(~hit, p))
+
     return bend(bootstrap=change)
 
 
 def regime_metric(name, value, regimes, dataset=None, stage=None, base=paper_world):
     """One metric set to `value` under some regimes (of a dataset)."""
-    return metric(lambda r: value if r["metric"] == name and not r["class"]
-                  and r["regime"].startswith(regimes)
-                  and dataset in (None, r["dataset"]) else r["value"], base=base, stage=stage)
+    return metric(
+        lambda r: (
+            value
+            if r["metric"] == name
+            and not r["class"]
+            and r["regime"].startswith(regimes)
+            and dataset in (None, r["dataset"])
+            else r["value"]
+        ),
+        base=base,
+        stage=stage,
+    )
 
 
 def skin_levels(skin, rest, spread=0.001):
     place = {b: k / 7 - 0.5 for k, b in enumerate(fixtures.BACKBONES)}
-    return metric(lambda r: (skin if is_skin(r) else rest) + place[r["backbone"]] * (spread if is_skin(r)
-                                                                                     else 0.001)
-                  if r["metric"] == "auroc" and not r["class"] else r["value"])
+    return metric(
+        lambda r: (
+            (skin if is_skin(r) else rest) + place[r["backbone"]] * (spread if is_skin(r) else 0.001)
+            if r["metric"] == "auroc" and not r["class"]
+            else r["value"]
+        )
+    )
 
 
 def rare(drop_rare, drop_rest):
-    drops = {**dict.fromkeys(("akiec", "df", "mel"), drop_rare), **dict.fromkeys(("bcc", "bkl", "nv", "vasc"),
-                                                                                 drop_rest)}
-    return metric(lambda r: 0.8 - (drops[r["class"]] if r["regime"].startswith("ptq") else 0)
-                  if r["metric"] == "auprc" and r["class"] in drops else r["value"])
+    drops = {
+        **dict.fromkeys(("akiec", "df", "mel"), drop_rare),
+        **dict.fromkeys(("bcc", "bkl", "nv", "vasc"), drop_rest),
+    }
+    return metric(
+        lambda r: (
+            0.8 - (drops[r["class"]] if r["regime"].startswith("ptq") else 0)
+            if r["metric"] == "auprc" and r["class"] in drops
+            else r["value"]
+        )
+    )
 
 
 def calibration_error(fp32, ptq, qat, simulated=None):
     """ECE and Brier (times two) of three kinds of regime; `simulated` for all fake-quantized models."""
+
     def value(r):
         if r["class"] or r["metric"] not in ("ece", "brier", "ece_top_label"):
             return r["value"]
         level = {"ptq": ptq, "qat": qat}.get(r["regime"][:3], fp32)
         level = simulated if simulated and r["stage"] == "fake-quant" else level
         return level * (2 if r["metric"] == "brier" else 1)
+
     return metric(value)
 
 
 def sensitivity(drop):
-    return bend(silent=lambda s: s.assign(sensitivity=s["sensitivity_reference"] - drop),
-                metrics=lambda m: m.assign(value=m["value"].where(m["metric"] != "accuracy", 0.9)))
+    return bend(
+        silent=lambda s: s.assign(sensitivity=s["sensitivity_reference"] - drop),
+        metrics=lambda m: m.assign(value=m["value"].where(m["metric"] != "accuracy", 0.9)),
+    )
 
 
 def peers(loss):
-    return bend(peers=lambda p: p.assign(brier=[0.1 + (loss if q == "int8" else 0.0)
-                                                for q in p["precision"]]))
+    return bend(peers=lambda p: p.assign(brier=[0.1 + (loss if q == "int8" else 0.0) for q in p["precision"]]))
 
 
 def qnnpack(factor, kind):
@@ -200,82 +243,110 @@ def best_of_the_paper(regime=None):
     """ECE and Brier as in Table 1, or with another regime best everywhere."""
     m = published().metrics
     known = m[m["backbone"] == "mean"].set_index(["dataset", "metric", "regime"])["value"]
-    return metric(lambda r: 0.0005 if r["regime"] == regime else known.get((r["dataset"], r["metric"],
-                                                                            r["regime"]), r["value"])
-                  if not r["class"] else r["value"], half=0.00001)
+    return metric(
+        lambda r: (
+            0.0005
+            if r["regime"] == regime
+            else known.get((r["dataset"], r["metric"], r["regime"]), r["value"])
+            if not r["class"]
+            else r["value"]
+        ),
+        half=0.00001,
+    )
 
 
-engine_only = calibration_error(.02, .3, .02, simulated=.02)
+engine_only = calibration_error(0.02, 0.3, 0.02, simulated=0.02)
 
 # id: (world that supports it, world that contradicts it); None where no result can
 TURNS = {
-    "fp16-auroc": (paper_world, broken), "fp16-auprc": (paper_world, broken),
+    "fp16-auroc": (paper_world, broken),
+    "fp16-auprc": (paper_world, broken),
     "fp16-calibration": (paper_world, broken),
     "saturated": (skin_levels(0.9, 0.995), skin_levels(0.9, 0.97)),
     "skin-harder": (skin_levels(0.9, 0.995), skin_levels(0.997, 0.9)),
     "skin-variable": (skin_levels(0.9, 0.995, 0.1), skin_levels(0.9, 0.995, 0.00001)),
-    "ptq-auroc": (paper_world, sound), "ptq-auprc": (paper_world, sound),
+    "ptq-auroc": (paper_world, sound),
+    "ptq-auprc": (paper_world, sound),
     "ptq-variance": (paper_world, ladder(0.9, 0.5, ("fp32",))),
     "ptq-architecture": (paper_world, ladder(0.9, 0.9)),
     "ptq-interaction": (paper_world, ladder(0.9, 0.5)),
-    "qat-auroc": (paper_world, broken), "qat-cluster": (paper_world, broken),
-    "qat-residual": (regime_metric("auroc", 0.5, "qat", "SkinCancer"), regime_metric("auroc", 0.5, "qat",
-                                                                                     "BrainMRI")),
+    "qat-auroc": (paper_world, broken),
+    "qat-cluster": (paper_world, broken),
+    "qat-residual": (regime_metric("auroc", 0.5, "qat", "SkinCancer"), regime_metric("auroc", 0.5, "qat", "BrainMRI")),
     "engines-discrimination": (ladder(0.9, 0.9, ("ptq", "qat")), broken),
     "vulnerable": (paper_world, ladder(0.5, 0.9)),
-    "ptq-calibration": (calibration_error(.02, .3, .02), sound),
-    "ptq-calibration-deployed": (calibration_error(.02, .3, .02), sound),
-    "qat-calibration": (calibration_error(.02, .3, .02), broken),
-    "qat-mitigates": (calibration_error(.02, .3, .02), calibration_error(.02, .3, .28)),
-    "qat-skin": (calibration_error(.02, .3, .06), calibration_error(.02, .3, .29)),
+    "ptq-calibration": (calibration_error(0.02, 0.3, 0.02), sound),
+    "ptq-calibration-deployed": (calibration_error(0.02, 0.3, 0.02), sound),
+    "qat-calibration": (calibration_error(0.02, 0.3, 0.02), broken),
+    "qat-mitigates": (calibration_error(0.02, 0.3, 0.02), calibration_error(0.02, 0.3, 0.28)),
+    "qat-skin": (calibration_error(0.02, 0.3, 0.06), calibration_error(0.02, 0.3, 0.29)),
     "conversion-keeps": (paper_world, broken),
     "best-regimes": (best_of_the_paper(), best_of_the_paper("ptq-fbgemm")),
-    "precision-not-hardware": (calibration_error(.02, .3, .02), engine_only),
-    "resnet50-ptq": (calibration_error(.02, .3, .02), calibration_error(.02, .02, .02)),
-    "resnet50-qat": (calibration_error(.02, .3, .02), calibration_error(.02, .3, .2)),
+    "precision-not-hardware": (calibration_error(0.02, 0.3, 0.02), engine_only),
+    "resnet50-ptq": (calibration_error(0.02, 0.3, 0.02), calibration_error(0.02, 0.02, 0.02)),
+    "resnet50-qat": (calibration_error(0.02, 0.3, 0.02), calibration_error(0.02, 0.3, 0.2)),
     "resnet50-robust": (ladder(0.9, 0.5), ladder(0.5, 0.9)),
-    "rare-classes": (rare(.3, .1), rare(.1, .3)),
-    "hidden": (metric(lambda r: r["value"] - .2 if r["metric"] == "auprc" and r["class"] == "df"
-                      and r["regime"].startswith("qat") else 0.9 if r["metric"] == "auroc" else r["value"]),
-               fixed(lambda r: 0.9)),
-    "silent": (sensitivity(.3), sensitivity(-.3)),
-    "bootstrap-ptq": (pooled("bootstrap-ptq", 10, .001), pooled("bootstrap-ptq", 10, .2)),
-    "bootstrap-qat": (pooled("bootstrap-qat", .1, .6), pooled("bootstrap-qat", 1, .001)),
-    "bootstrap-ptq-qat": (pooled("bootstrap-ptq-qat", -10, .001), pooled("bootstrap-ptq-qat", 10, .001)),
-    "size-insensitive": (sweep(curve), sweep(lambda r: curve(r, level=.8, slope=.02))),
+    "rare-classes": (rare(0.3, 0.1), rare(0.1, 0.3)),
+    "hidden": (
+        metric(
+            lambda r: (
+                r["value"] - 0.2
+                if r["metric"] == "auprc" and r["class"] == "df" and r["regime"].startswith("qat")
+                else 0.9
+                if r["metric"] == "auroc"
+                else r["value"]
+            )
+        ),
+        fixed(lambda r: 0.9),
+    ),
+    "silent": (sensitivity(0.3), sensitivity(-0.3)),
+    "bootstrap-ptq": (pooled("bootstrap-ptq", 10, 0.001), pooled("bootstrap-ptq", 10, 0.2)),
+    "bootstrap-qat": (pooled("bootstrap-qat", 0.1, 0.6), pooled("bootstrap-qat", 1, 0.001)),
+    "bootstrap-ptq-qat": (pooled("bootstrap-ptq-qat", -10, 0.001), pooled("bootstrap-ptq-qat", 10, 0.001)),
+    "size-insensitive": (sweep(curve), sweep(lambda r: curve(r, level=0.8, slope=0.02))),
     "size-transformers": (None, None),
-    "size-skin-lower": (sweep(lambda r: curve(r, .6 if is_skin(r) else .9)),
-                        sweep(lambda r: curve(r, .9 if is_skin(r) else .6))),
-    "size-skin-wider": (sweep(lambda r: curve(r, wobble=.05 if is_skin(r) else .001)),
-                        sweep(lambda r: curve(r, wobble=.001 if is_skin(r) else .05))),
-    "size-small-sets": (sweep(lambda r: curve(r, wobble=.05 if r["n_calibration"] < 128 else .001)),
-                        sweep(lambda r: curve(r, wobble=.001 if r["n_calibration"] < 128 else .05))),
-    "size-light": (sweep(lambda r: curve(r, wobble=.05 if r["backbone"] in LIGHT else .001)),
-                   sweep(lambda r: curve(r, wobble=.001 if r["backbone"] in LIGHT else .05))),
-    "size-not-monotonic": (sweep(lambda r: curve(r, slope=-.001)), sweep(lambda r: curve(r, level=.8,
-                                                                                         slope=.001))),
-    "size-few-hundred": (sweep(curve), sweep(lambda r: curve(r, level=.7, slope=.03))),
-    "cnn-engines-alike": (paper_world, qnnpack(.1, "cnn")),
+    "size-skin-lower": (
+        sweep(lambda r: curve(r, 0.6 if is_skin(r) else 0.9)),
+        sweep(lambda r: curve(r, 0.9 if is_skin(r) else 0.6)),
+    ),
+    "size-skin-wider": (
+        sweep(lambda r: curve(r, wobble=0.05 if is_skin(r) else 0.001)),
+        sweep(lambda r: curve(r, wobble=0.001 if is_skin(r) else 0.05)),
+    ),
+    "size-small-sets": (
+        sweep(lambda r: curve(r, wobble=0.05 if r["n_calibration"] < 128 else 0.001)),
+        sweep(lambda r: curve(r, wobble=0.001 if r["n_calibration"] < 128 else 0.05)),
+    ),
+    "size-light": (
+        sweep(lambda r: curve(r, wobble=0.05 if r["backbone"] in LIGHT else 0.001)),
+        sweep(lambda r: curve(r, wobble=0.001 if r["backbone"] in LIGHT else 0.05)),
+    ),
+    "size-not-monotonic": (sweep(lambda r: curve(r, slope=-0.001)), sweep(lambda r: curve(r, level=0.8, slope=0.001))),
+    "size-few-hundred": (sweep(curve), sweep(lambda r: curve(r, level=0.7, slope=0.03))),
+    "cnn-engines-alike": (paper_world, qnnpack(0.1, "cnn")),
     "transformer-qnnpack-slow": (paper_world, qnnpack(25, "transformer")),
-    "conversion-cnn": (paper_world, timed(convert_seconds=lambda r: .3 if is_int8(r) else math.nan)),
+    "conversion-cnn": (paper_world, timed(convert_seconds=lambda r: 0.3 if is_int8(r) else math.nan)),
     "conversion-transformer": (paper_world, timed(convert_seconds=lambda r: 3.0 if is_int8(r) else math.nan)),
     "conversion-qat": (paper_world, timed(convert_seconds=lambda r: 30.0 if is_int8(r) else math.nan)),
-    "qat-faster": (timed(), only("vit_base", factor=.2)), "ptq-faster": (timed(), only("vit_base",
-                                                                                       factor=.2)),
-    "larger-gain": (timed(lambda r: fixtures.FP32_MS[r["backbone"]] ** 3 if is_int8(r) else 1.0),
-                    timed(lambda r: fixtures.FP32_MS[r["backbone"]] ** -3 if is_int8(r) else 1.0)),
+    "qat-faster": (timed(), only("vit_base", factor=0.2)),
+    "ptq-faster": (timed(), only("vit_base", factor=0.2)),
+    "larger-gain": (
+        timed(lambda r: fixtures.FP32_MS[r["backbone"]] ** 3 if is_int8(r) else 1.0),
+        timed(lambda r: fixtures.FP32_MS[r["backbone"]] ** -3 if is_int8(r) else 1.0),
+    ),
     "tails": (paper_world, timed(p99_ms=lambda r: 2 * r["p50_ms"], p99_low=lambda r: 1.9 * r["p50_ms"])),
     "tails-alike": (paper_world, timed(p99_ms=lambda r: r["p50_ms"] * (2 if is_int8(r) else 1.1))),
     "speedup-range": (timed(), only("resnet18", factor=5)),
-    "speedup-architecture": (timed(), timed(lambda r: 1 / fixtures.SPEEDUP[r["backbone"]] if is_int8(r)
-                                            else 1.0)),
-    "vulnerable-gain-least": (timed(), only("swin_tiny", factor=.1)),
+    "speedup-architecture": (timed(), timed(lambda r: 1 / fixtures.SPEEDUP[r["backbone"]] if is_int8(r) else 1.0)),
+    "vulnerable-gain-least": (timed(), only("swin_tiny", factor=0.1)),
     "neither": (timed(), only("mobilenetv2", factor=4)),
     "sizes": (paper_world, timed(size_mb=lambda r: 100.0)),
-    "fp16-gpu": (timed(device=lambda r: "cuda", p50_ms=lambda r: 5.0 if r["regime"] == "fp16" else 9.0),
-                 timed(device=lambda r: "cuda", p50_ms=lambda r: 9.0 if r["regime"] == "fp16" else 5.0)),
+    "fp16-gpu": (
+        timed(device=lambda r: "cuda", p50_ms=lambda r: 5.0 if r["regime"] == "fp16" else 9.0),
+        timed(device=lambda r: "cuda", p50_ms=lambda r: 9.0 if r["regime"] == "fp16" else 5.0),
+    ),
     "fp16-memory": (timed(size_mb=lambda r: 50.0 if r["regime"] == "fp16" else 100.0), paper_world),
-    "other-frameworks": (peers(.5), peers(.0)),
+    "other-frameworks": (peers(0.5), peers(0.0)),
 }
 
 
@@ -293,8 +364,7 @@ def test_a_verdict_turns_with_the_results(name):
         assert verdict(contradicts(), name) == CONTRADICTED
 
 
-@pytest.mark.parametrize("name", ["ptq-auroc", "qat-auroc", "saturated", "rare-classes", "tails",
-                                  "resnet50-ptq"])
+@pytest.mark.parametrize("name", ["ptq-auroc", "qat-auroc", "saturated", "rare-classes", "tails", "resnet50-ptq"])
 def test_wide_intervals_leave_a_claim_open(name):
     wide = bend(**intervals(0.5), latency=lambda t: t.assign(p99_low=0.0, p99_high=1e6))()
     assert verdict(wide, name) == OPEN
@@ -308,9 +378,12 @@ def test_without_results_nothing_is_decided(tmp_path):
 
 def test_a_missing_dataset_keeps_a_claim_about_all_from_being_supported():
     r = paper_world()
-    gone = fixtures.bent(r, metrics=lambda m: m[m["dataset"] != "ChestXray"],
-                         bootstrap=lambda b: b[b["dataset"] != "ChestXray"],
-                         intervals=lambda i: i[i["dataset"] != "ChestXray"])
+    gone = fixtures.bent(
+        r,
+        metrics=lambda m: m[m["dataset"] != "ChestXray"],
+        bootstrap=lambda b: b[b["dataset"] != "ChestXray"],
+        intervals=lambda i: i[i["dataset"] != "ChestXray"],
+    )
     assert verdict(r, "qat-auroc") == SUPPORTED
     claim = next(c for c in claims.CLAIMS if c.id == "qat-auroc")
     found = claim.decide(gone, published())
@@ -326,8 +399,21 @@ def test_phantoms_are_judged_in_the_name_of_what_they_stand_for():
 
 def test_the_papers_own_tables_speak_for_and_against_it():
     table = claims.evaluate(published()).set_index("id")["verdict"]
-    assert table[["ptq-calibration", "qat-calibration", "fp16-calibration", "qat-skin", "best-regimes",
-                  "transformer-qnnpack-slow", "speedup-range"]].eq(SUPPORTED).all()
+    assert (
+        table[
+            [
+                "ptq-calibration",
+                "qat-calibration",
+                "fp16-calibration",
+                "qat-skin",
+                "best-regimes",
+                "transformer-qnnpack-slow",
+                "speedup-range",
+            ]
+        ]
+        .eq(SUPPORTED)
+        .all()
+    )
     # 14.6 / 12.3 and 9.6 / 8.1 lie above 1.15; Swin-T gains less than MobileNetV2; BKL and VASC lose more
     # than DF
     assert set(table.index[table == CONTRADICTED]) == {"tails", "vulnerable-gain-least", "rare-classes"}
@@ -347,8 +433,9 @@ def test_the_table_is_complete_and_readable():
 
 # --- rules ----------------------------------------------------------------------------------------
 
+
 def test_judge():
-    inside, across, outside = Entry("a", 1, .5, 1.5), Entry("b", 2, 1.5, 2.5), Entry("c", 3, 2.5, 3.5)
+    inside, across, outside = Entry("a", 1, 0.5, 1.5), Entry("b", 2, 1.5, 2.5), Entry("c", 3, 2.5, 3.5)
     assert judge([inside], low=0, high=2).verdict == SUPPORTED
     assert judge([inside, across], low=0, high=2).verdict == OPEN
     found = judge([inside, across, outside], low=0, high=2)
@@ -360,26 +447,25 @@ def test_judge():
 
 
 def test_both_and_exists():
-    yes, no, maybe = (judge([Entry("x", v, *b)], low=0) for v, b in ((1, (1, 1)), (-1, (-1, -1)),
-                                                                     (1, (-1, 2))))
+    yes, no, maybe = (judge([Entry("x", v, *b)], low=0) for v, b in ((1, (1, 1)), (-1, (-1, -1)), (1, (-1, 2))))
     assert both(yes, yes).verdict == SUPPORTED
     assert both(yes, maybe).verdict == OPEN and both(maybe, no).verdict == CONTRADICTED
     assert exists([Entry("a", 3, 2, 4), Entry("b", 0, -1, 1)], above=1).verdict == SUPPORTED
-    assert exists([Entry("a", .5, 0, .9)], above=1).verdict == CONTRADICTED
-    assert exists([Entry("a", 3, .5, 4)], above=1).verdict == OPEN
+    assert exists([Entry("a", 0.5, 0, 0.9)], above=1).verdict == CONTRADICTED
+    assert exists([Entry("a", 3, 0.5, 4)], above=1).verdict == OPEN
 
 
 def test_intervals_against_scipy():
     from scipy import stats
 
-    x = np.array([.1, .3, .2, .5, .4])
+    x = np.array([0.1, 0.3, 0.2, 0.5, 0.4])
     r = paper_world()
     e = student(r, "", x)
-    assert (e.low, e.high) == pytest.approx(stats.t.interval(.95, 4, x.mean(), stats.sem(x)))
-    a, b = pd.Series([1, 2, 3, 4, 5, 6.]), pd.Series([1, 3, 2, 4, 6, 5.])
+    assert (e.low, e.high) == pytest.approx(stats.t.interval(0.95, 4, x.mean(), stats.sem(x)))
+    a, b = pd.Series([1, 2, 3, 4, 5, 6.0]), pd.Series([1, 3, 2, 4, 6, 5.0])
     assert rank_correlation(a, b, "").value == pytest.approx(stats.spearmanr(a, b).statistic)
     s = spread_ratio(r, "auroc", "fp32", "ptq-fbgemm", "BrainMRI", "BrainMRI", "")
-    low, high = (s.value / math.sqrt(stats.f.ppf(q, 7, 7)) for q in (.975, .025))
+    low, high = (s.value / math.sqrt(stats.f.ppf(q, 7, 7)) for q in (0.975, 0.025))
     assert (s.low, s.high) == pytest.approx((low, high))
     m = minus(Entry("", 5, 4, 6), Entry("", 2, 1, 3), "")
     assert (m.value, m.low, m.high) == pytest.approx((3, 3 - math.sqrt(2), 3 + math.sqrt(2)))
@@ -388,11 +474,14 @@ def test_intervals_against_scipy():
 def test_harm_prefers_the_paired_bootstrap_and_turns_its_sign():
     r = paper_world()
     row = r.bootstrap
-    row = row[(row["metric"] == "auprc") & (row["method_b"] == "ptq-fbgemm") & (row["backbone"] == "all")
-              & (row["dataset"] == "BrainMRI")].iloc[0]
+    row = row[
+        (row["metric"] == "auprc")
+        & (row["method_b"] == "ptq-fbgemm")
+        & (row["backbone"] == "all")
+        & (row["dataset"] == "BrainMRI")
+    ].iloc[0]
     e = harm(r, "auprc", "fp32", "ptq-fbgemm", "BrainMRI")
-    assert (e.value, e.low, e.high) == pytest.approx((row["delta_pp"] / 100, row["low_pp"] / 100,
-                                                      row["high_pp"] / 100))
+    assert (e.value, e.low, e.high) == pytest.approx((row["delta_pp"] / 100, row["low_pp"] / 100, row["high_pp"] / 100))
     ece = harm(r, "ece", "fp32", "ptq-fbgemm", "BrainMRI")
     assert ece.value > 0 and ece.low < ece.value < ece.high
     simulated = harm(r, "auprc", "fp32", "ptq-fbgemm", "BrainMRI", stage="fake-quant")

@@ -31,8 +31,10 @@ def command(monkeypatch):
 
 
 def test_help_imports_nothing_heavy_and_names_every_command():
-    code = f"import sys; from medq import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n" \
-           f"print('HEAVY', [m for m in {HEAVY} if m in sys.modules])"
+    code = (
+        f"import sys; from medq import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
+        f"print('HEAVY', [m for m in {HEAVY} if m in sys.modules])"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
     assert "HEAVY []" in out
     assert all(name in out for name in cli.COMMANDS)
@@ -65,20 +67,23 @@ def test_a_programming_error_is_not_hidden(command):
         command(lambda args: 1 / 0)
 
 
-@pytest.mark.parametrize("words, said", [
-    (["batch", "params/none.yaml"], "no such file"),
-    (["batch", "smoke", "--dry-run", "--only", "backbone=resnet19"], "did you mean 'resnet18'"),
-    (["batch", "smoke", "--dry-run", "--only", "colour=red"], "unknown key of --only 'colour'"),
-    (["batch", "smoke", "--dry-run", "--only", "backbone"], "key=name"),
-    (["batch", "smoke", "--dry-run", "--only", "fold=7"], "unknown fold '7': known are 0"),
-    (["batch", "smoke", "--dry-run", "--only", "stage=finetune", "regime=ptq-fbgemm"], "fits no part of smoke"),
-    (["batch", "smoke", "--results", "/dev/null"], "--results /dev/null: is no folder"),
-    (["batch", "smoke", "--jobs", "0"], "--jobs"),
-    (["batch", "smoke", "--profile", "profiles/none"], "no config.yaml there"),
-    (["collect", "runs/none", "results/none"], "no such folder"),
-    (["data", "check", "BrainMRY"], "did you mean 'BrainMRI'"),
-    (["plan", "smokey"], "no such file"),
-])
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["batch", "params/none.yaml"], "no such file"),
+        (["batch", "smoke", "--dry-run", "--only", "backbone=resnet19"], "did you mean 'resnet18'"),
+        (["batch", "smoke", "--dry-run", "--only", "colour=red"], "unknown key of --only 'colour'"),
+        (["batch", "smoke", "--dry-run", "--only", "backbone"], "key=name"),
+        (["batch", "smoke", "--dry-run", "--only", "fold=7"], "unknown fold '7': known are 0"),
+        (["batch", "smoke", "--dry-run", "--only", "stage=finetune", "regime=ptq-fbgemm"], "fits no part of smoke"),
+        (["batch", "smoke", "--results", "/dev/null"], "--results /dev/null: is no folder"),
+        (["batch", "smoke", "--jobs", "0"], "--jobs"),
+        (["batch", "smoke", "--profile", "profiles/none"], "no config.yaml there"),
+        (["collect", "runs/none", "results/none"], "no such folder"),
+        (["data", "check", "BrainMRY"], "did you mean 'BrainMRI'"),
+        (["plan", "smokey"], "no such file"),
+    ],
+)
 def test_mistakes_a_user_can_make(words, said, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDQ_RUNS", str(tmp_path / "runs"))
     assert cli.main(words) == 2
@@ -110,7 +115,9 @@ def test_what_data_lacks_is_a_note_without_code(tmp_path, capsys):
         (tmp_path / "chestxray" / name / "images").mkdir(parents=True)
         for n in range(5):
             Image.new("L", (8, 8), 20 * k + n).save(tmp_path / "chestxray" / name / "images" / f"{n}.png")
-    assert medq("data", "audit", "ChestXray", "--root", str(tmp_path)).stderr.startswith("note: ChestXray: 15 images, the release has")
+    assert medq("data", "audit", "ChestXray", "--root", str(tmp_path)).stderr.startswith(
+        "note: ChestXray: 15 images, the release has"
+    )
 
 
 def test_fetch_of_a_phantom_is_refused_in_a_sentence(capsys):

@@ -16,7 +16,7 @@ from fixtures_batch import environment, write_profile
 from medq import artefacts, paths
 
 KUBERNETES = paths.ROOT / "profiles" / "kubernetes"
-KUBECTL = '''import json, os, pathlib, signal, subprocess, sys
+KUBECTL = """import json, os, pathlib, signal, subprocess, sys
 state, words = pathlib.Path({state!r}), [w for w in sys.argv[1:] if not w.startswith("--")]
 if words[0] == "create":
     job = json.load(sys.stdin)
@@ -41,7 +41,7 @@ elif words[0] == "delete":
         (state / (name + ".json")).unlink(missing_ok=True)
         if not (state / (name + ".rc")).exists():
             os.killpg(int((state / (name + ".pid")).read_text()), signal.SIGKILL)
-'''
+"""
 
 
 @pytest.fixture
@@ -76,8 +76,10 @@ def test_a_job_runs_its_script_and_says_how_it_ended(kubectl, job, tmp_path, mon
         time.sleep(0.05)
     assert state == ends and (tmp_path / "said").read_text() == "/medq/my runs\n"
     cell = json.loads((kubectl / f"{name}.json").read_text())["spec"]["template"]["spec"]["containers"][0]
-    assert cell["resources"] == {"requests": {"cpu": "4", "memory": "3000M", "nvidia.com/gpu": "1"},
-                                 "limits": {"memory": "3000M", "nvidia.com/gpu": "1"}}
+    assert cell["resources"] == {
+        "requests": {"cpu": "4", "memory": "3000M", "nvidia.com/gpu": "1"},
+        "limits": {"memory": "3000M", "nvidia.com/gpu": "1"},
+    }
     subprocess.run([str(KUBERNETES / "cancel"), name], check=True)
     assert job.status(name) == "failed"
 
@@ -106,8 +108,19 @@ def test_a_job_without_a_gpu_asks_for_none(job):
 @pytest.mark.timeout(1200)
 def test_a_batch_through_jobs(kubectl, tmp_path):
     runs, profile = tmp_path / "my runs", write_profile(tmp_path)
-    command = [sys.executable, "-m", "medq.cli", "batch", str(profile), "--profile", str(KUBERNETES), "--jobs", "2",
-               "--results", str(tmp_path / "results")]
+    command = [
+        sys.executable,
+        "-m",
+        "medq.cli",
+        "batch",
+        str(profile),
+        "--profile",
+        str(KUBERNETES),
+        "--jobs",
+        "2",
+        "--results",
+        str(tmp_path / "results"),
+    ]
     interrupted = subprocess.Popen(command, cwd=paths.ROOT, env=environment(runs), stdout=subprocess.DEVNULL)
     while not list(kubectl.glob("*.pid")):
         time.sleep(0.1)

@@ -14,9 +14,20 @@ from medq.errors import UserError
 
 CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
 SIX = ("fp32", "fp16", "ptq-fbgemm", "ptq-qnnpack", "qat-fbgemm", "qat-qnnpack", "fp32-continued")
-PARAMETERS = {"profile": "made", "datasets": ["BrainMRI"], "backbones": ["resnet50", "resnet18"], "regimes": list(SIX[:6]),
-              "controls": ["fp32-continued"], "image_size": 64, "weights": "none", "subset": {"train": None, "held_out": None},
-              "deduplicate": False, "seed": 42, "bootstrap": {"resamples": 128}, "latency": {"image_size": 224}}
+PARAMETERS = {
+    "profile": "made",
+    "datasets": ["BrainMRI"],
+    "backbones": ["resnet50", "resnet18"],
+    "regimes": list(SIX[:6]),
+    "controls": ["fp32-continued"],
+    "image_size": 64,
+    "weights": "none",
+    "subset": {"train": None, "held_out": None},
+    "deduplicate": False,
+    "seed": 42,
+    "bootstrap": {"resamples": 128},
+    "latency": {"image_size": 224},
+}
 N, WRITTEN = 60, "2026-11-01T10:00:00+00:00"
 
 
@@ -31,10 +42,21 @@ def probabilities(*names, n=N):
 
 
 def manifest(folder, written=WRITTEN, parameters=(), **facts):
-    artefacts.write_json(folder / "manifest.json", {
-        "parameters": PARAMETERS | dict(parameters), "written": written, "versions": {"torch": "2.13.0"}, "platform": "Linux",
-        "cpu": {"model": "A CPU", "cores": 2, "instructions": ["avx512_vnni"]}, "gpu": None, "commit": {"hash": "ab" * 20,
-        "modified": False}, "n_train": 100, "n_held_out": N, **facts})
+    artefacts.write_json(
+        folder / "manifest.json",
+        {
+            "parameters": PARAMETERS | dict(parameters),
+            "written": written,
+            "versions": {"torch": "2.13.0"},
+            "platform": "Linux",
+            "cpu": {"model": "A CPU", "cores": 2, "instructions": ["avx512_vnni"]},
+            "gpu": None,
+            "commit": {"hash": "ab" * 20, "modified": False},
+            "n_train": 100,
+            "n_held_out": N,
+            **facts,
+        },
+    )
 
 
 def add_cell(runs, backbone, regime, fold=0, status="done", written=WRITTEN, parameters=(), start="key-fp32", **facts):
@@ -43,22 +65,48 @@ def add_cell(runs, backbone, regime, fold=0, status="done", written=WRITTEN, par
     int8 = regime.startswith(("ptq", "qat"))
     names = ["predictions.parquet"] + (["predictions.fake-quant.parquet"] if int8 else [])
     for name in names if status == "done" else ():
-        artefacts.write_parquet(folder / name, evaluate.table(
-            ids(fold), fold, np.arange(N) % 4, probabilities(backbone, regime, name, fold), CLASSES))
+        artefacts.write_parquet(
+            folder / name,
+            evaluate.table(ids(fold), fold, np.arange(N) % 4, probabilities(backbone, regime, name, fold), CLASSES),
+        )
     files = names if status == "done" else []
     if not regime.startswith("ptq"):
-        artefacts.write_csv(folder / "history.csv", pd.DataFrame({"epoch": [0, 1], "train_loss": [1.0, 0.5],
-                                                                  "train_accuracy": [0.5, 0.6], "accuracy": [0.4, 0.7], "seconds": 1.0}))
+        artefacts.write_csv(
+            folder / "history.csv",
+            pd.DataFrame(
+                {
+                    "epoch": [0, 1],
+                    "train_loss": [1.0, 0.5],
+                    "train_accuracy": [0.5, 0.6],
+                    "accuracy": [0.4, 0.7],
+                    "seconds": 1.0,
+                }
+            ),
+        )
         files = [*files, "history.csv"]
     manifest(folder, written, parameters)
     inputs = {"images": "key-data"} | ({"starts from": start} if regime not in ("fp32", "fp16") else {})
-    artefacts.finish(folder, [*files, "manifest.json"], status=status, key=f"key-{regime}", inputs=inputs, train_seconds=2.0,
-                     epochs=2, **facts)
+    artefacts.finish(
+        folder,
+        [*files, "manifest.json"],
+        status=status,
+        key=f"key-{regime}",
+        inputs=inputs,
+        train_seconds=2.0,
+        epochs=2,
+        **facts,
+    )
     return folder
 
 
-SOME = [("resnet18", "fp32"), ("resnet18", "fp16"), ("resnet18", "ptq-fbgemm"), ("resnet18", "ptq-qnnpack"),
-        ("resnet18", "qat-fbgemm"), ("resnet50", "fp32")]
+SOME = [
+    ("resnet18", "fp32"),
+    ("resnet18", "fp16"),
+    ("resnet18", "ptq-fbgemm"),
+    ("resnet18", "ptq-qnnpack"),
+    ("resnet18", "qat-fbgemm"),
+    ("resnet50", "fp32"),
+]
 
 
 @pytest.fixture
@@ -82,13 +130,30 @@ def build(folder, cells):
     data = runs / "BrainMRI" / "data"
     data.mkdir(parents=True)
     train = [f"Training/{k}" for k in range(80)]
-    frame = pd.DataFrame({"image_id": [*train, *ids(), *ids(1)], "label": np.arange(80 + 2 * N) % 4, "fold": [-1] * 80 + [0] * N + [1] * N})
-    artefacts.write_csv(data / "folds.csv", frame.assign(group=frame["image_id"])[["image_id", "label", "group", "fold"]])
-    artefacts.write_csv(data / "audit.csv", pd.DataFrame(
-        [("Testing/3", 0, "identical", True, 3), ("Training/3", 0, "identical", True, 3),
-         ("Testing/8", 1, "near", True, 0), ("Training/8", 1, "near", True, 0),
-         ("Testing/9", 2, "near", False, 0), ("Testing/10", 2, "near", False, 0)],
-        columns=["image_id", "group_id", "kind", "spans", "label"]))
+    frame = pd.DataFrame(
+        {
+            "image_id": [*train, *ids(), *ids(1)],
+            "label": np.arange(80 + 2 * N) % 4,
+            "fold": [-1] * 80 + [0] * N + [1] * N,
+        }
+    )
+    artefacts.write_csv(
+        data / "folds.csv", frame.assign(group=frame["image_id"])[["image_id", "label", "group", "fold"]]
+    )
+    artefacts.write_csv(
+        data / "audit.csv",
+        pd.DataFrame(
+            [
+                ("Testing/3", 0, "identical", True, 3),
+                ("Training/3", 0, "identical", True, 3),
+                ("Testing/8", 1, "near", True, 0),
+                ("Training/8", 1, "near", True, 0),
+                ("Testing/9", 2, "near", False, 0),
+                ("Testing/10", 2, "near", False, 0),
+            ],
+            columns=["image_id", "group_id", "kind", "spans", "label"],
+        ),
+    )
     manifest(data, fingerprint="f00", n_images=200)
     artefacts.finish(data, ["folds.csv", "audit.csv", "manifest.json"], key="key-data", inputs={})
     for backbone, regime in cells:
@@ -102,19 +167,32 @@ def collected(runs, name="out"):
 
 
 def test_all_tables_follow_the_schema(found):
-    for name in ("cells.csv", "metrics.csv", "intervals.csv", "bootstrap.csv", "silent.csv", "flips.csv", "leak.csv", "history.csv"):
+    for name in (
+        "cells.csv",
+        "metrics.csv",
+        "intervals.csv",
+        "bootstrap.csv",
+        "silent.csv",
+        "flips.csv",
+        "leak.csv",
+        "history.csv",
+    ):
         frame = pd.read_csv(found.path / name)
         assert list(frame.columns) == results.SCHEMA[name] and len(frame) == found.provenance["rows"][name] > 0
     assert len(found.cells) == 14 and set(found.status["status"]) == {"done"}
     assert "200 of the release's 7,023 images" in found.banner() and "A CPU" in found.banner()
-    assert found.provenance["data"]["BrainMRI"] | {"n_train": 100, "n_held_out": N} == found.provenance["data"]["BrainMRI"]
+    assert (
+        found.provenance["data"]["BrainMRI"] | {"n_train": 100, "n_held_out": N} == found.provenance["data"]["BrainMRI"]
+    )
 
 
 def test_numbers_are_those_of_the_predictions(found):
     table = found.predictions("BrainMRI", "resnet18", "ptq-fbgemm")
     truth, probability = table["label"].to_numpy(), table.filter(regex="^p_").to_numpy()
     expected = np.mean([average_precision_score(truth == c, probability[:, c]) for c in range(4)])
-    chosen = found.metrics.query("backbone == 'resnet18' and regime == 'ptq-fbgemm' and metric == 'auprc' and stage == 'converted'")
+    chosen = found.metrics.query(
+        "backbone == 'resnet18' and regime == 'ptq-fbgemm' and metric == 'auprc' and stage == 'converted'"
+    )
     values = chosen[chosen["class"] == ""].set_index("fold")["value"]
     assert values["0"] == values["pooled"] == pytest.approx(expected, abs=1e-12)
 
@@ -123,17 +201,25 @@ def test_intervals_and_differences_are_those_of_the_bootstrap(found):
     a, b = (found.predictions("BrainMRI", "resnet50", regime) for regime in ("fp32", "qat-fbgemm"))
     arrays = [frame.filter(regex="^p_").to_numpy().astype(float) for frame in (a, b)]
     expected = bootstrap.paired_auprc(a["label"].to_numpy(), *arrays, n_resamples=128, seed=42)
-    row = found.bootstrap.query("backbone == 'resnet50' and method_b == 'qat-fbgemm' and method_a == 'fp32' and metric == 'auprc'").iloc[0]
+    row = found.bootstrap.query(
+        "backbone == 'resnet50' and method_b == 'qat-fbgemm' and method_a == 'fp32' and metric == 'auprc'"
+    ).iloc[0]
     assert (row["delta_pp"], row["low_pp"], row["high_pp"], row["p_value"]) == pytest.approx(
-        (expected.delta, expected.low, expected.high, expected.p_value))
+        (expected.delta, expected.low, expected.high, expected.p_value)
+    )
     alone = bootstrap.interval(a["label"].to_numpy(), arrays[0], "ece", n_resamples=128, seed=42)
     row = found.intervals.query("backbone == 'resnet50' and regime == 'fp32' and metric == 'ece'")
     row = row[row["class"] == ""].iloc[0]
     assert (row["value"], row["low"], row["high"]) == pytest.approx((alone.value, alone.low, alone.high))
     assert {"all", "resnet18", "resnet50"} == set(found.bootstrap["backbone"])
-    assert {("fp32", "ptq-fbgemm"), ("fp32", "qat-qnnpack"), ("ptq-fbgemm", "qat-fbgemm"), ("fp32", "fp16"),
-            ("fp32", "fp32-continued"), ("fp32-continued", "qat-fbgemm")} <= set(
-                zip(found.bootstrap["method_a"], found.bootstrap["method_b"]))
+    assert {
+        ("fp32", "ptq-fbgemm"),
+        ("fp32", "qat-qnnpack"),
+        ("ptq-fbgemm", "qat-fbgemm"),
+        ("fp32", "fp16"),
+        ("fp32", "fp32-continued"),
+        ("fp32-continued", "qat-fbgemm"),
+    } <= set(zip(found.bootstrap["method_a"], found.bootstrap["method_b"]))
     assert (found.bootstrap["p_holm"] >= found.bootstrap["p_value"]).all()
     mean = found.intervals.query("backbone == 'mean' and regime == 'fp32' and metric == 'auprc'")
     assert mean[mean["class"] == ""]["between_std"].notna().all()
@@ -142,14 +228,19 @@ def test_intervals_and_differences_are_those_of_the_bootstrap(found):
 def test_the_leak_leaves_out_images_with_a_copy_on_the_training_side(found):
     counts = found.leak.groupby("subset")["n"].unique()
     assert {name: list(n) for name, n in counts.items()} == {
-        "all": [N], "without-identical": [N - 1], "without-twins": [N - 2]}
+        "all": [N],
+        "without-identical": [N - 1],
+        "without-twins": [N - 2],
+    }
 
 
 def test_collecting_twice_gives_the_same_bytes(made):
     collected(made)
     collected(made, "again")
-    first, second = ({p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
-                     for root in (made.parent.parent / "out", made.parent.parent / "again"))
+    first, second = (
+        {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+        for root in (made.parent.parent / "out", made.parent.parent / "again")
+    )
     assert first == second
 
 
@@ -164,13 +255,22 @@ def test_an_older_result_goes_and_a_readme_stays(made):
     assert not list(out.parent.glob(".out*"))
 
 
-@pytest.mark.parametrize("spoil, reason", [
-    (lambda f: (f / "done.json").unlink(), "no completion record"),
-    (lambda f: (f / "done.json").write_text('{"status": '), "no completion record"),
-    (lambda f: (f / "predictions.parquet").write_bytes(b"PAR1"), "predictions.parquet does not match its checksum"),
-    (lambda f: (f / "predictions.parquet").unlink(), "predictions.parquet is missing"),
-    (lambda f: [(f / "done.json").unlink(), artefacts.write_json(f / "failed.json", {"reason": "the kernel died"})], "the kernel died"),
-])
+@pytest.mark.parametrize(
+    "spoil, reason",
+    [
+        (lambda f: (f / "done.json").unlink(), "no completion record"),
+        (lambda f: (f / "done.json").write_text('{"status": '), "no completion record"),
+        (lambda f: (f / "predictions.parquet").write_bytes(b"PAR1"), "predictions.parquet does not match its checksum"),
+        (lambda f: (f / "predictions.parquet").unlink(), "predictions.parquet is missing"),
+        (
+            lambda f: [
+                (f / "done.json").unlink(),
+                artefacts.write_json(f / "failed.json", {"reason": "the kernel died"}),
+            ],
+            "the kernel died",
+        ),
+    ],
+)
 def test_what_is_not_finished_is_left_out_and_named(made, spoil, reason, capsys):
     spoil(made / "BrainMRI" / "resnet18" / "qat-fbgemm" / "fold0")
     left_out, found = collected(made)
@@ -195,11 +295,20 @@ def test_engines_that_disagree_are_marked(made):
     assert row["engine_agrees"] is False and row["note"] == "ReLU6 off by 6.0"
 
 
-@pytest.mark.parametrize("spoil, said", [
-    (lambda runs: add_cell(runs, "resnet18", "fp16", parameters={"image_size": 224}, written="2026-10-01"), "image_size"),
-    (lambda runs: add_cell(runs, "resnet18", "qat-fbgemm", start="key-older"), "FP32 checkpoint that is no longer there"),
-    (lambda runs: shutil.rmtree(runs / "BrainMRI" / "resnet18" / "fp32"), "FP32 checkpoint"),
-])
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        (
+            lambda runs: add_cell(runs, "resnet18", "fp16", parameters={"image_size": 224}, written="2026-10-01"),
+            "image_size",
+        ),
+        (
+            lambda runs: add_cell(runs, "resnet18", "qat-fbgemm", start="key-older"),
+            "FP32 checkpoint that is no longer there",
+        ),
+        (lambda runs: shutil.rmtree(runs / "BrainMRI" / "resnet18" / "fp32"), "FP32 checkpoint"),
+    ],
+)
 def test_cells_that_do_not_belong_together_are_never_mixed(made, spoil, said):
     spoil(made)
     left_out, _ = collected(made)
@@ -221,16 +330,36 @@ def test_folds_are_pooled_in_order(made):
 def test_study_tables_are_put_together_in_the_profiles_order(made):
     for backbone in ("resnet18", "resnet50"):
         folder = made / "BrainMRI" / backbone / "remedies-fbgemm" / "fold0"
-        frame = pd.DataFrame({"dataset": "BrainMRI", "backbone": backbone, "regime": "ptq-fbgemm", "fold": 0, "remedy": ["none"],
-                              "auprc": 0.5, "ece": 0.1, "ece_top_label": 0.1, "brier": 0.3, "p50_ms": 2.0})
+        frame = pd.DataFrame(
+            {
+                "dataset": "BrainMRI",
+                "backbone": backbone,
+                "regime": "ptq-fbgemm",
+                "fold": 0,
+                "remedy": ["none"],
+                "auprc": 0.5,
+                "ece": 0.1,
+                "ece_top_label": 0.1,
+                "brier": 0.3,
+                "p50_ms": 2.0,
+            }
+        )
         artefacts.write_csv(folder / "remedies.csv", frame)
         manifest(folder)
         artefacts.finish(folder, ["remedies.csv", "manifest.json"], key="k", inputs={"images": "key-data"})
     assert collected(made)[1].remedies["backbone"].tolist() == ["resnet50", "resnet18"]
 
 
-MACHINE = {"threads": 2, "interop_threads": 1, "cores": [0, 1], "governor": None, "load_before": [1.0, 2.0, 3.0],
-           "load_after": [1.504, 2.0, 3.0], "others": 0.1, "seconds": 60.5}
+MACHINE = {
+    "threads": 2,
+    "interop_threads": 1,
+    "cores": [0, 1],
+    "governor": None,
+    "load_before": [1.0, 2.0, 3.0],
+    "load_after": [1.504, 2.0, 3.0],
+    "others": 0.1,
+    "seconds": 60.5,
+}
 RUNTIMES = ("pytorch-fp32", "openvino-int8", "onnxruntime-int8")
 
 
@@ -239,10 +368,23 @@ def add_peers(runs, backbone="resnet18", fold=0):
     folder = runs / "BrainMRI" / backbone / "peers" / f"fold{fold}"
     rows = []
     for name in RUNTIMES:
-        artefacts.write_parquet(folder / f"predictions.{name}.parquet", evaluate.table(
-            ids(fold), fold, np.arange(N) % 4, probabilities(backbone, name, fold), CLASSES))
+        artefacts.write_parquet(
+            folder / f"predictions.{name}.parquet",
+            evaluate.table(ids(fold), fold, np.arange(N) % 4, probabilities(backbone, name, fold), CLASSES),
+        )
         runtime, precision = name.split("-")
-        rows += [{"dataset": "BrainMRI", "backbone": backbone, "fold": fold, "p50_ms": 2.0 + fold, "runtime": runtime, "precision": precision, "batch_size": n} for n in (1, 32)]
+        rows += [
+            {
+                "dataset": "BrainMRI",
+                "backbone": backbone,
+                "fold": fold,
+                "p50_ms": 2.0 + fold,
+                "runtime": runtime,
+                "precision": precision,
+                "batch_size": n,
+            }
+            for n in (1, 32)
+        ]
     artefacts.write_csv(folder / "peers.csv", pd.DataFrame(rows, columns=results.SCHEMA["peers.csv"]))
     raw = pd.DataFrame([row | {"batch": k, "ms": 1.5 + k} for row in rows for k in range(3)])
     artefacts.write_parquet(folder / "peers_raw.parquet", raw[results.SCHEMA["peers_raw.parquet"]])
@@ -255,21 +397,29 @@ def test_other_runtimes_are_compared_with_the_model_they_run(made):
     add_peers(made)
     left_out, found = collected(made)
     assert left_out == {} and len(found.peers) == 6 and len(found.peers_raw) == 18
-    a, b = (pd.read_parquet(found.path / "predictions" / "BrainMRI" / "resnet18" / "peers" / f"{name}.parquet") for name in RUNTIMES[:2])
+    a, b = (
+        pd.read_parquet(found.path / "predictions" / "BrainMRI" / "resnet18" / "peers" / f"{name}.parquet")
+        for name in RUNTIMES[:2]
+    )
     arrays = [frame.filter(regex="^p_").to_numpy().astype(float) for frame in (a, b)]
     expected = bootstrap.paired_auprc(a["label"].to_numpy(), *arrays, n_resamples=128, seed=42)
     rows = found.bootstrap[found.bootstrap["method_a"] == "pytorch-fp32"]
     assert set(rows["method_b"]) == set(RUNTIMES[1:]) and len(rows) == 10
     row = rows[(rows["method_b"] == RUNTIMES[1]) & (rows["metric"] == "auprc")].iloc[0]
     assert (row["delta_pp"], row["low_pp"], row["high_pp"], row["p_value"]) == pytest.approx(
-        (expected.delta, expected.low, expected.high, expected.p_value))
+        (expected.delta, expected.low, expected.high, expected.p_value)
+    )
     others = found.bootstrap[found.bootstrap["method_a"] != "pytorch-fp32"]  # corrected apart
     pd.testing.assert_frame_equal(others.reset_index(drop=True), before.bootstrap)
     assert found.classes("BrainMRI") == list(CLASSES)
 
 
 def contents(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "provenance.json"}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.name != "provenance.json"
+    }
 
 
 @pytest.mark.parametrize("folds", [(0,), (1,), (0, 1)])
@@ -284,9 +434,24 @@ def test_other_runtimes_are_kept_from_an_earlier_sitting(made, folds):
     assert conditions["fold"].tolist() == [str(fold) for fold in folds]
     assert conditions["others"].tolist() == [0.1 + fold for fold in folds]
     said = conditions.drop(columns=["fold", "others"]).drop_duplicates().to_dict("records")
-    assert said == [{"stage": "peers", "dataset": "BrainMRI", "backbone": "resnet18", "threads": 2, "interop_threads": 1,
-                     "cores": "0 1", "governor": "", "load_before": 1.0, "load_after": 1.5, "seconds": 60.5, "cpu": "A CPU",
-                     "instructions": "avx512_vnni", "commit": "ab" * 20, "written": WRITTEN}]
+    assert said == [
+        {
+            "stage": "peers",
+            "dataset": "BrainMRI",
+            "backbone": "resnet18",
+            "threads": 2,
+            "interop_threads": 1,
+            "cores": "0 1",
+            "governor": "",
+            "load_before": 1.0,
+            "load_after": 1.5,
+            "seconds": 60.5,
+            "cpu": "A CPU",
+            "instructions": "avx512_vnni",
+            "commit": "ab" * 20,
+            "written": WRITTEN,
+        }
+    ]
     shutil.rmtree(made / "BrainMRI" / "resnet18" / "peers")
     assert collect.collect(made, out, keep=True) == {} and contents(out) == before
     for fold in folds:  # measured again, it takes the place of what was kept
@@ -304,8 +469,12 @@ def test_a_part_of_a_batch_is_added_to_a_grid(made, capsys):
     assert (out / "metrics.csv").read_bytes() == before and len(results.load(out).peers) == 6
     assert cli.main(["collect", str(made), str(out), "--only", "stage=peers"]) == 2
     assert "add --keep" in capsys.readouterr().err and (out / "metrics.csv").read_bytes() == before
-    for words, said in ((["stage=peer"], "did you mean 'peers'"), (["regime=fp32"], "key of --only"), (["stage"], "write it as"),
-                        (["stage=latency"], "fits nothing")):
+    for words, said in (
+        (["stage=peer"], "did you mean 'peers'"),
+        (["regime=fp32"], "key of --only"),
+        (["stage"], "write it as"),
+        (["stage=latency"], "fits nothing"),
+    ):
         assert cli.main(["collect", str(made), str(out), "--keep", "--only", *words]) == 2
         assert said in capsys.readouterr().err
 
@@ -331,8 +500,14 @@ def retrained(made, shift=1e-6):
     table = pd.read_parquet(folder / "predictions.parquet")
     table["p_glioma"] += np.float32(shift)
     artefacts.write_parquet(folder / "predictions.parquet", table)
-    artefacts.finish(folder, ["predictions.parquet", "history.csv", "manifest.json"], key="key-fp32", inputs={"images": "key-data"},
-                     train_seconds=2.0, epochs=2)
+    artefacts.finish(
+        folder,
+        ["predictions.parquet", "history.csv", "manifest.json"],
+        key="key-fp32",
+        inputs={"images": "key-data"},
+        train_seconds=2.0,
+        epochs=2,
+    )
 
 
 def test_cells_are_added_without_the_model_they_start_from_only_if_it_is_the_kept_one(made):
@@ -369,7 +544,9 @@ def test_a_part_of_a_batch_says_what_it_left_out_and_touches_nothing_else(made):
     shutil.rmtree(failed)
     add_peers(made)
     artefacts.write_json(made / "BrainMRI" / "resnet50" / "peers" / "fold0" / artefacts.FAILED, {"reason": "boom"})
-    artefacts.write_json(made / "BrainMRI" / "resnet50" / "fp16" / "fold0" / artefacts.FAILED, {"reason": "not asked for"})
+    artefacts.write_json(
+        made / "BrainMRI" / "resnet50" / "fp16" / "fold0" / artefacts.FAILED, {"reason": "not asked for"}
+    )
     other = made / "ChestXray" / "data"  # images of another dataset have changed meanwhile: not asked for
     shutil.copytree(made / "BrainMRI" / "data", other)
     assert collect.collect(made, out, keep=True, only={"stage": ["peers"]}) == {"BrainMRI/resnet50/peers/fold0": "boom"}
@@ -378,12 +555,22 @@ def test_a_part_of_a_batch_says_what_it_left_out_and_touches_nothing_else(made):
 
 def finished_again(folder):
     """Complete a folder whose files a test has changed."""
-    artefacts.finish(folder, sorted(p.name for p in folder.iterdir() if p.name != artefacts.DONE), key="key-peers", inputs={"images": "key-data"})
+    artefacts.finish(
+        folder,
+        sorted(p.name for p in folder.iterdir() if p.name != artefacts.DONE),
+        key="key-peers",
+        inputs={"images": "key-data"},
+    )
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"parameters": {"image_size": 32}}, "image_size"), ({"parameters": {"train": {"epochs": 99}}}, "train"),
-    ({"parameters": {"seed": 7}}, "seed")])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"parameters": {"image_size": 32}}, "image_size"),
+        ({"parameters": {"train": {"epochs": 99}}}, "train"),
+        ({"parameters": {"seed": 7}}, "seed"),
+    ],
+)
 def test_a_part_with_other_settings_leaves_the_grid_alone(made, change, said):
     out = made.parent.parent / "out"
     collect.collect(made, out)
@@ -454,7 +641,10 @@ def test_the_banner_names_the_machine_of_the_grid_and_of_a_study_from_elsewhere(
     for _ in range(2):  # it stays so when something else is collected afterwards
         assert collect.collect(made, out, keep=True, only={"stage": ["peers"]}) == {}
         said = results.load(out).banner()
-        assert "Measured on A CPU, 2 cores" in said and "Measured on Another CPU, 4 cores, without VNNI, no GPU: other runtimes." in said
+        assert (
+            "Measured on A CPU, 2 cores" in said
+            and "Measured on Another CPU, 4 cores, without VNNI, no GPU: other runtimes." in said
+        )
         assert "2 machines" not in said
         collect.collect(made, out, keep=True, only={"stage": ["finetune"]})
 
@@ -464,7 +654,9 @@ def test_tables_without_a_column_of_folds_take_it_from_their_path(made):
         add_peers(made, backbone)
     folder = made / "BrainMRI" / "resnet18" / "peers" / "fold0"
     artefacts.write_csv(folder / "peers.csv", pd.read_csv(folder / "peers.csv").drop(columns="fold"))
-    artefacts.write_parquet(folder / "peers_raw.parquet", pd.read_parquet(folder / "peers_raw.parquet").drop(columns="fold"))
+    artefacts.write_parquet(
+        folder / "peers_raw.parquet", pd.read_parquet(folder / "peers_raw.parquet").drop(columns="fold")
+    )
     finished_again(folder)
     _, found = collected(made)
     assert set(found.peers["fold"]) == {"0"} and set(found.peers_raw["fold"]) == {"0"} and len(found.peers) == 12
@@ -507,7 +699,10 @@ def test_a_kill_between_the_two_renames_loses_nothing(made):
     collected(made)
     out = made.parent.parent / "out"
     (out / "README.md").write_text("mine", encoding="utf-8")
-    left, another = out.parent / ".out.abcd_123.old", out.parent / ".out.b.abcd_123.old"  # where the old tables lie meanwhile
+    left, another = (
+        out.parent / ".out.abcd_123.old",
+        out.parent / ".out.b.abcd_123.old",
+    )  # where the old tables lie meanwhile
     another.mkdir()
     left.mkdir()
     out.rename(left / "results")
@@ -524,8 +719,17 @@ def test_the_profile_is_the_cells_own_not_todays_file(found):
 
 def test_a_grid_made_in_several_sittings_is_the_grid_made_in_one(tmp_path):
     cells = [(b, r) for b in ("resnet18", "resnet50") for r in SIX]
-    study = pd.DataFrame({"dataset": "BrainMRI", "backbone": "resnet18", "regime": "ptq-fbgemm", "fold": 0, "n_calibration": [16, 32],
-                          "subset": 0, "auprc": [0.1 + 0.2, 1 / 3]})
+    study = pd.DataFrame(
+        {
+            "dataset": "BrainMRI",
+            "backbone": "resnet18",
+            "regime": "ptq-fbgemm",
+            "fold": 0,
+            "n_calibration": [16, 32],
+            "subset": 0,
+            "auprc": [0.1 + 0.2, 1 / 3],
+        }
+    )
     made = {}
     for name, some in (("whole", cells), ("first", cells[:7]), ("second", cells[7:])):
         made[name] = build(tmp_path / name, some)
@@ -551,7 +755,14 @@ def test_what_a_new_run_holds_replaces_what_was_kept(made):
     collect.collect(made, out)
     before = results.load(out).cells
     shutil.rmtree(made / "BrainMRI" / "resnet50")
-    add_cell(made, "resnet18", "fp16", status="unsupported", reason="no half precision here", written="2026-11-02T10:00:00+00:00")
+    add_cell(
+        made,
+        "resnet18",
+        "fp16",
+        status="unsupported",
+        reason="no half precision here",
+        written="2026-11-02T10:00:00+00:00",
+    )
     assert collect.collect(made, out, keep=True) == {}
     after = results.load(out).cells
     assert len(after) == len(before)
@@ -581,7 +792,8 @@ def test_what_was_made_from_other_images_is_not_kept(made):
     manifest(data, fingerprint="f01", n_images=200)
     artefacts.finish(data, ["folds.csv", "audit.csv", "manifest.json"], key="key-data", inputs={})
     assert collect.collect(made, out, keep=True) == {
-        "BrainMRI/resnet50/fp32/fold0": "was made from other images; run the batch again"}
+        "BrainMRI/resnet50/fp32/fold0": "was made from other images; run the batch again"
+    }
 
 
 def test_a_folder_that_is_no_result_folder_cannot_be_added_to(made):
@@ -608,9 +820,11 @@ def standing(tmp_path_factory):
 
 def spoilt(file, change):
     """A test's damage: `change` the bytes of a file of the results; None deletes it."""
+
     def spoil(out):
         data = change((out / file).read_bytes()) if change else None
         (out / file).write_bytes(data) if change else (out / file).unlink()
+
     return file, spoil
 
 
@@ -621,54 +835,67 @@ def without(*words):
 
 def facts(change):
     """provenance.json with something else in it."""
+
     def changed(data):
         found = json.loads(data)
         change(found)
         return json.dumps(found).encode()
+
     return changed
 
 
 def uncounted(file, change):
     """Damage to a folder of an earlier version, which did not store how many rows its tables have."""
+
     def spoil(out):
         spoilt(file, change)[1](out)
         spoilt("provenance.json", facts(lambda p: p.pop("rows")))[1](out)
+
     return file, spoil
 
 
 MODEL = "predictions/BrainMRI/resnet18"
 
 
-@pytest.mark.parametrize("damage, said", [
-    (spoilt(f"{MODEL}/fp32.parquet", None), "is missing"),
-    (spoilt(f"{MODEL}/ptq-fbgemm.fake-quant.parquet", None), "is missing"),
-    (spoilt(f"{MODEL}/peers/openvino-int8.parquet", None), "is missing"),
-    (spoilt(f"{MODEL}/fp32.parquet", lambda data: data[:100]), "cannot be read"),
-    (spoilt("folds/BrainMRI.csv", None), "is missing"),
-    (spoilt("audit/BrainMRI.csv", None), "is missing"),
-    (spoilt("folds/BrainMRI.csv", without(b"Testing/7,")), "lacks images"),
-    (spoilt("audit/BrainMRI.csv", lambda data: data[:-3]), "cut short"),
-    (spoilt("cells.csv", None), "cells.csv"),
-    (spoilt("cells.csv", lambda data: data[:len(data) // 2]), "cut short"),
-    (spoilt("cells.csv", lambda data: data.replace(b",engine_note", b"").replace(b",\n", b"\n")), "lacks the column 'engine_note'"),
-    (spoilt("cells.csv", lambda data: data.replace(b"done", b"don", 1)), "row 1 is damaged"),
-    (spoilt("cells.csv", without(b",fp16,")), "has 3 rows, but was written with 4"),
-    (uncounted("cells.csv", without(b",fp16,")), "lacks fold 0 of BrainMRI/resnet18/fp16"),
-    (uncounted("metrics.csv", without(b",fp16,")), "lacks fold 0 of BrainMRI/resnet18/fp16"),
-    (uncounted("metrics.csv", None), "is missing"),
-    (uncounted("peers.csv", without(b"openvino")), "lacks fold 0 of BrainMRI/resnet18/peers/openvino-int8"),
-    (spoilt("peers_raw.parquet", None), "is missing"),
-    (spoilt("history.csv", None), "is missing"),
-    (spoilt("peers.csv", lambda data: b""), "cannot be read"),
-    (spoilt("peers_raw.parquet", lambda data: b""), "cannot be read"),
-    (spoilt("conditions.csv", lambda data: b""), "cannot be read"),
-    (spoilt("provenance.json", None), "is missing"),
-    (spoilt("provenance.json", lambda data: b"[]"), "must hold a JSON object"),
-    (spoilt("provenance.json", facts(lambda p: p.update(data=None))), "data"),
-    (spoilt("provenance.json", facts(lambda p: p.update(data={}))), "its data lacks BrainMRI"),
-    (spoilt("provenance.json", facts(lambda p: p["parameters"].pop("seed"))), "lacks parameters.seed"),
-    (spoilt("provenance.json", facts(lambda p: p["parameters"]["bootstrap"].update(resamples=0))), "bootstrap.resamples"),
-])
+@pytest.mark.parametrize(
+    "damage, said",
+    [
+        (spoilt(f"{MODEL}/fp32.parquet", None), "is missing"),
+        (spoilt(f"{MODEL}/ptq-fbgemm.fake-quant.parquet", None), "is missing"),
+        (spoilt(f"{MODEL}/peers/openvino-int8.parquet", None), "is missing"),
+        (spoilt(f"{MODEL}/fp32.parquet", lambda data: data[:100]), "cannot be read"),
+        (spoilt("folds/BrainMRI.csv", None), "is missing"),
+        (spoilt("audit/BrainMRI.csv", None), "is missing"),
+        (spoilt("folds/BrainMRI.csv", without(b"Testing/7,")), "lacks images"),
+        (spoilt("audit/BrainMRI.csv", lambda data: data[:-3]), "cut short"),
+        (spoilt("cells.csv", None), "cells.csv"),
+        (spoilt("cells.csv", lambda data: data[: len(data) // 2]), "cut short"),
+        (
+            spoilt("cells.csv", lambda data: data.replace(b",engine_note", b"").replace(b",\n", b"\n")),
+            "lacks the column 'engine_note'",
+        ),
+        (spoilt("cells.csv", lambda data: data.replace(b"done", b"don", 1)), "row 1 is damaged"),
+        (spoilt("cells.csv", without(b",fp16,")), "has 3 rows, but was written with 4"),
+        (uncounted("cells.csv", without(b",fp16,")), "lacks fold 0 of BrainMRI/resnet18/fp16"),
+        (uncounted("metrics.csv", without(b",fp16,")), "lacks fold 0 of BrainMRI/resnet18/fp16"),
+        (uncounted("metrics.csv", None), "is missing"),
+        (uncounted("peers.csv", without(b"openvino")), "lacks fold 0 of BrainMRI/resnet18/peers/openvino-int8"),
+        (spoilt("peers_raw.parquet", None), "is missing"),
+        (spoilt("history.csv", None), "is missing"),
+        (spoilt("peers.csv", lambda data: b""), "cannot be read"),
+        (spoilt("peers_raw.parquet", lambda data: b""), "cannot be read"),
+        (spoilt("conditions.csv", lambda data: b""), "cannot be read"),
+        (spoilt("provenance.json", None), "is missing"),
+        (spoilt("provenance.json", lambda data: b"[]"), "must hold a JSON object"),
+        (spoilt("provenance.json", facts(lambda p: p.update(data=None))), "data"),
+        (spoilt("provenance.json", facts(lambda p: p.update(data={}))), "its data lacks BrainMRI"),
+        (spoilt("provenance.json", facts(lambda p: p["parameters"].pop("seed"))), "lacks parameters.seed"),
+        (
+            spoilt("provenance.json", facts(lambda p: p["parameters"]["bootstrap"].update(resamples=0))),
+            "bootstrap.resamples",
+        ),
+    ],
+)
 def test_a_damaged_folder_is_not_added_to(standing, tmp_path, damage, said, capsys):
     runs, out = (shutil.copytree(path, tmp_path / path.name) for path in standing)
     file, spoil = damage
@@ -683,14 +910,19 @@ def test_a_damaged_folder_is_not_added_to(standing, tmp_path, damage, said, caps
 
 # --- what a user can get wrong ----------------------------------------------------------------------------------------
 
+
 def test_tables_never_take_the_place_of_the_batch_or_of_a_file(tmp_path, monkeypatch, capsys):
     runs, file = tmp_path / "runs" / "made", tmp_path / "file"
     add_cell(runs, "resnet18", "fp32")
     file.write_text("mine")
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    for results_folder, said in ((runs, "holds the batch itself"), (".", "holds the batch itself"), (file, "is a file"),
-                                 (file / "below", "cannot be written")):
+    for results_folder, said in (
+        (runs, "holds the batch itself"),
+        (".", "holds the batch itself"),
+        (file, "is a file"),
+        (file / "below", "cannot be written"),
+    ):
         assert cli.main(["collect", str(runs), str(results_folder)]) == 2
         assert said in capsys.readouterr().err and sorted(tmp_path.rglob("*")) == before
 

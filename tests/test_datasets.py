@@ -20,15 +20,29 @@ needs_images = pytest.mark.skipif(not REAL.is_dir(), reason="no real images: set
 
 
 def folder_spec(**changes):
-    entry = {"name": "Own", "title": "Own", "layout": "folders", "classes": ["cat", "dog"], "folder": ["own"],
-             "pattern": "{class}/images/*", "folds": {"scheme": "stratified", "n": 2}}
+    entry = {
+        "name": "Own",
+        "title": "Own",
+        "layout": "folders",
+        "classes": ["cat", "dog"],
+        "folder": ["own"],
+        "pattern": "{class}/images/*",
+        "folds": {"scheme": "stratified", "n": 2},
+    }
     return DatasetSpec(**(entry | changes))
 
 
 def table_spec(**changes):
     table = {"file": "meta.csv", "image": "image_id", "label": "dx", "group": "lesion", "folders": ["a", "b"]}
-    entry = {"name": "Own", "title": "Own", "layout": "table", "classes": ["cat", "dog"], "folder": ["own"],
-             "table": table | changes.pop("table", {}), "folds": {"scheme": "stratified-group", "n": 2}}
+    entry = {
+        "name": "Own",
+        "title": "Own",
+        "layout": "table",
+        "classes": ["cat", "dog"],
+        "folder": ["own"],
+        "table": table | changes.pop("table", {}),
+        "folds": {"scheme": "stratified-group", "n": 2},
+    }
     return DatasetSpec(**(entry | changes))
 
 
@@ -60,10 +74,18 @@ def no_data_root(monkeypatch):
 
 
 def test_catalogue_holds_the_three_datasets_and_their_stand_ins():
-    assert list(CATALOGUE) == ["BrainMRI", "ChestXray", "SkinCancer",
-                               "phantom-BrainMRI", "phantom-ChestXray", "phantom-SkinCancer"]
-    totals = {name: sum(sum(part.values()) for part in CATALOGUE[name].release.values())
-              for name in ("BrainMRI", "ChestXray", "SkinCancer")}
+    assert list(CATALOGUE) == [
+        "BrainMRI",
+        "ChestXray",
+        "SkinCancer",
+        "phantom-BrainMRI",
+        "phantom-ChestXray",
+        "phantom-SkinCancer",
+    ]
+    totals = {
+        name: sum(sum(part.values()) for part in CATALOGUE[name].release.values())
+        for name in ("BrainMRI", "ChestXray", "SkinCancer")
+    }
     assert totals == {"BrainMRI": 7023, "ChestXray": 3616 + 10192 + 1345, "SkinCancer": 10015}
     for name in ("BrainMRI", "ChestXray", "SkinCancer"):
         phantom = CATALOGUE[f"phantom-{name}"]
@@ -71,27 +93,38 @@ def test_catalogue_holds_the_three_datasets_and_their_stand_ins():
         assert phantom.folds == CATALOGUE[name].folds
 
 
-@pytest.mark.parametrize(("change", "expected"), [
-    ("  pattern: '{class}/*'\n  patern: x\n", "unknown key 'patern' (did you mean 'pattern')"),
-    ("  pattern: '{class}/*'\n  folds: {scheme: stratified, m: 3}\n", "unknown key 'folds.m'"),
-    ("  pattern: '*/{class}'\n", "pattern must name {class}"),
-    ("  pattern: '{class}/*'\n  table: {file: a.csv, image: i, label: l, folders: [x]}\n", "to layout table"),
-    ("  pattern: '{class}/*'\n  folds: {scheme: stratified, n: 1}\n", "n of 2 or more"),
-    ("  pattern: '{class}/*'\n  folds: {scheme: fixed, n: 1}\n", "fixed folds need 'splits'"),
-    ("  pattern: '../{class}/*'\n", "below the data root"),
-    ("  pattern: '{class}/**'\n", "for one level"),
-    ("  pattern: '{class}/*'\n  classes: [no, 7]\n", "classes.0: must be text, in quotes where YAML reads it as something else "
-     "(numbers, yes, no, null), not 'False'; Own: classes.1: must be text"),
-    ("  pattern: '{class}/*'\n  classes: cat\n", "classes: must be a list, like [a, b], not 'cat'"),
-    ("  pattern: '{class}/*'\n  table: meta.csv\n", "table: must hold keys and values of its own, not 'meta.csv'"),
-    ("  pattern: {class}/*\n", "is not valid YAML at line"),
-    ("  pattern: '{class}/*'\n  titles: {wolf: Wolf}\n", "wolf"),
-    ("  pattern: '{class}/*'\n  release: {all: {cat: 3}}\n", "lacks dog"),
-    ("  pattern: '{class}/*'\n  release: {all: {cat: 3, dog: -1}}\n", "release.all.dog"),
-])
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("  pattern: '{class}/*'\n  patern: x\n", "unknown key 'patern' (did you mean 'pattern')"),
+        ("  pattern: '{class}/*'\n  folds: {scheme: stratified, m: 3}\n", "unknown key 'folds.m'"),
+        ("  pattern: '*/{class}'\n", "pattern must name {class}"),
+        ("  pattern: '{class}/*'\n  table: {file: a.csv, image: i, label: l, folders: [x]}\n", "to layout table"),
+        ("  pattern: '{class}/*'\n  folds: {scheme: stratified, n: 1}\n", "n of 2 or more"),
+        ("  pattern: '{class}/*'\n  folds: {scheme: fixed, n: 1}\n", "fixed folds need 'splits'"),
+        ("  pattern: '../{class}/*'\n", "below the data root"),
+        ("  pattern: '{class}/**'\n", "for one level"),
+        (
+            "  pattern: '{class}/*'\n  classes: [no, 7]\n",
+            "classes.0: must be text, in quotes where YAML reads it as something else "
+            "(numbers, yes, no, null), not 'False'; Own: classes.1: must be text",
+        ),
+        ("  pattern: '{class}/*'\n  classes: cat\n", "classes: must be a list, like [a, b], not 'cat'"),
+        ("  pattern: '{class}/*'\n  table: meta.csv\n", "table: must hold keys and values of its own, not 'meta.csv'"),
+        ("  pattern: {class}/*\n", "is not valid YAML at line"),
+        ("  pattern: '{class}/*'\n  titles: {wolf: Wolf}\n", "wolf"),
+        ("  pattern: '{class}/*'\n  release: {all: {cat: 3}}\n", "lacks dog"),
+        ("  pattern: '{class}/*'\n  release: {all: {cat: 3, dog: -1}}\n", "release.all.dog"),
+    ],
+)
 def test_catalogue_names_what_is_wrong(tmp_path, change, expected):
-    entry = {"  title": "Own", "  layout": "folders", "  classes": "[cat, dog]", "  folder": "[own]",
-             "  folds": "{scheme: stratified, n: 2}"}
+    entry = {
+        "  title": "Own",
+        "  layout": "folders",
+        "  classes": "[cat, dog]",
+        "  folder": "[own]",
+        "  folds": "{scheme: stratified, n: 2}",
+    }
     lines = [f"{key}: {value}" for key, value in entry.items() if f"{key}:" not in change]
     file = tmp_path / "datasets.yaml"
     file.write_text("Own:\n" + "\n".join(lines) + "\n" + change)
@@ -109,8 +142,9 @@ def test_a_name_that_yaml_does_not_read_as_text(tmp_path, name):
         load_catalogue(file)
 
 
-@pytest.mark.parametrize("content", [b"a: [", b"- a\n- b\n", b"3: {}\n", b"caf\xe9: {}\n", b"Own: 3\n", b"",
-                                     b"Own: {name: x}"])
+@pytest.mark.parametrize(
+    "content", [b"a: [", b"- a\n- b\n", b"3: {}\n", b"caf\xe9: {}\n", b"Own: 3\n", b"", b"Own: {name: x}"]
+)
 def test_catalogue_refuses_what_is_no_mapping(tmp_path, content):
     file = tmp_path / "datasets.yaml"
     file.write_bytes(content)
@@ -152,8 +186,18 @@ def test_missing_root_names_both_ways_out(tmp_path):
 
 
 def test_folders_pass_over_what_is_no_image(root):
-    touch(root, "cat/images/1.png", "cat/images/2.JPG", "cat/images/Thumbs.db", "cat/images/notes.txt",
-          "cat/images/._1.png", "cat/masks/1.png", "dog/images/1.png", "wolf/images/1.png", "readme.md")
+    touch(
+        root,
+        "cat/images/1.png",
+        "cat/images/2.JPG",
+        "cat/images/Thumbs.db",
+        "cat/images/notes.txt",
+        "cat/images/._1.png",
+        "cat/masks/1.png",
+        "dog/images/1.png",
+        "wolf/images/1.png",
+        "readme.md",
+    )
     (root / "cat" / "images" / "folder.png").mkdir()
     frame = index(folder_spec(), root)
     assert frame.columns.tolist() == ["image_id", "path", "label", "group", "split"]
@@ -175,8 +219,7 @@ def test_ids_survive_another_suffix_and_stay_unique(root, tmp_path):
     assert frame["image_id"].is_unique and len(frame) == 4
 
 
-@pytest.mark.parametrize("name", ["with space", "it's \"quoted\"", "Häßlich ☃ 図", "a;b&c$(d)", "-dash",
-                                  "tab\there"])
+@pytest.mark.parametrize("name", ["with space", 'it\'s "quoted"', "Häßlich ☃ 図", "a;b&c$(d)", "-dash", "tab\there"])
 def test_any_name_will_do(tmp_path, name):
     spec = folder_spec(classes=["cat", "dog"], folder=[name.strip()])
     touch(tmp_path / name, f"cat/images/{name}.png", f"dog/images/{name}.png")
@@ -186,15 +229,25 @@ def test_any_name_will_do(tmp_path, name):
 
 
 def test_fixed_split(root):
-    spec = folder_spec(pattern="{split}/{class}/*", splits={"train": "Training", "held_out": "Testing"},
-                       folds={"scheme": "fixed", "n": 1})
+    spec = folder_spec(
+        pattern="{split}/{class}/*",
+        splits={"train": "Training", "held_out": "Testing"},
+        folds={"scheme": "fixed", "n": 1},
+    )
     touch(root, "Training/cat/1.png", "Training/dog/1.png", "Testing/cat/1.png", "Testing/dog/1.png")
     frame = index(spec, root)
     assert frame.set_index("image_id")["split"].to_dict() == {
-        "Training/cat/1": "train", "Training/dog/1": "train",
-        "Testing/cat/1": "held_out", "Testing/dog/1": "held_out"}
+        "Training/cat/1": "train",
+        "Training/dog/1": "train",
+        "Testing/cat/1": "held_out",
+        "Testing/dog/1": "held_out",
+    }
     assert folds(frame, spec).set_index("image_id")["fold"].to_dict() == {
-        "Training/cat/1": -1, "Training/dog/1": -1, "Testing/cat/1": 0, "Testing/dog/1": 0}
+        "Training/cat/1": -1,
+        "Training/dog/1": -1,
+        "Testing/cat/1": 0,
+        "Testing/dog/1": 0,
+    }
     (root / "Testing" / "dog" / "1.png").unlink()
     with pytest.raises(UserError, match="no images in Testing of 'dog'"):
         index(spec, root)
@@ -216,22 +269,35 @@ def test_what_the_pattern_passes_over_is_said(root):
     spec = folder_spec(pattern="{class}/*.png")
     touch(root, "cat/1.png", "cat/2.PNG", "dog/1.png", "cat/.hidden.png", "cat/Thumbs.db")
     assert left_out(spec, root) == (3, [])
-    touch(root, "cat/3.jpg", "dog/4.dcm", "dog/more/5.png", "dog/notes/readme.txt", "wolf/6.png", ".trash/7.png", "papers/x.pdf")
+    touch(
+        root,
+        "cat/3.jpg",
+        "dog/4.dcm",
+        "dog/more/5.png",
+        "dog/notes/readme.txt",
+        "wolf/6.png",
+        ".trash/7.png",
+        "papers/x.pdf",
+    )
     n, said = left_out(spec, root)
     assert n == 3 and sorted(said) == [
         "Own: left out in 'cat', that do not match '*.png': '3.jpg'",
         "Own: left out in 'dog', in a format that is not read (.dcm); save them as PNG: '4.dcm'",
         "Own: left out in 'dog', in folders below; the pattern looks at one level: 'more'",
-        "Own: left out, since they are no class: 'wolf'"]
+        "Own: left out, since they are no class: 'wolf'",
+    ]
     assert left_out(folder_spec(pattern="{class}/*.png", release={"all": {"cat": 2, "dog": 1}}), root) == (3, [])
 
 
-@pytest.mark.parametrize(("files", "said"), [
-    (["Cat/images/1.png"], "no folder 'cat'; in its place: 'Cat', 'dog'"),
-    (["cat/pictures/1.png"], "no folder 'cat/images'; in its place: 'pictures'"),
-    (["cat"], "no folder 'cat'; in its place: 'dog'"),
-    (["cat/images/1.dcm", "cat/images/2.txt"], "'cat/images' holds 2 files and folders, none of them an image"),
-])
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["Cat/images/1.png"], "no folder 'cat'; in its place: 'Cat', 'dog'"),
+        (["cat/pictures/1.png"], "no folder 'cat/images'; in its place: 'pictures'"),
+        (["cat"], "no folder 'cat'; in its place: 'dog'"),
+        (["cat/images/1.dcm", "cat/images/2.txt"], "'cat/images' holds 2 files and folders, none of them an image"),
+    ],
+)
 def test_an_empty_class_says_what_was_looked_for(root, files, said):
     touch(root, "dog/images/1.png", *files)
     with pytest.raises(UserError) as error:
@@ -297,8 +363,9 @@ def test_table_reads_several_folders_and_the_first_wins(root):
 
 
 def test_table_with_its_own_split(root):
-    spec = table_spec(table={"split": "part"}, splits={"train": "tr", "held_out": "te"},
-                      folds={"scheme": "fixed", "n": 1})
+    spec = table_spec(
+        table={"split": "part"}, splits={"train": "tr", "held_out": "te"}, folds={"scheme": "fixed", "n": 1}
+    )
     touch(root, "a/1.jpg", "a/2.jpg", "a/3.jpg", "a/4.jpg")
     rows, header = ["L1,1,cat,tr", "L2,2,dog,tr", "L3,3,cat,te", "L4,4,dog,te"], "lesion,image_id,dx,part"
     write_table(root, rows, header)
@@ -314,8 +381,14 @@ def test_all_mistakes_of_a_table_in_one_sentence(root):
     with pytest.raises(UserError) as error:
         index(table_spec(), root)
     message = str(error.value)
-    for part in ("more than one dx to the lesion 'L1'", "unknown values of dx: 'wolf'", "more than once: '1'",
-                 "no lesion in 'row 6'", "without a file in a or b: 'lost'", "two files for one image: '3'"):
+    for part in (
+        "more than one dx to the lesion 'L1'",
+        "unknown values of dx: 'wolf'",
+        "more than once: '1'",
+        "no lesion in 'row 6'",
+        "without a file in a or b: 'lost'",
+        "two files for one image: '3'",
+    ):
         assert part in message
     assert message.count("\n") == 0
 
@@ -340,18 +413,24 @@ def test_offenders_are_capped_and_counted(root):
         index(table_spec(), root)
 
 
-@pytest.mark.parametrize(("content", "expected"), [
-    ("lesion,image_id,dx\nL1,1,caf\xe9\n".encode("latin-1"), "not UTF-8"),
-    ("lesion,image_id,dx\nL1,1,cat\n".encode("utf-16"), "UTF-8"),
-    (b"", "not a readable CSV"),
-    (b"lesion,image_id\nL1,1\n", "lacks the column 'dx'"),
-    (b"lesion,image_id,dx,dx\nL1,1,cat,dog\n", "'dx' twice"),
-    (b"lesion,image_id,dx\nL1,1,cat,more,and,more\n", "Expected 3 fields in line 2, saw 6.; every row needs as many entries"),
-    (b"lesion,image_id,dx\n", "no images of 'cat', 'dog' .no usable row has 'cat' as its dx"),
-    (b"lesion;image_id;dx\nL1;1;cat\n", "separated by ';'; save it with commas"),
-    (b"lesion,Image_ID,dx\nL1,1,cat\n", "case-sensitive"),
-    (b"lesion,image_id,dx\nL1,a/1.JPG,cat\n", "without folder and in the same case, such as '1.jpg'"),
-])
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("lesion,image_id,dx\nL1,1,caf\xe9\n".encode("latin-1"), "not UTF-8"),
+        ("lesion,image_id,dx\nL1,1,cat\n".encode("utf-16"), "UTF-8"),
+        (b"", "not a readable CSV"),
+        (b"lesion,image_id\nL1,1\n", "lacks the column 'dx'"),
+        (b"lesion,image_id,dx,dx\nL1,1,cat,dog\n", "'dx' twice"),
+        (
+            b"lesion,image_id,dx\nL1,1,cat,more,and,more\n",
+            "Expected 3 fields in line 2, saw 6.; every row needs as many entries",
+        ),
+        (b"lesion,image_id,dx\n", "no images of 'cat', 'dog' .no usable row has 'cat' as its dx"),
+        (b"lesion;image_id;dx\nL1;1;cat\n", "separated by ';'; save it with commas"),
+        (b"lesion,Image_ID,dx\nL1,1,cat\n", "case-sensitive"),
+        (b"lesion,image_id,dx\nL1,a/1.JPG,cat\n", "without folder and in the same case, such as '1.jpg'"),
+    ],
+)
 def test_tables_that_cannot_be_read(root, content, expected):
     touch(root, "a/1.jpg")
     (root / "meta.csv").write_bytes(content)
@@ -418,8 +497,12 @@ known = st.sampled_from(["", "1", "2", "cat", "dog", "L1", " ", '"', ",", "image
 cells = st.one_of(known, names)
 
 
-@given(st.lists(st.lists(cells, min_size=1, max_size=5), max_size=8), st.booleans(),
-       st.sampled_from([",", ";"]), st.sampled_from(["utf-8", "utf-16"]))
+@given(
+    st.lists(st.lists(cells, min_size=1, max_size=5), max_size=8),
+    st.booleans(),
+    st.sampled_from([",", ";"]),
+    st.sampled_from(["utf-8", "utf-16"]),
+)
 @quick
 def test_random_tables(tmp_path_factory, rows, header, separator, encoding):
     root = tmp_path_factory.mktemp("random") / "own"
@@ -485,8 +568,11 @@ def test_classes_with_fewer_images_or_groups_than_folds_are_all_named():
         folds(frame_of([0] * 9 + [1] * 9, [f"g{k}" for k in range(9)] + ["x", "y"] * 4 + ["x"]), grouped)
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4)), min_size=6, max_size=60),
-       st.integers(3, 80), st.integers(0, 99))
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4)), min_size=6, max_size=60),
+    st.integers(3, 80),
+    st.integers(0, 99),
+)
 @settings(max_examples=60, deadline=None)
 def test_a_subset_keeps_groups_and_shares(groups, size, seed):
     groups = [(0, 1), (1, 2), (2, 1), *groups]

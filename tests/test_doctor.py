@@ -20,9 +20,7 @@ def test_the_command_prints_the_report(found, capsys, monkeypatch):
     assert main(["doctor"]) == 0
     assert found["integers"] in capsys.readouterr().out
     monkeypatch.setattr(
-        doctor,
-        "report",
-        lambda: found | {"regimes": doctor.regimes(None, {"fbgemm": "none", "qnnpack": "none"}, [])},
+        doctor, "report", lambda: found | {"regimes": doctor.regimes(None, {"fbgemm": "none", "qnnpack": "none"}, [])}
     )
     assert main(["doctor"]) == 1
 

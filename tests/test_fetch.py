@@ -14,10 +14,18 @@ from medq.datasets.fetch import unpack
 from medq.datasets.spec import DatasetSpec
 from medq.errors import UserError
 
-SPEC = DatasetSpec(name="Own", title="Own", layout="folders", classes=["cat", "dog"],
-                   folder=["own", "pets/inner"], pattern="{class}/*", folds={"scheme": "stratified", "n": 2},
-                   kaggle="someone/pets", release={"all": {"cat": 2, "dog": 3}},
-                   source="https://example.org/pets")
+SPEC = DatasetSpec(
+    name="Own",
+    title="Own",
+    layout="folders",
+    classes=["cat", "dog"],
+    folder=["own", "pets/inner"],
+    pattern="{class}/*",
+    folds={"scheme": "stratified", "n": 2},
+    kaggle="someone/pets",
+    release={"all": {"cat": 2, "dog": 3}},
+    source="https://example.org/pets",
+)
 MEMBERS = ("inner/cat/1.png", "inner/cat/2.png", "inner/dog/1.png", "inner/dog/2.png", "inner/dog/3.png")
 
 
@@ -30,8 +38,10 @@ def no_credentials(monkeypatch, tmp_path):
 
 def kaggle_with(monkeypatch, download, authenticate=lambda: None):
     """A stand-in for Kaggle's package whose client calls `download(slug, folder)`."""
+
     def dataset_download_files(slug, path, unzip, quiet):
         download(slug, path)
+
     api = types.SimpleNamespace(authenticate=authenticate, dataset_download_files=dataset_download_files)
     monkeypatch.setitem(sys.modules, "kaggle", types.SimpleNamespace(api=api))
     monkeypatch.setenv("KAGGLE_USERNAME", "me")
@@ -70,6 +80,7 @@ def test_without_the_client_it_names_the_extra(tmp_path, monkeypatch):
 def test_a_refused_login_is_one_sentence(tmp_path, monkeypatch):
     def refuse():
         raise SystemExit("bad token\nlong help")
+
     kaggle_with(monkeypatch, None, refuse)
     with pytest.raises(UserError, match=r"refused \(bad token\)"):
         fetch(SPEC, tmp_path)
@@ -94,6 +105,7 @@ def test_a_failed_download_leaves_nothing(tmp_path, monkeypatch):
     def fail(slug, folder):
         (tmp_path / "seen").write_text(folder)
         raise ConnectionError("no route\nto host")
+
     kaggle_with(monkeypatch, fail)
     root = tmp_path / "data"
     with pytest.raises(UserError, match="could not download someone/pets: no route;"):
@@ -129,8 +141,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
 # Archives
 
 
-@pytest.mark.parametrize("member", ["../evil", "a/../../evil", "/tmp/evil", "C:\\evil", "..\\evil", "C:evil",
-                                    "\\evil"])
+@pytest.mark.parametrize("member", ["../evil", "a/../../evil", "/tmp/evil", "C:\\evil", "..\\evil", "C:evil", "\\evil"])
 def test_archives_that_would_write_outside_are_refused(tmp_path, member):
     archive = release(tmp_path / "a.zip", ["fine.png", member])
     with pytest.raises(UserError, match="refused, nothing was unpacked"):
@@ -204,7 +215,9 @@ def test_check_points_out_what_is_left_out_and_what_will_be_black(tmp_path):
     for name, brightest in (("cat", 4095), ("dog", 65535)):
         (folder / name).mkdir(parents=True)
         for k in range(2):
-            Image.fromarray(np.linspace(0, brightest, 16).astype(np.uint16).reshape(4, 4)).save(folder / name / f"{k}.png")
+            Image.fromarray(np.linspace(0, brightest, 16).astype(np.uint16).reshape(4, 4)).save(
+                folder / name / f"{k}.png"
+            )
     (folder / "dog" / "scan.dcm").touch()
     report = check(SPEC.model_copy(update={"release": {}}), tmp_path)
     left_out, dark = report.warnings

@@ -21,8 +21,12 @@ DATASET = "SkinCancer"
 
 def small():
     """One dataset, three backbones, three regimes."""
-    return fixtures.world(datasets=("BrainMRI",), backbones=("resnet50", "mobilenetv2", "vit_base"), n=60,
-                          regimes=("fp32", "ptq-fbgemm", "qat-fbgemm"))
+    return fixtures.world(
+        datasets=("BrainMRI",),
+        backbones=("resnet50", "mobilenetv2", "vit_base"),
+        n=60,
+        regimes=("fp32", "ptq-fbgemm", "qat-fbgemm"),
+    )
 
 
 def history(results):
@@ -36,7 +40,8 @@ def predictions(results, regime="ptq-fbgemm"):
 
 FIGURES = {
     **{f"figure{k}": (lambda r, k=k: getattr(figures, f"figure{k}")(r, published())) for k in range(1, 8)},
-    "summary": figures.summary_figure, "matrix": figures.matrix_figure,
+    "summary": figures.summary_figure,
+    "matrix": figures.matrix_figure,
     "sqnr": lambda r: figures.sqnr_figure(r, "BrainMRI", "mobilenetv2", "ptq-fbgemm"),
     "ablation": lambda r: figures.ablation_figure(r, "BrainMRI"),
     "remedies": lambda r: figures.remedies_figure(r, DATASET),
@@ -47,8 +52,10 @@ FIGURES = {
     "confusion": lambda r: figures.confusion_matrix(predictions(r), dataset=DATASET, label="ResNet-50"),
 }
 PANELS = [*(f"figure{k}" for k in range(1, 8)), "summary", "matrix"]  # whose layout follows the results
-EXPLANATIONS = {n: getattr(figures, n) for n in
-                ("regime_figure", "auroc_explained", "auprc_explained", "ece_explained", "brier_explained")}
+EXPLANATIONS = {
+    n: getattr(figures, n)
+    for n in ("regime_figure", "auroc_explained", "auprc_explained", "ece_explained", "brier_explained")
+}
 
 
 @cache
@@ -66,15 +73,19 @@ def panels(figure):
 
 def markers(axis):
     """Visible markers drawn one by one: (x, y, marker, face colour)."""
-    return [(line.get_xdata()[0], line.get_ydata()[0], line.get_marker(), line.get_markerfacecolor())
-            for line in axis.lines if len(line.get_xdata()) == 1 and line.get_marker() not in ("None", "none",
-                                                                                               None)]
+    return [
+        (line.get_xdata()[0], line.get_ydata()[0], line.get_marker(), line.get_markerfacecolor())
+        for line in axis.lines
+        if len(line.get_xdata()) == 1 and line.get_marker() not in ("None", "none", None)
+    ]
 
 
 # --- everything that is drawn ---------------------------------------------------------------------
 
-@pytest.mark.parametrize("name, size", [*((n, "whole") for n in (*FIGURES, *EXPLANATIONS)),
-                                        *((n, "small") for n in PANELS)])
+
+@pytest.mark.parametrize(
+    "name, size", [*((n, "whole") for n in (*FIGURES, *EXPLANATIONS)), *((n, "small") for n in PANELS)]
+)
 def test_nothing_is_cut_off_small_or_overlapping(name, size, gaps):
     figure = drawn(name, gaps if size == "whole" else small())
     renderer = figure._get_renderer()
@@ -95,23 +106,26 @@ def test_nothing_is_cut_off_small_or_overlapping(name, size, gaps):
 def tick_boxes(axis, renderer):
     """Drawn tick labels of an axis and their boxes; rotated ones are left to the eye."""
     low, high = sorted(axis.get_view_interval())
-    return [(label.get_text(), label.get_window_extent(renderer))
-            for place, label in zip(axis.get_ticklocs(), axis.get_ticklabels())
-            if low <= place <= high and label.get_visible() and label.get_text()
-            and label.get_rotation() in (0, 90)]
+    return [
+        (label.get_text(), label.get_window_extent(renderer))
+        for place, label in zip(axis.get_ticklocs(), axis.get_ticklabels())
+        if low <= place <= high and label.get_visible() and label.get_text() and label.get_rotation() in (0, 90)
+    ]
 
 
 def frame_texts(figure):
     """Titles, axis labels and figure labels that are not empty."""
     texts = [t for a in figure.axes for t in (a.title, a._left_title, a.xaxis.label, a.yaxis.label)]
-    return [t for t in [*texts, *filter(None, (figure._supxlabel, figure._suptitle))] if t
-            and t.get_text().strip()]
+    return [t for t in [*texts, *filter(None, (figure._supxlabel, figure._suptitle))] if t and t.get_text().strip()]
 
 
 def overlapping(boxes):
     """Pairs of names whose boxes overlap by more than a pixel."""
-    return [(a, b) for (a, p), (b, q) in itertools.combinations(boxes, 2)
-            if min(p.x1, q.x1) - max(p.x0, q.x0) > 1 and min(p.y1, q.y1) - max(p.y0, q.y0) > 1]
+    return [
+        (a, b)
+        for (a, p), (b, q) in itertools.combinations(boxes, 2)
+        if min(p.x1, q.x1) - max(p.x0, q.x0) > 1 and min(p.y1, q.y1) - max(p.y0, q.y0) > 1
+    ]
 
 
 @pytest.mark.parametrize("name", [*FIGURES, *EXPLANATIONS])
@@ -121,13 +135,20 @@ def test_axes_are_named_with_units_and_the_figure_in_words(name, gaps):
         if axis.axison:
             column = [a for a in figure.axes if a.get_subplotspec().colspan == axis.get_subplotspec().colspan]
             row = [a for a in figure.axes if a.get_subplotspec().rowspan == axis.get_subplotspec().rowspan]
-            assert (any(a.get_xlabel() for a in column) or figure.get_supxlabel()
-                    or name in ("matrix", "brier_explained")), "what runs across"
-            assert any(a.get_ylabel() or [t for t in a.get_yticklabels() if t.get_text()]
-                       for a in row), "and down"
-    units = {"figure2": "(ms)", "figure3": "(percentage "
-                                           "points)", "figure6": "ms", "sqnr": "(dB)", "remedies": "(%)", "peers": "(×)",
-             "summary": "(percentage points)", "training_curve": "(%)"}
+            assert (
+                any(a.get_xlabel() for a in column) or figure.get_supxlabel() or name in ("matrix", "brier_explained")
+            ), "what runs across"
+            assert any(a.get_ylabel() or [t for t in a.get_yticklabels() if t.get_text()] for a in row), "and down"
+    units = {
+        "figure2": "(ms)",
+        "figure3": "(percentage points)",
+        "figure6": "ms",
+        "sqnr": "(dB)",
+        "remedies": "(%)",
+        "peers": "(×)",
+        "summary": "(percentage points)",
+        "training_curve": "(%)",
+    }
     said = " ".join(a.get_xlabel() + a.get_ylabel() for a in figure.axes)
     assert units.get(name, "") in said
     alt = figures.alt_text(figure)
@@ -159,19 +180,19 @@ def test_the_lowest_panel_of_each_column_of_runtimes_has_a_scale(full, n):
     figure.draw_without_rendering()
     shown = [a for a in figure.axes if a.axison]
     lowest = {a.get_subplotspec().colspan.start: a for a in shown}.values()
-    assert len(shown) == n and all(a.get_xlabel() and any(t.get_visible() and t.get_text() for t in a.get_xticklabels()) for a in lowest)
+    assert len(shown) == n and all(
+        a.get_xlabel() and any(t.get_visible() and t.get_text() for t in a.get_xticklabels()) for a in lowest
+    )
 
 
 # --- one visual language --------------------------------------------------------------------------
 
 MACHADO = {  # severity 1.0; Machado, Oliveira and Fernandes (2009), on linear RGB
     "normal": np.eye(3),
-    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116,
-                                                                                 1.051998]],
-    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940,
-                                                                                 0.968881]],
-    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367,
-                                                                                   0.303900]]}
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
 
 
 def linear(colour):
@@ -181,8 +202,13 @@ def linear(colour):
 
 def lab(rgb):
     """CIELAB (D65) of linear RGB."""
-    xyz = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750],
-                    [0.0193339, 0.1191920, 0.9503041]]) @ np.clip(rgb, 0, 1) / [0.95047, 1, 1.08883]
+    xyz = (
+        np.array(
+            [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+        )
+        @ np.clip(rgb, 0, 1)
+        / [0.95047, 1, 1.08883]
+    )
     f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
@@ -197,10 +223,14 @@ def ciede2000(first, second):
     dh = (h2 - h1 + 180) % 360 - 180 if c1 * c2 else 0.0
     dl, dc, dhue = l2 - l1, c2 - c1, 2 * np.sqrt(c1 * c2) * np.sin(np.radians(dh) / 2)
     lm, cm = (l1 + l2) / 2, (c1 + c2) / 2
-    hm = h1 + h2 if not c1 * c2 else (h1 + h2) / 2 + (180 if abs(h1 - h2) > 180
-                                                      else 0) * (1 if h1 + h2 < 360 else -1)
-    t = (1 - 0.17 * np.cos(np.radians(hm - 30)) + 0.24 * np.cos(np.radians(2 * hm))
-         + 0.32 * np.cos(np.radians(3 * hm + 6)) - 0.20 * np.cos(np.radians(4 * hm - 63)))
+    hm = h1 + h2 if not c1 * c2 else (h1 + h2) / 2 + (180 if abs(h1 - h2) > 180 else 0) * (1 if h1 + h2 < 360 else -1)
+    t = (
+        1
+        - 0.17 * np.cos(np.radians(hm - 30))
+        + 0.24 * np.cos(np.radians(2 * hm))
+        + 0.32 * np.cos(np.radians(3 * hm + 6))
+        - 0.20 * np.cos(np.radians(4 * hm - 63))
+    )
     sl = 1 + 0.015 * (lm - 50) ** 2 / np.sqrt(20 + (lm - 50) ** 2)
     sc, sh = 1 + 0.045 * cm, 1 + 0.015 * cm * t
     turn = np.radians(60 * np.exp(-(((hm - 275) / 25) ** 2)))
@@ -208,10 +238,16 @@ def ciede2000(first, second):
     return np.sqrt((dl / sl) ** 2 + (dc / sc) ** 2 + (dhue / sh) ** 2 + rotation * dc / sc * dhue / sh)
 
 
-@pytest.mark.parametrize("first, second, expected", [  # published test data of Sharma et al.
-    ((50, 2.6772, -79.7751), (50, 0, -82.7485), 2.0425), ((50, 2.5, 0), (73, 25, -18), 27.1492),
-    ((60.2574, -34.0099, 36.2677), (60.4626, -34.1751, 39.4387), 1.2644), ((50, -1, 2), (50, 0, 0), 2.3669),
-    ((2.0776, 0.0795, -1.1350), (0.9033, -0.0636, -0.5514), 0.9082)])
+@pytest.mark.parametrize(
+    "first, second, expected",
+    [  # published test data of Sharma et al.
+        ((50, 2.6772, -79.7751), (50, 0, -82.7485), 2.0425),
+        ((50, 2.5, 0), (73, 25, -18), 27.1492),
+        ((60.2574, -34.0099, 36.2677), (60.4626, -34.1751, 39.4387), 1.2644),
+        ((50, -1, 2), (50, 0, 0), 2.3669),
+        ((2.0776, 0.0795, -1.1350), (0.9033, -0.0636, -0.5514), 0.9082),
+    ],
+)
 def test_the_colour_difference_itself(first, second, expected):
     assert ciede2000(first, second) == pytest.approx(expected, abs=1e-4)
 
@@ -219,8 +255,9 @@ def test_the_colour_difference_itself(first, second, expected):
 @pytest.mark.parametrize("vision", MACHADO)
 @pytest.mark.parametrize("palette", ["regimes", "backbones"])
 def test_colours_stay_apart_for_every_eye(palette, vision):
-    colours = figures.REGIME_COLOURS if palette == "regimes" else {k: c for k,
-                                                                   (c, _) in figures.BACKBONE_STYLES.items()}
+    colours = (
+        figures.REGIME_COLOURS if palette == "regimes" else {k: c for k, (c, _) in figures.BACKBONE_STYLES.items()}
+    )
     seen = {name: lab(np.array(MACHADO[vision]) @ linear(colour)) for name, colour in colours.items()}
     for a, b in itertools.combinations(seen, 2):
         assert ciede2000(seen[a], seen[b]) >= 14, (a, b)
@@ -255,13 +292,13 @@ def test_every_backbone_has_its_own_marker_and_a_stranger_gets_one_too():
 def test_a_backbone_looks_the_same_everywhere(gaps):
     colour, marker = figures.BACKBONE_STYLES["mobilenetv2"]
     for name in ("figure1", "figure5", "summary", "remedies"):
-        seen = {(m, matplotlib.colors.to_hex(c)) for axis in drawn(name, gaps).axes for _, _, m,
-                 c in markers(axis)}
+        seen = {(m, matplotlib.colors.to_hex(c)) for axis in drawn(name, gaps).axes for _, _, m, c in markers(axis)}
         assert (marker, colour) in seen, name
         assert {m for m, c in seen if c == colour} == {marker}
 
 
 # --- what each shows ------------------------------------------------------------------------------
+
 
 def test_figure1_draws_every_cell_and_its_mean(gaps):
     data = tables.regimes_data(gaps, "auroc")
@@ -287,8 +324,9 @@ def test_figure1_marks_the_paper_where_it_printed_a_mean(gaps):
 
     paper = fixtures.bent(published(), metrics=rename)
     axis = panels(figures.figure1(gaps, paper))["BrainMRI"]
-    diamonds = sorted(line.get_xdata()[0] for line in axis.lines
-                      if line.get_marker() == "D" and line.get_markerfacecolor() == "none")
+    diamonds = sorted(
+        line.get_xdata()[0] for line in axis.lines if line.get_marker() == "D" and line.get_markerfacecolor() == "none"
+    )
     assert diamonds == sorted([0.0067, 0.0060, 0.2516, 0.2482, 0.0065, 0.0054])
 
 
@@ -344,11 +382,10 @@ def test_figure4_has_no_line_for_transformers_and_says_why(gaps):
 
 
 def test_figure4_spreads_over_folds_where_there_are_folds(gaps):
-    folds = fixtures.bent(gaps, calibration_size=lambda c: pd.concat([c, c.assign(fold="1",
-                                                                                  auprc=c["auprc"] - .02)]))
+    folds = fixtures.bent(gaps, calibration_size=lambda c: pd.concat([c, c.assign(fold="1", auprc=c["auprc"] - 0.02)]))
     data = tables.calibration_data(folds)
     assert set(data["spread"]) == {"folds"} and (data["n"] == 2).all()
-    assert np.allclose(data["std"], .02 / np.sqrt(2))
+    assert np.allclose(data["std"], 0.02 / np.sqrt(2))
     assert "over folds" in figures.figure4(folds).get_supxlabel()
 
 
@@ -369,8 +406,7 @@ def test_figure7_draws_the_reliability_curve(gaps):
         curves = [c for c in axes[0, column].collections if isinstance(c, PathCollection)]
         assert len(curves) == 3 and len(axes[1, column].patches) == 3
         p = gaps.predictions(dataset, "resnet50", "fp32")
-        ece = expected_calibration_error(p["label"].to_numpy(), p.filter(regex="^p_").to_numpy(),
-                                         kind="top-label")
+        ece = expected_calibration_error(p["label"].to_numpy(), p.filter(regex="^p_").to_numpy(), kind="top-label")
         assert axes[1, column].texts[0].get_text() == f"ECE {ece:.3f}"
     other = figures.figure7(gaps, backbone="vit_base")
     assert figures.alt_text(other).startswith("Reliability diagrams of ViT-B")
@@ -416,21 +452,25 @@ def test_confusion_matrix_counts(gaps):
 
 
 def test_training_curve_rings_the_best_epoch(gaps):
-    h = history(gaps).assign(accuracy=[.5, .9, .8, .7, .6])
+    h = history(gaps).assign(accuracy=[0.5, 0.9, 0.8, 0.7, 0.6])
     ring = figures.training_curve(h).axes[1].lines[-1]
     assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (2, pytest.approx(90))
 
 
 def test_explanations_compute_what_they_say():
-    right = sum(p > n for p in (.95, .88, .81, .72, .55, .34) for n in (.78, .61, .47, .42, .30, .24, .17,
-                                                                        .12, .06))
+    right = sum(
+        p > n
+        for p in (0.95, 0.88, 0.81, 0.72, 0.55, 0.34)
+        for n in (0.78, 0.61, 0.47, 0.42, 0.30, 0.24, 0.17, 0.12, 0.06)
+    )
     alt = figures.alt_text(figures.auroc_explained())
     assert f"{right} of 54 pairs" in alt and f"{right / 54:.3f}" in alt
-    parts = [.15**2 + .1**2 + .05**2, .6**2 + .35**2 + .25**2, .05**2 + .85**2 + .8**2]
+    parts = [0.15**2 + 0.1**2 + 0.05**2, 0.6**2 + 0.35**2 + 0.25**2, 0.05**2 + 0.85**2 + 0.8**2]
     assert f"Brier score of {np.mean(parts):.3f}" in figures.alt_text(figures.brier_explained())
 
 
 # --- interactive ----------------------------------------------------------------------------------
+
 
 def test_interactive_figures_hold_the_same_points(gaps, tmp_path):
     two, four = figures.figure2_interactive(gaps), figures.figure4_interactive(gaps)

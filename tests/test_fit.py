@@ -18,13 +18,22 @@ def part():
     labels = np.arange(28) % 2
     images = (rng.integers(0, 128, (28, 16, 16, 3)) + 100 * labels[:, None, None, None]).astype(np.uint8)
     rows = np.arange(28)
-    return Partition(images, labels, rows.astype(str), ["a", "b"], train=rows[:20], selection=rows[20:], held_out=rows[20:])
+    return Partition(
+        images, labels, rows.astype(str), ["a", "b"], train=rows[:20], selection=rows[20:], held_out=rows[20:]
+    )
 
 
 def model():
     torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(),
-                               torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Dropout(0.3), torch.nn.Linear(4, 2))
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3),
+        torch.nn.BatchNorm2d(4),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Dropout(0.3),
+        torch.nn.Linear(4, 2),
+    )
 
 
 @pytest.mark.skipif(not doctor.compiler(), reason="torch.compile needs a C++ compiler, and no space in torch's path")
@@ -56,11 +65,16 @@ def test_a_compiler_that_fails_is_one_sentence_that_names_the_key(part, tmp_path
         fit.fit(model(), part, fit.Schedule(**SCHEDULE, compiled=True), tmp_path)
 
 
-@pytest.mark.parametrize("kind, said", [
-    (torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has 8 GiB"),
-    (torch.AcceleratorError, "CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'"),
-    (RuntimeError, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    (RuntimeError, "shapes cannot be multiplied"), (RuntimeError, "")])
+@pytest.mark.parametrize(
+    "kind, said",
+    [
+        (torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has 8 GiB"),
+        (torch.AcceleratorError, "CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'"),
+        (RuntimeError, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        (RuntimeError, "shapes cannot be multiplied"),
+        (RuntimeError, ""),
+    ],
+)
 def test_a_gpu_too_small_is_one_sentence_that_names_the_key(part, tmp_path, kind, said):
     class Greedy(torch.nn.Linear):
         def forward(self, x):
@@ -72,7 +86,9 @@ def test_a_gpu_too_small_is_one_sentence_that_names_the_key(part, tmp_path, kind
     assert not list(tmp_path.iterdir())
     text = str(caught.value)
     if "CUDA" in said:
-        assert text.startswith("train.batch_size: training with 8 images at a time does not fit into the GPU's memory (CUDA ")
+        assert text.startswith(
+            "train.batch_size: training with 8 images at a time does not fit into the GPU's memory (CUDA "
+        )
         assert "\n" not in text and text.endswith("(MEDQ_GPU_SLOTS).")
     else:
         assert text == said
@@ -83,6 +99,12 @@ def test_compile_is_an_input_of_a_cell_and_leaves_qat_as_it_is():
     asked = plain.model_copy(update={"compile": True})
     values = [stages.parameters(p, "finetune", plain.datasets[0], "resnet18", "fp32") for p in (plain, asked)]
     assert values[0] | {"compile": True} == values[1] != values[0]
-    cells = {regime: paths.Cell("smoke", plain.datasets[0], "resnet18", regime, 0) for regime in ("fp32", "fp16", "qat-fbgemm")}
+    cells = {
+        regime: paths.Cell("smoke", plain.datasets[0], "resnet18", regime, 0)
+        for regime in ("fp32", "fp16", "qat-fbgemm")
+    }
     assert {r: schedule_of(asked, cell, "cpu", "").compiled for r, cell in cells.items()} == {
-        "fp32": True, "fp16": True, "qat-fbgemm": False}
+        "fp32": True,
+        "fp16": True,
+        "qat-fbgemm": False,
+    }

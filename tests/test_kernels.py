@@ -18,13 +18,19 @@ ENGINES = [name for name in torch.backends.quantized.supported_engines if name !
 CLAMPS = {"relu6", "hardtanh", "clamp"}
 DEPTHWISE = {"depthwise 3x3", "depthwise 3x3, stride 2", "depthwise 5x5", "depthwise 7x7"}
 # What is known to disagree with floating point: (engine, layout or None, range or None) -> operators.
-KNOWN = {("qnnpack", "channels-last", None): CLAMPS, ("fbgemm", None, "full"): set(sweep.WEIGHTED),
-         ("x86", None, "full"): set(sweep.WEIGHTED), ("onednn", None, "full"): set(sweep.WEIGHTED)}
+KNOWN = {
+    ("qnnpack", "channels-last", None): CLAMPS,
+    ("fbgemm", None, "full"): set(sweep.WEIGHTED),
+    ("x86", None, "full"): set(sweep.WEIGHTED),
+    ("onednn", None, "full"): set(sweep.WEIGHTED),
+}
 
 
 def known(row):
-    return any(row.engine == name and layout in (None, row.layout) and used in (None, row.range)
-               and row.operator in operators for (name, layout, used), operators in KNOWN.items())
+    return any(
+        row.engine == name and layout in (None, row.layout) and used in (None, row.range) and row.operator in operators
+        for (name, layout, used), operators in KNOWN.items()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +69,7 @@ def test_fbgemm_s_depthwise_kernel_saturates_in_the_full_range(table):
 
 
 # --- qnnpack's ReLU6 ------------------------------------------------------------------------------
+
 
 def reproduction(x):
     """The defect in four lines: quantized ReLU6 of a channels-last tensor under qnnpack, and what it should be."""
@@ -125,8 +132,10 @@ def test_mended_changes_no_weight_and_only_what_needs_it(mobilenet):
     for (name, a), (other, b) in zip(quantized.model.state_dict().items(), cured.model.state_dict().items()):
         assert name == other
         if isinstance(a, torch.Tensor):
-            assert torch.equal(torch.as_tensor(a.dequantize() if a.is_quantized else a),
-                               torch.as_tensor(b.dequantize() if b.is_quantized else b))
+            assert torch.equal(
+                torch.as_tensor(a.dequantize() if a.is_quantized else a),
+                torch.as_tensor(b.dequantize() if b.is_quantized else b),
+            )
     assert mended(Quantized(quantized.model, "fbgemm")) is None
     assert mended(dynamic.convert(nn.Sequential(nn.Linear(4, 4)), "qnnpack")) is None
     plain = static.prepare(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "qnnpack", stage.DEFAULT, 32)
@@ -134,8 +143,17 @@ def test_mended_changes_no_weight_and_only_what_needs_it(mobilenet):
     assert mended(static.convert(plain, "qnnpack")) is None
 
 
-@pytest.mark.parametrize("activation", [lambda x: torch.clamp(x, -1, 1), lambda x: x.clamp(-1, 1), F.relu6,
-                                        lambda x: F.hardtanh(x, -2.0, 2.0), nn.Hardtanh(), nn.ReLU6()])
+@pytest.mark.parametrize(
+    "activation",
+    [
+        lambda x: torch.clamp(x, -1, 1),
+        lambda x: x.clamp(-1, 1),
+        F.relu6,
+        lambda x: F.hardtanh(x, -2.0, 2.0),
+        nn.Hardtanh(),
+        nn.ReLU6(),
+    ],
+)
 def test_every_way_to_write_a_clamp_is_mended(activation):
     class Net(nn.Module):
         def __init__(self):
@@ -156,6 +174,7 @@ def test_every_way_to_write_a_clamp_is_mended(activation):
 
 
 # --- the check ------------------------------------------------------------------------------------
+
 
 def test_the_check_finds_a_kernel_that_is_wrong(monkeypatch):
     """A convolution whose result is off by five steps in one channel, as nothing else in the model is."""
@@ -258,8 +277,9 @@ def test_predictions_of_the_cured_model_are_those_of_the_simulation():
     prepared = static.prepare(trained(), "qnnpack", stage.DEFAULT, 32)
     static.calibrate(prepared, [batch(64)])
     quantized, held_out = static.convert(prepared, "qnnpack"), part().images[part().held_out]
-    wanted, got, broken = (evaluate.probabilities(m, held_out) for m in (
-        static.simulate(prepared), mended(quantized), quantized))
+    wanted, got, broken = (
+        evaluate.probabilities(m, held_out) for m in (static.simulate(prepared), mended(quantized), quantized)
+    )
     assert np.abs(got - wanted).max() < 0.05
     if kernels.defective():
         assert np.abs(broken - wanted).max() > 0.3

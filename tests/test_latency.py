@@ -52,9 +52,7 @@ def test_percentiles_of_impossible_order_are_refused():
 
 def test_the_summary_gives_throughput_in_images():
     found = latency.summary([10.0] * 8 + [20.0] * 2, 32)
-    assert (
-        found["mean_ms"] == 12 and found["throughput"] == pytest.approx(32 / 0.012) and found["n_batches"] == 10
-    )
+    assert found["mean_ms"] == 12 and found["throughput"] == pytest.approx(32 / 0.012) and found["n_batches"] == 10
     assert found["p50_ms"] == 10 and math.isnan(found["p90_ms"]) and math.isnan(found["p99_low"])
 
 
@@ -83,9 +81,7 @@ def test_times_are_those_of_the_call_alone_and_models_take_turns():
     found = latency.interleave(
         {"a": m.model("a", 0.01), "b": m.model("b", 0.02)}, warmup=3, seconds=1.0, batches=1000, clock=m.clock
     )
-    assert found["a"] == pytest.approx([10] * len(found["a"])) and found["b"] == pytest.approx(
-        [20] * len(found["b"])
-    )
+    assert found["a"] == pytest.approx([10] * len(found["a"])) and found["b"] == pytest.approx([20] * len(found["b"]))
     assert sum(found["a"]) >= 1000 and sum(found["b"]) >= 1000
     changes = sum(x != y for x, y in zip(m.ran, m.ran[1:]))
     assert changes >= latency.TURNS / 2
@@ -137,12 +133,18 @@ def test_a_tail_that_is_to_be_shown_is_waited_for():
     m = Machine()
     found = latency.interleave(
         {"shown": m.model("shown", 1.0), "other": m.model("other", 1.0)},
-        warmup=1, seconds=10.0, batches=400, enough={"shown": latency.TAIL}, clock=m.clock,
+        warmup=1,
+        seconds=10.0,
+        batches=400,
+        enough={"shown": latency.TAIL},
+        clock=m.clock,
     )
     assert len(found["shown"]) == latency.TAIL and len(found["other"]) == 10
     assert not math.isnan(latency.summary(found["shown"], 1)["p99_ms"])
     assert math.isnan(latency.percentile(found["shown"][1:], 0.99)[0])
-    capped = latency.interleave({"a": m.model("a", 1.0)}, warmup=1, seconds=1.0, batches=8, enough={"a": 368}, clock=m.clock)
+    capped = latency.interleave(
+        {"a": m.model("a", 1.0)}, warmup=1, seconds=1.0, batches=8, enough={"a": 368}, clock=m.clock
+    )
     assert len(capped["a"]) == 8
 
 
@@ -290,10 +292,7 @@ def test_a_backbone_is_timed_under_every_regime_and_the_raw_times_are_kept(quick
     )
     cell = paths.Cell("smoke", "", "resnet18", "", 0)
     folder = latency.run(quick, cell)
-    table, raw = (
-        pd.read_csv(folder / latency.TIMINGS, keep_default_na=False),
-        pd.read_parquet(folder / latency.RAW),
-    )
+    table, raw = (pd.read_csv(folder / latency.TIMINGS, keep_default_na=False), pd.read_parquet(folder / latency.RAW))
     assert list(table.columns) == SCHEMA["latency.csv"] and list(raw.columns) == SCHEMA["latency_raw.parquet"]
     names = {
         ("fp32", "eager"),
@@ -314,9 +313,7 @@ def test_a_backbone_is_timed_under_every_regime_and_the_raw_times_are_kept(quick
     done = json.loads((folder / "done.json").read_text())
     assert "fp16" in done["absent"]
     machine = json.loads((folder / latency.MANIFEST).read_text())["machine"]
-    assert machine["threads"] == 1 and {"load_before", "load_after", "governor", "others", "cores"} <= set(
-        machine
-    )
+    assert machine["threads"] == 1 and {"load_before", "load_after", "governor", "others", "cores"} <= set(machine)
     written = (folder / latency.TIMINGS).stat().st_mtime_ns
     latency.run(quick, cell)
     assert (folder / latency.TIMINGS).stat().st_mtime_ns == written

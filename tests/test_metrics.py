@@ -1,4 +1,5 @@
 """Metrics against scikit-learn, torchmetrics and plain loops, and what they refuse."""
+
 import math
 import warnings
 
@@ -78,8 +79,15 @@ def loop_refinement(score, hit):
     return sum((score[b] - hit[b]).var() * b.mean() for b in loop_bins(score) if b.any())
 
 
-ORACLES = {"auroc": pairs_auroc, "auprc": sklearn_auprc, "ece": loop_ece, "ece_adaptive": loop_adaptive,
-           "brier": loop_brier, "brier_calibration": loop_calibration, "brier_refinement": loop_refinement}
+ORACLES = {
+    "auroc": pairs_auroc,
+    "auprc": sklearn_auprc,
+    "ece": loop_ece,
+    "ece_adaptive": loop_adaptive,
+    "brier": loop_brier,
+    "brier_calibration": loop_calibration,
+    "brier_refinement": loop_refinement,
+}
 
 
 @pytest.mark.parametrize("metric", ORACLES)
@@ -90,14 +98,14 @@ def test_agrees_per_class_and_combined(metric, cases):
             columns = probs.astype(np.float64).T
             expected = np.array([ORACLES[metric](column, labels == c) for c, column in enumerate(columns)])
             note = f"case {i}, {KINDS[i % len(KINDS)]}"
-            np.testing.assert_allclose(metrics.per_class(labels, probs, metric), expected, rtol=0, atol=1e-12,
-                                       err_msg=note)
+            np.testing.assert_allclose(
+                metrics.per_class(labels, probs, metric), expected, rtol=0, atol=1e-12, err_msg=note
+            )
             if metric.startswith("brier"):
                 whole = expected.sum()
             else:
                 whole = expected[~np.isnan(expected)].mean() if not np.isnan(expected).all() else math.nan
-            np.testing.assert_allclose(metrics.METRICS[metric](labels, probs), whole, rtol=0, atol=1e-12,
-                                       err_msg=note)
+            np.testing.assert_allclose(metrics.METRICS[metric](labels, probs), whole, rtol=0, atol=1e-12, err_msg=note)
 
 
 def test_agrees_where_there_is_one_value(cases):
@@ -107,11 +115,15 @@ def test_agrees_where_there_is_one_value(cases):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # scikit-learn remarks on rows that float16 rounded
             nll = sklearn_metrics.log_loss(labels, exact, labels=range(exact.shape[1]))
-        expected = {"ece_top_label": loop_ece(confidence, hit), "nll": nll,
-                    "accuracy": sklearn_metrics.accuracy_score(labels, exact.argmax(axis=1))}
+        expected = {
+            "ece_top_label": loop_ece(confidence, hit),
+            "nll": nll,
+            "accuracy": sklearn_metrics.accuracy_score(labels, exact.argmax(axis=1)),
+        }
         for metric, value in expected.items():
-            np.testing.assert_allclose(metrics.METRICS[metric](labels, probs), value, rtol=0, atol=1e-12,
-                                       err_msg=f"{metric}, case {i}")
+            np.testing.assert_allclose(
+                metrics.METRICS[metric](labels, probs), value, rtol=0, atol=1e-12, err_msg=f"{metric}, case {i}"
+            )
 
 
 def test_agrees_with_torchmetrics():
@@ -121,23 +133,31 @@ def test_agrees_with_torchmetrics():
     from medq import _torchvision
 
     _torchvision.ensure()
-    from torchmetrics.functional.classification import (binary_calibration_error, multiclass_auroc,
-                                                        multiclass_average_precision,
-                                                        multiclass_calibration_error)
+    from torchmetrics.functional.classification import (
+        binary_calibration_error,
+        multiclass_auroc,
+        multiclass_average_precision,
+        multiclass_calibration_error,
+    )
+
     rng = np.random.default_rng(3)
     labels = rng.integers(0, 4, size=400)
     logits = rng.normal(size=(400, 4)) + np.eye(4)[labels]
     probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     truth, scores = torch.tensor(labels), torch.tensor(probs)
-    one_vs_rest = [float(binary_calibration_error(scores[:, c].contiguous(), (truth == c).long(), n_bins=15))
-                   for c in range(4)]
+    one_vs_rest = [
+        float(binary_calibration_error(scores[:, c].contiguous(), (truth == c).long(), n_bins=15)) for c in range(4)
+    ]
     assert metrics.per_class(labels, probs, "ece") == pytest.approx(one_vs_rest, abs=1e-6)
     assert metrics.expected_calibration_error(labels, probs, kind="top-label") == pytest.approx(
-        float(multiclass_calibration_error(scores, truth, num_classes=4, n_bins=15)), abs=1e-6)
+        float(multiclass_calibration_error(scores, truth, num_classes=4, n_bins=15)), abs=1e-6
+    )
     assert metrics.auroc(labels, probs) == pytest.approx(
-        float(multiclass_auroc(scores, truth, num_classes=4)), abs=1e-6)
+        float(multiclass_auroc(scores, truth, num_classes=4)), abs=1e-6
+    )
     assert metrics.auprc(labels, probs) == pytest.approx(
-        float(multiclass_average_precision(scores, truth, num_classes=4)), abs=1e-6)
+        float(multiclass_average_precision(scores, truth, num_classes=4)), abs=1e-6
+    )
 
 
 def test_known_values():
@@ -159,8 +179,15 @@ def test_what_is_undefined_is_nan_and_never_zero():
 
 
 def test_bins_are_closed_on_the_right():
-    assert metrics.bin_index([0, 1e-9, 1 / 15, np.nextafter(1 / 15, 1), 14 / 15, 1, 1.0005]).tolist() == \
-        [0, 0, 0, 1, 13, 14, 14]
+    assert metrics.bin_index([0, 1e-9, 1 / 15, np.nextafter(1 / 15, 1), 14 / 15, 1, 1.0005]).tolist() == [
+        0,
+        0,
+        0,
+        1,
+        13,
+        14,
+        14,
+    ]
 
 
 def test_reliability_curve_holds_the_calibration_error(cases):
@@ -201,8 +228,17 @@ def test_summary_is_tidy_and_complete(cases):
     rows = metrics.summary(labels, probs, classes)
     assert list(rows.columns) == ["metric", "class", "value"]
     assert list(rows["metric"].unique()) == [
-        "auroc", "auprc", "ece", "ece_top_label", "ece_adaptive", "brier", "brier_calibration",
-        "brier_refinement", "nll", "accuracy"]
+        "auroc",
+        "auprc",
+        "ece",
+        "ece_top_label",
+        "ece_adaptive",
+        "brier",
+        "brier_calibration",
+        "brier_refinement",
+        "nll",
+        "accuracy",
+    ]
     macro = rows[rows["class"] == ""].set_index("metric")["value"]
     for name, metric in metrics.METRICS.items():
         assert macro[name] == pytest.approx(metric(labels, probs), abs=1e-15, nan_ok=True)
@@ -217,24 +253,27 @@ def test_summary_is_tidy_and_complete(cases):
 GOOD = np.array([[0.5, 0.5], [0.1, 0.9]])
 
 
-@pytest.mark.parametrize("labels, probs, sentence", [
-    ([0, 1], [[0.5, np.nan], [0.1, 0.9]], r"not finite \(1 of 2 rows, first row 0\)"),
-    ([0, 1], [[0.5, 0.5], [np.inf, 0.9]], "not finite"),
-    ([0, 1], [[0.5, 0.5], [0.1, 0.8]], r"does not sum to 1 in each row \(1 of 2 rows, first row 1\)"),
-    ([0, 1], [[1.5, -0.5], [0.1, 0.9]], "lies outside 0 .. 1"),
-    ([0, 1], [[4.2, -1.0], [0.3, 0.9]], "not logits"),
-    ([0, 2], GOOD, "runs from 0 to 2"),
-    ([-1, 1], GOOD, "runs from -1 to 1"),
-    ([0.0, 1.0], GOOD, "must hold integers"),
-    ([0, 1, 1], GOOD, "one label for each row"),
-    ([[0], [1]], GOOD, "one label for each row"),
-    ([0, 1], [0.5, 0.9], "at least two classes"),
-    ([0, 1], [[1.0], [1.0]], "at least two classes"),
-    ([0, 1], [["a", "b"], ["c", "d"]], "real numbers"),
-    (np.zeros(0, dtype=int), np.zeros((0, 2)), "at least one image"),
-    ([0, 1], [[0.5, 0.5], [1.0]], "y_prob must be rectangular"),
-    ([0, [1]], GOOD, "y_true must be rectangular"),
-])
+@pytest.mark.parametrize(
+    "labels, probs, sentence",
+    [
+        ([0, 1], [[0.5, np.nan], [0.1, 0.9]], r"not finite \(1 of 2 rows, first row 0\)"),
+        ([0, 1], [[0.5, 0.5], [np.inf, 0.9]], "not finite"),
+        ([0, 1], [[0.5, 0.5], [0.1, 0.8]], r"does not sum to 1 in each row \(1 of 2 rows, first row 1\)"),
+        ([0, 1], [[1.5, -0.5], [0.1, 0.9]], "lies outside 0 .. 1"),
+        ([0, 1], [[4.2, -1.0], [0.3, 0.9]], "not logits"),
+        ([0, 2], GOOD, "runs from 0 to 2"),
+        ([-1, 1], GOOD, "runs from -1 to 1"),
+        ([0.0, 1.0], GOOD, "must hold integers"),
+        ([0, 1, 1], GOOD, "one label for each row"),
+        ([[0], [1]], GOOD, "one label for each row"),
+        ([0, 1], [0.5, 0.9], "at least two classes"),
+        ([0, 1], [[1.0], [1.0]], "at least two classes"),
+        ([0, 1], [["a", "b"], ["c", "d"]], "real numbers"),
+        (np.zeros(0, dtype=int), np.zeros((0, 2)), "at least one image"),
+        ([0, 1], [[0.5, 0.5], [1.0]], "y_prob must be rectangular"),
+        ([0, [1]], GOOD, "y_true must be rectangular"),
+    ],
+)
 def test_refuses_with_a_sentence(labels, probs, sentence):
     for metric in metrics.METRICS.values():
         with pytest.raises(ValueError, match=sentence) as caught:
@@ -252,20 +291,29 @@ def test_accepts_float16_rounding_and_no_more():
         metrics.validate(labels, probs * 0.998)
 
 
-@pytest.mark.parametrize("call, sentence", [
-    (lambda: metrics.expected_calibration_error([0, 1], GOOD, kind="top"), "known are one-vs-rest"),
-    (lambda: metrics.expected_calibration_error([0, 1], GOOD, n_bins=0), "whole number from 1 up"),
-    (lambda: metrics.adaptive_calibration_error([0, 1], GOOD, n_bins=2.5), "whole number from 1 up"),
-    *[(lambda function=function: function([0, 1], GOOD, n_bins=True), "n_bins must be a whole number") for function in (
-        metrics.expected_calibration_error, metrics.adaptive_calibration_error, metrics.brier_decomposition,
-        metrics.reliability_curve)],
-    (lambda: metrics.threshold_crossings([0, 1], GOOD, GOOD, thresholds=[0.5] * 3), "one for each of 2 classes"),
-    (lambda: metrics.threshold_crossings([0, 1], GOOD, GOOD, thresholds="half"), "must be one number"),
-    (lambda: metrics.per_class([0, 1], GOOD, "nll"), "no value per class"),
-    (lambda: metrics.per_class([0, 1], GOOD, "f1"), "known are auroc, auprc"),
-    (lambda: metrics.threshold_crossings([0, 1], GOOD, GOOD, sensitivity=0), "above 0 and at most 1"),
-    (lambda: metrics.label_flips([0, 1], GOOD, np.full((2, 4), 0.25)), "differ in shape"),
-])
+@pytest.mark.parametrize(
+    "call, sentence",
+    [
+        (lambda: metrics.expected_calibration_error([0, 1], GOOD, kind="top"), "known are one-vs-rest"),
+        (lambda: metrics.expected_calibration_error([0, 1], GOOD, n_bins=0), "whole number from 1 up"),
+        (lambda: metrics.adaptive_calibration_error([0, 1], GOOD, n_bins=2.5), "whole number from 1 up"),
+        *[
+            (lambda function=function: function([0, 1], GOOD, n_bins=True), "n_bins must be a whole number")
+            for function in (
+                metrics.expected_calibration_error,
+                metrics.adaptive_calibration_error,
+                metrics.brier_decomposition,
+                metrics.reliability_curve,
+            )
+        ],
+        (lambda: metrics.threshold_crossings([0, 1], GOOD, GOOD, thresholds=[0.5] * 3), "one for each of 2 classes"),
+        (lambda: metrics.threshold_crossings([0, 1], GOOD, GOOD, thresholds="half"), "must be one number"),
+        (lambda: metrics.per_class([0, 1], GOOD, "nll"), "no value per class"),
+        (lambda: metrics.per_class([0, 1], GOOD, "f1"), "known are auroc, auprc"),
+        (lambda: metrics.threshold_crossings([0, 1], GOOD, GOOD, sensitivity=0), "above 0 and at most 1"),
+        (lambda: metrics.label_flips([0, 1], GOOD, np.full((2, 4), 0.25)), "differ in shape"),
+    ],
+)
 def test_refuses_wrong_options(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
@@ -275,8 +323,9 @@ def two_models(n=300, n_classes=3):
     rng = np.random.default_rng(11)
     labels = rng.integers(0, n_classes, size=n)
     logits = rng.normal(size=(n, n_classes)) + 1.5 * np.eye(n_classes)[labels]
-    models = [np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
-              for z in (logits, logits + 0.7 * rng.normal(size=logits.shape))]
+    models = [
+        np.exp(z) / np.exp(z).sum(axis=1, keepdims=True) for z in (logits, logits + 0.7 * rng.normal(size=logits.shape))
+    ]
     return labels, *models
 
 
@@ -301,7 +350,8 @@ def test_threshold_crossings_against_a_loop():
             assert row[f"specificity_{model}"] == pytest.approx(specificity)
             assert row[f"prevalence_{model}"] == pytest.approx(flags[model] / len(labels))
         assert row["sensitivity_shift"] == pytest.approx(
-            (moves["up_positive"] - moves["down_positive"]) / row["n_positive"])
+            (moves["up_positive"] - moves["down_positive"]) / row["n_positive"]
+        )
         # the highest threshold that reaches the sensitivity: just above it the reference falls short
         assert row["sensitivity_reference"] >= 0.9
         above = reference[labels == c, c] >= np.nextafter(row["threshold"], 1)
@@ -333,7 +383,6 @@ def test_label_flips_against_the_confusion_of_models():
         confusion = sklearn_metrics.confusion_matrix(a[members].argmax(axis=1), b[members].argmax(axis=1))
         assert rows.loc[name, "flips"] == confusion.sum() - np.trace(confusion) > 0
         assert rows.loc[name, "n"] == members.sum()
-        assert rows.loc[name, ["right_to_wrong", "wrong_to_right", "wrong_to_wrong"]].sum() == \
-            rows.loc[name, "flips"]
+        assert rows.loc[name, ["right_to_wrong", "wrong_to_right", "wrong_to_wrong"]].sum() == rows.loc[name, "flips"]
     gained = metrics.accuracy(labels, b) - metrics.accuracy(labels, a)
     assert (rows.loc["", "wrong_to_right"] - rows.loc["", "right_to_wrong"]) / 300 == pytest.approx(gained)

@@ -9,8 +9,13 @@ from medq import artefacts, paths
 from medq.quantize import dynamic, static
 from medq.quantize.engines import Unsupported
 
-CHANGES = {"train": {"epochs": 1}, "subset": {"train": 64, "held_out": 32}, "image_size": 32,
-           "calibration": {"images": 16, "sizes": [8, 16]}, "latency": {"seconds": 0.1, "image_size": 32}}
+CHANGES = {
+    "train": {"epochs": 1},
+    "subset": {"train": 64, "held_out": 32},
+    "image_size": 32,
+    "calibration": {"images": 16, "sizes": [8, 16]},
+    "latency": {"seconds": 0.1, "image_size": 32},
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +39,13 @@ def execute(name, **parameters):
     return variables
 
 
-@pytest.mark.parametrize("backbone, names", [
-    ("resnet18", ("quantize", "ablation", "calibration_size", "diagnosis", "remedies")),
-    ("mobilevit_xxs", ("quantize", "diagnosis", "remedies"))])
+@pytest.mark.parametrize(
+    "backbone, names",
+    [
+        ("resnet18", ("quantize", "ablation", "calibration_size", "diagnosis", "remedies")),
+        ("mobilevit_xxs", ("quantize", "diagnosis", "remedies")),
+    ],
+)
 def test_a_model_that_an_engine_refuses(runs, monkeypatch, backbone, names):
     def refuse(*_, **__):
         raise Unsupported("the engine refuses an operator")

@@ -40,8 +40,18 @@ def test_each_requirement_is_pinned_to_a_version_that_it_admits(text):
 def test_the_environment_names_the_locked_versions():
     pins = lock()
     named = dict(line.split("==") for line in environment() if "==" in line)
-    assert set(named) >= {"jupyter-book", "papermill", "torch", "torchvision", "timm", "scikit-learn", "pandas",
-                          "matplotlib", "seaborn", "pillow"}
+    assert set(named) >= {
+        "jupyter-book",
+        "papermill",
+        "torch",
+        "torchvision",
+        "timm",
+        "scikit-learn",
+        "pandas",
+        "matplotlib",
+        "seaborn",
+        "pillow",
+    }
     assert {name: pins[name] for name in named} == named
 
 
@@ -59,9 +69,12 @@ def test_the_makefile_installs_known_extras():
 def test_the_running_environment_is_the_locked_one():
     from importlib import metadata
 
-    wrong = {name: (metadata.version(name), version) for name, version in lock().items()
-             if name in {"torch", "timm", "papermill", "snakemake", "jupyter-book", "pandas", "numpy"}
-             and metadata.version(name).split("+")[0] != version}
+    wrong = {
+        name: (metadata.version(name), version)
+        for name, version in lock().items()
+        if name in {"torch", "timm", "papermill", "snakemake", "jupyter-book", "pandas", "numpy"}
+        and metadata.version(name).split("+")[0] != version
+    }
     if wrong and sys.version_info[:2] != (3, 11):
         pytest.skip(f"the lock is for Python 3.11; here: {wrong}")
     assert not wrong
@@ -83,6 +96,11 @@ def test_committed_notebooks_carry_no_outputs_and_have_typed_parameters():
         assert len(tagged) == 1, f"{name} needs exactly one cell tagged `parameters`"
         lines = "".join(tagged[0]["source"]).splitlines()
         assert all(re.match(r"\w+: \w+(\[.*\])? = .*#", line) for line in lines), f"{name}: {lines}"
+
+
+def test_the_sources_are_formatted():
+    found = subprocess.run([sys.executable, "-m", "ruff", "format", "--check", str(ROOT)], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
 
 
 def test_the_repository_holds_no_images_of_patients():

@@ -45,55 +45,82 @@ def test_committed_profiles_load(name):
 
 def test_the_paper_profile_is_the_papers_protocol():
     train = params.load("paper").train
-    assert (train.learning_rate, train.weight_decay, train.batch_size, train.epochs, train.patience,
-            train.min_improvement) == (1e-4, 1e-4, 32, 50, 10, 1e-3)
+    assert (
+        train.learning_rate,
+        train.weight_decay,
+        train.batch_size,
+        train.epochs,
+        train.patience,
+        train.min_improvement,
+    ) == (1e-4, 1e-4, 32, 50, 10, 1e-3)
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"bakbones": ["resnet18"]}, "did you mean 'backbones'"),
-    ({"train": {"epoch": 3}}, "did you mean 'epochs'"),
-    ({"train": {"epochs": "three"}}, "train.epochs"),
-    ({"train": {"epochs": 0}}, "train.epochs"),
-    ({"train": {"epochs": True}}, "train.epochs"),
-    ({"train": {"learning_rate": float("nan")}}, "train.learning_rate"),
-    ({"train": 5}, "train"),
-    ({"image_size": 20_000}, "image_size"),
-    ({"datasets": []}, "datasets"),
-    ({"datasets": ["phantom-BrainMRI", "phantom-BrainMRI"]}, "twice"),
-    ({"datasets": ["BrainMRY"]}, "did you mean 'BrainMRI'"),
-    ({"backbones": ["resnet19"]}, "resnet18"),
-    ({"regimes": ["int4"]}, "fp32"),
-    ({"folds": [-1]}, "folds"),
-    ({"folds": "some"}, "folds"),
-    ({"profile": "other"}, "profile"),
-    ({"profile": "../mine"}, "profile"),
-    ({"study": {"ablation": ["resnet19"]}}, "study.ablation"),
-    ({"overrides": {"resnet18": {"train": {"epochs": -1}}}}, "epochs"),
-    ({"overrides": {"resnet81": {}}}, "did you mean 'resnet18'"),
-    ({"cell_minutes": 0}, "cell_minutes"),
-    ({"overrides": {"resnet18": {"train": {"epoch": 3}}}}, "overrides.resnet18.train: unknown key 'epoch': did you mean 'epochs'"),
-    ({"overrides": {"resnet18": {"qat": {"epochs": True}}}}, "overrides.resnet18.qat: epochs: input should be a valid integer"),
-    ({"study": {"recipes": ["minimax"]}}, "study.recipes: unknown recipe 'minimax'; did you mean 'minmax'"),
-    ({"folds": []}, "folds: "),
-    ({"folds": 0}, "folds: must be a list"),
-    ({"latency": {"batch_sizes": []}}, "latency.batch_sizes"),
-    ({"latency": {"seconds": float("inf")}}, "latency.seconds"),
-    ({"latency": {"seconds": [1.0, 0.0]}}, "latency.seconds.1: input should be greater than 0, not '0.0'"),
-    ({"latency": {"seconds": "long"}}, "latency.seconds: must be a list, like [a, b], not 'long'"),
-    ({"latency": {"batch_sizes": [1, 8, 32], "seconds": [9.0, 3.0]}},
-     "latency.seconds: give one number, or one for each of the 3 batch_sizes, not '[9.0, 3.0]'"),
-    ({"calibration": {"sizes": []}}, "calibration.sizes"),
-    ({"seed": 2**32}, "seed"),
-    ({"weights": ""}, "weights"),
-])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"bakbones": ["resnet18"]}, "did you mean 'backbones'"),
+        ({"train": {"epoch": 3}}, "did you mean 'epochs'"),
+        ({"train": {"epochs": "three"}}, "train.epochs"),
+        ({"train": {"epochs": 0}}, "train.epochs"),
+        ({"train": {"epochs": True}}, "train.epochs"),
+        ({"train": {"learning_rate": float("nan")}}, "train.learning_rate"),
+        ({"train": 5}, "train"),
+        ({"image_size": 20_000}, "image_size"),
+        ({"datasets": []}, "datasets"),
+        ({"datasets": ["phantom-BrainMRI", "phantom-BrainMRI"]}, "twice"),
+        ({"datasets": ["BrainMRY"]}, "did you mean 'BrainMRI'"),
+        ({"backbones": ["resnet19"]}, "resnet18"),
+        ({"regimes": ["int4"]}, "fp32"),
+        ({"folds": [-1]}, "folds"),
+        ({"folds": "some"}, "folds"),
+        ({"profile": "other"}, "profile"),
+        ({"profile": "../mine"}, "profile"),
+        ({"study": {"ablation": ["resnet19"]}}, "study.ablation"),
+        ({"overrides": {"resnet18": {"train": {"epochs": -1}}}}, "epochs"),
+        ({"overrides": {"resnet81": {}}}, "did you mean 'resnet18'"),
+        ({"cell_minutes": 0}, "cell_minutes"),
+        (
+            {"overrides": {"resnet18": {"train": {"epoch": 3}}}},
+            "overrides.resnet18.train: unknown key 'epoch': did you mean 'epochs'",
+        ),
+        (
+            {"overrides": {"resnet18": {"qat": {"epochs": True}}}},
+            "overrides.resnet18.qat: epochs: input should be a valid integer",
+        ),
+        ({"study": {"recipes": ["minimax"]}}, "study.recipes: unknown recipe 'minimax'; did you mean 'minmax'"),
+        ({"folds": []}, "folds: "),
+        ({"folds": 0}, "folds: must be a list"),
+        ({"latency": {"batch_sizes": []}}, "latency.batch_sizes"),
+        ({"latency": {"seconds": float("inf")}}, "latency.seconds"),
+        ({"latency": {"seconds": [1.0, 0.0]}}, "latency.seconds.1: input should be greater than 0, not '0.0'"),
+        ({"latency": {"seconds": "long"}}, "latency.seconds: must be a list, like [a, b], not 'long'"),
+        (
+            {"latency": {"batch_sizes": [1, 8, 32], "seconds": [9.0, 3.0]}},
+            "latency.seconds: give one number, or one for each of the 3 batch_sizes, not '[9.0, 3.0]'",
+        ),
+        ({"calibration": {"sizes": []}}, "calibration.sizes"),
+        ({"seed": 2**32}, "seed"),
+        ({"weights": ""}, "weights"),
+    ],
+)
 def test_mistakes_name_the_file_and_the_key(tmp_path, change, said):
     assert said in refused(tmp_path, GOOD | change)
 
 
-@pytest.mark.parametrize("text, said", [
-    ("profile: [", "line"), ("- a\n- b\n", "mapping"), ("", "mapping"), ("a: &x [*x]", ""), ("{" * 3000, ""),
-    ("profile: mine\n\tx: 1", "YAML"), ("profile: mine\nprofile: mine\n", "line 2: the key 'profile' stands twice"),
-    ("train: {epochs: 3, epochs: 5}", "the key 'epochs' stands twice"), ("profile: !!python/object/apply:os.system [ls]", "YAML")])
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("profile: [", "line"),
+        ("- a\n- b\n", "mapping"),
+        ("", "mapping"),
+        ("a: &x [*x]", ""),
+        ("{" * 3000, ""),
+        ("profile: mine\n\tx: 1", "YAML"),
+        ("profile: mine\nprofile: mine\n", "line 2: the key 'profile' stands twice"),
+        ("train: {epochs: 3, epochs: 5}", "the key 'epochs' stands twice"),
+        ("profile: !!python/object/apply:os.system [ls]", "YAML"),
+    ],
+)
 def test_what_is_no_profile_at_all(tmp_path, text, said):
     assert said in refused(tmp_path, text)
 
@@ -130,25 +157,38 @@ def test_changes_are_merged_and_checked(tmp_path):
 def test_a_power_of_ten_is_a_number_with_and_without_a_point(tmp_path):
     text = yaml.safe_dump(GOOD) + "train: {learning_rate: 3e-4, weight_decay: 1.0e-3}\n"
     assert params.load(write(tmp_path, text)).train.model_dump(include={"learning_rate", "weight_decay"}) == {
-        "learning_rate": 3e-4, "weight_decay": 1e-3}
+        "learning_rate": 3e-4,
+        "weight_decay": 1e-3,
+    }
 
 
 def test_paths_in_a_profile_are_beside_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MEDQ_DATA", raising=False)
     (tmp_path / "params").mkdir()
-    loaded = params.load(write(tmp_path / "params", GOOD | {"data_root": "../data", "weights": "w.pt"}).relative_to(tmp_path))
+    loaded = params.load(
+        write(tmp_path / "params", GOOD | {"data_root": "../data", "weights": "w.pt"}).relative_to(tmp_path)
+    )
     assert (loaded.root(), loaded.weights) == (f"{tmp_path}/params/../data", f"{tmp_path}/params/w.pt")
     assert params.load(write(tmp_path, GOOD | {"data_root": "/data", "weights": "none"})).model_dump(
-        include={"data_root", "weights"}) == {"data_root": "/data", "weights": "none"}
+        include={"data_root", "weights"}
+    ) == {"data_root": "/data", "weights": "none"}
 
 
 @pytest.mark.parametrize("name", ["data", "a/b", "..", "latency", "a,b", "a=b", "{a}", " a", "a\nb", ""])
 @pytest.mark.parametrize("kind", ["backbones", "datasets"])
 def test_no_folder_of_a_batch_can_be_called_so(tmp_path, kind, name):
-    entry = {"backbones": {"title": "X", "timm": "resnet18", "family": "cnn"},
-             "datasets": {"title": "X", "layout": "folders", "classes": ["a", "b"], "folder": ["x"], "pattern": "{class}/*",
-                          "folds": {"scheme": "stratified"}}}[kind]
+    entry = {
+        "backbones": {"title": "X", "timm": "resnet18", "family": "cnn"},
+        "datasets": {
+            "title": "X",
+            "layout": "folders",
+            "classes": ["a", "b"],
+            "folder": ["x"],
+            "pattern": "{class}/*",
+            "folds": {"scheme": "stratified"},
+        },
+    }[kind]
     write(tmp_path, {name: entry}, f"{kind}.yaml")
     with pytest.raises(UserError, match="no name for an entry"):
         getattr(params, kind)(tmp_path)
@@ -157,22 +197,40 @@ def test_no_folder_of_a_batch_can_be_called_so(tmp_path, kind, name):
 
 
 def test_overrides_reach_one_backbone_alone(tmp_path):
-    loaded = params.load(write(tmp_path, GOOD | {"backbones": ["resnet18", "resnet50"],
-                                                 "overrides": {"resnet50": {"train": {"epochs": 3}}}}))
+    loaded = params.load(
+        write(
+            tmp_path,
+            GOOD | {"backbones": ["resnet18", "resnet50"], "overrides": {"resnet50": {"train": {"epochs": 3}}}},
+        )
+    )
     assert (loaded.training("resnet50").epochs, loaded.training("resnet18").epochs) == (3, 50)
 
 
 def test_a_path_with_spaces_quotes_and_letters(tmp_path):
-    folder = tmp_path / "it's \"mine\" – größe"
+    folder = tmp_path / 'it\'s "mine" – größe'
     folder.mkdir()
     assert params.load(write(folder, GOOD)).profile == "mine"
 
 
-KEYS = st.sampled_from([*params.Params.model_fields, "epochs", "train", "learning_rate", "resnet18", "recipes"]) \
-    | st.text(string.printable, max_size=6) | st.integers() | st.booleans() | st.none()
-LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates() \
+KEYS = (
+    st.sampled_from([*params.Params.model_fields, "epochs", "train", "learning_rate", "resnet18", "recipes"])
+    | st.text(string.printable, max_size=6)
+    | st.integers()
+    | st.booleans()
+    | st.none()
+)
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.dates()
     | st.sampled_from(["resnet18", "fp32", "all", "phantom-BrainMRI", "mine", "none", "cpu"])
-VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=8)
+)
+VALUES = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=8
+)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

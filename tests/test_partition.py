@@ -46,8 +46,15 @@ def test_inner_selection_comes_out_of_the_training_part(runs):
 def test_deduplication_takes_twins_out_of_the_training_side_only(runs):
     usual = partition(profile(subset={}), "phantom-BrainMRI", 0)
     folder = paths.data_folder("smoke", "phantom-BrainMRI")
-    twins = pd.DataFrame({"image_id": [usual.image_id[usual.train[0]], usual.image_id[usual.held_out[0]]],
-                          "group_id": 0, "kind": "identical", "spans": True, "label": 0})
+    twins = pd.DataFrame(
+        {
+            "image_id": [usual.image_id[usual.train[0]], usual.image_id[usual.held_out[0]]],
+            "group_id": 0,
+            "kind": "identical",
+            "spans": True,
+            "label": 0,
+        }
+    )
     artefacts.write_csv(folder / AUDIT, twins)
     clean = partition(profile(subset={}, deduplicate=True), "phantom-BrainMRI", 0)
     assert set(usual.train) - set(clean.train) == {usual.train[0]}

@@ -20,14 +20,10 @@ def partition(params, dataset, fold):
     """Forty-eight images of two colours, a class each, instead of a dataset on disk."""
     rng = np.random.default_rng(0)
     labels = np.arange(48) % 4
-    images = np.clip(60 * labels[:, None, None, None] + rng.integers(0, 60, (48, 32, 32, 3)), 0, 255).astype(
-        np.uint8
-    )
+    images = np.clip(60 * labels[:, None, None, None] + rng.integers(0, 60, (48, 32, 32, 3)), 0, 255).astype(np.uint8)
     ids = np.array([f"image{k}" for k in range(48)])
     classes = ("glioma", "meningioma", "notumor", "pituitary")
-    return partitions.Partition(
-        images, labels, ids, classes, np.arange(32), np.arange(32, 48), np.arange(32, 48)
-    )
+    return partitions.Partition(images, labels, ids, classes, np.arange(32), np.arange(32, 48), np.arange(32, 48))
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +77,9 @@ def test_pytorchs_own_engines_stand_in_the_same_table(trained):
     assert list(raw.columns) == SCHEMA[peers.RAW]
     for (runtime, n), times in raw.groupby(["runtime", "batch_size"]):
         row = table[(table["runtime"] == runtime) & (table["batch_size"] == n)].iloc[0]
-        assert np.median(times["ms"]) == pytest.approx(row["p50_ms"]) and list(times["batch"]) == list(range(len(times)))
+        assert np.median(times["ms"]) == pytest.approx(row["p50_ms"]) and list(times["batch"]) == list(
+            range(len(times))
+        )
     sizes = table.set_index("precision")["size_mb"]
     assert 3.5 < sizes["fp32"] / sizes["int8"] < 4.1
 
@@ -156,6 +154,7 @@ def test_a_runtime_that_cannot_run_a_batch_size_keeps_the_others(trained, monkey
             if len(x) > 2:
                 raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
             return torch.zeros(len(x), 4)
+
         return call
 
     def fail_later(task, path):

@@ -40,12 +40,19 @@ def test_bytes_are_pinned(name):
 
 
 def test_bytes_do_not_depend_on_the_processors_vector_instructions():
-    code = ("from tests.test_phantoms import NAMES, digest, index, spec_of\n"
-            "print(*(digest(index(spec_of(name))['path'][::60]) for name in NAMES))")
+    code = (
+        "from tests.test_phantoms import NAMES, digest, index, spec_of\n"
+        "print(*(digest(index(spec_of(name))['path'][::60]) for name in NAMES))"
+    )
     plain = "AVX2 FMA3 AVX512F AVX512CD AVX512_SKX X86_V3 X86_V4"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True,
-                          check=True, cwd=Path(__file__).parents[1],
-                          env=os.environ | {"NPY_DISABLE_CPU_FEATURES": plain})
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"NPY_DISABLE_CPU_FEATURES": plain},
+    )
     assert done.stdout.split() == [digest(index(spec_of(name))["path"][::60]) for name in NAMES]
 
 
@@ -101,13 +108,17 @@ def test_views_of_a_lesion_resemble_each_other():
 
 def test_seed_size_and_knobs_matter():
     path = index(spec_of("ChestXray"))["path"]
-    other = {key: index(spec_of("ChestXray", **{key: value}))["path"]
-             for key, value in {"seed": 1, "image_size": 32, "contrast": 0.3, "label_noise": 0.4}.items()}
+    other = {
+        key: index(spec_of("ChestXray", **{key: value}))["path"]
+        for key, value in {"seed": 1, "image_size": 32, "contrast": 0.3, "label_noise": 0.4}.items()
+    }
     assert phantoms.draw(other["image_size"][0]).shape == (32, 32, 3)
     for key in ("seed", "contrast"):
         assert not np.array_equal(phantoms.draw(other[key][0]), phantoms.draw(path[0]))
-    changed = [not np.array_equal(phantoms.draw(a), phantoms.draw(b))
-               for a, b in zip(path[:400:2], other["label_noise"][:400:2], strict=True)]
+    changed = [
+        not np.array_equal(phantoms.draw(a), phantoms.draw(b))
+        for a, b in zip(path[:400:2], other["label_noise"][:400:2], strict=True)
+    ]
     assert 0.27 < np.mean(changed) < 0.47  # 0.37 expected, three standard errors
 
 
@@ -138,8 +149,9 @@ def test_pixels_and_fingerprint_of_phantoms(tmp_path):
 
 def test_generate_gives_all_images_with_their_index():
     spec = CATALOGUE["phantom-BrainMRI"]
-    small = DatasetSpec(**spec.model_dump() | {"release": {part: dict.fromkeys(spec.classes, 2)
-                                                           for part in spec.release}})
+    small = DatasetSpec(
+        **spec.model_dump() | {"release": {part: dict.fromkeys(spec.classes, 2) for part in spec.release}}
+    )
     images, frame = phantoms.generate(small)
     assert images.shape == (16, 64, 64, 3) and len(frame) == 16
     assert np.array_equal(images[5], phantoms.draw(frame["path"][5]))

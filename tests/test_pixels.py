@@ -48,15 +48,31 @@ def cache(tmp_path):
 def forbid_decoding(monkeypatch):
     def refuse(*_):
         raise AssertionError("decoded again")
+
     monkeypatch.setattr(decoder, "read_image", refuse)
 
 
 # One image
 
 
-@pytest.mark.parametrize(("mode", "suffix"), [
-    ("L", "png"), ("RGB", "png"), ("RGB", "bmp"), ("RGB", "jpg"), ("L", "jpg"), ("CMYK", "jpg"), ("1", "png"),
-    ("P", "png"), ("P", "gif"), ("RGB", "webp"), ("YCbCr", "tiff"), ("LA", "png"), ("RGBA", "png")])
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [
+        ("L", "png"),
+        ("RGB", "png"),
+        ("RGB", "bmp"),
+        ("RGB", "jpg"),
+        ("L", "jpg"),
+        ("CMYK", "jpg"),
+        ("1", "png"),
+        ("P", "png"),
+        ("P", "gif"),
+        ("RGB", "webp"),
+        ("YCbCr", "tiff"),
+        ("LA", "png"),
+        ("RGBA", "png"),
+    ],
+)
 def test_modes_follow_pil(tmp_path, mode, suffix):
     image = picture("RGB" if mode in ("LA", "RGBA") else mode)
     if mode in ("LA", "RGBA"):
@@ -179,15 +195,18 @@ def test_a_changed_file_is_decoded_again(images, cache):
     assert np.array_equal(array, kept)  # who had it mapped keeps what they had
 
 
-@pytest.mark.parametrize("damage", [
-    lambda array, record: array.write_bytes(array.read_bytes()[:-100]),
-    lambda array, record: array.write_bytes(b""),
-    lambda array, record: array.unlink(),
-    lambda array, record: np.save(array, np.zeros((5, 8, 8, 3), np.uint8)),
-    lambda array, record: record.write_text("{"),
-    lambda array, record: record.write_text("[]"),
-    lambda array, record: record.unlink(),
-])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda array, record: array.write_bytes(array.read_bytes()[:-100]),
+        lambda array, record: array.write_bytes(b""),
+        lambda array, record: array.unlink(),
+        lambda array, record: np.save(array, np.zeros((5, 8, 8, 3), np.uint8)),
+        lambda array, record: record.write_text("{"),
+        lambda array, record: record.write_text("[]"),
+        lambda array, record: record.unlink(),
+    ],
+)
 def test_a_damaged_cache_is_made_again(images, cache, damage):
     before = np.array(pixels(frame(images), 16, cache))
     (array,), (record,) = cache.glob("*.npy"), cache.glob("*.json")
@@ -205,8 +224,7 @@ def test_cells_that_start_together_decode_once(images, cache, monkeypatch):
         return read(path, *size)
 
     monkeypatch.setattr(decoder, "read_image", counted)
-    cells = [threading.Thread(target=lambda: results.append(pixels(frame(images), 16, cache)))
-             for _ in range(4)]
+    cells = [threading.Thread(target=lambda: results.append(pixels(frame(images), 16, cache))) for _ in range(4)]
     for cell in cells:
         cell.start()
     for cell in cells:
@@ -219,7 +237,7 @@ def test_cells_that_start_together_decode_once(images, cache, monkeypatch):
 
 def test_all_unreadable_images_are_named_at_once(images, cache):
     whole = images[0].read_bytes()
-    images[0].write_bytes(whole[:len(whole) // 2])
+    images[0].write_bytes(whole[: len(whole) // 2])
     images[1].write_bytes(b"not an image")
     images[2].write_bytes(b"")
     with pytest.raises(UserError) as error:
@@ -246,12 +264,18 @@ def test_images_that_vanish_are_named(images, cache):
 
 def test_a_full_disk_leaves_nothing_behind(images, cache):
     # A limit on file size stands in for the full disk: both make a write fail in its middle.
-    code = ("import resource, sys\nfrom tests.test_pixels import frame, pixels, Path, UserError\n"
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
-            "try:\n    pixels(frame(sorted(Path(sys.argv[1]).iterdir())), 64, sys.argv[2])\n"
-            "except UserError as error:\n    print(error)\n")
-    done = subprocess.run([sys.executable, "-c", code, images[0].parent, cache], capture_output=True,
-                          text=True, cwd=Path(__file__).parents[1])
+    code = (
+        "import resource, sys\nfrom tests.test_pixels import frame, pixels, Path, UserError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
+        "try:\n    pixels(frame(sorted(Path(sys.argv[1]).iterdir())), 64, sys.argv[2])\n"
+        "except UserError as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, images[0].parent, cache],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
     assert done.stdout.startswith("cannot write ") and done.stdout.count("\n") == 1, done.stderr
     assert [path.suffix for path in cache.iterdir() if path.is_file() and path.suffix != ".lock"] == []
 

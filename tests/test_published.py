@@ -27,21 +27,31 @@ SkinCancer  Transformer  FBGEMM     33   1038   0.5
 SkinCancer  Transformer  QNNPACK     3  16015   0.3
 """
 TABLE3 = {  # rows FP32, INT8-PTQ, INT8-QAT; AUPRC and AUC of each class in turn
-    "BrainMRI": (["glioma", "meningioma", "notumor", "pituitary"], """
+    "BrainMRI": (
+        ["glioma", "meningioma", "notumor", "pituitary"],
+        """
 0.997 0.999 0.995 0.998 0.999 1.000 0.998 0.999
 0.978 0.992 0.962 0.985 0.995 0.998 0.985 0.994
 0.995 0.998 0.993 0.997 0.998 0.999 0.996 0.998
-"""),
-    "ChestXray": (["COVID", "Normal", "Viral Pneumonia"], """
+""",
+    ),
+    "ChestXray": (
+        ["COVID", "Normal", "Viral Pneumonia"],
+        """
 0.992 0.998 0.978 0.995 0.985 0.996
 0.925 0.978 0.892 0.962 0.918 0.975
 0.988 0.997 0.972 0.993 0.981 0.995
-"""),
-    "SkinCancer": (["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"], """
+""",
+    ),
+    "SkinCancer": (
+        ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"],
+        """
 .42 .92 .58 .95 .62 .93 .38 .96 .52 .91 .95 .97 .72 .98
 .32 .85 .45 .89 .48 .86 .28 .91 .38 .82 .88 .93 .58 .95
 .40 .91 .55 .94 .59 .92 .35 .95 .49 .90 .94 .96 .68 .97
-""")}
+""",
+    ),
+}
 TABLE4 = """
 resnet18         6.7  7.4   2.0  2.0  3.39 3.96
 resnet50        16.0 19.3   4.7  5.0  3.45 3.92
@@ -67,19 +77,24 @@ def paper():
 def test_table1(paper):
     m = paper.metrics
     given = m[m["backbone"] == "mean"]
-    expected = {(dataset, metric.lower(), regime): float(value)
-                for dataset, metric, *values in rows(TABLE1) for regime, value in zip(REGIMES, values)}
+    expected = {
+        (dataset, metric.lower(), regime): float(value)
+        for dataset, metric, *values in rows(TABLE1)
+        for regime, value in zip(REGIMES, values)
+    }
     assert given.set_index(["dataset", "metric", "regime"])["value"].to_dict() == expected
-    assert (given["stage"] == given["regime"].map(lambda r: "float" if r.startswith("fp")
-                                                  else "fake-quant")).all()
+    assert (given["stage"] == given["regime"].map(lambda r: "float" if r.startswith("fp") else "fake-quant")).all()
 
 
 def test_table2(paper):
     t = paper.latency[paper.latency["batch_size"] == 32]
-    expected = {(d, family.lower(), engine.lower()): tuple(map(float, values))
-                for d, family, engine, *values in rows(TABLE2)}
-    given = {(r["dataset"], r["backbone"], r["engine"]): (r["throughput"], r["p50_ms"], r["convert_seconds"])
-             for r in t.to_dict("records")}
+    expected = {
+        (d, family.lower(), engine.lower()): tuple(map(float, values)) for d, family, engine, *values in rows(TABLE2)
+    }
+    given = {
+        (r["dataset"], r["backbone"], r["engine"]): (r["throughput"], r["p50_ms"], r["convert_seconds"])
+        for r in t.to_dict("records")
+    }
     assert given == expected
     assert (t["regime"] == "ptq-" + t["engine"]).all()
 
@@ -94,9 +109,11 @@ def test_table2_is_batch_32(paper):
 def test_table3(paper, dataset):
     classes, text = TABLE3[dataset]
     m = paper.metrics[(paper.metrics["dataset"] == dataset) & (paper.metrics["backbone"] == "resnet50")]
-    expected = {(regime, classes[k // 2], ("auprc", "auroc")[k % 2]): float(value)
-                for regime, values in zip(("fp32", "ptq", "qat"), rows(text)) for k,
-                value in enumerate(values)}
+    expected = {
+        (regime, classes[k // 2], ("auprc", "auroc")[k % 2]): float(value)
+        for regime, values in zip(("fp32", "ptq", "qat"), rows(text))
+        for k, value in enumerate(values)
+    }
     assert m.set_index(["regime", "class", "metric"])["value"].to_dict() == expected
 
 
@@ -104,8 +121,14 @@ def test_table4(paper):
     expected = {name: tuple(map(float, values)) for name, *values in rows(TABLE4)}
     t = paper.latency[paper.latency["batch_size"] == 1].set_index(["backbone", "regime"])
     ratios = paper.ratios.set_index("backbone")
-    given = {b: (*t.loc[(b, "fp32"), ["p50_ms", "p99_ms"]], *t.loc[(b, "ptq-fbgemm"), ["p50_ms", "p99_ms"]],
-                 *ratios.loc[b, ["speedup", "size_ratio"]]) for b in expected}
+    given = {
+        b: (
+            *t.loc[(b, "fp32"), ["p50_ms", "p99_ms"]],
+            *t.loc[(b, "ptq-fbgemm"), ["p50_ms", "p99_ms"]],
+            *ratios.loc[b, ["speedup", "size_ratio"]],
+        )
+        for b in expected
+    }
     assert given == expected
     assert len(t) == 16 and len(ratios) == 8
 

@@ -67,8 +67,11 @@ def test_a_model_runs_under_its_own_engine_only():
 def test_unknown_and_missing_engines(monkeypatch):
     with pytest.raises(UserError, match="unknown engine 'fbgem'; did you mean 'fbgemm'"), engine("fbgem"):
         pass
-    monkeypatch.setattr(engines, "torch", type("T", (), {"backends": type("B", (), {
-        "quantized": type("Q", (), {"supported_engines": ["fbgemm"]})})}))
+    monkeypatch.setattr(
+        engines,
+        "torch",
+        type("T", (), {"backends": type("B", (), {"quantized": type("Q", (), {"supported_engines": ["fbgemm"]})})}),
+    )
     with pytest.raises(Unsupported, match="qnnpack is not available"), engine("qnnpack"):
         pass
 
@@ -82,8 +85,11 @@ def test_only_an_engine_s_refusal_becomes_unsupported():
 
 def test_torch_quantization_is_behind_one_package():
     root = paths.ROOT / "medq"
-    users = {path.relative_to(root).parts[0] for path in root.rglob("*.py")
-             if re.search(r"^\s*(from|import) torch\.ao\b", path.read_text("utf-8"), re.M)}
+    users = {
+        path.relative_to(root).parts[0]
+        for path in root.rglob("*.py")
+        if re.search(r"^\s*(from|import) torch\.ao\b", path.read_text("utf-8"), re.M)
+    }
     assert users == {"quantize"}
 
 
@@ -96,8 +102,9 @@ def test_integer_model_agrees_with_its_simulation(name):
     quantized = static.convert(prepared, name)
     integer = kernels.mended(quantized) or quantized
     held_out = part().images[part().held_out]
-    exact, simulated, converted = (evaluate.probabilities(m, held_out) for m in (
-        copy.deepcopy(trained()), static.simulate(prepared), integer))
+    exact, simulated, converted = (
+        evaluate.probabilities(m, held_out) for m in (copy.deepcopy(trained()), static.simulate(prepared), integer)
+    )
     assert np.abs(simulated - converted).max() < 0.1
     assert np.abs(simulated - exact).max() > 1e-4  # it is a simulation of something
     assert metrics.accuracy(part().labels[part().held_out], exact) > 0.8
@@ -114,8 +121,9 @@ def test_resnet18_agrees_with_its_simulation_under_fbgemm():
         optimizer.step()
     prepared = observed(model.eval(), "fbgemm", batches=[batch(64)])
     images = data.images[data.held_out][::3]
-    simulated, converted = (evaluate.probabilities(m, images) for m in (
-        static.simulate(prepared), static.convert(prepared, "fbgemm")))
+    simulated, converted = (
+        evaluate.probabilities(m, images) for m in (static.simulate(prepared), static.convert(prepared, "fbgemm"))
+    )
     assert np.abs(simulated - converted).max() < 0.1
     assert simulated.max() > 0.5
 
@@ -208,9 +216,14 @@ def test_sweep_says_so_where_calibration_does_not_matter(monkeypatch):
 # --- storage --------------------------------------------------------------------------------------
 
 
-KINDS = [*((method, backbone, name) for name in INT8 for method, backbone in (
-    ("static", "resnet18"), ("static-qat", "resnet18"), ("dynamic", "swin_tiny"))),
-    ("static", "mobilenetv2", "qnnpack")]  # the last one is mended
+KINDS = [
+    *(
+        (method, backbone, name)
+        for name in INT8
+        for method, backbone in (("static", "resnet18"), ("static-qat", "resnet18"), ("dynamic", "swin_tiny"))
+    ),
+    ("static", "mobilenetv2", "qnnpack"),
+]  # the last one is mended
 
 
 @pytest.mark.parametrize(("method", "backbone", "name"), KINDS)
@@ -228,8 +241,15 @@ def test_saved_model_gives_identical_bits(method, backbone, name, tmp_path):
         quantized = static.convert(prepared.eval(), name)
     assert quantized.mended == (backbone == "mobilenetv2")
     path = tmp_path / "model.safetensors"
-    storage.save(quantized, path, method=method, backbone=backbone, n_classes=4, image_size=32,
-                 recipe=DEFAULT if method == "static" else None)
+    storage.save(
+        quantized,
+        path,
+        method=method,
+        backbone=backbone,
+        n_classes=4,
+        image_size=32,
+        recipe=DEFAULT if method == "static" else None,
+    )
     loaded = storage.load(path)
     with torch.inference_mode():
         assert torch.equal(loaded(x), quantized(x))
@@ -256,10 +276,19 @@ def test_files_that_are_not_ours_are_refused_and_nothing_in_them_runs(tmp_path):
         storage.load(pickled)
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"engine": "gpu"}, "engine"), ({"image_size": 10**9}, "image_size"), ({"method": "pickle"}, "method"),
-    ({"recipe": None}, "recipe"), ({"recipe": {"title": "", "code": "x"}}, "unknown key"),
-    ({"backbone": "resnet19"}, "unknown backbone"), ({"more": 1}, "more"), ({}, "does not fit resnet18")])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"engine": "gpu"}, "engine"),
+        ({"image_size": 10**9}, "image_size"),
+        ({"method": "pickle"}, "method"),
+        ({"recipe": None}, "recipe"),
+        ({"recipe": {"title": "", "code": "x"}}, "unknown key"),
+        ({"backbone": "resnet19"}, "unknown backbone"),
+        ({"more": 1}, "more"),
+        ({}, "does not fit resnet18"),
+    ],
+)
 def test_a_header_that_was_tampered_with_is_refused(change, said, tmp_path, saved_resnet18):
     with safe_open(saved_resnet18, "pt") as file:
         header = json.loads(file.metadata()["medq"])
@@ -284,8 +313,16 @@ def saved_resnet18(tmp_path_factory):
 # --- sizes ----------------------------------------------------------------------------------------
 
 
-TABLE_4 = {"resnet18": 3.96, "resnet50": 3.92, "densenet121": 3.49, "efficientnet_b0": 3.21, "mobilenetv2": 3.13,
-           "convnext_tiny": 3.86, "swin_tiny": 3.95, "vit_base": 3.88}
+TABLE_4 = {
+    "resnet18": 3.96,
+    "resnet50": 3.92,
+    "densenet121": 3.49,
+    "efficientnet_b0": 3.21,
+    "mobilenetv2": 3.13,
+    "convnext_tiny": 3.86,
+    "swin_tiny": 3.95,
+    "vit_base": 3.88,
+}
 
 
 @pytest.mark.parametrize("backbone", TABLE_4)
@@ -369,8 +406,9 @@ def test_frozen_observers_and_batch_norm_stay_as_they_are(name):
 
 def test_training_freezes_at_the_points_of_the_profile(runs, monkeypatch):
     params, here = cell("qat-fbgemm")
-    params = params.model_copy(update={"qat": params.qat.model_copy(update={
-        "epochs": 5, "freeze_observers": 0.6, "freeze_batch_norm": 0.4})})
+    params = params.model_copy(
+        update={"qat": params.qat.model_copy(update={"epochs": 5, "freeze_observers": 0.6, "freeze_batch_norm": 0.4})}
+    )
     seen = []
 
     def watch(model, partition, schedule, folder):
@@ -393,8 +431,15 @@ def test_no_range_moves_while_held_out_images_are_scored(runs):
     params = params.model_copy(update={"qat": params.qat.model_copy(update={"epochs": 1, "freeze_observers": 1.0})})
     found = []
     for selection in (part().selection, part().train, part().selection[:1]):
-        model, _ = stage._train(params, here, dataclasses.replace(part(), selection=selection),
-                                copy.deepcopy(trained()), "cnn", "fbgemm", "key")
+        model, _ = stage._train(
+            params,
+            here,
+            dataclasses.replace(part(), selection=selection),
+            copy.deepcopy(trained()),
+            "cnn",
+            "fbgemm",
+            "key",
+        )
         before = scales(model)
         model(5 * batch())
         assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
@@ -407,13 +452,17 @@ def test_one_epoch_of_training_still_observes(runs):
     params, here = cell("qat-fbgemm")
     params = params.model_copy(update={"qat": params.qat.model_copy(update={"epochs": 1, "freeze_observers": 0.0})})
     model, _ = stage._train(params, here, part(), copy.deepcopy(trained()), "cnn", "fbgemm", "key")
-    assert all(float(value) != 1 for name, value in scales(model).items() if "activation_post" in name and "scale" in name)
+    assert all(
+        float(value) != 1 for name, value in scales(model).items() if "activation_post" in name and "scale" in name
+    )
 
 
 def test_the_control_has_the_schedule_of_quantization_aware_training():
     params, here = cell()
-    qat, control, plain = (vars(finetune.schedule_of(params, here.of(regime), "cpu", "")) for regime in (
-        "qat-fbgemm", "fp32-continued", "fp32"))
+    qat, control, plain = (
+        vars(finetune.schedule_of(params, here.of(regime), "cpu", ""))
+        for regime in ("qat-fbgemm", "fp32-continued", "fp32")
+    )
     assert qat.pop("before_epoch") and control.pop("before_epoch") and plain.pop("before_epoch") is None
     assert qat == control and qat["epochs"] == params.qat.epochs and qat["learning_rate"] == params.qat.learning_rate
     assert plain["epochs"] == params.train.epochs
@@ -429,7 +478,8 @@ def test_quantization_aware_training_keeps_what_it_learned():
         optimizer.step()
     static.observe(model, False)
     held_out = part().images[part().held_out]
-    simulated, integer = (evaluate.probabilities(m, held_out) for m in (
-        model.eval(), static.convert(model.eval(), "fbgemm")))
+    simulated, integer = (
+        evaluate.probabilities(m, held_out) for m in (model.eval(), static.convert(model.eval(), "fbgemm"))
+    )
     assert np.abs(simulated - integer).max() < 0.1
     assert metrics.accuracy(part().labels[part().held_out], integer) > 0.8

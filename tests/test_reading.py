@@ -58,8 +58,9 @@ def test_found_counts_verdicts_and_names_what_the_paper_refutes_itself(full):
 
     count = claims.summary(claims.evaluate(full))
     said = reading.found(full)
-    assert (f"support {count['supported']}, contradict {count['contradicted']} and leave "
-            f"{count['not testable']} open") in said
+    assert (
+        f"support {count['supported']}, contradict {count['contradicted']} and leave {count['not testable']} open"
+    ) in said
     assert "The paper's own tables speak against 3 of its claims" in said
     assert "*Tails stay within 1.02 to 1.15*" in said
 
@@ -78,11 +79,15 @@ def test_a_model_that_the_default_recipe_collapses_is_named_with_its_best_recipe
 @pytest.mark.parametrize("study", ["peers", "ablation", "remedies", "calibration_size"])
 def test_models_of_a_study_that_are_not_the_grids_are_said(full, study):
     full = fixtures.bent(full, metrics=lambda t: t.assign(fold="0"))
-    m = full.metrics.query("metric == 'auprc' and `class` == '' and stage != 'fake-quant' and recipe in ('default', '')")
+    m = full.metrics.query(
+        "metric == 'auprc' and `class` == '' and stage != 'fake-quant' and recipe in ('default', '')"
+    )
     grid = m.set_index(["dataset", "backbone", "regime", "fold"])["value"]
 
     def like_the_grid(t, moved=0.0):
-        regime = ("ptq-" + t["engine"]) if study == "ablation" else t["regime"] if study == "calibration_size" else "fp32"
+        regime = (
+            ("ptq-" + t["engine"]) if study == "ablation" else t["regime"] if study == "calibration_size" else "fp32"
+        )
         keys = t.assign(regime=regime)[["dataset", "backbone", "regime", "fold"]].astype(str)
         values = pd.Series([grid.get(tuple(k), 0.5) for k in keys.to_numpy()], index=t.index)
         return t.assign(auprc=values + moved * (t["dataset"] == "BrainMRI"))
@@ -91,16 +96,24 @@ def test_models_of_a_study_that_are_not_the_grids_are_said(full, study):
     assert reading.other_models(same, study) == ""
     said = reading.other_models(moved, study)
     assert re.search(r"The models of (\d+) of the \d+ cells", said) and "by up to 1.0 points" in said
-    page = {"peers": reading.peers, "ablation": reading.collapse, "remedies": reading.remedies, "calibration_size": reading.figure4}[study]
+    page = {
+        "peers": reading.peers,
+        "ablation": reading.collapse,
+        "remedies": reading.remedies,
+        "calibration_size": reading.figure4,
+    }[study]
     assert said.strip() in page(moved) and "trained again" not in page(same)
 
 
-@pytest.mark.parametrize("stage, names", [("latency", ("table2", "table4", "figure2", "figure6")), ("peers", ("peers",))])
+@pytest.mark.parametrize(
+    "stage, names", [("latency", ("table2", "table4", "figure2", "figure6")), ("peers", ("peers",))]
+)
 def test_timings_beside_other_work_are_said(full, stage, names):
     rows = [{"stage": stage, "backbone": b, "others": n} for b, n in (("resnet18", 0.9), ("vit_base", 0.24))]
     busy = fixtures.bent(full, conditions=lambda t: pd.DataFrame(rows, columns=t.columns))
     for name in names:
         assert getattr(reading, name)(busy, published()).endswith(
-            ". **Timed beside other work**, which kept up to 0.9 cores busy: ResNet-18; these milliseconds may be too long.")
+            ". **Timed beside other work**, which kept up to 0.9 cores busy: ResNet-18; these milliseconds may be too long."
+        )
     other = {"latency": "peers", "peers": "latency"}[stage]
     assert reading.disturbed(busy, other) == reading.disturbed(full, stage) == ""

@@ -34,8 +34,13 @@ def test_metrics_are_those_of_the_predictions(reference, path):
     recipe = "mended" if variant == "mended" else "default"
     table = pd.read_csv(REFERENCE / "metrics.csv", keep_default_na=False, dtype={"fold": str})
     table["value"] = pd.to_numeric(table["value"], errors="coerce")
-    rows = table[(table["dataset"] == dataset) & (table["backbone"] == backbone) & (table["regime"] == regime)
-                 & (table["stage"] == stage) & (table["recipe"] == recipe)]
+    rows = table[
+        (table["dataset"] == dataset)
+        & (table["backbone"] == backbone)
+        & (table["regime"] == regime)
+        & (table["stage"] == stage)
+        & (table["recipe"] == recipe)
+    ]
     for fold, part in frame.groupby("fold"):
         stored = rows[rows["fold"] == str(fold)].set_index(["metric", "class"])["value"]
         again = metrics.summary(part["label"].to_numpy(), part.filter(like="p_").to_numpy(), classes)
@@ -57,14 +62,22 @@ def test_metrics_of_other_runtimes_are_those_of_their_predictions(reference):
             assert row[metric] == pytest.approx(again[metric], rel=0, abs=1e-12), (row["backbone"], name, metric)
 
 
-@pytest.mark.parametrize("table, raw, keys", [
-    ("latency", "latency_raw", ["backbone", "regime", "baseline", "batch_size"]),
-    ("peers", "peers_raw", ["dataset", "backbone", "runtime", "precision", "batch_size"])])
+@pytest.mark.parametrize(
+    "table, raw, keys",
+    [
+        ("latency", "latency_raw", ["backbone", "regime", "baseline", "batch_size"]),
+        ("peers", "peers_raw", ["dataset", "backbone", "runtime", "precision", "batch_size"]),
+    ],
+)
 def test_percentiles_are_those_of_the_stored_batch_times(reference, table, raw, keys):
     stored, times = getattr(reference, table), getattr(reference, raw)
     grouped = times.groupby(keys)["ms"]
-    again = grouped.median().rename("again").to_frame().assign(
-        n=grouped.size(), mean=grouped.mean(), p90=grouped.quantile(0.9), tail=grouped.quantile(0.99))
+    again = (
+        grouped.median()
+        .rename("again")
+        .to_frame()
+        .assign(n=grouped.size(), mean=grouped.mean(), p90=grouped.quantile(0.9), tail=grouped.quantile(0.99))
+    )
     both = stored.set_index(keys).join(again)
     assert len(both) == len(stored) > 20 and both["n"].notna().all()
     np.testing.assert_allclose(both["p50_ms"], both["again"], rtol=1e-12)
@@ -88,8 +101,11 @@ def test_predictions_are_of_the_held_out_part(reference):
 
 def test_finished_cells_have_predictions_and_the_provenance_says_what_they_are(reference):
     done = reference.cells[reference.cells["status"] == "done"]
-    missing = [tuple(row) for row in done[["dataset", "backbone", "regime"]].itertuples(index=False)
-               if not (REFERENCE / "predictions" / row.dataset / row.backbone / f"{row.regime}.parquet").is_file()]
+    missing = [
+        tuple(row)
+        for row in done[["dataset", "backbone", "regime"]].itertuples(index=False)
+        if not (REFERENCE / "predictions" / row.dataset / row.backbone / f"{row.regime}.parquet").is_file()
+    ]
     assert missing == []
     banner = reference.banner()
     assert "64" in banner and "scratch" in banner.lower()

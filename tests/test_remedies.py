@@ -25,6 +25,7 @@ def integer_model(model, name, recipe=stage.DEFAULT):
 
 # --- temperature ----------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("true", [0.4, 1.0, 3.0])
 def test_temperature_recovers_the_one_that_labels_were_drawn_with(true):
     rng = np.random.default_rng(0)
@@ -61,6 +62,7 @@ def test_temperature_keeps_the_order_of_classes():
 
 # --- bias correction ------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("layers", [2, 4])
 @pytest.mark.parametrize("name", INT8)
 def test_bias_correction_takes_the_mean_error_away(name, layers):
@@ -80,6 +82,7 @@ def test_bias_correction_takes_the_mean_error_away(name, layers):
 
 
 # --- cross-layer equalization ---------------------------------------------------------------------
+
 
 class Unbalanced(nn.Module):
     """Convolution, depthwise convolution and convolution whose channels differ a thousandfold in range."""
@@ -118,8 +121,10 @@ def test_equalization_rescues_one_scale_for_all_channels():
     model, recipe = Unbalanced(nn.ReLU()).eval(), Recipe(title="", weights="per-tensor", batch_norm="fused")
     with torch.inference_mode():
         exact = model(batch())
-        plain, balanced = (kernels.sqnr_db(exact, integer_model(m, "qnnpack", recipe)(batch()) - exact)
-                           for m in (model, remedies.equalized(model)))
+        plain, balanced = (
+            kernels.sqnr_db(exact, integer_model(m, "qnnpack", recipe)(batch()) - exact)
+            for m in (model, remedies.equalized(model))
+        )
     assert balanced > plain + 6
 
 
@@ -129,15 +134,21 @@ def test_equalization_replaces_relu6_only_between_the_layers_it_balances():
     assert any(isinstance(module, nn.ReLU6) for module in trained().modules())  # the model itself stays as it was
 
 
-@pytest.mark.parametrize("net", [nn.Sequential(nn.Conv2d(3, 4, 1), nn.SiLU(), nn.Conv2d(4, 4, 1)),
-                                 nn.Sequential(nn.Conv2d(3, 4, 1)),
-                                 nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1, groups=2))])
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.SiLU(), nn.Conv2d(4, 4, 1)),
+        nn.Sequential(nn.Conv2d(3, 4, 1)),
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1, groups=2)),
+    ],
+)
 def test_equalization_says_where_it_does_not_apply(net):
     with pytest.raises(ValueError, match="no two weighted layers"):
         remedies.equalized(net.eval())
 
 
 # --- the stage ------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module", params=INT8)
 def measured(request):
@@ -151,8 +162,17 @@ def test_the_table_has_every_remedy_and_both_references(measured):
     name, written, facts = measured
     table = written["remedies.csv"].set_index("remedy")
     assert set(written["remedies.csv"].columns) == set(results.SCHEMA["remedies.csv"])
-    wanted = {"fp32", "none", "temperature", "worst-1-in-fp32", "worst-3-in-fp32", "worst-5-in-fp32", "bias-correction",
-              "better-recipe", "combined"} | ({"mended"} if name == "qnnpack" else set())
+    wanted = {
+        "fp32",
+        "none",
+        "temperature",
+        "worst-1-in-fp32",
+        "worst-3-in-fp32",
+        "worst-5-in-fp32",
+        "bias-correction",
+        "better-recipe",
+        "combined",
+    } | ({"mended"} if name == "qnnpack" else set())
     assert wanted <= set(table.index) <= wanted | {"cross-layer-equalization"}
     assert table[[*remedies.SCORES, "p50_ms"]].notna().all().all() and (table["p50_ms"] > 0).all()
     assert table.loc["temperature", "auprc"] == pytest.approx(table.loc["none", "auprc"], abs=0.02)
@@ -192,5 +212,5 @@ def test_only_post_training_quantization_is_mended_without_training():
 def test_timings_are_taken_in_turns():
     calls = []
     found = remedies.latencies({name: lambda x, name=name: calls.append(name) for name in "abc"}, None, rounds=3)
-    turns = ["".join(calls[i:i + 3]) for i in range(0, 15, 3)]
+    turns = ["".join(calls[i : i + 3]) for i in range(0, 15, 3)]
     assert {"".join(sorted(turn)) for turn in turns} == {"abc"} and len(set(turns)) > 1 and set(found) == set("abc")

@@ -16,11 +16,12 @@ def small(folder, **files):
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in files.items():
         file = f"{name}.csv"
-        pd.DataFrame(rows, columns=SCHEMA[file][:len(rows[0])]).to_csv(folder / file, index=False)
+        pd.DataFrame(rows, columns=SCHEMA[file][: len(rows[0])]).to_csv(folder / file, index=False)
     return load(folder)
 
 
 # --- files ----------------------------------------------------------------------------------------
+
 
 def test_an_empty_folder_reads_as_empty_tables(tmp_path):
     r = load(tmp_path)
@@ -43,9 +44,9 @@ def test_missing_numbers_are_missing_and_text_is_never_lost(tmp_path):
 
 
 def test_a_missing_value_column_reads_as_missing(tmp_path):
-    pd.DataFrame({"dataset": ["D"], "backbone": ["b"], "regime": ["fp32"], "fold": [0],
-                  "status": ["done"]}).to_csv(
-        tmp_path / "cells.csv", index=False)
+    pd.DataFrame({"dataset": ["D"], "backbone": ["b"], "regime": ["fp32"], "fold": [0], "status": ["done"]}).to_csv(
+        tmp_path / "cells.csv", index=False
+    )
     cells = load(tmp_path).cells
     assert cells["reason"].tolist() == [""] and cells["epochs"].isna().all()
     assert cells["fold"].tolist() == ["0"]
@@ -55,7 +56,9 @@ def test_a_table_with_rows_lost_is_told_from_a_whole_one(tmp_path):
     row = ("D", "b", "fp32", "default", "float", "0", "auprc", "", "0.5")
     (tmp_path / "provenance.json").write_text('{"rows": {"metrics.csv": 2}}')
     assert len(small(tmp_path, metrics=[row, row]).metrics) == 2
-    with pytest.raises(UserError, match=r"metrics.csv: has 1 rows, but was written with 2 \(provenance.json\); collect"):
+    with pytest.raises(
+        UserError, match=r"metrics.csv: has 1 rows, but was written with 2 \(provenance.json\); collect"
+    ):
         _ = small(tmp_path, metrics=[row]).metrics
 
 
@@ -65,31 +68,46 @@ def table(file, without="", **entries):
     return ",".join(columns) + "\n" + ",".join(entries.get(c, "") for c in columns) + "\n"
 
 
-@pytest.mark.parametrize("file, text, said", [
-    ("metrics.csv", "dataset,backbone,regime\nD,b,fp32\n", "'recipe'"),
-    ("metrics.csv", "", "metrics.csv"),
-    ("metrics.csv", table("metrics.csv", value="0.123456")[:-3], "metrics.csv: .*cut short"),
-    ("metrics.csv", table("metrics.csv", value="1,5"), "metrics.csv: .*more entries"),
-    ("metrics.csv", table("metrics.csv", value='"1,5"'), "'1,5' in row 1 of the column 'value' is no number"),
-    ("metrics.csv", table("metrics.csv", value="0.5") + "D,b,fp32,,,,,,abc\n", "'abc' in row 2 of the column 'value'"),
-    ("intervals.csv", table("intervals.csv", low="True"), "'True' in row 1 of the column 'low'"),
-    ("metrics.csv", table("metrics.csv", without="value"), "lacks the column 'value'"),
-    ("cells.csv", table("cells.csv", without="status"), "lacks the column 'status'"),
-    ("latency.csv", table("latency.csv", without="batch_size"), "lacks the column 'batch_size'"),
-    ("peers.csv", table("peers.csv", without="batch_size"), "lacks the column 'batch_size'"),
-    ("bootstrap.csv", table("bootstrap.csv", without="p_value"), "lacks the column 'p_value'"),
-    ("latency.csv", table("latency.csv", p50_ms="0"), "latency.csv: '0' in row 1 of the column 'p50_ms' cannot"),
-    ("peers.csv", table("peers.csv", p99_ms="-1.5"), "'-1.5' in row 1 of the column 'p99_ms' cannot"),
-    ("latency.csv", table("latency.csv", p50_high="inf"), "'inf' in row 1 of the column 'p50_high' cannot"),
-    ("latency_raw.parquet", "no parquet", "latency_raw.parquet"),
-    ("provenance.json", "{", "not valid JSON"),
-    ("provenance.json", "[]", "must hold a JSON object"),
-    *(("provenance.json", json.dumps(value), f"provenance.json: {key}: ") for value, key in (
-        ({"parameters": None}, "parameters"), ({"parameters": []}, "parameters"), ({"data": None}, "data"),
-        *(({"parameters": {"datasets": wrong}}, "parameters.datasets") for wrong in (None, "BrainMRI")),
-        ({"parameters": {"datasets": [1]}}, "parameters.datasets.0"), ({"data": {"D": {"n_images": "9"}}}, "data.D.n_images"),
-        ({"parameters": {"backbones": [["a"]]}}, "parameters.backbones.0"), ({"studied": {"peers": [1]}}, "studied.peers.0"))),
-])
+@pytest.mark.parametrize(
+    "file, text, said",
+    [
+        ("metrics.csv", "dataset,backbone,regime\nD,b,fp32\n", "'recipe'"),
+        ("metrics.csv", "", "metrics.csv"),
+        ("metrics.csv", table("metrics.csv", value="0.123456")[:-3], "metrics.csv: .*cut short"),
+        ("metrics.csv", table("metrics.csv", value="1,5"), "metrics.csv: .*more entries"),
+        ("metrics.csv", table("metrics.csv", value='"1,5"'), "'1,5' in row 1 of the column 'value' is no number"),
+        (
+            "metrics.csv",
+            table("metrics.csv", value="0.5") + "D,b,fp32,,,,,,abc\n",
+            "'abc' in row 2 of the column 'value'",
+        ),
+        ("intervals.csv", table("intervals.csv", low="True"), "'True' in row 1 of the column 'low'"),
+        ("metrics.csv", table("metrics.csv", without="value"), "lacks the column 'value'"),
+        ("cells.csv", table("cells.csv", without="status"), "lacks the column 'status'"),
+        ("latency.csv", table("latency.csv", without="batch_size"), "lacks the column 'batch_size'"),
+        ("peers.csv", table("peers.csv", without="batch_size"), "lacks the column 'batch_size'"),
+        ("bootstrap.csv", table("bootstrap.csv", without="p_value"), "lacks the column 'p_value'"),
+        ("latency.csv", table("latency.csv", p50_ms="0"), "latency.csv: '0' in row 1 of the column 'p50_ms' cannot"),
+        ("peers.csv", table("peers.csv", p99_ms="-1.5"), "'-1.5' in row 1 of the column 'p99_ms' cannot"),
+        ("latency.csv", table("latency.csv", p50_high="inf"), "'inf' in row 1 of the column 'p50_high' cannot"),
+        ("latency_raw.parquet", "no parquet", "latency_raw.parquet"),
+        ("provenance.json", "{", "not valid JSON"),
+        ("provenance.json", "[]", "must hold a JSON object"),
+        *(
+            ("provenance.json", json.dumps(value), f"provenance.json: {key}: ")
+            for value, key in (
+                ({"parameters": None}, "parameters"),
+                ({"parameters": []}, "parameters"),
+                ({"data": None}, "data"),
+                *(({"parameters": {"datasets": wrong}}, "parameters.datasets") for wrong in (None, "BrainMRI")),
+                ({"parameters": {"datasets": [1]}}, "parameters.datasets.0"),
+                ({"data": {"D": {"n_images": "9"}}}, "data.D.n_images"),
+                ({"parameters": {"backbones": [["a"]]}}, "parameters.backbones.0"),
+                ({"studied": {"peers": [1]}}, "studied.peers.0"),
+            )
+        ),
+    ],
+)
 def test_a_broken_file_is_named(tmp_path, file, text, said):
     (tmp_path / file).write_text(text)
     with pytest.raises(UserError, match=said) as caught:
@@ -115,8 +133,11 @@ def test_broken_predictions_are_named(tmp_path, size):
     r = Results("r", fixtures.write(tmp_path / "r", n=20, **world))
     path = r.path / "predictions" / "BrainMRI" / "resnet50" / "fp32.parquet"
     path.write_bytes(path.read_bytes()[:size])
-    for read in (lambda: r.predictions("BrainMRI", "resnet50", "fp32"), lambda: r.classes("BrainMRI"),
-                 lambda: figures.figure7(r)):
+    for read in (
+        lambda: r.predictions("BrainMRI", "resnet50", "fp32"),
+        lambda: r.classes("BrainMRI"),
+        lambda: figures.figure7(r),
+    ):
         with pytest.raises(UserError, match="fp32.parquet: cannot be read.*collect the results again"):
             read()
     pd.DataFrame({"image_id": ["a"]}).to_parquet(path)
@@ -139,6 +160,7 @@ def test_files_are_read_once(full):
 
 # --- finding --------------------------------------------------------------------------------------
 
+
 def test_current_follows_the_environment_then_reference_then_smoke(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
     monkeypatch.delenv("MEDQ_RESULTS", raising=False)
@@ -158,9 +180,9 @@ def test_current_follows_the_environment_then_reference_then_smoke(tmp_path, mon
 
 # --- cells ----------------------------------------------------------------------------------------
 
+
 def test_status_of_every_cell(gaps):
-    assert gaps.status["status"].value_counts().to_dict() == {"done": 165, "unsupported": 1, "failed": 1,
-                                                              "missing": 1}
+    assert gaps.status["status"].value_counts().to_dict() == {"done": 165, "unsupported": 1, "failed": 1, "missing": 1}
     assert gaps.state("BrainMRI", "convnext_tiny", "ptq-qnnpack")["reason"].startswith("failed to create add")
     assert gaps.state("SkinCancer", "vit_base", "qat-qnnpack")["status"] == "missing"
     wrong = gaps.state("SkinCancer", "mobilenetv2", "ptq-qnnpack")
@@ -170,22 +192,33 @@ def test_status_of_every_cell(gaps):
 
 
 def test_status_over_folds(tmp_path):
-    cells = [("D", "b", "fp32", 0, "done", ""), ("D", "b", "fp32", 1, "failed", "died"),
-             ("D", "b", "ptq-fbgemm", 0, "unsupported", "scale"), ("D", "b", "ptq-fbgemm", 1, "failed",
-                                                                   "died"),
-             ("D", "b", "qat-fbgemm", 0, "failed", "died")]
+    cells = [
+        ("D", "b", "fp32", 0, "done", ""),
+        ("D", "b", "fp32", 1, "failed", "died"),
+        ("D", "b", "ptq-fbgemm", 0, "unsupported", "scale"),
+        ("D", "b", "ptq-fbgemm", 1, "failed", "died"),
+        ("D", "b", "qat-fbgemm", 0, "failed", "died"),
+    ]
     r = small(tmp_path, cells=cells)
     states = {s["regime"]: s for s in r.status.to_dict("records")}
-    assert states["fp32"]["status"] == "done" and (states["fp32"]["folds_done"],
-                                                   states["fp32"]["folds"]) == (1, 2)
+    assert states["fp32"]["status"] == "done" and (states["fp32"]["folds_done"], states["fp32"]["folds"]) == (1, 2)
     assert states["ptq-fbgemm"]["status"] == "unsupported" and states["ptq-fbgemm"]["reason"] == "scale"
     assert states["qat-fbgemm"]["status"] == "failed"
 
 
 def test_what_the_profile_planned_counts_as_missing(tmp_path):
-    (tmp_path / "provenance.json").write_text(json.dumps({"parameters": {
-        "datasets": ["BrainMRI"], "backbones": ["vit_base", "resnet18"], "regimes": ["fp32"],
-        "controls": ["fp32-continued"]}}))
+    (tmp_path / "provenance.json").write_text(
+        json.dumps(
+            {
+                "parameters": {
+                    "datasets": ["BrainMRI"],
+                    "backbones": ["vit_base", "resnet18"],
+                    "regimes": ["fp32"],
+                    "controls": ["fp32-continued"],
+                }
+            }
+        )
+    )
     r = load(tmp_path)
     assert r.backbones == ["resnet18", "vit_base"] and r.regimes == ["fp32", "fp32-continued"]
     assert r.status["status"].tolist() == ["missing"] * 4
@@ -201,25 +234,30 @@ def test_a_users_own_names_come_after_the_known_ones(tmp_path):
 
 # --- numbers --------------------------------------------------------------------------------------
 
+
 def test_pooled_predictions_come_before_the_mean_over_folds(tmp_path):
     row = ("D", "b", "fp32", "default", "float")
-    r = small(tmp_path, metrics=[(*row, f, "auprc", "", v) for f, v in (("0", .5), ("1", .7), ("pooled", .9))]
-              + [(*row[:2], "fp16", *row[3:], f, "auprc", "", v) for f, v in (("0", .5), ("1", .7))])
+    r = small(
+        tmp_path,
+        metrics=[(*row, f, "auprc", "", v) for f, v in (("0", 0.5), ("1", 0.7), ("pooled", 0.9))]
+        + [(*row[:2], "fp16", *row[3:], f, "auprc", "", v) for f, v in (("0", 0.5), ("1", 0.7))],
+    )
     s = scores(r, "auprc").set_index("regime")
-    assert s["value"].to_dict() == {"fp32": .9, "fp16": pytest.approx(.6)}
+    assert s["value"].to_dict() == {"fp32": 0.9, "fp16": pytest.approx(0.6)}
     assert s["n_folds"].tolist() == [2, 2]
 
 
 def test_stage_recipe_and_class_are_kept_apart(full, gaps):
     key = ("SkinCancer", "mobilenetv2", "ptq-qnnpack")
-    value = {(stage, recipe): scores(gaps, "brier", stage=stage,
-                                     recipe=recipe).set_index(results.CELL)["value"].get(key)
-             for stage in ("converted", "fake-quant") for recipe in ("default", "mended")}
+    value = {
+        (stage, recipe): scores(gaps, "brier", stage=stage, recipe=recipe).set_index(results.CELL)["value"].get(key)
+        for stage in ("converted", "fake-quant")
+        for recipe in ("default", "mended")
+    }
     assert value["converted", "default"] != value["fake-quant", "default"] == value["converted", "mended"]
     assert value["fake-quant", "mended"] is None
     macro = scores(full, "auprc").set_index(results.CELL)["value"]
-    classes = [scores(full, "auprc", klass=c).set_index(results.CELL)["value"]
-               for c in full.classes("ChestXray")]
+    classes = [scores(full, "auprc", klass=c).set_index(results.CELL)["value"] for c in full.classes("ChestXray")]
     cell = ("ChestXray", "resnet50", "fp32")
     assert macro[cell] == pytest.approx(sum(c[cell] for c in classes) / 3)
 
@@ -230,8 +268,7 @@ def test_scores_are_those_of_the_stored_predictions(full):
     cell = ("BrainMRI", "densenet121", "ptq-fbgemm")
     p = full.predictions(*cell)
     expected = roc_auc_score(p["label"], p.filter(regex="^p_"), multi_class="ovr", average="macro")
-    assert scores(full, "auroc").set_index(results.CELL).loc[cell, "value"] == pytest.approx(expected,
-                                                                                             abs=1e-6)
+    assert scores(full, "auroc").set_index(results.CELL).loc[cell, "value"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_means_and_their_two_kinds_of_spread(gaps):
@@ -245,10 +282,11 @@ def test_means_and_their_two_kinds_of_spread(gaps):
 
 
 def test_timings_are_medians_over_datasets_of_one_baseline(tmp_path):
-    rows = [(d, "resnet18", "fp32", baseline, "", "cpu", 1, 2, 300, ms, ms) for d, ms in (("a", 1), ("b", 5),
-                                                                                          ("c", 3))
-            for baseline in ("eager", "fused")] + [("", "resnet18", "fp32", "eager", "", "cuda", 1, 2, 300, 9,
-                                                    9)]
+    rows = [
+        (d, "resnet18", "fp32", baseline, "", "cpu", 1, 2, 300, ms, ms)
+        for d, ms in (("a", 1), ("b", 5), ("c", 3))
+        for baseline in ("eager", "fused")
+    ] + [("", "resnet18", "fp32", "eager", "", "cuda", 1, 2, 300, 9, 9)]
     r = small(tmp_path, latency=rows)
     t = timings(r, 1)
     assert len(t) == 1 and t["p50_ms"].tolist() == [3]
@@ -257,13 +295,22 @@ def test_timings_are_medians_over_datasets_of_one_baseline(tmp_path):
 
 # --- banner ---------------------------------------------------------------------------------------
 
+
 def test_the_banner_tells_what_the_numbers_are_not(full, gaps):
     said = full.banner()
-    for part in ("64 × 64 pixels; the paper used "
-                 "224", "from scratch", "at most 2,000 to train on", "fixed split",
-                 "fold 0 of "
-                 "5", "150 of the release's 7,023 images", "Example CPU, 2 cores, with VNNI, no GPU",
-                 "2026-11-23", "0123456789", "168 of 168 cells done", "Timings at 224 × 224"):
+    for part in (
+        "64 × 64 pixels; the paper used 224",
+        "from scratch",
+        "at most 2,000 to train on",
+        "fixed split",
+        "fold 0 of 5",
+        "150 of the release's 7,023 images",
+        "Example CPU, 2 cores, with VNNI, no GPU",
+        "2026-11-23",
+        "0123456789",
+        "168 of 168 cells done",
+        "Timings at 224 × 224",
+    ):
         assert part in said, part
     assert "phantom" not in said
     said = gaps.banner()
@@ -274,7 +321,6 @@ def test_the_banner_tells_what_the_numbers_are_not(full, gaps):
 def test_the_banner_of_phantoms_and_of_the_papers_protocol(tmp_path):
     said = fixtures.world(phantoms=True, predictions=False, n=60, backbones=("resnet18",)).banner()
     assert "Generated phantoms, not medical images" in said and "paper's dataset that it stands for" in said
-    (tmp_path / "provenance.json").write_text(json.dumps({"parameters": {"image_size": 224,
-                                                                         "weights": "imagenet"}}))
+    (tmp_path / "provenance.json").write_text(json.dumps({"parameters": {"image_size": 224, "weights": "imagenet"}}))
     said = Results("r", tmp_path).banner()
     assert "as in the paper" in said and "used 224" not in said and "not recorded" in said

@@ -12,8 +12,17 @@ import nbformat
 import psutil
 import pytest
 import torch
-from fixtures_batch import (ROOT, environment, family, finished, killed, outcome, start_batch, wait_for,  # noqa: F401
-                            write_profile)
+from fixtures_batch import (
+    ROOT,
+    environment,
+    family,
+    finished,
+    killed,
+    outcome,
+    start_batch,
+    wait_for,  # noqa: F401
+    write_profile,
+)
 
 from medq import artefacts, batch, finetune, fit, params, paths, quantize
 from medq.datasets.partition import prepare
@@ -30,6 +39,7 @@ def tiny(runs, tmp_path):
 
 
 # --- training goes on where it was ------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("regime", ["fp32", "fp16", "fp32-continued"])
 def test_an_interrupted_training_equals_an_uninterrupted_one(killed, tiny, monkeypatch, regime):
@@ -94,6 +104,7 @@ def test_a_loss_that_is_not_finite_is_stopped_and_names_the_epoch(tiny, monkeypa
 
 # --- damaged files ----------------------------------------------------------------------------------------------------
 
+
 def cut(path):
     """Keep the first half of a file."""
     content = path.read_bytes()
@@ -113,9 +124,16 @@ def redo(loaded):
     return [str(job) for job, _, _ in planned]
 
 
-@pytest.mark.parametrize("regime, name", [("fp32", "checkpoint.safetensors"), ("fp32", "predictions.parquet"),
-                                          ("ptq-fbgemm", "predictions.parquet"), ("ptq-fbgemm", "quantized.safetensors"),
-                                          ("fp32", "done.json")])
+@pytest.mark.parametrize(
+    "regime, name",
+    [
+        ("fp32", "checkpoint.safetensors"),
+        ("fp32", "predictions.parquet"),
+        ("ptq-fbgemm", "predictions.parquet"),
+        ("ptq-fbgemm", "quantized.safetensors"),
+        ("fp32", "done.json"),
+    ],
+)
 def test_a_truncated_file_makes_its_cell_again_and_no_other(finished, regime, name):
     loaded, runs = finished
     cells = {r: paths.Cell("tiny", *CELL, r, 0).folder for r in ("fp32", "ptq-fbgemm")}
@@ -158,11 +176,14 @@ def test_a_file_changed_behind_a_cells_back_is_found_even_with_its_old_size(fini
 
 # --- disks ------------------------------------------------------------------------------------------------------------
 
+
 @contextlib.contextmanager
 def small_disk(folder, size):
     """A tmpfs of `size`; the test is skipped where it cannot be mounted."""
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True
+    )
     if done.returncode:
         pytest.skip(f"a small disk needs the right to mount one: {done.stderr.strip()}")
     try:
@@ -202,10 +223,13 @@ def test_a_read_only_folder_is_one_sentence(tiny, tmp_path, monkeypatch):
 
 # --- kills ------------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """The process from which papermill and kernels are forked."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell has it ignored by all below
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # in the background a shell has it ignored by all below
     with batch._server(tmp_path_factory.mktemp("w") / "warm") as command:
         yield command
     signal.signal(signal.SIGINT, before)
@@ -221,16 +245,24 @@ def notebook(path, code):
 
 def papermill(server, source, target, *words, runs=None):
     log = open(target.with_suffix(".log"), "w")
-    return subprocess.Popen([*server, str(source), str(target), "--no-progress-bar", *words], stderr=log, stdout=log,
-                            env=environment(runs or target.parent), cwd=ROOT)
+    return subprocess.Popen(
+        [*server, str(source), str(target), "--no-progress-bar", *words],
+        stderr=log,
+        stdout=log,
+        env=environment(runs or target.parent),
+        cwd=ROOT,
+    )
 
 
-@pytest.mark.parametrize("code, words, reason", [
-    ("import os; os.kill(os.getpid(), 9)", [], "the kernel died (killed, out of memory, or a crash)"),
-    ("import time; time.sleep(60)", ["--execution-timeout", "1"], "out of time"),
-    ("from medq.errors import UserError\nraise UserError('seed: mend it.')", [], "seed: mend it."),
-    ("1 / 0", [], "ZeroDivisionError: division by zero"),
-])
+@pytest.mark.parametrize(
+    "code, words, reason",
+    [
+        ("import os; os.kill(os.getpid(), 9)", [], "the kernel died (killed, out of memory, or a crash)"),
+        ("import time; time.sleep(60)", ["--execution-timeout", "1"], "out of time"),
+        ("from medq.errors import UserError\nraise UserError('seed: mend it.')", [], "seed: mend it."),
+        ("1 / 0", [], "ZeroDivisionError: division by zero"),
+    ],
+)
 def test_a_notebook_that_cannot_end_well_fails_and_says_why(server, tmp_path, code, words, reason):
     target = tmp_path / "out.ipynb"
     assert papermill(server, notebook(tmp_path / "in.ipynb", code), target, *words).wait(200) != 0
@@ -291,7 +323,9 @@ def _below(command, target):
     """{papermill, kernel} of a job: the server's child that has the job's log open, and its child."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != command.pid and os.readlink(f"/proc/{process.pid}/fd/1") == str(target.with_suffix(".log")):
+            if process.pid != command.pid and os.readlink(f"/proc/{process.pid}/fd/1") == str(
+                target.with_suffix(".log")
+            ):
                 children = process.children()
                 if children:
                     return {"papermill": process, "kernel": children[0]}

@@ -13,10 +13,22 @@ from medq import advise, reading, results, tables
 from medq.errors import UserError
 from medq.results import CELL, load, published, scores
 
-TABLES = [tables.table1, tables.table2, tables.table3, tables.table4, tables.engine_check, tables.ablation,
-          tables.ablation_means, tables.remedies, tables.silent, tables.flips, tables.leak,
-          tables.qat_control,
-          tables.peers, tables.coverage]
+TABLES = [
+    tables.table1,
+    tables.table2,
+    tables.table3,
+    tables.table4,
+    tables.engine_check,
+    tables.ablation,
+    tables.ablation_means,
+    tables.remedies,
+    tables.silent,
+    tables.flips,
+    tables.leak,
+    tables.qat_control,
+    tables.peers,
+    tables.coverage,
+]
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +37,7 @@ def paper():
 
 
 # --- the paper's four -----------------------------------------------------------------------------
+
 
 def test_table1_holds_ours_beside_the_papers(full, paper):
     t = tables.table1(full, paper)
@@ -39,8 +52,7 @@ def test_table1_holds_ours_beside_the_papers(full, paper):
 
 def test_table1_of_the_paper_itself_is_its_own(paper):
     t = tables.table1(paper, paper)
-    assert (t.xs("ours", axis=1, level=1).iloc[:, :6] == t.xs("paper", axis=1,
-                                                              level=1).iloc[:, :6]).all(axis=None)
+    assert (t.xs("ours", axis=1, level=1).iloc[:, :6] == t.xs("paper", axis=1, level=1).iloc[:, :6]).all(axis=None)
 
 
 def test_table1_says_what_a_mean_lacks_and_where_an_engine_is_wrong(gaps, paper):
@@ -53,7 +65,7 @@ def test_table1_says_what_a_mean_lacks_and_where_an_engine_is_wrong(gaps, paper)
 
 def test_table2_is_the_median_within_the_family(full, paper):
     t = tables.table2(full, paper)
-    ms = [fixtures.FP32_MS[b] * 32 ** 0.9 / fixtures.SPEEDUP[b] for b in fixtures.BACKBONES[:6]]
+    ms = [fixtures.FP32_MS[b] * 32**0.9 / fixtures.SPEEDUP[b] for b in fixtures.BACKBONES[:6]]
     entry = t.loc[("ChestXray", "cnn", "fbgemm"), "p50_ms"]
     assert entry["ours"] == pytest.approx(np.median(ms)) and entry["paper"] == 272
     assert (entry["low"], entry["high"]) == pytest.approx((min(ms), max(ms)))
@@ -91,19 +103,18 @@ def test_table4_speedups_sizes_and_tails(full, paper):
         assert row["int8_tail"]["ours"] == pytest.approx(1.05)
         assert row["speedup"]["low"] < row["speedup"]["ours"] < row["speedup"]["high"]
     assert t.loc["densenet121", ("int8_tail", "paper")] == pytest.approx(14.6 / 12.3)
-    assert t.loc["swin_tiny", ("speedup", "paper")] == 1.12 and t.loc["vit_base",
-                                                                      ("fp32_p50", "paper")] == 37.7
+    assert t.loc["swin_tiny", ("speedup", "paper")] == 1.12 and t.loc["vit_base", ("fp32_p50", "paper")] == 37.7
 
 
 def test_table4_says_what_was_not_timed(full, paper):
-    cut = fixtures.bent(full, latency=lambda t: t[~((t["backbone"] == "vit_base")
-                                                    & t["regime"].str.startswith("ptq"))])
+    cut = fixtures.bent(full, latency=lambda t: t[~((t["backbone"] == "vit_base") & t["regime"].str.startswith("ptq"))])
     row = tables.table4(cut, paper).loc["vit_base"]
     assert math.isnan(row["speedup"]["ours"]) and row["speedup"]["state"] == "not timed"
     assert row["fp32_p50"]["state"] == ""
 
 
 # --- beyond the paper -----------------------------------------------------------------------------
+
 
 def test_engine_check_puts_the_wrong_engine_first(gaps):
     t = tables.engine_check(gaps)
@@ -131,9 +142,11 @@ def test_ablation_prefers_fewer_changes_and_sees_a_mismatched_engine(full):
         other = a[a["recipe"] == "default"].assign(recipe="other", run_engine="qnnpack", auprc=0.1)
         return pd.concat([a[a["recipe"] != "not-normalised"], worse, other])
 
-    row = tables.ablation(fixtures.bent(full, ablation=twice)).set_index(["dataset",
-                                                                          "backbone"]).loc[("BrainMRI",
-                                                                                            "resnet18")]
+    row = (
+        tables.ablation(fixtures.bent(full, ablation=twice))
+        .set_index(["dataset", "backbone"])
+        .loc[("BrainMRI", "resnet18")]
+    )
     assert (row["recipe"], row["changes"]) == ("other", "run under qnnpack")
 
 
@@ -211,9 +224,12 @@ def test_peers_front_against_brute_force(full):
     for _, group in t.groupby(["dataset", "backbone", "batch_size"]):
         for k, row in group.iterrows():
             others = group.drop(k)
-            beaten = any(o["p50_ms"] <= row["p50_ms"] and o["ece"] <= row["ece"]
-                         and (o["p50_ms"], o["ece"]) != (row["p50_ms"], row["ece"]) for _,
-                         o in others.iterrows())
+            beaten = any(
+                o["p50_ms"] <= row["p50_ms"]
+                and o["ece"] <= row["ece"]
+                and (o["p50_ms"], o["ece"]) != (row["p50_ms"], row["ece"])
+                for _, o in others.iterrows()
+            )
             assert row["pareto"] is not beaten
     assert t["pareto"].any() and not t["pareto"].all()
 
@@ -221,30 +237,43 @@ def test_peers_front_against_brute_force(full):
 def test_what_is_recommended_is_what_advice_ships_at_the_sizes_that_were_timed(full):
     t = tables.recommended(full)
     assert len(t) == 48 and list(t["batch_size"].unique()) == [1, 32]
-    one = fixtures.bent(full, peers=lambda p: p[(p["batch_size"] == 1) & (p["backbone"] == "resnet18") & (p["dataset"] == "BrainMRI")])
+    one = fixtures.bent(
+        full, peers=lambda p: p[(p["batch_size"] == 1) & (p["backbone"] == "resnet18") & (p["dataset"] == "BrainMRI")]
+    )
     row = tables.recommended(one)
     assert len(row) == 1 and row.iloc[0]["batch_size"] == 1
     shipped = advise.decide(one).query("ship and dataset == 'BrainMRI' and backbone == 'resnet18'").iloc[0]
-    assert row.iloc[0]["ship"] == results.title(shipped["candidate"]) and row.iloc[0]["speedup"] == shipped["speedup"] > 1
+    assert (
+        row.iloc[0]["ship"] == results.title(shipped["candidate"]) and row.iloc[0]["speedup"] == shipped["speedup"] > 1
+    )
     assert tables.recommended(fixtures.bent(full, peers=lambda p: p.iloc[:0])).empty
     assert "**missing**" not in reading.peers(fixtures.bent(full, peers=lambda p: p.assign(p50_ms=math.nan)))
 
 
 def test_runtimes_are_averaged_over_folds(full):
-    two = fixtures.bent(full, peers=lambda p: pd.concat([p, p.assign(fold="1", p50_ms=3 * p["p50_ms"], ece=p["ece"] + 0.1)]))
+    two = fixtures.bent(
+        full, peers=lambda p: pd.concat([p, p.assign(fold="1", p50_ms=3 * p["p50_ms"], ece=p["ece"] + 0.1)])
+    )
     once, both = tables.peers(full), tables.peers(two)
     assert len(both) == len(once)
     np.testing.assert_allclose(both["p50_ms"], 2 * once["p50_ms"])
     np.testing.assert_allclose(both["ece"], once["ece"] + 0.05)
     assert len(advise.decide(two)) == len(advise.decide(full))
-    lacking = fixtures.bent(two, peers=lambda p: p[(p["fold"] == "0") | (p["runtime"] != "openvino")])  # fold 1 is not whole
+    lacking = fixtures.bent(
+        two, peers=lambda p: p[(p["fold"] == "0") | (p["runtime"] != "openvino")]
+    )  # fold 1 is not whole
     pd.testing.assert_frame_equal(tables.peers(lacking), once)
 
 
 def test_what_a_runtime_lacks_is_named_with_the_model_and_the_batch_size(full):
     def without(p):
         gone = (p["dataset"] == "ChestXray") & (p["backbone"] == "resnet18") & (p["runtime"] == "openvino")
-        half = (p["dataset"] == "BrainMRI") & (p["backbone"] == "vit_base") & (p["batch_size"] == 32) & (p["runtime"] == "onnxruntime")
+        half = (
+            (p["dataset"] == "BrainMRI")
+            & (p["backbone"] == "vit_base")
+            & (p["batch_size"] == 32)
+            & (p["runtime"] == "onnxruntime")
+        )
         return p[~gone & ~half]
 
     said = reading.peers(fixtures.bent(full, peers=without))
@@ -269,6 +298,7 @@ def test_speedups_mark_the_best_baseline(full):
 
 # --- what a reader sees ---------------------------------------------------------------------------
 
+
 def cell_texts(html):
     return [re.sub(r"<[^>]+>", " ", c) for c in re.findall(r"<td[^>]*>(.*?)</td>", html, re.S)]
 
@@ -283,8 +313,12 @@ def test_show_marks_what_differs_and_notes_what_is_missing(gaps, paper):
 
 
 def test_show_says_unsupported_in_the_cell(full, paper):
-    none = fixtures.world(datasets=("BrainMRI",), n=60, predictions=False,
-                          unsupported=tuple(("BrainMRI", b, "ptq-qnnpack") for b in fixtures.BACKBONES))
+    none = fixtures.world(
+        datasets=("BrainMRI",),
+        n=60,
+        predictions=False,
+        unsupported=tuple(("BrainMRI", b, "ptq-qnnpack") for b in fixtures.BACKBONES),
+    )
     texts = cell_texts(tables.show(tables.table1(none, paper)))
     assert sum("unsupported" in t for t in texts) == 2
     assert not any("nan" in t.lower() for t in texts)
@@ -302,10 +336,16 @@ def test_a_mark_appears_exactly_where_the_paper_lies_outside(full, paper):
 
 
 def test_show_escapes_what_comes_from_results(paper):
-    evil = fixtures.world(datasets=("BrainMRI",), backbones=("resnet18",), n=60, predictions=False,
-                          failed=(("BrainMRI", "resnet18", "ptq-fbgemm"),))
-    evil = fixtures.bent(evil, cells=lambda c: c.assign(reason=c["reason"].where(c["reason"] == "",
-                                                                                 "<script>x</script>")))
+    evil = fixtures.world(
+        datasets=("BrainMRI",),
+        backbones=("resnet18",),
+        n=60,
+        predictions=False,
+        failed=(("BrainMRI", "resnet18", "ptq-fbgemm"),),
+    )
+    evil = fixtures.bent(
+        evil, cells=lambda c: c.assign(reason=c["reason"].where(c["reason"] == "", "<script>x</script>"))
+    )
     for table in (tables.table1(evil, paper), tables.engine_check(evil)):
         html = tables.show(table, caption=True)
         assert "<script>" not in html and "&lt;script&gt;" in html

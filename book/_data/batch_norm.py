@@ -27,9 +27,7 @@ def size_ratio(model, treatment):
     """FP32 over INT8 bytes of the state dict, with batch normalisation `traced` or `fused`."""
     prepared = static.prepare(model, "fbgemm", Recipe(title=treatment, batch_norm=treatment), SIDE)
     static.calibrate(prepared, [torch.randn(2, 3, SIDE, SIDE)])
-    return storage.state_dict_bytes(model) / storage.state_dict_bytes(
-        static.convert(prepared, "fbgemm").model
-    )
+    return storage.state_dict_bytes(model) / storage.state_dict_bytes(static.convert(prepared, "fbgemm").model)
 
 
 def neighbours_effect(prepared):
@@ -63,6 +61,4 @@ def measure(name):
 
 
 if __name__ == "__main__":
-    pd.DataFrame([measure(name) for name in BACKBONES]).round(4).to_csv(
-        Path(__file__).with_suffix(".csv"), index=False
-    )
+    pd.DataFrame([measure(name) for name in BACKBONES]).round(4).to_csv(Path(__file__).with_suffix(".csv"), index=False)

@@ -84,10 +84,7 @@ def run_pages(app, pages):
         return set()
     kernels = min(KERNELS, len(pages))
     LOG.info("running the code of %d pages in %d kernels", len(pages), kernels)
-    queue = [
-        (name, read_myst_markdown_notebook(text, config=app.env.myst_config))
-        for name, text in reversed(pages)
-    ]
+    queue = [(name, read_myst_markdown_notebook(text, config=app.env.myst_config)) for name, text in reversed(pages)]
 
     async def gather():
         timeout = app.config.nb_execution_timeout
@@ -182,9 +179,7 @@ class Tabular(SphinxDirective):
         rows = nodes.raw("", Path(path).read_text(encoding="utf-8"), format="html")
         if not self.content:
             return [rows]
-        return [
-            captioned(self, tabular if self.options.get("name") else nodes.container, "medq-tabular", rows)
-        ]
+        return [captioned(self, tabular if self.options.get("name") else nodes.container, "medq-tabular", rows)]
 
 
 class Interactive(SphinxDirective):
@@ -197,11 +192,7 @@ class Interactive(SphinxDirective):
         _, path = self.env.relfn2path(self.arguments[0])
         html = Path(path).read_text(encoding="utf-8")
         label = escape(self.options["alt"], quote=True)
-        return [
-            nodes.raw(
-                "", f'<figure class="medq-interactive" aria-label="{label}">{html}</figure>', format="html"
-            )
-        ]
+        return [nodes.raw("", f'<figure class="medq-interactive" aria-label="{label}">{html}</figure>', format="html")]
 
 
 def captioned(directive, kind, css, content):
@@ -287,9 +278,7 @@ def sized(tag, app, folder):
     source = re.search(r'src="([^"]+)"', tag)
     if not source or " width=" in tag or "://" in source[1]:
         return tag
-    original = next(
-        (path for path, (_, name) in app.env.images.items() if name == Path(source[1]).name), None
-    )
+    original = next((path for path, (_, name) in app.env.images.items() if name == Path(source[1]).name), None)
     if original is None:
         return tag
     width, height = book.image_size(Path(app.srcdir) / original)
@@ -311,9 +300,11 @@ def copy_files(app, error):
     script = (bundle / "dt_bundle.js").read_text(encoding="utf-8")
     script = re.sub(
         r"export\{([^}]*)\}",
-        lambda names: "window.medqTables={"
-        + ",".join("{1}:{0}".format(*pair.split(" as ")) for pair in names[1].split(","))
-        + "}",
+        lambda names: (
+            "window.medqTables={"
+            + ",".join("{1}:{0}".format(*pair.split(" as ")) for pair in names[1].split(","))
+            + "}"
+        ),
         script,
     )
     static.joinpath("datatables.js").write_text("(()=>{" + script + "\n})();", encoding="utf-8")

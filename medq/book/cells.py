@@ -7,8 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from medq import paths
-from medq.book.show import (asset, beside, building, download, figure, files, joined, repository_url, table,
-                            text)
+from medq.book.show import asset, beside, building, download, figure, files, joined, repository_url, table, text
 from medq.results import CELL, class_title, title
 
 CHOSEN = ("resnet50", "mobilenetv2")  # the paper's example, and the backbone that an engine's defect hits
@@ -107,6 +106,7 @@ def write_cell_pages(folder, results):
 
 # --- the map ------------------------------------------------------------------------------------------------
 
+
 def matrix(results):
     """Every cell by its AUPRC, coloured and marked by outcome; an entry leads to the cell's page or file."""
     from medq.results import scores
@@ -119,9 +119,11 @@ def matrix(results):
         for backbone in results.backbones:
             entries = (_entry(results, (dataset, backbone, r), values, pages) for r in results.regimes)
             rows += f'<tr><th scope="row">{escape(title(backbone))}</th>{"".join(entries)}</tr>'
-        html += (f'<div class="medq-scroll" role="region" tabindex="0" aria-label="Cells of {name}">'
-                 f'<table class="medq-matrix"><caption>{name}</caption><thead><tr>'
-                 f'<th scope="col">Backbone</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>')
+        html += (
+            f'<div class="medq-scroll" role="region" tabindex="0" aria-label="Cells of {name}">'
+            f'<table class="medq-matrix"><caption>{name}</caption><thead><tr>'
+            f'<th scope="col">Backbone</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        )
     if not building():
         return text(html)
     path, uri = asset("matrix.html")
@@ -154,27 +156,31 @@ def _write_csv(results, cell):
 
 def _of(frame, dataset, backbone, regime):
     """The rows of one cell."""
-    return frame[(frame["dataset"] == dataset) & (frame["backbone"] == backbone)
-                 & (frame["regime"] == regime)]
+    return frame[(frame["dataset"] == dataset) & (frame["backbone"] == backbone) & (frame["regime"] == regime)]
 
 
 # --- one cell -----------------------------------------------------------------------------------------------
 
+
 def cell_head(results, dataset, backbone, regime):
     """What became of the cell, and links to the other regimes of the same images and backbone."""
     state, pages = results.state(dataset, backbone, regime), chosen(results)
-    others = [f"**{title(r)}**" if r == regime else f"[{title(r)}]({page_name(dataset, backbone, r)}.md)"
-              for r in results.regimes if r == regime or (dataset, backbone, r) in pages]
+    others = [
+        f"**{title(r)}**" if r == regime else f"[{title(r)}]({page_name(dataset, backbone, r)}.md)"
+        for r in results.regimes
+        if r == regime or (dataset, backbone, r) in pages
+    ]
     said = [f"[All cells](index.md) · {' · '.join(others)}"]
     if state["status"] != "done":
         why = state["reason"] or "no reason is recorded"
         said.append(f":::{{warning}}\nThis cell is **{state['status']}**: {why}.\n:::")
     elif state["engine_agrees"] is False:
-        said.append(":::{warning}\nThe engine's integer kernels do not compute what this model's own "
-                    f"simulation says: {state['note'] or 'no note is recorded'}. "
-                    "See {doc}`/beyond/relu6`.\n:::")
-    said.append(":::{admonition} Which results are these?\n:class: medq-banner dropdown\n"
-                f"{results.banner()}\n:::")
+        said.append(
+            ":::{warning}\nThe engine's integer kernels do not compute what this model's own "
+            f"simulation says: {state['note'] or 'no note is recorded'}. "
+            "See {doc}`/beyond/relu6`.\n:::"
+        )
+    said.append(f":::{{admonition}} Which results are these?\n:class: medq-banner dropdown\n{results.banner()}\n:::")
     return text("\n\n".join(said))
 
 
@@ -202,8 +208,12 @@ def cell_numbers(results, *cell):
 def cell_classes(results, *cell):
     """AUPRC, ROC-AUC and ECE of each class."""
     frame = _of(results.metrics, *cell)
-    frame = frame[(frame["class"] != "") & frame["stage"].isin(DEPLOYED)
-                  & frame["recipe"].isin(["default", ""]) & frame["metric"].isin(["auprc", "auroc", "ece"])]
+    frame = frame[
+        (frame["class"] != "")
+        & frame["stage"].isin(DEPLOYED)
+        & frame["recipe"].isin(["default", ""])
+        & frame["metric"].isin(["auprc", "auroc", "ece"])
+    ]
     if frame.empty:
         return text("*No numbers per class.*")
     wide = frame.groupby(["class", "metric"], sort=False)["value"].mean().unstack("metric").reset_index()
@@ -219,10 +229,20 @@ def cell_reliability(results, dataset, backbone, regime):
 
     predictions = results.predictions(dataset, backbone, regime)
     label, name = f"{title(backbone)}, {title(regime)}", page_name(dataset, backbone, regime)
-    return beside(figure(figures.reliability(predictions, regime=regime, label=label), f"{name}-reliability",
-                         "Confidence against the share of right answers.", numbered=False),
-                  figure(figures.confusion_matrix(predictions, dataset=dataset, label=label),
-                         f"{name}-confusion", "True class against predicted class.", numbered=False))
+    return beside(
+        figure(
+            figures.reliability(predictions, regime=regime, label=label),
+            f"{name}-reliability",
+            "Confidence against the share of right answers.",
+            numbered=False,
+        ),
+        figure(
+            figures.confusion_matrix(predictions, dataset=dataset, label=label),
+            f"{name}-confusion",
+            "True class against predicted class.",
+            numbered=False,
+        ),
+    )
 
 
 def cell_training(results, dataset, backbone, regime):
@@ -236,8 +256,9 @@ def cell_training(results, dataset, backbone, regime):
     history = _of(results.history, dataset, backbone, regime)
     first = history[history["fold"] == history["fold"].min()] if len(history) else history
     drawn = figures.training_curve(first, regime=regime, label=f"{title(backbone)}, {title(regime)}")
-    return figure(drawn, f"{page_name(dataset, backbone, regime)}-training", "Training, epoch by epoch.",
-                  history, numbered=False)
+    return figure(
+        drawn, f"{page_name(dataset, backbone, regime)}-training", "Training, epoch by epoch.", history, numbered=False
+    )
 
 
 def cell_layers(results, *cell):
@@ -245,17 +266,25 @@ def cell_layers(results, *cell):
     from medq import figures, tables
 
     name = page_name(*cell)
-    return joined(figure(figures.sqnr_figure(results, *cell), f"{name}-layers",
-                         "Signal-to-quantization-noise ratio, layer by layer.", _of(results.layers, *cell),
-                         numbered=False),
-                  table(tables.worst_layers(results, *cell), f"{name}-worst", numbered=False))
+    return joined(
+        figure(
+            figures.sqnr_figure(results, *cell),
+            f"{name}-layers",
+            "Signal-to-quantization-noise ratio, layer by layer.",
+            _of(results.layers, *cell),
+            numbered=False,
+        ),
+        table(tables.worst_layers(results, *cell), f"{name}-worst", numbered=False),
+    )
 
 
 def cell_files(results, dataset, backbone, regime):
     """The executed notebook where there is one, the predictions, and the command that makes them again."""
     lines, stem = [], page_name(dataset, backbone, regime)
-    found = {f"Executed notebook, fold {fold}": notebook
-             for fold, notebook in executed(results, dataset, backbone, regime).items()}
+    found = {
+        f"Executed notebook, fold {fold}": notebook
+        for fold, notebook in executed(results, dataset, backbone, regime).items()
+    }
     if not found:
         lines.append("- The executed notebook is not among these results; the command below makes it again.")
     predictions = results.path / "predictions" / dataset / backbone / f"{regime}.parquet"
@@ -268,8 +297,10 @@ def cell_files(results, dataset, backbone, regime):
     stage = "quantize" if regime.startswith(("ptq", "qat")) else "finetune"
     profile = results.provenance.get("profile", results.name)
     lines.append(f"- Parameterised notebook: [{stage}.ipynb]({repository_url(f'notebooks/{stage}.ipynb')})")
-    lines.append(f"\n```console\n$ medq batch params/{profile}.yaml --only dataset={dataset} "
-                 f"backbone={backbone} regime={regime}\n```")
+    lines.append(
+        f"\n```console\n$ medq batch params/{profile}.yaml --only dataset={dataset} "
+        f"backbone={backbone} regime={regime}\n```"
+    )
     return text("\n".join(lines))
 
 

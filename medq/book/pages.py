@@ -29,14 +29,13 @@ def limits(results):
     known = {  # what to say: whether it applies
         f"{', '.join(phantoms)}: generated drawings. Nothing about medicine follows from them.": phantoms,
         "Trained from scratch: every metric lies below what fine-tuned models reach, and activations may "
-        "have other ranges. Whether the paper's checkpoints behave alike is not shown.":
-            p.get("weights") == "none",
-        f"Images of {size} pixels hold less than the paper's 224; rare findings may not be visible at all.":
-            size and size != 224,
-        "A subset of the images: intervals are wider than the full releases would give.":
-            any((p.get("subset") or {}).values()),
-        f"One fold or split of {', '.join(single)}: nothing says how much numbers change with the split.":
-            single,
+        "have other ranges. Whether the paper's checkpoints behave alike is not shown.": p.get("weights") == "none",
+        f"Images of {size} pixels hold less than the paper's 224; rare findings may not be visible at all.": size
+        and size != 224,
+        "A subset of the images: intervals are wider than the full releases would give.": any(
+            (p.get("subset") or {}).values()
+        ),
+        f"One fold or split of {', '.join(single)}: nothing says how much numbers change with the split.": single,
         "One seed: how much training itself scatters is not measured, and two regimes that were trained "
         "apart (FP32 and FP16, FP32 and QAT) differ by that scatter, too.": "seed" in p,
         f"Of {len(results.status)} cells {', '.join(lacking)}: means over backbones are over those that "
@@ -61,10 +60,20 @@ def packages(results):
 def conditions(results):
     """What the machine was doing during each timing, as far as a page shows it: one row for each."""
     found = results.conditions
-    return pd.DataFrame({
-        "timing": found["stage"].map(STUDY_TITLES), "dataset": found["dataset"].map(title), "backbone": found["backbone"].map(title),
-        "threads": found["threads"], "load before": found["load_before"], "load after": found["load_after"],
-        "other work (cores)": found["others"], "seconds": found["seconds"], "processor": found["cpu"], "commit": found["commit"].str[:7]})
+    return pd.DataFrame(
+        {
+            "timing": found["stage"].map(STUDY_TITLES),
+            "dataset": found["dataset"].map(title),
+            "backbone": found["backbone"].map(title),
+            "threads": found["threads"],
+            "load before": found["load_before"],
+            "load after": found["load_after"],
+            "other work (cores)": found["others"],
+            "seconds": found["seconds"],
+            "processor": found["cpu"],
+            "commit": found["commit"].str[:7],
+        }
+    )
 
 
 def provenance(results):
@@ -74,6 +83,7 @@ def provenance(results):
 
 
 # --- data ---------------------------------------------------------------------------------------------------
+
 
 def balance(results):
     """Images per dataset and class: dataset, class, release, in these results, share, held out.
@@ -90,9 +100,16 @@ def balance(results):
         for label, klass in enumerate(results.classes(name)):
             ours = folds[folds["label"].isin([str(label), klass])]
             release = sum(part.get(klass, 0) for part in spec.release.values()) if spec else 0
-            rows.append({"dataset": name, "class": klass, "release": release, "in these results": len(ours),
-                         "share": len(ours) / max(1, len(folds)),
-                         "held out": int(ours["fold"].isin(done).sum())})
+            rows.append(
+                {
+                    "dataset": name,
+                    "class": klass,
+                    "release": release,
+                    "in these results": len(ours),
+                    "share": len(ours) / max(1, len(folds)),
+                    "held out": int(ours["fold"].isin(done).sum()),
+                }
+            )
     columns = ["dataset", "class", "release", "in these results", "share", "held out"]
     frame = pd.DataFrame(rows, columns=columns)
     frame.attrs = {"formats": {None: "{:,.0f}", "share": "{:.1%}"}}
@@ -116,8 +133,10 @@ def balance_figure(results):
             axis.set(title=title(name), xlabel="Share of images (%)")
             axis.grid(axis="y", visible=False)
         rare = frame.loc[frame.groupby("dataset", sort=False)["share"].idxmin()]
-        said = [f"{title(d)}: {class_title(d, c)} {100 * s:.1f} %" for d, c, s in
-                zip(rare["dataset"], rare["class"], rare["share"])]
+        said = [
+            f"{title(d)}: {class_title(d, c)} {100 * s:.1f} %"
+            for d, c, s in zip(rare["dataset"], rare["class"], rare["share"])
+        ]
         return style.described(figure, f"Share of each class, by dataset. The rarest: {'; '.join(said)}.")
 
     return draw()
@@ -141,8 +160,11 @@ def phantom_figure():
             for label, (axis, klass) in enumerate(zip(line, spec.class_titles())):
                 axis.imshow(phantoms.draw(index.loc[index["label"] == label, "path"].iloc[0]))
                 axis.set_title(klass, fontsize=style.FONT, fontweight="normal", loc="center")
-        return style.described(figure, "Generated images, one of each class: drawings that stand in for "
-                                       "brain MRI slices, chest X-rays and skin lesions.")
+        return style.described(
+            figure,
+            "Generated images, one of each class: drawings that stand in for "
+            "brain MRI slices, chest X-rays and skin lesions.",
+        )
 
     return draw()
 
@@ -155,9 +177,16 @@ def fold_table(results):
         for fold, part in results.folds(name).groupby("fold"):
             counts = part["label"].value_counts()
             rare = counts.idxmin()
-            rows.append({"dataset": name, "fold": str(fold), "images": len(part),
-                         "groups": part["group"].nunique(), "of it": counts.min(),
-                         "rarest": class_title(name, classes[int(rare)] if rare.isdigit() else rare)})
+            rows.append(
+                {
+                    "dataset": name,
+                    "fold": str(fold),
+                    "images": len(part),
+                    "groups": part["group"].nunique(),
+                    "of it": counts.min(),
+                    "rarest": class_title(name, classes[int(rare)] if rare.isdigit() else rare),
+                }
+            )
     frame = pd.DataFrame(rows, columns=["dataset", "fold", "images", "groups", "rarest", "of it"])
     frame.attrs = {"formats": {None: "{:,.0f}"}}
     return frame
@@ -167,12 +196,16 @@ def sources():
     """Datasets of the catalogue that are not generated: dataset, source, licence."""
     from medq import params
 
-    rows = [{"dataset": name, "source": spec.source or "–", "licence": spec.licence or "–"}
-            for name, spec in params.datasets().items() if spec.layout != "phantom"]
+    rows = [
+        {"dataset": name, "source": spec.source or "–", "licence": spec.licence or "–"}
+        for name, spec in params.datasets().items()
+        if spec.layout != "phantom"
+    ]
     return pd.DataFrame(rows, columns=["dataset", "source", "licence"])
 
 
 # --- experiments of the project itself ----------------------------------------------------------------------
+
 
 def kernel_sweep():
     """Run every operator that `medq.quantize.sweep` knows on every engine of this machine; a table of those that err."""
@@ -188,17 +221,27 @@ def kernel_sweep():
         tried = sweep.sweep()
     wrong = sweep.disagreements(tried)
     instructions = ", ".join(provenance.cpu()["instructions"]) or "no integer instructions known to us"
-    said = (f"Run now, with PyTorch {torch.__version__} on a processor with {instructions}: {tried['agrees'].notna().sum()} combinations of operator, "
-            f"engine, memory layout and range of activations. {len(wrong)} do not compute what floating point says.")
+    said = (
+        f"Run now, with PyTorch {torch.__version__} on a processor with {instructions}: {tried['agrees'].notna().sum()} combinations of operator, "
+        f"engine, memory layout and range of activations. {len(wrong)} do not compute what floating point says."
+    )
     if wrong.empty:
         return text(said)
-    wrong = wrong.groupby(["engine", "operator", "range"], sort=False).agg(
-        layouts=("layout", lambda names: ", ".join(sorted(set(names)))), steps=("kernel_max_steps", "max"),
-        share=("wrong", "max")).reset_index()
+    wrong = (
+        wrong.groupby(["engine", "operator", "range"], sort=False)
+        .agg(
+            layouts=("layout", lambda names: ", ".join(sorted(set(names)))),
+            steps=("kernel_max_steps", "max"),
+            share=("wrong", "max"),
+        )
+        .reset_index()
+    )
     wrong = wrong.rename(columns={"range": "activations", "steps": "largest error (steps)", "share": "values off (%)"})
     wrong["values off (%)"] *= 100
     wrong.attrs["formats"] = {"largest error (steps)": "{:.0f}", "values off (%)": "{:.1f}"}
-    return joined(text(said), table(wrong, "kernel-sweep", "Operators whose integers are not what floating point says."))
+    return joined(
+        text(said), table(wrong, "kernel-sweep", "Operators whose integers are not what floating point says.")
+    )
 
 
 def relu6_demonstration():
@@ -222,9 +265,11 @@ def relu6_demonstration():
     if not wrong:
         return text(f"Run now, with PyTorch {version}: no difference. **It is free of the defect.**")
     same = torch.equal(got.flatten().sort().values, right.flatten().sort().values)
-    return text(f"Run now, with PyTorch {version}: {wrong} of {right.numel()} values differ, by up to "
-                f"**{(got - right).abs().max():.2f}**. Sorted, the two hold "
-                + ("the same values: they stand in the wrong places." if same else "different values, too."))
+    return text(
+        f"Run now, with PyTorch {version}: {wrong} of {right.numel()} values differ, by up to "
+        f"**{(got - right).abs().max():.2f}**. Sorted, the two hold "
+        + ("the same values: they stand in the wrong places." if same else "different values, too.")
+    )
 
 
 def batch_norm_sizes():
@@ -250,13 +295,18 @@ def batch_norm_reading():
     gap = {k: (frame[k] - frame["paper"]).abs() for k in ("traced", "fused")}
     traced = int((frame["nearer"] == "traced").sum())
     dependent = int((frame[EFFECT] > 0.01).sum())
-    verdict = ("The paper's models were therefore quantized with the unfused default."
-               if traced == len(frame) else "The sizes do not agree on one recipe.")
-    return text(f"In {traced} of {len(frame)} backbones the size with batch normalisation as traced is the "
-                f"nearer one: it is off the paper's by at most {gap['traced'].max():.2f}, the fused one by "
-                f"{gap['fused'].min():.2f} to {gap['fused'].max():.2f}. {verdict} Prepared for QAT as "
-                f"traced, {dependent} of {len(frame)} let an image's neighbours change its logits by more "
-                "than a hundredth of their spread.")
+    verdict = (
+        "The paper's models were therefore quantized with the unfused default."
+        if traced == len(frame)
+        else "The sizes do not agree on one recipe."
+    )
+    return text(
+        f"In {traced} of {len(frame)} backbones the size with batch normalisation as traced is the "
+        f"nearer one: it is off the paper's by at most {gap['traced'].max():.2f}, the fused one by "
+        f"{gap['fused'].min():.2f} to {gap['fused'].max():.2f}. {verdict} Prepared for QAT as "
+        f"traced, {dependent} of {len(frame)} let an image's neighbours change its logits by more "
+        "than a hundredth of their spread."
+    )
 
 
 def layers(results, regime="ptq-fbgemm"):
@@ -271,10 +321,16 @@ def layers(results, regime="ptq-fbgemm"):
             if rows.empty:
                 continue
             name = f"layers-{dataset}-{backbone}"
-            shown = joined(figure(figures.sqnr_figure(results, dataset, backbone, regime), name,
-                                  "Noise of each quantized layer.", rows, numbered=False),
-                           table(tables.worst_layers(results, dataset, backbone, regime), f"{name}-worst",
-                                 numbered=False))
+            shown = joined(
+                figure(
+                    figures.sqnr_figure(results, dataset, backbone, regime),
+                    name,
+                    "Noise of each quantized layer.",
+                    rows,
+                    numbered=False,
+                ),
+                table(tables.worst_layers(results, dataset, backbone, regime), f"{name}-worst", numbered=False),
+            )
             tabs.append(f"::::{{tab-item}} {title(backbone)}, {title(dataset)}\n{shown.myst}\n::::")
     if not tabs:
         return text("*No cell of these results was diagnosed layer by layer.*")
@@ -282,6 +338,7 @@ def layers(results, regime="ptq-fbgemm"):
 
 
 # --- model selection ----------------------------------------------------------------------------------------
+
 
 def selection_optimism(results):
     """Accuracy at the chosen epoch against the mean of that epoch and its two neighbours, per trained cell.
@@ -298,8 +355,7 @@ def selection_optimism(results):
             rows.append(dict(zip(CELL, key)) | pd.DataFrame(found).mean().to_dict())
     columns = [*CELL, "epochs", "best_epoch", "accuracy", "around_it", "optimism"]
     frame = pd.DataFrame(rows, columns=columns)
-    frame.attrs = {"formats": {None: "{:.0f}", "accuracy": "{:.2%}", "around_it": "{:.2%}",
-                               "optimism": "{:+.2f}"}}
+    frame.attrs = {"formats": {None: "{:.0f}", "accuracy": "{:.2%}", "around_it": "{:.2%}", "optimism": "{:+.2f}"}}
     return frame
 
 
@@ -308,9 +364,14 @@ def _optimism(history):
     best = int(accuracy.argmax())
     if not 0 < best < len(accuracy) - 1:
         return None
-    around = accuracy[best - 1:best + 2].mean()
-    return {"epochs": len(accuracy), "best_epoch": history["epoch"].iloc[best], "accuracy": accuracy[best],
-            "around_it": around, "optimism": 100 * (accuracy[best] - around)}
+    around = accuracy[best - 1 : best + 2].mean()
+    return {
+        "epochs": len(accuracy),
+        "best_epoch": history["epoch"].iloc[best],
+        "accuracy": accuracy[best],
+        "around_it": around,
+        "optimism": 100 * (accuracy[best] - around),
+    }
 
 
 def selection_reading(results):
@@ -318,9 +379,12 @@ def selection_reading(results):
     frame = selection_optimism(results)
     trained = results.history.groupby(CELL).ngroups
     if frame.empty:
-        return text(f"Of {trained} trained cells none has its best epoch between two others, so nothing can "
-                    "be said here.")
-    return text(f"In {len(frame)} of {trained} trained cells the best epoch lies between two others. There "
-                f"the reported accuracy stands {frame['optimism'].median():.2f} percentage points above the "
-                f"mean around it (median; largest {frame['optimism'].max():.2f}). The mean includes the best "
-                "epoch itself and the last steps of learning, so it is a rough measure, not a correction.")
+        return text(
+            f"Of {trained} trained cells none has its best epoch between two others, so nothing can be said here."
+        )
+    return text(
+        f"In {len(frame)} of {trained} trained cells the best epoch lies between two others. There "
+        f"the reported accuracy stands {frame['optimism'].median():.2f} percentage points above the "
+        f"mean around it (median; largest {frame['optimism'].max():.2f}). The mean includes the best "
+        "epoch itself and the last steps of learning, so it is a rough measure, not a correction."
+    )

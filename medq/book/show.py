@@ -136,9 +136,7 @@ def table(frame, name, caption=None, data=None, *, numbered=True, sortable=False
     caption = caption or frame.attrs.get("caption", name)
     frame.attrs.setdefault("caption", caption)
     html = aligned(tables.show(frame).replace("T_medq", f"T_{name}"))
-    return table_of(
-        html, name, caption, frame if data is None else data, numbered=numbered, sortable=sortable
-    )
+    return table_of(html, name, caption, frame if data is None else data, numbered=numbered, sortable=sortable)
 
 
 def table_of(html, name, caption, data, *, numbered=True, sortable=False):
@@ -165,9 +163,7 @@ def html_table(heads, rows, label):
     `number`).
     """
     head = "".join(f'<th scope="col" class="{css}">{cell}</th>' for cell, css in heads)
-    body = "".join(
-        "<tr>" + "".join(f'<td class="{css}">{cell}</td>' for cell, css in row) + "</tr>" for row in rows
-    )
+    body = "".join("<tr>" + "".join(f'<td class="{css}">{cell}</td>' for cell, css in row) + "</tr>" for row in rows)
     return (
         f'<div class="medq-scroll" role="region" tabindex="0" aria-label="{escape(label, quote=True)}">'
         f'<table class="medq-unfolds"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -177,9 +173,7 @@ def html_table(heads, rows, label):
 def aligned(html):
     """The table's HTML with each heading of a text column marked as text, like the column's cells."""
     for column in re.findall(r'<td[^>]* class="data row0 (col\d+) text"', html):
-        html = re.sub(
-            rf'class="col_heading level0 {column}"', f'class="col_heading level0 {column} text"', html
-        )
+        html = re.sub(rf'class="col_heading level0 {column}"', f'class="col_heading level0 {column} text"', html)
     return html
 
 

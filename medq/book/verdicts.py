@@ -14,6 +14,7 @@ STATES = {"yes": "✓ yes", "partly": "◐ partly", "no": "✗ no"}
 
 # --- claims -------------------------------------------------------------------------------------------------
 
+
 def verdicts(claims):
     """The claims of `medq.claims.evaluate` with nothing but claim, section and verdict."""
     frame = claims[["claim", "section", "verdict"]].copy()
@@ -34,11 +35,18 @@ def verdict_summary(claims):
 def claims_table(claims):
     """All claims with their tests and verdicts; the evidence unfolds."""
     heads = [("Claim and its test", "text"), ("Section", "text"), ("Verdict", "text")]
-    rows = [[(f"<strong>{escape(c['claim'])}</strong><br>{escape(c['test'])}"
-              f"{unfolding('Evidence', c['evidence'].split(';'))}", "text"),
-             (escape(c["section"]), "text"),
-             (VERDICTS.get(c["verdict"], escape(c["verdict"])), "text verdict")]
-            for c in claims.to_dict("records")]
+    rows = [
+        [
+            (
+                f"<strong>{escape(c['claim'])}</strong><br>{escape(c['test'])}"
+                f"{unfolding('Evidence', c['evidence'].split(';'))}",
+                "text",
+            ),
+            (escape(c["section"]), "text"),
+            (VERDICTS.get(c["verdict"], escape(c["verdict"])), "text verdict"),
+        ]
+        for c in claims.to_dict("records")
+    ]
     caption = "The paper's claims, tested on these results."
     return table_of(html_table(heads, rows, "Claims"), "claims", caption, claims, sortable=True)
 
@@ -47,18 +55,21 @@ def experiments(results, published):
     """Markdown: what each experiment of these results says, a computed paragraph and the page behind it."""
     from medq import reading
 
-    parts = {"beyond/collapse": reading.collapse(results, published),
-             "beyond/relu6": reading.engine_check(results),
-             "beyond/remedies": reading.remedies(results),
-             "beyond/longer-training": reading.qat_control(results),
-             "beyond/leakage": reading.leak(results),
-             "beyond/silent-failures": reading.silent(results),
-             "results/table4": reading.table4(results, published),
-             "beyond/runtimes": reading.peers(results)}
+    parts = {
+        "beyond/collapse": reading.collapse(results, published),
+        "beyond/relu6": reading.engine_check(results),
+        "beyond/remedies": reading.remedies(results),
+        "beyond/longer-training": reading.qat_control(results),
+        "beyond/leakage": reading.leak(results),
+        "beyond/silent-failures": reading.silent(results),
+        "results/table4": reading.table4(results, published),
+        "beyond/runtimes": reading.peers(results),
+    }
     return text("\n\n".join(f"{{doc}}`/{page}`\n: {said}" for page, said in parts.items()))
 
 
 # --- checklists ---------------------------------------------------------------------------------------------
+
 
 def checks(name):
     """A checklist of `book/_data/checklists.yaml` as a table, each item with its state and what proves it."""
@@ -66,8 +77,7 @@ def checks(name):
 
     lines = ["| state | asked for | what proves it |", "| --- | --- | --- |"]
     for item in yaml.safe_load((DATA / "checklists.yaml").read_text(encoding="utf-8"))[name]:
-        proof = [f"[{p}]({repository_url(p)})" if in_repository(p) else f"{{doc}}`/{p}`"
-                 for p in item.get("proof", [])]
+        proof = [f"[{p}]({repository_url(p)})" if in_repository(p) else f"{{doc}}`/{p}`" for p in item.get("proof", [])]
         because = " ".join(filter(None, [", ".join(proof), item.get("note")]))
         lines.append(f"| {STATES[item['state']]} | {item['item']} | {because} |")
     return text("\n".join(lines))
@@ -75,8 +85,12 @@ def checks(name):
 
 # --- what to ship -------------------------------------------------------------------------------------------
 
-ADVICE = {"p50_ms": ("p50 (ms)", "{:.2f}"), "speedup": ("Speed-up", "{:.2f}×"),
-          "auprc_loss_pp": ("AUPRC loss (points)", "{:+.2f}"), "ece_rise": ("ECE rise", "{:+.4f}")}
+ADVICE = {
+    "p50_ms": ("p50 (ms)", "{:.2f}"),
+    "speedup": ("Speed-up", "{:.2f}×"),
+    "auprc_loss_pp": ("AUPRC loss (points)", "{:+.2f}"),
+    "ece_rise": ("ECE rise", "{:+.4f}"),
+}
 
 
 def advice(results, limits=None):
@@ -91,11 +105,21 @@ def advice(results, limits=None):
     for key, group in advise.decide(results, limits).groupby(["dataset", "backbone"], sort=False):
         chosen = group[group["ship"]]
         row = chosen.iloc[0].to_dict() if len(chosen) else {"candidate": advise.nothing(group)}
-        refused = [f"{title(c['candidate'])}: {c['why']}" for c in group.to_dict("records")
-                   if not c["passes"] and not c["speedup"] <= row.get("speedup", float("nan"))
-                   and c["why"] != advise.NOT_MEASURED]
-        rows.append({**dict(zip(("dataset", "backbone"), key)), "ship": title(row["candidate"]),
-                     **{c: row.get(c, float("nan")) for c in ADVICE}, "refused": "\n".join(refused)})
+        refused = [
+            f"{title(c['candidate'])}: {c['why']}"
+            for c in group.to_dict("records")
+            if not c["passes"]
+            and not c["speedup"] <= row.get("speedup", float("nan"))
+            and c["why"] != advise.NOT_MEASURED
+        ]
+        rows.append(
+            {
+                **dict(zip(("dataset", "backbone"), key)),
+                "ship": title(row["candidate"]),
+                **{c: row.get(c, float("nan")) for c in ADVICE},
+                "refused": "\n".join(refused),
+            }
+        )
     return pd.DataFrame(rows, columns=["dataset", "backbone", "ship", *ADVICE, "refused"])
 
 
@@ -107,10 +131,17 @@ def advice_table(results):
     rows = []
     for r in frame.to_dict("records"):
         ship = f"<strong>{escape(r['ship'])}</strong>{unfolding('why not faster', r['refused'].splitlines())}"
-        numbers = ["–" if pd.isna(r[name]) else form.format(round(r[name], 6) + 0.0)
-                   for name, (_, form) in ADVICE.items()]
-        rows.append([(escape(title(r["dataset"])), "text"), (escape(title(r["backbone"])), "text"),
-                     (ship, "text"), *((number, "number") for number in numbers)])
+        numbers = [
+            "–" if pd.isna(r[name]) else form.format(round(r[name], 6) + 0.0) for name, (_, form) in ADVICE.items()
+        ]
+        rows.append(
+            [
+                (escape(title(r["dataset"])), "text"),
+                (escape(title(r["backbone"])), "text"),
+                (ship, "text"),
+                *((number, "number") for number in numbers),
+            ]
+        )
     caption = "The precision to ship for each dataset and backbone, at the default limits."
     return table_of(html_table(heads, rows, "Advice"), "advice", caption, frame, sortable=True)
 
@@ -123,6 +154,8 @@ def advice_reading(results):
     said = ", ".join(f"{name} in {n}" for name, n in frame["ship"].value_counts().items())
     gain = frame["speedup"].median()
     gain = "" if pd.isna(gain) else f" The median speed-up of what is advised over eager FP32 is {gain:.2f}."
-    return text(f"Of {len(frame)} pairs of dataset and backbone the advice is: {said}.{gain} A candidate "
-                "whose bound reaches over a limit is refused even where its estimate lies within: with few "
-                "images, caution is what the numbers allow.")
+    return text(
+        f"Of {len(frame)} pairs of dataset and backbone the advice is: {said}.{gain} A candidate "
+        "whose bound reaches over a limit is refused even where its estimate lies within: with few "
+        "images, caution is what the numbers allow."
+    )

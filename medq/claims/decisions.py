@@ -6,9 +6,29 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
-from medq.claims.evidence import (CONTRADICTED, NAN, OPEN, SUPPORTED, Entry, Finding, both, engines, entry,
-                                  exists, harm, harms, judge, level, minus, ours, paired, printed,
-                                  rank_correlation, spread_ratio, student)
+from medq.claims.evidence import (
+    CONTRADICTED,
+    NAN,
+    OPEN,
+    SUPPORTED,
+    Entry,
+    Finding,
+    both,
+    engines,
+    entry,
+    exists,
+    harm,
+    harms,
+    judge,
+    level,
+    minus,
+    ours,
+    paired,
+    printed,
+    rank_correlation,
+    spread_ratio,
+    student,
+)
 from medq.results import CELL, class_title, counterpart, family, means, scores, timings, title
 from medq.tables import latency_rows, calibration_data, silent, speedups
 
@@ -20,22 +40,30 @@ VULNERABLE = ("mobilenetv2", "efficientnet_b0")
 
 # --- regimes against FP32 -------------------------------------------------------------------------
 
+
 def close(results, *metrics, kind, datasets=(), stage="converted", margin=None):
     """`kind` (a regime, or `ptq` / `qat` for both engines) differs from FP32 by no more than the margins."""
-    return both(*(judge(_harm_of(results, m, kind, datasets, stage), low=-(margin or CLOSE[m]),
-                        high=margin or CLOSE[m], unit=UNIT[m]) for m in metrics))
+    return both(
+        *(
+            judge(
+                _harm_of(results, m, kind, datasets, stage),
+                low=-(margin or CLOSE[m]),
+                high=margin or CLOSE[m],
+                unit=UNIT[m],
+            )
+            for m in metrics
+        )
+    )
 
 
 def worse(results, *metrics, kind, datasets=(), stage="converted"):
     """`kind` is worse than FP32 by more than `LARGE` in every dataset and engine."""
-    return both(*(judge(_harm_of(results, m, kind, datasets, stage), low=LARGE[m], unit=UNIT[m])
-                  for m in metrics))
+    return both(*(judge(_harm_of(results, m, kind, datasets, stage), low=LARGE[m], unit=UNIT[m]) for m in metrics))
 
 
 def _harm_of(results, metric, kind, datasets, stage):
     regimes = engines(results, kind) if kind in ("ptq", "qat") else [kind]
-    return [harm(results, metric, "fp32", r, d, stage=stage) for d in ours(results, *datasets)
-            for r in regimes]
+    return [harm(results, metric, "fp32", r, d, stage=stage) for d in ours(results, *datasets) for r in regimes]
 
 
 def every_backbone(results, metric, kind):
@@ -46,8 +74,7 @@ def every_backbone(results, metric, kind):
 
 def saturated(results, *, floor=0.99):
     """Mean ROC-AUC of FP32 and FP16 on BrainMRI and ChestXray is at least `floor`."""
-    found = [level(results, "auroc", r, d) for d in ours(results, "BrainMRI", "ChestXray")
-             for r in ("fp32", "fp16")]
+    found = [level(results, "auroc", r, d) for d in ours(results, "BrainMRI", "ChestXray") for r in ("fp32", "fp16")]
     return judge(found, low=floor, unit="plain")
 
 
@@ -60,15 +87,21 @@ def skin_is_harder(results, metric="auroc", regime="fp32"):
 
 def skin_is_more_variable(results):
     """Backbones differ more in FP32 ROC-AUC on SkinCancer than on the other two."""
-    found = [spread_ratio(results, "auroc", "fp32", "fp32", other, skin, f"{title(skin)} over {title(other)}")
-             for skin in ours(results, "SkinCancer") for other in ours(results, "BrainMRI", "ChestXray")]
+    found = [
+        spread_ratio(results, "auroc", "fp32", "fp32", other, skin, f"{title(skin)} over {title(other)}")
+        for skin in ours(results, "SkinCancer")
+        for other in ours(results, "BrainMRI", "ChestXray")
+    ]
     return judge(found, low=1, unit="times")
 
 
 def ptq_spreads_backbones(results):
     """The standard deviation of ROC-AUC between backbones is greater under PTQ than under FP32."""
-    found = [spread_ratio(results, "auroc", "fp32", r, d, d, f"{title(d)}, {title(r)}")
-             for d in results.datasets for r in engines(results, "ptq")]
+    found = [
+        spread_ratio(results, "auroc", "fp32", r, d, d, f"{title(d)}, {title(r)}")
+        for d in results.datasets
+        for r in engines(results, "ptq")
+    ]
     return judge(found, low=1, unit="times")
 
 
@@ -94,8 +127,7 @@ def ptq_interacts(results, *, at_least=0.02):
         if loss.empty or loss.index.get_level_values(0).nunique() < 2:
             continue
         table = loss.unstack()
-        expected = (table.mean(axis=1).to_numpy()[:, None] + table.mean(axis=0).to_numpy()
-                    - np.nanmean(table.to_numpy()))
+        expected = table.mean(axis=1).to_numpy()[:, None] + table.mean(axis=0).to_numpy() - np.nanmean(table.to_numpy())
         for (dataset, backbone), rest in (table - expected).stack().dropna().items():
             half = (cells[dataset, backbone].high - cells[dataset, backbone].low) / 2
             found.append(Entry(cells[dataset, backbone].label, abs(rest), abs(rest) - half, abs(rest) + half))
@@ -124,6 +156,7 @@ def engines_alike(results, metric="auroc"):
 
 # --- calibration ----------------------------------------------------------------------------------
 
+
 def recovers(results, *metrics, share=0.5, datasets=(), stage="fake-quant"):
     """QAT closes at least `share` of what PTQ loses, wherever PTQ loses more than `CLOSE`."""
     found, spared = [], []
@@ -145,8 +178,11 @@ def recovers(results, *metrics, share=0.5, datasets=(), stage="fake-quant"):
 
 def modest_residual(results, metric="ece"):
     """On SkinCancer QAT stays worse than FP32, by less than half of what PTQ loses."""
-    found = [harm(results, metric, "fp32", r, d, stage="fake-quant") for d in ours(results, "SkinCancer")
-             for r in engines(results, "qat")]
+    found = [
+        harm(results, metric, "fp32", r, d, stage="fake-quant")
+        for d in ours(results, "SkinCancer")
+        for r in engines(results, "qat")
+    ]
     return both(judge(found, low=0, unit="signed"), recovers(results, metric, datasets=("SkinCancer",)))
 
 
@@ -154,8 +190,9 @@ def conversion_keeps(results):
     """Every converted model is within twice `CLOSE` of its own simulation on the same images."""
     found = {"ece": [], "brier": []}
     for metric, entries in found.items():
-        simulated, deployed = (scores(results, metric, stage=s).set_index(CELL)["value"]
-                               for s in ("fake-quant", "converted"))
+        simulated, deployed = (
+            scores(results, metric, stage=s).set_index(CELL)["value"] for s in ("fake-quant", "converted")
+        )
         change = (deployed - simulated).dropna()
         change = change[change.index.get_level_values("regime").str.startswith(("ptq", "qat"))]
         for cell, value in change.items():  # the same weights on the same images: exact, without an interval
@@ -191,8 +228,9 @@ def simulation_explains(results, *, share=0.8):
     found, spared = [], []
     for dataset in results.datasets:
         for regime in engines(results, "ptq"):
-            total, simulated = (harm(results, "brier", "fp32", regime, dataset, stage=s)
-                                for s in ("converted", "fake-quant"))
+            total, simulated = (
+                harm(results, "brier", "fp32", regime, dataset, stage=s) for s in ("converted", "fake-quant")
+            )
             if total.value > CLOSE["brier"]:
                 part = [v / total.value for v in (simulated.value, simulated.low, simulated.high)]
                 found.append(Entry(total.label, *part))
@@ -214,6 +252,7 @@ def resnet50_shifts(results, *, kind, more_than=None, at_most=None):
 
 # --- classes and backbones ------------------------------------------------------------------------
 
+
 def rare_classes(results, backbone="resnet50", named=("akiec", "df", "mel")):
     """On SkinCancer the classes the paper calls rare lose more AUPRC under PTQ than the others."""
     drops = {}
@@ -223,18 +262,18 @@ def rare_classes(results, backbone="resnet50", named=("akiec", "df", "mel")):
             s = s[(s["dataset"] == dataset) & (s["backbone"] == backbone)].set_index("regime")
             ptq = next((r for r in ("ptq-fbgemm", "ptq") if r in s.index), None)
             if ptq and "fp32" in s.index:
-                first, second = (entry(results, k, *s.loc[k, ["value", "low", "high"]])
-                                 for k in ("fp32", ptq))
-                drops[klass] = minus(first, second,
-                                     class_title(dataset, klass))._replace(label=klass), first.value
+                first, second = (entry(results, k, *s.loc[k, ["value", "low", "high"]]) for k in ("fp32", ptq))
+                drops[klass] = minus(first, second, class_title(dataset, klass))._replace(label=klass), first.value
     rare, rest = ([v for k, v in drops.items() if (k in named) == keep] for keep in (True, False))
     if len(rare) < len(named) or not rest:
         return judge([])
     mean = [_mean([e for e, _ in group]) for group in (rare, rest)]
     relative = [np.mean([e.value / level for e, level in group]) for group in (rare, rest)]
     found = judge([minus(*mean, "AUPRC lost by AKIEC, DF and MEL beyond the other classes' loss")], low=0)
-    return found._replace(evidence=f"{found.evidence} As a share of what they had: {100 * relative[0]:.0f} % "
-                                   f"against {100 * relative[1]:.0f} %.")
+    return found._replace(
+        evidence=f"{found.evidence} As a share of what they had: {100 * relative[0]:.0f} % "
+        f"against {100 * relative[1]:.0f} %."
+    )
 
 
 def _mean(entries):
@@ -251,15 +290,17 @@ def hidden_by_average(results):
         kept = [k for k, e in harms(results, "auroc", "fp32", regime).items() if e.high <= CLOSE["auroc"]]
         for klass in dict.fromkeys(c for d in results.datasets for c in results.classes(d)):
             losses = harms(results, "auprc", "fp32", regime, klass=klass)
-            found += [losses[k]._replace(label=f"{losses[k].label}, {class_title(k[0], klass)}")
-                      for k in kept if k in losses]
+            found += [
+                losses[k]._replace(label=f"{losses[k].label}, {class_title(k[0], klass)}") for k in kept if k in losses
+            ]
     return exists(found, above=0.05)
 
 
 def silent_failures(results):
     """Some INT8 cell keeps accuracy within a point while a class's sensitivity falls by more than five."""
-    accuracy = {(r["dataset"], r["backbone"], r["regime"]): r["value"]
-                for r in scores(results, "accuracy").to_dict("records")}
+    accuracy = {
+        (r["dataset"], r["backbone"], r["regime"]): r["value"] for r in scores(results, "accuracy").to_dict("records")
+    }
     members = cache(lambda *key: results.predictions(*key, "fp32")["label"].value_counts())
     found = []
     for row in silent(results).to_dict("records"):
@@ -267,8 +308,9 @@ def silent_failures(results):
         if (*key, "fp32") not in accuracy or (*key, row["regime"]) not in accuracy:
             continue
         if abs(accuracy[(*key, row["regime"])] - accuracy[(*key, "fp32")]) <= 0.01:
-            label = ", ".join([*(title(row[k]) for k in ("dataset", "backbone", "regime")),
-                               class_title(row["dataset"], row["class"])])
+            label = ", ".join(
+                [*(title(row[k]) for k in ("dataset", "backbone", "regime")), class_title(row["dataset"], row["class"])]
+            )
             loss = -row["sensitivity_change"]
             classes = results.classes(row["dataset"])
             n = members(*key).get(classes.index(row["class"]), 0) if row["class"] in classes else 0
@@ -277,13 +319,9 @@ def silent_failures(results):
     return exists(found, above=0.05)
 
 
-
-
-
 def ptq_loss(results, metric="auroc"):
     """Mean loss under PTQ of each backbone over datasets and engines: a Series by backbone."""
-    rows = [(b, e.value) for r in engines(results, "ptq")
-            for (_, b), e in harms(results, metric, "fp32", r).items()]
+    rows = [(b, e.value) for r in engines(results, "ptq") for (_, b), e in harms(results, metric, "fp32", r).items()]
     frame = pd.DataFrame(rows, columns=["backbone", "loss"])
     return frame.groupby("backbone")["loss"].mean()
 
@@ -294,12 +332,14 @@ def robust(results, backbone="resnet50", among=3):
     if len(loss) < 5 or backbone not in loss:
         return judge([])
     if loss.max() - loss.min() < CLOSE["auroc"]:
-        return Finding(OPEN, f"The backbones' losses differ by {100 * (loss.max() - loss.min()):.2f} points "
-                             "only.")
+        return Finding(OPEN, f"The backbones' losses differ by {100 * (loss.max() - loss.min()):.2f} points only.")
     rank = int(loss.rank()[backbone])
-    return Finding(SUPPORTED if rank <= among else CONTRADICTED,
-                   f"{title(backbone)} is number {rank} of {len(loss)}, losing {100 * loss[backbone]:.1f} "
-                   f"points of ROC-AUC (median of all {100 * loss.median():.1f}).", rank)
+    return Finding(
+        SUPPORTED if rank <= among else CONTRADICTED,
+        f"{title(backbone)} is number {rank} of {len(loss)}, losing {100 * loss[backbone]:.1f} "
+        f"points of ROC-AUC (median of all {100 * loss.median():.1f}).",
+        rank,
+    )
 
 
 def most_vulnerable(results, named=VULNERABLE):
@@ -309,14 +349,16 @@ def most_vulnerable(results, named=VULNERABLE):
         return judge([])
     if loss.max() < CLOSE["auroc"]:
         return Finding(OPEN, f"No backbone loses a point under PTQ; the most is {100 * loss.max():.2f}.")
-    top = list(loss.index[:len(named)])
-    return Finding(SUPPORTED if set(top) == set(named) else CONTRADICTED,
-                   "Most is lost by "
-                   f"{', '.join(f'{title(b)} ({100 * loss[b]:.1f} points)' for b in loss.index[:3])}.",
-                   loss[list(named)].min())
+    top = list(loss.index[: len(named)])
+    return Finding(
+        SUPPORTED if set(top) == set(named) else CONTRADICTED,
+        f"Most is lost by {', '.join(f'{title(b)} ({100 * loss[b]:.1f} points)' for b in loss.index[:3])}.",
+        loss[list(named)].min(),
+    )
 
 
 # --- latency --------------------------------------------------------------------------------------
+
 
 def _speedups(results, regime):
     table = speedups(results, batch_size=1, regime=regime)
@@ -348,16 +390,22 @@ def tails(results, low=1.02, high=1.15):
     found = []
     for backbone in results.backbones:
         tail = rows.get(backbone, {}).get("int8_tail")
-        found.append(entry(results, title(backbone), *(tail[k] for k in ("value", "low", "high")))
-                     if tail else Entry(title(backbone), NAN))
+        found.append(
+            entry(results, title(backbone), *(tail[k] for k in ("value", "low", "high")))
+            if tail
+            else Entry(title(backbone), NAN)
+        )
     return judge(found, low=low, high=high, unit="plain")
 
 
 def tails_alike(results, margin=0.1):
     """Mean p99 over p50 of INT8-PTQ differs from that of FP32 by at most `margin`."""
     rows = latency_rows(results, 1, "ptq-fbgemm")
-    change = [q["int8_tail"]["value"] - q["fp32_tail"]["value"] for q in rows.values()
-              if "int8_tail" in q and "fp32_tail" in q]
+    change = [
+        q["int8_tail"]["value"] - q["fp32_tail"]["value"]
+        for q in rows.values()
+        if "int8_tail" in q and "fp32_tail" in q
+    ]
     return judge([student(results, "INT8 over FP32", change)], low=-margin, high=margin, unit="signed")
 
 
@@ -367,13 +415,12 @@ def extreme_speedups(results, least="efficientnet_b0", most="densenet121"):
     if len(table) < 3 or not {least, most} <= set(table.index):
         return judge([])
     first, last = table["value"].idxmin(), table["value"].idxmax()
-    evidence = (f"From {table.loc[first, 'value']:.2f}× ({title(first)}) to {table.loc[last, 'value']:.2f}× "
-                f"({title(last)}).")
+    evidence = (
+        f"From {table.loc[first, 'value']:.2f}× ({title(first)}) to {table.loc[last, 'value']:.2f}× ({title(last)})."
+    )
     if (first, last) == (least, most):
-        return Finding(SUPPORTED, evidence, table.loc[last, "value"], table.loc[last, "low"],
-                       table.loc[last, "high"])
-    beaten = (table.loc[first, "high"] < table.loc[least, "low"],
-              table.loc[last, "low"] > table.loc[most, "high"])
+        return Finding(SUPPORTED, evidence, table.loc[last, "value"], table.loc[last, "low"], table.loc[last, "high"])
+    beaten = (table.loc[first, "high"] < table.loc[least, "low"], table.loc[last, "low"] > table.loc[most, "high"])
     return Finding(CONTRADICTED if any(beaten) else OPEN, evidence, table.loc[most, "value"])
 
 
@@ -383,16 +430,28 @@ def speedups_differ(results, factor=2):
     if len(table) < 2:
         return judge([])
     most, least = table.loc[table["value"].idxmax()], table.loc[table["value"].idxmin()]
-    return judge([Entry("greatest over smallest", most["value"] / least["value"], most["low"] / least["high"],
-                        most["high"] / least["low"])], low=factor, unit="times")
+    return judge(
+        [
+            Entry(
+                "greatest over smallest",
+                most["value"] / least["value"],
+                most["low"] / least["high"],
+                most["high"] / least["low"],
+            )
+        ],
+        low=factor,
+        unit="times",
+    )
 
 
 def larger_gain_more(results):
     """Speed-ups rise with the FP32 latency of the backbone (rank correlation above 0)."""
-    rows = {b: q["fp32_p50"]["value"] for b, q in latency_rows(results, 1, "ptq-fbgemm").items()
-            if "fp32_p50" in q}
-    found = rank_correlation(pd.Series(rows, dtype=float), _speedups(results, "ptq-fbgemm")["value"],
-                             "rank correlation of FP32 latency and speed-up")
+    rows = {b: q["fp32_p50"]["value"] for b, q in latency_rows(results, 1, "ptq-fbgemm").items() if "fp32_p50" in q}
+    found = rank_correlation(
+        pd.Series(rows, dtype=float),
+        _speedups(results, "ptq-fbgemm")["value"],
+        "rank correlation of FP32 latency and speed-up",
+    )
     return judge([found], low=0, unit="signed")
 
 
@@ -402,21 +461,20 @@ def vulnerable_gain_least(results, named=VULNERABLE):
     if len(table) < 5 or not set(named) <= set(table.index):
         return judge([])
     slowest = ", ".join(f"{title(b)} {table[b]:.2f}×" for b in table.index[:3])
-    same = set(table.index[:len(named)]) == set(named)
+    same = set(table.index[: len(named)]) == set(named)
     link = rank_correlation(ptq_loss(results), table, "rank correlation of PTQ loss and speed-up")
     words = "" if math.isnan(link.value) else f" Rank correlation of PTQ loss and speed-up {link.value:+.2f}."
-    return Finding(SUPPORTED if same else CONTRADICTED, "The smallest speed-ups: "
-                                                        f"{slowest}.{words}", table[list(named)].max())
+    return Finding(
+        SUPPORTED if same else CONTRADICTED, f"The smallest speed-ups: {slowest}.{words}", table[list(named)].max()
+    )
 
 
 def neither_gain_nor_reliability(results, named=VULNERABLE):
     """Each named backbone gains less than 1.5 times and loses over two points of AUPRC everywhere."""
     table = _speedups(results, "ptq-fbgemm")
     cells = harms(results, "auprc", "fp32", "ptq-fbgemm")
-    losses = [cells.get((d, b), Entry(f"{title(d)}, "
-                                      f"{title(b)}", NAN)) for b in named for d in results.datasets]
-    return both(judge([_ratio(table, b) for b in named], high=1.5, unit="times"),
-                judge(losses, low=CLOSE["auprc"]))
+    losses = [cells.get((d, b), Entry(f"{title(d)}, {title(b)}", NAN)) for b in named for d in results.datasets]
+    return both(judge([_ratio(table, b) for b in named], high=1.5, unit="times"), judge(losses, low=CLOSE["auprc"]))
 
 
 def sizes_shrink(results, published, margin=0.05):
@@ -435,8 +493,7 @@ def sizes_shrink(results, published, margin=0.05):
 def engine_throughput(results, kind, *, low=-math.inf, high=math.inf, over="fbgemm", under="qnnpack"):
     """Throughput under one engine over that under the other at batch 32, within a family (its median)."""
     found = []
-    table = results.latency[(results.latency["batch_size"] == 32)
-                            & results.latency["device"].isin(["cpu", ""])]
+    table = results.latency[(results.latency["batch_size"] == 32) & results.latency["device"].isin(["cpu", ""])]
     for dataset in [""] if (table["dataset"] == "").all() else results.datasets:
         t = table[table["dataset"] == dataset]
         t = t[t["backbone"].isin([kind, *(b for b in results.backbones if family(b) == kind)])]
@@ -447,8 +504,7 @@ def engine_throughput(results, kind, *, low=-math.inf, high=math.inf, over="fbge
         ratio = (wide[f"ptq-{over}"] / wide[f"ptq-{under}"]).dropna()
         log = student(results, "", np.log(ratio))
         bounds = (math.exp(log.low), math.exp(log.high)) if len(ratio) > 2 else (ratio.min(), ratio.max())
-        found.append(entry(results, title(dataset) or "all "
-                                                      "datasets", math.exp(np.log(ratio).mean()), *bounds))
+        found.append(entry(results, title(dataset) or "all datasets", math.exp(np.log(ratio).mean()), *bounds))
     return judge(found, low=low, high=high, unit="times")
 
 
@@ -456,27 +512,41 @@ def conversion(results, regimes, kind=None, *, high):
     """Seconds to convert, of every timed backbone of a family under these regimes, are at most `high`."""
     t = results.latency[results.latency["regime"].isin(regimes) & results.latency["convert_seconds"].notna()]
     t = t.drop_duplicates(["dataset", "backbone", "regime"])
-    rows = [r for r in t.to_dict("records") if kind is None or r["backbone"] == kind
-            or family(r["backbone"]) == kind
-            and r["backbone"] not in ("cnn", "transformer")]
-    return judge([Entry(" ".join(filter(None, (title(r["dataset"]), title(r["backbone"]),
-                                               title(r["regime"])))),
-                        r["convert_seconds"], r["convert_seconds"], r["convert_seconds"]) for r in rows],
-                 high=high, unit="seconds")
+    rows = [
+        r
+        for r in t.to_dict("records")
+        if kind is None
+        or r["backbone"] == kind
+        or family(r["backbone"]) == kind
+        and r["backbone"] not in ("cnn", "transformer")
+    ]
+    return judge(
+        [
+            Entry(
+                " ".join(filter(None, (title(r["dataset"]), title(r["backbone"]), title(r["regime"])))),
+                r["convert_seconds"],
+                r["convert_seconds"],
+                r["convert_seconds"],
+            )
+            for r in rows
+        ],
+        high=high,
+        unit="seconds",
+    )
 
 
 def calibration_dominates(results, factor=10):
     """Converting a CNN by PTQ takes at least `factor` times what converting a transformer takes (medians)."""
-    t = results.latency[results.latency["regime"].str.startswith("ptq")
-                        & results.latency["convert_seconds"].notna()]
+    t = results.latency[results.latency["regime"].str.startswith("ptq") & results.latency["convert_seconds"].notna()]
     kinds = [b if b in ("cnn", "transformer") else family(b) for b in t["backbone"]]
     seconds = t.assign(kind=kinds).groupby("kind")["convert_seconds"].median()
     if not {"cnn", "transformer"} <= set(seconds.index):
         return judge([])
     ratio = seconds["cnn"] / seconds["transformer"]
     found = judge([Entry("CNN over transformer", ratio, ratio, ratio)], low=factor, unit="times")
-    return found._replace(evidence=f"{found.evidence} Medians {seconds['cnn']:.2f} s and "
-                                   f"{seconds['transformer']:.2f} s.")
+    return found._replace(
+        evidence=f"{found.evidence} Medians {seconds['cnn']:.2f} s and {seconds['transformer']:.2f} s."
+    )
 
 
 def fp16_on_gpu(results):
@@ -501,6 +571,7 @@ def fp16_memory(results, at_least=1.9):
 
 # --- paired bootstrap -----------------------------------------------------------------------------
 
+
 def significant(results, first, second, *, better):
     """Pooled paired bootstrap of AUPRC: `better` is "first" or "second" (p < 0.05), or None (p >= 0.05)."""
     b = results.bootstrap
@@ -517,26 +588,26 @@ def significant(results, first, second, *, better):
             ok = r["p_value"] >= 0.05 if better is None else r["p_value"] < 0.05 and sign * r["delta_pp"] > 0
             held.append(bool(ok))
             decisive.append((ok, abs(r["delta_pp"]), r))
-            p = ["= "
-                 f"{r[k]:.2g}" if r[k] > 0 else "< "
-                                                f"{1 / r['n_resamples']:.2g}" for k in ("p_value", "p_holm")]
-            words.append(f"{title(dataset)}, {engine.upper()} {r['delta_pp']:+.2f} points (p {p[0]}, Holm "
-                         f"{p[1]})")
+            p = [f"= {r[k]:.2g}" if r[k] > 0 else f"< {1 / r['n_resamples']:.2g}" for k in ("p_value", "p_holm")]
+            words.append(f"{title(dataset)}, {engine.upper()} {r['delta_pp']:+.2f} points (p {p[0]}, Holm {p[1]})")
     if not held:
         return judge([])
     complete = len(held) == len(words)
     verdict = CONTRADICTED if not all(held) else SUPPORTED if complete else OPEN
     r = min(decisive, key=lambda d: (d[0], d[1] if better else -d[1]))[2]
-    return Finding(verdict, "; ".join(words) + ".", r["delta_pp"] / 100, r["low_pp"] / 100,
-                   r["high_pp"] / 100)
+    return Finding(verdict, "; ".join(words) + ".", r["delta_pp"] / 100, r["low_pp"] / 100, r["high_pp"] / 100)
 
 
 # --- calibration size -----------------------------------------------------------------------------
 
+
 def _sweep(results, datasets, backbones):
     data = calibration_data(results)
-    return {(d, b): part.sort_values("n_calibration")
-            for (d, b), part in data.groupby(["dataset", "backbone"]) if d in datasets and b in backbones}
+    return {
+        (d, b): part.sort_values("n_calibration")
+        for (d, b), part in data.groupby(["dataset", "backbone"])
+        if d in datasets and b in backbones
+    }
 
 
 def insensitive(results, *, tolerance=0.02, floor=0.95):
@@ -557,8 +628,11 @@ def insensitive(results, *, tolerance=0.02, floor=0.95):
 def dynamic_has_no_calibration(results):
     """Swin-T and ViT-B: dynamic quantization uses no calibration images, so their flat lines say nothing."""
     names = [title(b) for b in results.backbones if family(b) == "transformer"]
-    return Finding(OPEN, f"{' and '.join(names) or 'Transformers'} are quantized dynamically and use no "
-                         "calibration images: a flat line would not be a finding.")
+    return Finding(
+        OPEN,
+        f"{' and '.join(names) or 'Transformers'} are quantized dynamically and use no "
+        "calibration images: a flat line would not be a finding.",
+    )
 
 
 def sweep_skin_lower(results):
@@ -570,11 +644,17 @@ def sweep_skin_lower(results):
         for other in rest:
             if d in skin and (other, b) in curves:
                 gap = np.subtract(*(c.set_index("n_calibration")["mean"] for c in (curves[other, b], low)))
-                spread = 2 * math.hypot(*(c["std"].fillna(0).mean() / math.sqrt(max(1, c["n"].min()))
-                                          for c in (low, curves[other, b])))
-                found.append(Entry(f"{title(b)}, {title(other)} above "
-                                   f"{title(d)}", gap.min(), gap.min() - spread,
-                                   gap.min() + spread))
+                spread = 2 * math.hypot(
+                    *(c["std"].fillna(0).mean() / math.sqrt(max(1, c["n"].min())) for c in (low, curves[other, b]))
+                )
+                found.append(
+                    Entry(
+                        f"{title(b)}, {title(other)} above {title(d)}",
+                        gap.min(),
+                        gap.min() - spread,
+                        gap.min() + spread,
+                    )
+                )
     return judge(found, low=0)
 
 
@@ -585,22 +665,25 @@ def sweep_wider(results, wide, narrow, label):
         return judge([])
     draws = np.random.default_rng(42)
     means_ = [draws.choice(g, (2000, len(g))).mean(1) for g in (first, second)]
-    low, high = np.quantile(means_[0] / np.maximum(means_[1], 1e-12), [.025, .975])
+    low, high = np.quantile(means_[0] / np.maximum(means_[1], 1e-12), [0.025, 0.975])
     return judge([Entry(label, first.mean() / second.mean(), low, high)], low=1, unit="times")
 
 
 def skin_bands_wider(results):
     """Bands of Figure 4 are wider on SkinCancer than on the other two."""
-    skin, rest = (_sweep(results, ours(results, *names), results.backbones)
-                  for names in (("SkinCancer",), ("BrainMRI", "ChestXray")))
+    skin, rest = (
+        _sweep(results, ours(results, *names), results.backbones)
+        for names in (("SkinCancer",), ("BrainMRI", "ChestXray"))
+    )
     return sweep_wider(results, skin, rest, "band on SkinCancer over the others'")
 
 
 def small_sets_vary_more(results):
     """On SkinCancer the bands are wider with fewer than 128 calibration images than with more."""
     curves = _sweep(results, ours(results, "SkinCancer"), results.backbones)
-    parts = [{k: c[keep(c["n_calibration"])] for k, c in curves.items()}
-             for keep in (lambda n: n < 128, lambda n: n >= 128)]
+    parts = [
+        {k: c[keep(c["n_calibration"])] for k, c in curves.items()} for keep in (lambda n: n < 128, lambda n: n >= 128)
+    ]
     return sweep_wider(results, *parts, "band below 128 images over that above")
 
 
@@ -608,8 +691,7 @@ def light_models_vary_more(results, light=("mobilenetv2", "convnext_tiny", "effi
     """On ChestXray and SkinCancer the bands of the light models are wider than those of the other CNNs."""
     curves = _sweep(results, ours(results, "ChestXray", "SkinCancer"), results.backbones)
     parts = [{k: c for k, c in curves.items() if (k[1] in light) == keep} for keep in (True, False)]
-    return sweep_wider(results, *parts, "band of MobileNetV2, ConvNeXt-T and EfficientNet-B0 over the "
-                                        "others'")
+    return sweep_wider(results, *parts, "band of MobileNetV2, ConvNeXt-T and EfficientNet-B0 over the others'")
 
 
 def not_monotonic(results, light=("mobilenetv2", "convnext_tiny", "efficientnet_b0")):
@@ -618,8 +700,9 @@ def not_monotonic(results, light=("mobilenetv2", "convnext_tiny", "efficientnet_
     if not curves:
         return judge([])
     falling = [k for k, c in curves.items() if (c["mean"].diff() < -1e-9).any()]
-    return Finding(SUPPORTED if falling else CONTRADICTED,
-                   f"{len(falling)} of {len(curves)} curves fall somewhere.", len(falling))
+    return Finding(
+        SUPPORTED if falling else CONTRADICTED, f"{len(falling)} of {len(curves)} curves fall somewhere.", len(falling)
+    )
 
 
 def few_hundred_suffice(results, start=256, margin=0.01):
@@ -635,6 +718,7 @@ def few_hundred_suffice(results, start=256, margin=0.01):
 
 
 # --- other frameworks -----------------------------------------------------------------------------
+
 
 def other_frameworks(results):
     """Other INT8 runtimes lose Brier too, tested only where PyTorch's own PTQ loses more than `LARGE`."""
@@ -655,6 +739,3 @@ def other_frameworks(results):
     if not found:
         return Finding(OPEN, "PyTorch's own PTQ loses too little here for a comparison.")
     return judge(found, low=LARGE["brier"] / 2, unit="signed")
-
-
-

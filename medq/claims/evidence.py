@@ -10,9 +10,13 @@ from medq.results import CELL, ENGINES, LOWER_IS_BETTER, counterpart, means, sco
 SUPPORTED, CONTRADICTED, OPEN = "supported", "contradicted", "not testable"
 NAN = math.nan
 UNITS = {  # name: how a number is written, and what stands behind it
-    "points": (lambda v: f"{100 * v:+.1f}", " points"), "plain": (lambda v: f"{v:.3f}", ""),
-    "signed": (lambda v: f"{v:+.3f}", ""), "times": (lambda v: f"{v:.2f}", "×"),
-    "seconds": (lambda v: f"{v:.2f}", " s"), "share": (lambda v: f"{100 * v:.0f}", " %")}
+    "points": (lambda v: f"{100 * v:+.1f}", " points"),
+    "plain": (lambda v: f"{v:.3f}", ""),
+    "signed": (lambda v: f"{v:+.3f}", ""),
+    "times": (lambda v: f"{v:.2f}", "×"),
+    "seconds": (lambda v: f"{v:.2f}", " s"),
+    "share": (lambda v: f"{100 * v:.0f}", " %"),
+}
 
 
 class Entry(NamedTuple):
@@ -71,9 +75,14 @@ def _words(known, worst, absent, unit):
         bounds = "" if math.isnan(e.low) or e.low == e.high else f" ({form(e.low)} to {form(e.high)})"
         return f"{e.label} {form(e.value)}{suffix}{bounds}"
 
-    text = "; ".join(map(one, known)) if len(known) <= 6 else (
-        f"{len(known)} values from {form(min(e.value for e in known))} to "
-        f"{form(max(e.value for e in known))}{suffix}, decisive: {one(worst)}")
+    text = (
+        "; ".join(map(one, known))
+        if len(known) <= 6
+        else (
+            f"{len(known)} values from {form(min(e.value for e in known))} to "
+            f"{form(max(e.value for e in known))}{suffix}, decisive: {one(worst)}"
+        )
+    )
     return text + (f"; missing: {' / '.join(absent)}" if absent else "") + "."
 
 
@@ -94,11 +103,13 @@ def exists(entries, *, above, unit="points"):
     best = max(known, key=lambda e: (e.low > above, e.value))
     none = all(e.high < above for e in known)
     verdict = SUPPORTED if best.low > above else CONTRADICTED if none else OPEN
-    return Finding(verdict, f"Of {len(known)} "
-                            "cases, " + _words([best], best, [], unit), best.value, best.low, best.high)
+    return Finding(
+        verdict, f"Of {len(known)} cases, " + _words([best], best, [], unit), best.value, best.low, best.high
+    )
 
 
 # --- which results --------------------------------------------------------------------------------
+
 
 def ours(results, *names):
     """Our datasets that stand for the paper's `names`, or all; a name nobody stands for is kept."""
@@ -115,6 +126,7 @@ def engines(results, kind):
 
 # --- differences ----------------------------------------------------------------------------------
 
+
 def harm(results, metric, a, b, dataset, *, stage="converted"):
     """How much worse `b` is than `a` in a metric, mean over backbones: an `Entry`, positive if worse.
 
@@ -128,8 +140,7 @@ def harm(results, metric, a, b, dataset, *, stage="converted"):
     if row is not None:
         value, low, high = sorted_bounds(sign, *row)
         return Entry(label, value, low, high)
-    m = {r["regime"]: r for r in means(results, metric, stage=stage).to_dict("records")
-         if r["dataset"] == dataset}
+    m = {r["regime"]: r for r in means(results, metric, stage=stage).to_dict("records") if r["dataset"] == dataset}
     if {a, b} <= set(m) and m[a]["backbones"] == m[b]["backbones"]:
         before, after = (entry(results, label, *(m[k][f] for f in ("value", "low", "high"))) for k in (a, b))
         if not math.isnan(before.low + after.low):
@@ -195,8 +206,7 @@ def harms(results, metric, a, b, *, stage="converted", klass=""):
         if stage == "converted" and not klass:
             boot = _bootstrapped(results, metric, a, b, dataset, backbone)
         if boot is None:
-            boot = (worse["value"] - better["value"], worse["low"] - better["high"],
-                    worse["high"] - better["low"])
+            boot = (worse["value"] - better["value"], worse["low"] - better["high"], worse["high"] - better["low"])
         found[dataset, backbone] = entry(results, label, *sorted_bounds(sign, *boot))
     return found
 

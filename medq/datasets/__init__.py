@@ -11,6 +11,21 @@ from medq.datasets.index import DatasetWarning, dataset_root, index
 from medq.datasets.pixels import fingerprint, pixels, read_image
 from medq.datasets.spec import DatasetSpec, load_catalogue
 
-__all__ = ["DatasetSpec", "DatasetWarning", "audit", "check", "dataset_root", "fetch", "fingerprint", "folds",
-           "held_out_twins", "index", "inner_split", "load_catalogue", "pixels", "read_image", "subset",
-           "twins_to_remove"]
+__all__ = [
+    "DatasetSpec",
+    "DatasetWarning",
+    "audit",
+    "check",
+    "dataset_root",
+    "fetch",
+    "fingerprint",
+    "folds",
+    "held_out_twins",
+    "index",
+    "inner_split",
+    "load_catalogue",
+    "pixels",
+    "read_image",
+    "subset",
+    "twins_to_remove",
+]

@@ -65,11 +65,15 @@ def summary(audit):
 
     A group conflicts if its images carry more than one label.
     """
-    groups = audit.groupby(["kind", "group_id"]).agg(images=("image_id", "size"), spans=("spans", "first"),
-                                                     labels=("label", "nunique"))
-    table = groups.groupby("kind").agg(groups=("images", "size"), images=("images", "sum"),
-                                       spanning_groups=("spans", "sum"),
-                                       conflicting_groups=("labels", lambda labels: int((labels > 1).sum())))
+    groups = audit.groupby(["kind", "group_id"]).agg(
+        images=("image_id", "size"), spans=("spans", "first"), labels=("label", "nunique")
+    )
+    table = groups.groupby("kind").agg(
+        groups=("images", "size"),
+        images=("images", "sum"),
+        spanning_groups=("spans", "sum"),
+        conflicting_groups=("labels", lambda labels: int((labels > 1).sum())),
+    )
     return table.reindex(KINDS, fill_value=0).rename_axis("kind").reset_index()
 
 
@@ -95,8 +99,11 @@ def _reduced(paths):
     results = list(each(_reduce, paths, "audit"))
     refuse(paths, results)
     digests, fine, coarse = zip(*results, strict=True) if results else ((), (), ())
-    return (list(digests), np.array(fine, np.uint8).reshape(-1, _SIDE, _SIDE),
-            np.array(coarse, np.uint8).reshape(-1, _COARSE, _COARSE))
+    return (
+        list(digests),
+        np.array(fine, np.uint8).reshape(-1, _SIDE, _SIDE),
+        np.array(coarse, np.uint8).reshape(-1, _COARSE, _COARSE),
+    )
 
 
 def _reduce(path):
@@ -123,11 +130,11 @@ def _alike(fine, coarse, flips):
     for axes in flips or ((),):
         a = _standardised(np.flip(coarse, axes)) if axes else b
         for start in range(0, len(a), _BLOCK):
-            alike = a[start:start + _BLOCK] @ b[start:].T >= _CANDIDATE
+            alike = a[start : start + _BLOCK] @ b[start:].T >= _CANDIDATE
             i, j = (indices + start for indices in np.nonzero(alike))
             i, j = i[i < j], j[i < j]
             for part in range(0, len(i), _BLOCK):
-                k, m = i[part:part + _BLOCK], j[part:part + _BLOCK]
+                k, m = i[part : part + _BLOCK], j[part : part + _BLOCK]
                 left = _standardised(np.flip(fine[k], axes) if axes else fine[k])
                 exact = np.einsum("ij,ij->i", left, _standardised(fine[m]))
                 found |= set(zip(k[exact >= NEAR].tolist(), m[exact >= NEAR].tolist(), strict=True))

@@ -5,9 +5,12 @@ from medq.errors import UserError, one_of
 
 def add_arguments(parser):
     """Arguments of `medq data`."""
-    parser.add_argument("action", choices=("check", "audit", "fetch"),
-                        help="check: counts and readable files; audit: identical and near-identical images, and those "
-                             "on both sides of a split; fetch: download with Kaggle's own client")
+    parser.add_argument(
+        "action",
+        choices=("check", "audit", "fetch"),
+        help="check: counts and readable files; audit: identical and near-identical images, and those "
+        "on both sides of a split; fetch: download with Kaggle's own client",
+    )
     parser.add_argument("name", metavar="NAME", help="a dataset of params/datasets.yaml")
     parser.add_argument("--root", metavar="DIR", help="folder that holds the datasets (default: MEDQ_DATA)")
 
@@ -46,8 +49,10 @@ def _audit(spec, root):
         return
     print(summary(found).to_string(index=False))
     where = "its split" if spec.folds.scheme == "fixed" else "its folds"
-    print(f"{spec.name}: {len(frame):,} images; groups that span stand on both sides of {where}. "
-          "`deduplicate: true` in a profile leaves such copies out of the training part.")
+    print(
+        f"{spec.name}: {len(frame):,} images; groups that span stand on both sides of {where}. "
+        "`deduplicate: true` in a profile leaves such copies out of the training part."
+    )
 
 
 def _fetch(spec, root):

@@ -51,8 +51,14 @@ def check(spec, root=None, decode=True):
             looked_at = list(each(_look, paths, "check"))
             refuse(paths, looked_at)
             dim = [path for path, found in zip(paths, looked_at, strict=True) if found]
-            notes += [f"{spec.name}: 16-bit images that use less than an eighth of their range will be almost black; multiply 12-bit "
-                      f"values by 16 first: {named(dim)}"] if dim else []
+            notes += (
+                [
+                    f"{spec.name}: 16-bit images that use less than an eighth of their range will be almost black; multiply 12-bit "
+                    f"values by 16 first: {named(dim)}"
+                ]
+                if dim
+                else []
+            )
         except UserError as error:
             errors.append(str(error))
     return Report(spec.name, counts(spec, frame), tuple(notes), tuple(errors))
@@ -83,8 +89,10 @@ def fetch(spec, root=None):
     except UserError:
         pass  # not there yet
     if spec.kaggle is None:
-        raise UserError(f"{spec.name} has no 'kaggle' key in params/datasets.yaml: "
-                        f"get it by hand{' from ' + spec.source if spec.source else ''}.")
+        raise UserError(
+            f"{spec.name} has no 'kaggle' key in params/datasets.yaml: "
+            f"get it by hand{' from ' + spec.source if spec.source else ''}."
+        )
     client = _client(spec)
     scratch = None
     try:
@@ -93,8 +101,10 @@ def fetch(spec, root=None):
         archive = _download(client, spec, scratch)
         unpack(archive, root / spec.kaggle.split("/")[1])
     except OSError as error:
-        raise UserError(f"{spec.name} cannot be written below {str(root)!r}: {error.strerror or error}; "
-                        "free space or choose another folder.") from None
+        raise UserError(
+            f"{spec.name} cannot be written below {str(root)!r}: {error.strerror or error}; "
+            "free space or choose another folder."
+        ) from None
     finally:
         if scratch:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -114,13 +124,17 @@ def unpack(archive, target):
         with zipfile.ZipFile(archive) as members:
             bad = [member.filename for member in members.infolist() if not _harmless(member)]
             if bad:
-                raise UserError(f"{archive.name} is refused, nothing was unpacked: {bad[0]!r} would not stay "
-                                f"a plain file inside its folder ({len(bad)} such).")
+                raise UserError(
+                    f"{archive.name} is refused, nothing was unpacked: {bad[0]!r} would not stay "
+                    f"a plain file inside its folder ({len(bad)} such)."
+                )
             needed = sum(member.file_size for member in members.infolist())
             free = shutil.disk_usage(scratch).free
             if needed > free:
-                raise UserError(f"{archive.name} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free "
-                                f"in {str(target.parent)!r}.")
+                raise UserError(
+                    f"{archive.name} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free "
+                    f"in {str(target.parent)!r}."
+                )
             members.extractall(scratch)
         scratch.chmod(0o755)
         os.replace(scratch, target)
@@ -133,15 +147,22 @@ def unpack(archive, target):
 def _harmless(member):
     posix, windows = PurePosixPath(member.filename), PureWindowsPath(member.filename)
     kind = stat.S_IFMT(member.external_attr >> 16)
-    return (not posix.is_absolute() and not windows.drive and not windows.root and ".." not in windows.parts
-            and kind in (0, stat.S_IFREG, stat.S_IFDIR))
+    return (
+        not posix.is_absolute()
+        and not windows.drive
+        and not windows.root
+        and ".." not in windows.parts
+        and kind in (0, stat.S_IFREG, stat.S_IFDIR)
+    )
 
 
 def _client(spec):
     """Kaggle's client, logged in. Raises UserError that says what is needed."""
-    needs = (f"fetching {spec.name} needs an account at kaggle.com: put its API token at "
-             "~/.kaggle/kaggle.json, or set KAGGLE_USERNAME and KAGGLE_KEY; or download "
-             f"{spec.source or spec.kaggle} by hand")
+    needs = (
+        f"fetching {spec.name} needs an account at kaggle.com: put its API token at "
+        "~/.kaggle/kaggle.json, or set KAGGLE_USERNAME and KAGGLE_KEY; or download "
+        f"{spec.source or spec.kaggle} by hand"
+    )
     if not _has_credentials():
         raise UserError(f"{needs}.")
     try:
@@ -149,8 +170,9 @@ def _client(spec):
 
         kaggle.api.authenticate()
     except ImportError as error:
-        raise UserError(f"fetching needs Kaggle's client, and {error.name!r} is not installed: pip install "
-                        "'medq[fetch]'.") from None
+        raise UserError(
+            f"fetching needs Kaggle's client, and {error.name!r} is not installed: pip install 'medq[fetch]'."
+        ) from None
     except (SystemExit, Exception) as error:  # whatever its version raises, it means that the log-in failed
         raise UserError(f"{needs}; the credentials found were refused ({_first_line(error)}).") from None
     return kaggle.api
@@ -161,8 +183,12 @@ def _has_credentials():
     if given("KAGGLE_API_TOKEN") or (given("KAGGLE_USERNAME") and given("KAGGLE_KEY")):
         return True
     folders = [given("KAGGLE_CONFIG_DIR"), "~/.kaggle", "~/.config/kaggle"]
-    return any((Path(folder).expanduser() / name).is_file() for folder in folders if folder
-               for name in ("kaggle.json", "access_token", "credentials.json"))
+    return any(
+        (Path(folder).expanduser() / name).is_file()
+        for folder in folders
+        if folder
+        for name in ("kaggle.json", "access_token", "credentials.json")
+    )
 
 
 def _download(client, spec, folder):
@@ -170,8 +196,10 @@ def _download(client, spec, folder):
         quiet = not sys.stderr.isatty()
         client.dataset_download_files(spec.kaggle, path=str(folder), unzip=False, quiet=quiet)
     except (SystemExit, Exception) as error:  # the client's exceptions differ between versions
-        raise UserError(f"Kaggle's client could not download {spec.kaggle}: {_first_line(error)}; check the "
-                        "network and that the account may see the dataset.") from None
+        raise UserError(
+            f"Kaggle's client could not download {spec.kaggle}: {_first_line(error)}; check the "
+            "network and that the account may see the dataset."
+        ) from None
     archives = sorted(folder.glob("*.zip"))
     if not archives:
         raise UserError(f"Kaggle's client left no archive of {spec.kaggle}: fetch it again.")

@@ -26,12 +26,17 @@ def folds(index, spec, seed=42, n=None):
         return table.assign(fold=np.where(index["split"].to_numpy() == "held_out", 0, -1))
     n = spec.folds.n if n is None else n
     unit = "group" if spec.grouped else "image_id"
-    few = [f"{name} ({count})" for label, name in enumerate(spec.classes)
-           if (count := table.loc[table["label"] == label, unit].nunique()) < n]
+    few = [
+        f"{name} ({count})"
+        for label, name in enumerate(spec.classes)
+        if (count := table.loc[table["label"] == label, unit].nunique()) < n
+    ]
     if few:
         units = "groups" if spec.grouped else "images"
-        raise UserError(f"{spec.name}: {n} folds need at least {n} {units} of each class, but there are only "
-                        f"{', '.join(few)}: add images or lower folds.n in params/datasets.yaml.")
+        raise UserError(
+            f"{spec.name}: {n} folds need at least {n} {units} of each class, but there are only "
+            f"{', '.join(few)}: add images or lower folds.n in params/datasets.yaml."
+        )
     fold = np.empty(len(table), dtype=np.int64)
     for k, (_, held_out) in enumerate(_splits(table, spec, seed, n)):
         fold[held_out] = k
@@ -85,8 +90,10 @@ def inner_split(train, fraction=0.2, seed=42):
         raise ValueError(f"fraction must lie between 0 and 1, not {fraction}")
     lone = sorted(train.groupby("label")["group"].nunique().loc[lambda n: n < 2].index)
     if lone:
-        raise UserError("selection: inner needs two images (or groups) of each class in the training part; "
-                        f"label {', '.join(map(str, lone))} has one.")
+        raise UserError(
+            "selection: inner needs two images (or groups) of each class in the training part; "
+            f"label {', '.join(map(str, lone))} has one."
+        )
     taken = _drawn(train, max(train["label"].nunique(), round(fraction * len(train))), seed, leave=1)
     return train[~taken].reset_index(drop=True), train[taken].reset_index(drop=True)
 

@@ -95,8 +95,11 @@ def counts(spec, frame):
     parts = list(spec.release) or (["train", "held_out"] if spec.splits else ["all"])
     found = Counter(zip(frame["split"].replace("", "all"), frame["label"], strict=True))
     return pd.DataFrame(
-        [(part, name, found[part, label], spec.release.get(part, {}).get(name, 0))
-         for part in parts for label, name in enumerate(spec.classes)],
+        [
+            (part, name, found[part, label], spec.release.get(part, {}).get(name, 0))
+            for part in parts
+            for label, name in enumerate(spec.classes)
+        ],
         columns=["split", "class", "found", "release"],
     )
 
@@ -107,10 +110,11 @@ def shortfalls(spec, frame):
     short = table[table["found"] < table["release"]]
     if short.empty:
         return []
-    where = [f"{row['class']}{'' if row['split'] == 'all' else ' (' + row['split'] + ')'} {row['found']} of "
-             f"{row['release']}" for _, row in short.iterrows()]
-    return [f"{spec.name}: {table['found'].sum()} images, the release has {table['release'].sum()}: "
-            f"{', '.join(where)}"]
+    where = [
+        f"{row['class']}{'' if row['split'] == 'all' else ' (' + row['split'] + ')'} {row['found']} of {row['release']}"
+        for _, row in short.iterrows()
+    ]
+    return [f"{spec.name}: {table['found'].sum()} images, the release has {table['release'].sum()}: {', '.join(where)}"]
 
 
 def _empty_classes(spec, rows, root):
@@ -134,8 +138,10 @@ def _why_empty(spec, root, part, name):
     if not folder.is_dir():
         beside = [entry.name for entry in _entries(folder.parent) if os.path.isdir(entry.path)]
         return f"there is no folder {place!r}; in its place: {named(beside) if beside else 'none'}"
-    return (f"{place!r} holds {len(_entries(folder))} files and folders, none of them an image "
-            f"({', '.join(sorted(IMAGE_SUFFIXES))}) that matches {last!r}")
+    return (
+        f"{place!r} holds {len(_entries(folder))} files and folders, none of them an image "
+        f"({', '.join(sorted(IMAGE_SUFFIXES))}) that matches {last!r}"
+    )
 
 
 def _class_folder(spec, root, part, name):
@@ -154,7 +160,9 @@ def _passed_over(spec, root):
             if entry.name.startswith("."):
                 continue
             if entry.name.lower().endswith(MEDICAL_SUFFIXES):
-                found.setdefault((place, f"in a format that is not read ({suffix}); save them as PNG"), []).append(entry.name)
+                found.setdefault((place, f"in a format that is not read ({suffix}); save them as PNG"), []).append(
+                    entry.name
+                )
             elif os.path.isdir(entry.path) and _holds_images(entry.path):
                 found.setdefault((place, "in folders below; the pattern looks at one level"), []).append(entry.name)
             elif suffix in IMAGE_SUFFIXES and os.path.isfile(entry.path) and not _matches(entry.name, last):
@@ -163,9 +171,13 @@ def _passed_over(spec, root):
         yield f"{spec.name}: left out in {place!r}, {why}: {named(names)}"
     pieces = spec.pattern.split("/")
     if "{class}" in pieces:
-        below = pieces[pieces.index("{class}") + 1:-1]
-        others = {Path(entry.path) for parent in {folder.parents[len(below)] for folder in taken} for entry in _entries(parent)
-                  if not entry.name.startswith(".") and _holds_images(Path(entry.path, *below))}
+        below = pieces[pieces.index("{class}") + 1 : -1]
+        others = {
+            Path(entry.path)
+            for parent in {folder.parents[len(below)] for folder in taken}
+            for entry in _entries(parent)
+            if not entry.name.startswith(".") and _holds_images(Path(entry.path, *below))
+        }
         others = [path.relative_to(root).as_posix() for path in others if path.joinpath(*below) not in taken]
         if others:
             yield f"{spec.name}: left out, since they are no class: {named(others)}"
@@ -238,8 +250,7 @@ def _folder_rows(spec, root, problems):
         for message in _passed_over(spec, root):
             warnings.warn(message, DatasetWarning, stacklevel=3)
     ids = _relative_ids([path for path, _, _ in files], root)
-    return [(image_id, path, label, image_id, part)
-            for image_id, (path, label, part) in zip(ids, files, strict=True)]
+    return [(image_id, path, label, image_id, part) for image_id, (path, label, part) in zip(ids, files, strict=True)]
 
 
 def _relative_ids(paths, root):
@@ -256,7 +267,9 @@ def _table_rows(spec, root, problems):
     columns = [name for name in (table.image, table.label, table.group, table.split) if name]
     file = next((root / name for name in (table.file, *table.alternatives) if (root / name).is_file()), None)
     if file is None:
-        raise UserError(f"{spec.name} in {str(root)!r}: the table {table.file!r} is missing; put it there, or name it in `table.file`.")
+        raise UserError(
+            f"{spec.name} in {str(root)!r}: the table {table.file!r} is missing; put it there, or name it in `table.file`."
+        )
     frame = _read_table(file, columns)
     _check_table(spec, file, frame, problems)
     where = {}
@@ -264,8 +277,10 @@ def _table_rows(spec, root, problems):
         where |= _by_name(folder, _images(root / folder, problems), problems)
     missing = [name for name in frame[table.image] if name and name not in where]
     if missing:
-        problems.append(f"{file.name} names images without a file in {' or '.join(table.folders)}: "
-                        f"{named(missing)}{_almost(missing, where)}")
+        problems.append(
+            f"{file.name} names images without a file in {' or '.join(table.folders)}: "
+            f"{named(missing)}{_almost(missing, where)}"
+        )
     listed = [where[name] for name in frame[table.image].unique() if name in where]
     twice = [Path(path).name for path, n in Counter(listed).items() if n > 1]
     if twice:
@@ -273,8 +288,11 @@ def _table_rows(spec, root, problems):
     stems = {Path(path).stem for path in listed}
     unlisted = sorted({Path(path).name for path in where.values() if Path(path).stem not in stems})
     if unlisted and not problems:
-        warnings.warn(f"{spec.name}: left out, since {file.name} has no row for them: {named(unlisted)}",
-                      DatasetWarning, stacklevel=3)
+        warnings.warn(
+            f"{spec.name}: left out, since {file.name} has no row for them: {named(unlisted)}",
+            DatasetWarning,
+            stacklevel=3,
+        )
     labels = {name: label for label, name in enumerate(spec.classes)}
     parts = {value: part for part, value in spec.splits.items()}
     rows = []
@@ -301,8 +319,10 @@ def _read_table(file, columns):
         raise UserError(f"{str(file)!r} is not UTF-8: save it with that encoding.") from None
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
         why = " ".join(str(error).split()).removeprefix("Error tokenizing data. C error: ")
-        raise UserError(f"{str(file)!r} is not a readable CSV table ({why}); every row needs as many entries as the first, with "
-                        "commas between them and quotes around those that hold a comma.") from None
+        raise UserError(
+            f"{str(file)!r} is not a readable CSV table ({why}); every row needs as many entries as the first, with "
+            "commas between them and quotes around those that hold a comma."
+        ) from None
     header = [str(name).strip() for name in frame.iloc[0]]
     lacking = [name for name in columns if name not in header]
     repeated = [name for name in columns if header.count(name) > 1]
@@ -310,8 +330,13 @@ def _read_table(file, columns):
         problem = f"lacks the column {named(lacking)}" if lacking else f"has {named(repeated)} twice"
         other = next((sign for sign in (";", "\t", "|") if len(header) == 1 and sign in header[0]), None)
         near = difflib.get_close_matches(lacking[0].lower(), [name.lower() for name in header], n=1) if lacking else []
-        hint = (f" Its columns are separated by {other!r}; save it with commas." if other else
-                " Column names are case-sensitive; mend `table` in params/datasets.yaml, or the file." if near else "")
+        hint = (
+            f" Its columns are separated by {other!r}; save it with commas."
+            if other
+            else " Column names are case-sensitive; mend `table` in params/datasets.yaml, or the file."
+            if near
+            else ""
+        )
         raise UserError(f"{str(file)!r} {problem}: its columns are {named(header)}.{hint}")
     frame = frame.iloc[1:].set_axis(header, axis=1).fillna("").apply(lambda column: column.astype(str).str.strip())
     return frame.loc[(frame != "").any(axis=1), columns]
@@ -331,13 +356,15 @@ def _check_table(spec, file, frame, problems):
     for column, values in known.items():
         unknown = set(frame[column]) - set(values) - {""} if column else set()
         if unknown:
-            problems.append(f"{file.name} has unknown values of {column}: {named(unknown)}; "
-                            f"known are {', '.join(values)}")
+            problems.append(
+                f"{file.name} has unknown values of {column}: {named(unknown)}; known are {', '.join(values)}"
+            )
     if table.group and not table.mixed_groups:
         kinds = frame[frame[table.group] != ""].groupby(table.group)[table.label].nunique()
         if (kinds > 1).any():
-            problems.append(f"{file.name} gives more than one {table.label} to the {table.group} "
-                            f"{named(kinds.index[kinds > 1])}")
+            problems.append(
+                f"{file.name} gives more than one {table.label} to the {table.group} {named(kinds.index[kinds > 1])}"
+            )
 
 
 def _by_name(folder, paths, problems):

@@ -48,11 +48,18 @@ def prepare(params, dataset):
         artefacts.write_parquet(folder / INDEX, frame.drop(columns="path"))
         artefacts.write_csv(folder / FOLDS, assigned)
         artefacts.write_csv(folder / AUDIT, audit(frame, assigned))
-        artefacts.write_json(folder / "manifest.json", provenance.manifest(
-            params, dataset=dataset, fingerprint=inputs["images"], n_images=len(array)))
-        artefacts.finish(folder, [INDEX, FOLDS, AUDIT, "manifest.json"], key=key, inputs=inputs,
-                         content=_content(params, folder, inputs["images"]),
-                         pixels=str(Path(array.filename).relative_to(paths.runs())))
+        artefacts.write_json(
+            folder / "manifest.json",
+            provenance.manifest(params, dataset=dataset, fingerprint=inputs["images"], n_images=len(array)),
+        )
+        artefacts.finish(
+            folder,
+            [INDEX, FOLDS, AUDIT, "manifest.json"],
+            key=key,
+            inputs=inputs,
+            content=_content(params, folder, inputs["images"]),
+            pixels=str(Path(array.filename).relative_to(paths.runs())),
+        )
     return folder
 
 
@@ -71,7 +78,11 @@ def _prepared(params, dataset):
     folder = paths.data_folder(params.profile, dataset)
     facts = artefacts.record(folder)
     stored = {name: value for name, value in (facts or {}).get("inputs", {}).items() if name != "images"}
-    if facts and stored == json.loads(json.dumps(_inputs(params, dataset))) and (paths.runs() / facts["pixels"]).is_file():
+    if (
+        facts
+        and stored == json.loads(json.dumps(_inputs(params, dataset)))
+        and (paths.runs() / facts["pixels"]).is_file()
+    ):
         return folder
     return prepare(params, dataset)
 
@@ -87,7 +98,10 @@ def lock(folder):
 def training_sizes(params, spec, frame, numbers):
     """{fold: images to train on} of the folds `numbers` of an index; with `deduplicate` there may be fewer."""
     assigned = folds(frame, spec, seed=params.seed)
-    return {fold: len(_parts(params, subset(assigned, params.subset.model_dump(), fold, params.seed))["train"]) for fold in numbers}
+    return {
+        fold: len(_parts(params, subset(assigned, params.subset.model_dump(), fold, params.seed))["train"])
+        for fold in numbers
+    }
 
 
 def _parts(params, chosen):
@@ -114,4 +128,6 @@ def partition(params, dataset, fold):
     position = pd.Series(np.arange(len(assigned)), index=assigned["image_id"])
     rows = {name: np.sort(position[part["image_id"]].to_numpy()) for name, part in _parts(params, chosen).items()}
     images = np.load(paths.runs() / artefacts.record(folder)["pixels"], mmap_mode="r")
-    return Partition(images, assigned["label"].to_numpy(), assigned["image_id"].to_numpy(dtype=str), spec.classes, **rows)
+    return Partition(
+        images, assigned["label"].to_numpy(), assigned["image_id"].to_numpy(dtype=str), spec.classes, **rows
+    )

@@ -38,8 +38,7 @@ def index(spec):
 
 def _rows(spec, label, name, part, first, wanted):
     phantom, rows, number = spec.phantom, [], first
-    query = (f"side={phantom.image_size}&seed={phantom.seed}&contrast={phantom.contrast}"
-             f"&noise={phantom.label_noise}")
+    query = f"side={phantom.image_size}&seed={phantom.seed}&contrast={phantom.contrast}&noise={phantom.label_noise}"
     while len(rows) < wanted:
         subject = f"{phantom.stands_for}/{name}/{number}"
         draw = _Draw(phantom.seed, subject, "views")
@@ -182,8 +181,13 @@ def _brain(own, view, name, x, y, contrast):
         nucleus = _ellipse(u, v, (side * 0.24, height + 0.12), (0.12, 0.20))
         tissue = _mix(tissue, grey, 0.8 * _inside(nucleus - 1, 0.4))
         for end in (-1, 1):
-            horn = _ellipse(u, v, (side * (0.07 + 0.05 * size), height + end * 0.15 * size),
-                            (0.060 * size, 0.17 * size), _unit(1, -end * side * lean * 2))
+            horn = _ellipse(
+                u,
+                v,
+                (side * (0.07 + 0.05 * size), height + end * 0.15 * size),
+                (0.060 * size, 0.17 * size),
+                _unit(1, -end * side * lean * 2),
+            )
             tissue = _mix(tissue, fluid, _inside(horn - 1, 0.5))
     tissue = _mix(tissue, fluid, 0.7 * _inside(_ellipse(u, v, (0, height + 0.22), (0.03, 0.09)) - 1, 0.6))
     strength = contrast * own(0.45, 1.0)
@@ -332,7 +336,7 @@ def _skin(own, view, name, x, y, contrast):
     # A view is the same lesion, turned, shifted, nearer or farther.
     u, v = _turned(x - view(-0.14, 0.14), y - view(-0.14, 0.14), view.turn(1))
     u, v = (c * view.sign() / (size * view(0.85, 1.15)) for c in (u, v))
-    strength = (contrast * own(0.45, 1.0))
+    strength = contrast * own(0.45, 1.0)
     pale, dark = (_mix(skin, np.array(colour) * own(0.88, 1.12), strength) for colour in colours)
     radius = _ellipse(u, v, (0, 0), (stretch, 1 / stretch))
     radius = radius + ragged * own(0.5, 1.1) * (own.rough(u / 2, v / 2, 4) - 0.5)
@@ -352,6 +356,7 @@ def _skin(own, view, name, x, y, contrast):
 
 def _pattern(own, name, u, v, radius, lesion, strength):
     """What the classes show inside: network, blue veil, milia, vessels and nests, scar, scales, lacunae."""
+
     def paint(colour, share):
         return _mix(lesion, np.array(colour), (share * strength)[..., None])
 

@@ -87,7 +87,9 @@ def _rgb(path):
         if image.mode.startswith("I"):
             grey = np.asarray(image).astype(np.int64)
             if grey.min() < 0 or grey.max() > 65535:
-                raise ValueError(f"values from {grey.min()} to {grey.max()} do not fit 16 bits: save it with values from 0 to 65535")
+                raise ValueError(
+                    f"values from {grey.min()} to {grey.max()} do not fit 16 bits: save it with values from 0 to 65535"
+                )
             return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
         return image.convert("RGB")
 
@@ -129,8 +131,10 @@ def _ensure(index, image_size, cache_dir):
             artefacts.write_json(record, {"fingerprint": content, "stats": stats, "images": len(paths)})
             return _map(array, len(paths), image_size), content
     except OSError as error:
-        raise UserError(f"the pixel cache {str(array)!r} cannot be written: {error.strerror or error}; "
-                        "make its folder writable or choose another.") from None
+        raise UserError(
+            f"the pixel cache {str(array)!r} cannot be written: {error.strerror or error}; "
+            "make its folder writable or choose another."
+        ) from None
 
 
 def _mapped(array, record, stats, image_size):
@@ -223,20 +227,21 @@ def each(function, paths, what):
             return error
 
     _log.info("%s: %d images", what, len(paths))
-    with (ThreadPoolExecutor(_workers()) as pool,
-          tqdm(total=len(paths), desc=what, unit=" images", disable=None) as bar):
+    with ThreadPoolExecutor(_workers()) as pool, tqdm(total=len(paths), desc=what, unit=" images", disable=None) as bar:
         for start in range(0, len(paths), _CHUNK):
-            yield from pool.map(attempt, paths[start:start + _CHUNK])
+            yield from pool.map(attempt, paths[start : start + _CHUNK])
             bar.update(min(_CHUNK, len(paths) - start))
 
 
 def refuse(paths, results):
     """Raise UserError that names all `paths` whose result, as `each` gives it, is an exception."""
-    bad = [f"{path} ({_why(result)})" for path, result in zip(paths, results, strict=True)
-           if isinstance(result, Exception)]
+    bad = [
+        f"{path} ({_why(result)})" for path, result in zip(paths, results, strict=True) if isinstance(result, Exception)
+    ]
     if bad:
-        raise UserError(f"{len(bad)} unreadable image{'s' if len(bad) > 1 else ''}: {named(bad)}; "
-                        "fetch them again or remove them.")
+        raise UserError(
+            f"{len(bad)} unreadable image{'s' if len(bad) > 1 else ''}: {named(bad)}; fetch them again or remove them."
+        )
 
 
 def _why(error):

@@ -4,8 +4,23 @@ import numpy as np
 import pandas as pd
 
 from medq.figures.paper import reliability_panels
-from medq.figures.style import (GRID, INK, MUTED, ON_COLOUR, ON_DARK, WIDTH, absent, backbone_legend,
-                                backbone_style, described, empty, few_ticks, new, regime_colour, styled)
+from medq.figures.style import (
+    GRID,
+    INK,
+    MUTED,
+    ON_COLOUR,
+    ON_DARK,
+    WIDTH,
+    absent,
+    backbone_legend,
+    backbone_style,
+    described,
+    empty,
+    few_ticks,
+    new,
+    regime_colour,
+    styled,
+)
 from medq.results import CELL, RUNTIMES, class_title, scores, title
 from medq.tables import STATUS, peers, recipe_means, remedies, worst_layers
 
@@ -13,6 +28,7 @@ STATUS_COLOURS = {"done": "#428364", "unsupported": "#f18102", "failed": "#ce0e1
 
 
 # --- the whole grid -------------------------------------------------------------------------------
+
 
 @styled
 def summary_figure(results, published=None, *, stage="converted"):
@@ -22,8 +38,7 @@ def summary_figure(results, published=None, *, stage="converted"):
     regimes = [r for r in results.regimes if r != "fp32"]
     if all(c.empty for c in changes.values()) or not regimes:
         return empty("What each regime costs against FP32: no cell of these results is done yet.")
-    figure, axes = new(2, len(results.datasets), height=1.6 + 2 * 0.3 * len(regimes), sharey=True,
-                       sharex="row")
+    figure, axes = new(2, len(results.datasets), height=1.6 + 2 * 0.3 * len(regimes), sharey=True, sharex="row")
     for line, (metric, (label, _)) in zip(axes, metrics.items()):
         for axis, dataset in zip(line, results.datasets):
             _change_panel(axis, changes[metric], dataset, regimes, results.backbones)
@@ -34,17 +49,24 @@ def summary_figure(results, published=None, *, stage="converted"):
     axes[0, 0].set_ylim(len(regimes) - 0.5, -0.5)
     backbone_legend(figure, results.backbones, extra=_bar_handle(), columns=5)
     means = {m: c.groupby(level="regime").mean() for m, c in changes.items()}
-    said = [f"{title(r)}: AUPRC {means['auprc'].get(r, np.nan):+.1f} points, ECE "
-            f"{means['ece'].get(r, np.nan):+.1f}" for r in regimes]
-    return described(figure, "What each precision regime costs against FP32, per dataset, a marker per "
-                             f"backbone. Mean change over datasets and backbones: {'; '.join(said)}.")
+    said = [
+        f"{title(r)}: AUPRC {means['auprc'].get(r, np.nan):+.1f} points, ECE {means['ece'].get(r, np.nan):+.1f}"
+        for r in regimes
+    ]
+    return described(
+        figure,
+        "What each precision regime costs against FP32, per dataset, a marker per "
+        f"backbone. Mean change over datasets and backbones: {'; '.join(said)}.",
+    )
 
 
 def _bar_handle():
     from matplotlib.patches import Patch
 
-    return [Patch(color=MUTED, alpha=0.45, label="mean of backbones"),
-            Patch(facecolor="none", edgecolor="none", label="logarithmic beyond ±1")]
+    return [
+        Patch(color=MUTED, alpha=0.45, label="mean of backbones"),
+        Patch(facecolor="none", edgecolor="none", label="logarithmic beyond ±1"),
+    ]
 
 
 def _against_fp32(results, metric, stage):
@@ -67,13 +89,11 @@ def _change_panel(axis, change, dataset, regimes, backbones):
         if not found:
             axis.text(0.02, y, "missing", transform=axis.get_yaxis_transform(), va="center", color=MUTED)
             continue
-        axis.barh(y, np.mean([v for _, v in found]), height=0.7, color=regime_colour(regime), alpha=0.45,
-                  linewidth=0)
+        axis.barh(y, np.mean([v for _, v in found]), height=0.7, color=regime_colour(regime), alpha=0.45, linewidth=0)
         for b, v in found:
             colour, marker = backbone_style(b)
             step = 0.5 * (backbones.index(b) / max(1, len(backbones) - 1) - 0.5)
-            axis.plot(v, y + step, marker, color=colour, markersize=5, markeredgecolor=INK,
-                      markeredgewidth=0.5)
+            axis.plot(v, y + step, marker, color=colour, markersize=5, markeredgecolor=INK, markeredgewidth=0.5)
     axis.set_xscale("symlog", linthresh=1)
     values = change[np.isfinite(change)].to_numpy()
     low, high = min(values.min(initial=-1) * 1.3, -1.5), max(values.max(initial=1) * 1.3, 1.5)
@@ -109,13 +129,17 @@ def matrix_figure(results):
         axis.grid(visible=False)
         axis.spines[:].set_visible(False)
     axes[0, 0].set_yticks(range(n), [title(b) for b in results.backbones])
-    figure.legend(handles=[Patch(color=c, label=STATUS[s]) for s, c in STATUS_COLOURS.items()]
-                  + [Patch(facecolor="none", edgecolor="none", label="! done, kernels disagree")],
-                  loc="outside lower center", ncols=5, handlelength=1, columnspacing=1.2)
+    figure.legend(
+        handles=[Patch(color=c, label=STATUS[s]) for s, c in STATUS_COLOURS.items()]
+        + [Patch(facecolor="none", edgecolor="none", label="! done, kernels disagree")],
+        loc="outside lower center",
+        ncols=5,
+        handlelength=1,
+        columnspacing=1.2,
+    )
     counts = state["status"].value_counts()
     said = ", ".join(f"{counts[s]} {s}" for s in STATUS if s in counts)
-    return described(figure, "Matrix of backbones and regimes, one panel per dataset, coloured by outcome: "
-                             f"{said}.")
+    return described(figure, f"Matrix of backbones and regimes, one panel per dataset, coloured by outcome: {said}.")
 
 
 def _tile(x, y, colour):
@@ -126,44 +150,66 @@ def _tile(x, y, colour):
 
 # --- why a model collapses ------------------------------------------------------------------------
 
+
 @styled
 def sqnr_figure(results, dataset, backbone, regime):
     """Signal-to-quantization-noise ratio of each quantized layer in order; the three worst are named."""
     layers = results.layers
-    layers = layers[(layers["dataset"] == dataset) & (layers["backbone"] == backbone)
-                    & (layers["regime"] == regime)]
+    layers = layers[(layers["dataset"] == dataset) & (layers["backbone"] == backbone) & (layers["regime"] == regime)]
     layers = layers.drop_duplicates("layer").reset_index(drop=True)
     name = f"{title(backbone)}, {title(regime)}, {title(dataset)}"
     if layers.empty:
         return empty(f"Noise per layer of {name}: missing from these results.")
     figure, axes = new(height=3.8)
     axis, colour = axes[0, 0], regime_colour(regime)
-    axis.plot(layers.index, layers["sqnr_db"], color=colour, marker="o", markersize=4, linewidth=1,
-              label="simulated layer against its FP32 twin")
+    axis.plot(
+        layers.index,
+        layers["sqnr_db"],
+        color=colour,
+        marker="o",
+        markersize=4,
+        linewidth=1,
+        label="simulated layer against its FP32 twin",
+    )
     if layers["kernel_sqnr_db"].notna().any():
-        axis.plot(layers.index, layers["kernel_sqnr_db"], color=MUTED, marker="x", markersize=5,
-                  linewidth=0.8,
-                  linestyle=":", label="engine's kernel against its own simulation")
+        axis.plot(
+            layers.index,
+            layers["kernel_sqnr_db"],
+            color=MUTED,
+            marker="x",
+            markersize=5,
+            linewidth=0.8,
+            linestyle=":",
+            label="engine's kernel against its own simulation",
+        )
     worst = worst_layers(results, dataset, backbone, regime)
     for k, row in enumerate(worst.to_dict("records")):
         x = int(layers.index[layers["layer"] == row["layer"]][0])
         left = x > len(layers) / 2
         axis.plot(x, row["sqnr_db"], "o", markersize=9, markerfacecolor="none", markeredgecolor=INK)
-        axis.annotate(f"{k + 1}", (x, row["sqnr_db"]), xytext=(-9 if left else 9, -3),
-                      textcoords="offset points",
-                      ha="right" if left else "left", fontweight="bold")
-    listed = "\n".join(f"{k}  {r['layer']} ({r['operator']}), {r['sqnr_db']:.1f} dB"
-                       for k, r in enumerate(worst.to_dict("records"), 1))
-    axis.set(xlabel=f"Quantized layers, first to last\n\nWorst:\n{listed}", ylabel="Signal to noise (dB)",
-             title=name)
+        axis.annotate(
+            f"{k + 1}",
+            (x, row["sqnr_db"]),
+            xytext=(-9 if left else 9, -3),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            fontweight="bold",
+        )
+    listed = "\n".join(
+        f"{k}  {r['layer']} ({r['operator']}), {r['sqnr_db']:.1f} dB" for k, r in enumerate(worst.to_dict("records"), 1)
+    )
+    axis.set(xlabel=f"Quantized layers, first to last\n\nWorst:\n{listed}", ylabel="Signal to noise (dB)", title=name)
     axis.xaxis.label.set_ha("left")
     axis.xaxis.label.set_x(0)
     few_ticks(axis.xaxis, 8)
     figure.legend(loc="outside lower center", ncols=2)
-    return described(figure, f"Signal-to-quantization-noise ratio of the {len(layers)} quantized layers of "
-                             f"{name}; the worst: "
-                     + "; ".join(f"{r['layer']} {r['sqnr_db']:.1f} dB" for r in worst.to_dict("records"))
-                     + ".")
+    return described(
+        figure,
+        f"Signal-to-quantization-noise ratio of the {len(layers)} quantized layers of "
+        f"{name}; the worst: "
+        + "; ".join(f"{r['layer']} {r['sqnr_db']:.1f} dB" for r in worst.to_dict("records"))
+        + ".",
+    )
 
 
 @styled
@@ -181,17 +227,24 @@ def ablation_figure(results, dataset, *, engine="fbgemm", stage="converted"):
     figure, axes = new(height=1.9 + 0.3 * len(change))
     axis = axes[0, 0]
     _heat(axis, change.to_numpy(), [[_signed(v) for v in row] for row in change.to_numpy()], -60, 0)
-    axis.set_xticks(range(len(change.columns)), [f"{title(b)}\n{base[b]:.1f}" for b in change.columns],
-                    rotation=35,
-                    ha="right", rotation_mode="anchor")
+    axis.set_xticks(
+        range(len(change.columns)),
+        [f"{title(b)}\n{base[b]:.1f}" for b in change.columns],
+        rotation=35,
+        ha="right",
+        rotation_mode="anchor",
+    )
     axis.set_yticks(range(len(change)), [r.replace("-", " ") for r in change.index])
     axis.set_title(f"{title(dataset)}, {engine}: AUPRC in points against the default recipe", loc="left")
     axis.set_xlabel("Backbone and its AUPRC (%) under the default recipe")
     lowest = change.stack().nsmallest(3)
     said = "; ".join(f"{title(b)} under {r} {v:+.1f}" for (r, b), v in lowest.items())
-    return described(figure, "Heat map of the change in AUPRC, in percentage points, that each recipe makes "
-                             f"on {title(dataset)} for each backbone under {engine}. The greatest losses: "
-                             f"{said}.")
+    return described(
+        figure,
+        "Heat map of the change in AUPRC, in percentage points, that each recipe makes "
+        f"on {title(dataset)} for each backbone under {engine}. The greatest losses: "
+        f"{said}.",
+    )
 
 
 def _signed(value):
@@ -230,9 +283,15 @@ def remedies_figure(results, dataset, *, regime="ptq-fbgemm"):
             if np.isfinite(value):
                 colour, marker = backbone_style(row["backbone"])
                 place = results.backbones.index(row["backbone"]) / max(1, len(results.backbones) - 1)
-                axis.plot(value, names.index(row["remedy"]) + 0.6 * (place - 0.5), marker, color=colour,
-                          markersize=5.5,
-                          markeredgecolor=INK, markeredgewidth=0.5)
+                axis.plot(
+                    value,
+                    names.index(row["remedy"]) + 0.6 * (place - 0.5),
+                    marker,
+                    color=colour,
+                    markersize=5.5,
+                    markeredgecolor=INK,
+                    markeredgewidth=0.5,
+                )
         axis.set(title=title(metric), xlabel="Gap closed (%)")
         axis.set_xticks([-100, 0, 100, 200] if closed.min() < -20 or closed.max() > 120 else [0, 50, 100])
         axis.margins(x=0.08)
@@ -243,11 +302,15 @@ def remedies_figure(results, dataset, *, regime="ptq-fbgemm"):
     axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
     backbone_legend(figure, [b for b in results.backbones if b in set(frame["backbone"])])
     medians = frame.groupby("remedy", sort=False)[["ece_closed", "auprc_closed"]].median()
-    said = "; ".join(f"{r.replace('-', ' ')} {100 * m['ece_closed']:.0f} % of ECE, "
-                     f"{100 * m['auprc_closed']:.0f} % of AUPRC"
-                     for r, m in medians.iterrows())
-    return described(figure, f"Share of the gap between {title(regime)} and FP32 on {title(dataset)} that "
-                             f"each remedy closes, a marker per backbone; 100 % is FP32. Medians: {said}.")
+    said = "; ".join(
+        f"{r.replace('-', ' ')} {100 * m['ece_closed']:.0f} % of ECE, {100 * m['auprc_closed']:.0f} % of AUPRC"
+        for r, m in medians.iterrows()
+    )
+    return described(
+        figure,
+        f"Share of the gap between {title(regime)} and FP32 on {title(dataset)} that "
+        f"each remedy closes, a marker per backbone; 100 % is FP32. Medians: {said}.",
+    )
 
 
 RUNTIME_COLOURS = dict(zip(RUNTIMES, map(regime_colour, ("fp32", "fp16", "ptq-qnnpack", "qat-fbgemm"))))
@@ -269,40 +332,65 @@ def peers_figure(results, dataset, *, batch_size=1):
     fastest = []
     for axis, backbone in zip(axes.flat, backbones):
         own = frame[frame["backbone"] == backbone]
-        own = own.assign(speedup=eager.loc[backbone, "p50_ms"] / own["p50_ms"], rise=own["ece"] - eager.loc[backbone, "ece"])
+        own = own.assign(
+            speedup=eager.loc[backbone, "p50_ms"] / own["p50_ms"], rise=own["ece"] - eager.loc[backbone, "ece"]
+        )
         front = own[own["pareto"]].sort_values("speedup")
         axis.plot(front["speedup"], front["rise"], color=MUTED, linewidth=1, zorder=1)
         axis.axhline(0, color=GRID, linewidth=1, zorder=0)
         for row in own.to_dict("records"):
-            axis.plot(row["speedup"], row["rise"], "s" if row["precision"] == "int8" else "o", markersize=6, alpha=0.9,
-                      color=RUNTIME_COLOURS.get(row["runtime"].split("-")[0], MUTED), markeredgecolor=INK, markeredgewidth=0.5)
+            axis.plot(
+                row["speedup"],
+                row["rise"],
+                "s" if row["precision"] == "int8" else "o",
+                markersize=6,
+                alpha=0.9,
+                color=RUNTIME_COLOURS.get(row["runtime"].split("-")[0], MUTED),
+                markeredgecolor=INK,
+                markeredgewidth=0.5,
+            )
         axis.set_title(title(backbone))
         best = own.loc[own["speedup"].idxmax()]
-        fastest.append(f"{title(backbone)} {title(best['runtime'] + ' ' + best['precision'])} {best['speedup']:.1f} times")
-    for axis in axes.flat[len(backbones):]:
+        fastest.append(
+            f"{title(backbone)} {title(best['runtime'] + ' ' + best['precision'])} {best['speedup']:.1f} times"
+        )
+    for axis in axes.flat[len(backbones) :]:
         axis.set_axis_off()
     axes[0, 0].set_xscale("log", base=2)
     axes[0, 0].xaxis.set_major_formatter("{x:g}")
-    for axis in axes.flat[max(0, len(backbones) - axes.shape[1]):len(backbones)]:  # the lowest panel of each column
+    for axis in axes.flat[max(0, len(backbones) - axes.shape[1]) : len(backbones)]:  # the lowest panel of each column
         axis.set_xlabel("Speed-up (×)")
         axis.tick_params(labelbottom=True)
     for axis in axes[:, 0]:
         axis.set_ylabel("Change in ECE")
-    shapes = [Line2D([], [], color=MUTED, marker=m, linestyle="none", label=name) for m, name in (("o", "FP32"), ("s", "INT8"))]
-    colours = [Line2D([], [], color=RUNTIME_COLOURS[r], marker="s", linestyle="none", label=name) for r, name in RUNTIMES.items()]
+    shapes = [
+        Line2D([], [], color=MUTED, marker=m, linestyle="none", label=name)
+        for m, name in (("o", "FP32"), ("s", "INT8"))
+    ]
+    colours = [
+        Line2D([], [], color=RUNTIME_COLOURS[r], marker="s", linestyle="none", label=name)
+        for r, name in RUNTIMES.items()
+    ]
     front = [Line2D([], [], color=MUTED, linewidth=1, label="front")]
-    figure.legend(handles=[*colours, *shapes, *front], loc="outside lower center", ncols=4, handletextpad=0.4, columnspacing=1.4)
-    return described(figure, f"Runtimes on {title(dataset)} at batch {batch_size}, a panel per backbone: speed-up over eager FP32 "
-                             f"across, change in ECE down the side. Fastest: {'; '.join(fastest)}.")
+    figure.legend(
+        handles=[*colours, *shapes, *front], loc="outside lower center", ncols=4, handletextpad=0.4, columnspacing=1.4
+    )
+    return described(
+        figure,
+        f"Runtimes on {title(dataset)} at batch {batch_size}, a panel per backbone: speed-up over eager FP32 "
+        f"across, change in ECE down the side. Fastest: {'; '.join(fastest)}.",
+    )
 
 
 # --- one cell -------------------------------------------------------------------------------------
 
+
 def _bins(predictions, regime):
     from medq.metrics import reliability_curve
 
-    curve = reliability_curve(predictions["label"].to_numpy(), predictions.filter(regex="^p_").to_numpy(),
-                              kind="top-label")
+    curve = reliability_curve(
+        predictions["label"].to_numpy(), predictions.filter(regex="^p_").to_numpy(), kind="top-label"
+    )
     return pd.DataFrame(curve._asdict()).assign(regime=regime)
 
 
@@ -315,8 +403,11 @@ def reliability(predictions, *, regime="fp32", label=""):
     errors = reliability_panels(axes[:, 0], _bins(predictions, regime), [regime])
     axes[0, 0].set(title=label or title(regime), ylabel="Fraction correct")
     axes[1, 0].set(xlabel="Confidence", ylabel="Share of\nimages")
-    return described(figure, f"Reliability diagram of {label or title(regime)}, {len(predictions)} images: "
-                             f"top-label calibration error {errors[regime]:.3f}.")
+    return described(
+        figure,
+        f"Reliability diagram of {label or title(regime)}, {len(predictions)} images: "
+        f"top-label calibration error {errors[regime]:.3f}.",
+    )
 
 
 @styled
@@ -333,8 +424,10 @@ def before_after(before, after, *, labels=("before", "after"), regime="ptq-fbgem
         said.append(f"{label} {errors[regime]:.3f}")
     axes[0, 0].set_ylabel("Fraction correct")
     axes[1, 0].set_ylabel("Share of\nimages")
-    return described(figure, "Two reliability diagrams with histograms of confidence. Top-label calibration "
-                             f"error: {', '.join(said)}.")
+    return described(
+        figure,
+        f"Two reliability diagrams with histograms of confidence. Top-label calibration error: {', '.join(said)}.",
+    )
 
 
 @styled
@@ -348,20 +441,34 @@ def training_curve(history, *, regime="fp32", label=""):
     left, right = axes[0]
     left.plot(history["epoch"], history["train_loss"], color=colour, marker="o", markersize=4)
     left.set(xlabel="Epoch", ylabel="Cross-entropy (nats)", title="Training loss", ylim=(0, None))
-    right.plot(history["epoch"], 100 * history["train_accuracy"], color=MUTED, linestyle=":",
-               label="training images")
-    right.plot(history["epoch"], 100 * history["accuracy"], color=colour, marker="o", markersize=4,
-               label="images that choose the epoch")
+    right.plot(history["epoch"], 100 * history["train_accuracy"], color=MUTED, linestyle=":", label="training images")
+    right.plot(
+        history["epoch"],
+        100 * history["accuracy"],
+        color=colour,
+        marker="o",
+        markersize=4,
+        label="images that choose the epoch",
+    )
     best = history.loc[history["accuracy"].idxmax()]
-    right.plot(best["epoch"], 100 * best["accuracy"], "o", markersize=11, markerfacecolor="none",
-               markeredgecolor=INK,
-               label="best")
+    right.plot(
+        best["epoch"],
+        100 * best["accuracy"],
+        "o",
+        markersize=11,
+        markerfacecolor="none",
+        markeredgecolor=INK,
+        label="best",
+    )
     right.set(xlabel="Epoch", ylabel="Accuracy (%)", title=label or title(regime))
     right.legend(loc="lower right")
     for axis in axes[0]:
         few_ticks(axis.xaxis, 6, whole=True)
-    return described(figure, f"Training curve of {label or title(regime)}: {len(history)} epochs, best "
-                             f"accuracy {100 * best['accuracy']:.1f} % at epoch {best['epoch']:.0f}.")
+    return described(
+        figure,
+        f"Training curve of {label or title(regime)}: {len(history)} epochs, best "
+        f"accuracy {100 * best['accuracy']:.1f} % at epoch {best['epoch']:.0f}.",
+    )
 
 
 @styled
@@ -371,8 +478,11 @@ def confusion_matrix(predictions, *, dataset="", label=""):
         return empty("Confusion matrix: no predictions are stored for this cell.")
     probabilities = predictions.filter(regex="^p_")
     names = [class_title(dataset, c[2:]) for c in probabilities]
-    counts = pd.crosstab(predictions["label"].to_numpy(), probabilities.to_numpy().argmax(1)).reindex(
-        index=range(len(names)), columns=range(len(names)), fill_value=0).to_numpy()
+    counts = (
+        pd.crosstab(predictions["label"].to_numpy(), probabilities.to_numpy().argmax(1))
+        .reindex(index=range(len(names)), columns=range(len(names)), fill_value=0)
+        .to_numpy()
+    )
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure, axes = new(height=1.4 + 0.42 * len(names), width=2.0 + 0.62 * len(names))
     axis = axes[0, 0]
@@ -382,8 +492,11 @@ def confusion_matrix(predictions, *, dataset="", label=""):
     axis.set(xlabel="Predicted", ylabel="True", title=label)
     right = np.trace(counts) / counts.sum()
     recall = ", ".join(f"{n} {100 * s:.0f} %" for n, s in zip(names, np.diag(share)))
-    return described(figure, f"Confusion matrix{' of ' + label if label else ''}: {counts.sum()} images, "
-                             f"{100 * right:.1f} % right; recall by class {recall}.")
+    return described(
+        figure,
+        f"Confusion matrix{' of ' + label if label else ''}: {counts.sum()} images, "
+        f"{100 * right:.1f} % right; recall by class {recall}.",
+    )
 
 
 def _shade(axis, share, counts):

@@ -5,15 +5,40 @@ import textwrap
 
 import numpy as np
 
-from medq.figures.style import (FONT, GRID, INK, MUTED, PAPER, WIDTH, absent, backbone_legend, backbone_style,
-                                described, empty, few_ticks, joined, new, regime_colour, styled)
+from medq.figures.style import (
+    FONT,
+    GRID,
+    INK,
+    MUTED,
+    PAPER,
+    WIDTH,
+    absent,
+    backbone_legend,
+    backbone_style,
+    described,
+    empty,
+    few_ticks,
+    joined,
+    new,
+    regime_colour,
+    styled,
+)
 from medq.results import REGIMES, family, title
 from medq.results import published as paper_results
-from medq.tables import (PAIRS, calibration_data, forest_data, latency_data, regimes_data, reliability_data,
-                         speedups, tradeoff_data)
+from medq.tables import (
+    PAIRS,
+    calibration_data,
+    forest_data,
+    latency_data,
+    regimes_data,
+    reliability_data,
+    speedups,
+    tradeoff_data,
+)
 
 
 # --- Figures 1 and 5 ------------------------------------------------------------------------------
+
 
 def figure1(results, published=None, *, stage="converted"):
     """Figure 1: macro ROC-AUC across regimes, a panel per dataset; each backbone, and their mean ± std."""
@@ -50,8 +75,7 @@ def _regime_panel(axis, data, regimes, results):
     mean = data[data["backbone"] == "mean"].set_index("regime")
     for y, regime in enumerate(regimes):
         if regime not in mean.index:
-            axis.text(0.5, y, "missing", transform=axis.get_yaxis_transform(), ha="center", va="center",
-                      color=MUTED)
+            axis.text(0.5, y, "missing", transform=axis.get_yaxis_transform(), ha="center", va="center", color=MUTED)
             continue
         row, colour = mean.loc[regime], regime_colour(regime)
         std = 0.0 if math.isnan(row["between_std"]) else row["between_std"]
@@ -60,40 +84,64 @@ def _regime_panel(axis, data, regimes, results):
         axis.barh(y, right - left, left=left, height=0.62, color=colour, alpha=0.3, linewidth=0)
         axis.plot([row["value"]] * 2, [y - 0.36, y + 0.36], color=colour, linewidth=3, solid_capstyle="butt")
         if not math.isnan(row["low"]):
-            axis.plot([row["low"], row["high"]], [y + 0.36] * 2, color=INK, linewidth=1.2,
-                      solid_capstyle="butt")
+            axis.plot([row["low"], row["high"]], [y + 0.36] * 2, color=INK, linewidth=1.2, solid_capstyle="butt")
         if not math.isnan(row["paper"]):
-            axis.plot(row["paper"], y, "D", markersize=7, markerfacecolor="none", markeredgecolor=INK,
-                      zorder=5)
+            axis.plot(row["paper"], y, "D", markersize=7, markerfacecolor="none", markeredgecolor=INK, zorder=5)
     for point in data[data["backbone"] != "mean"].to_dict("records"):
         colour, marker = backbone_style(point["backbone"])
         step = 0.5 * (spread[point["backbone"]] / max(1, len(spread) - 1) - 0.5)
-        axis.plot(point["value"], regimes.index(point["regime"]) + step, marker, color=colour, markersize=5,
-                  markeredgecolor=INK, markeredgewidth=0.5, zorder=4, linestyle="none")
+        axis.plot(
+            point["value"],
+            regimes.index(point["regime"]) + step,
+            marker,
+            color=colour,
+            markersize=5,
+            markeredgecolor=INK,
+            markeredgewidth=0.5,
+            zorder=4,
+            linestyle="none",
+        )
     axis.grid(axis="y", visible=False)
     axis.margins(x=0.06)
     few_ticks(axis.xaxis, 3)
     counts = data[data["backbone"] != "mean"].groupby("regime").size()
     for regime, n in counts[counts < len(results.backbones)].items():
         left = mean["value"].get(regime, 0) > sum(axis.get_xlim()) / 2  # where there is room
-        axis.text(0.01 if left else 0.99, regimes.index(regime) - 0.5, f"{n} of {len(results.backbones)}",
-                  transform=axis.get_yaxis_transform(), ha="left" if left else "right", va="center",
-                  color=MUTED)
+        axis.text(
+            0.01 if left else 0.99,
+            regimes.index(regime) - 0.5,
+            f"{n} of {len(results.backbones)}",
+            transform=axis.get_yaxis_transform(),
+            ha="left" if left else "right",
+            va="center",
+            color=MUTED,
+        )
 
 
 def _mean_handles(data):
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    handles = [Line2D([], [], color=MUTED, linewidth=3, linestyle="none", marker="|", markersize=11,
-                      markeredgewidth=3,
-                      label="mean"), Patch(color=MUTED, alpha=0.3, label="± std of backbones")]
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=MUTED,
+            linewidth=3,
+            linestyle="none",
+            marker="|",
+            markersize=11,
+            markeredgewidth=3,
+            label="mean",
+        ),
+        Patch(color=MUTED, alpha=0.3, label="± std of backbones"),
+    ]
     if data["low"].notna().any():
         handles.append(Line2D([], [], color=INK, linewidth=1.2, label="95 % interval of mean"))
     if data["paper"].notna().any():
-        handles.append(Line2D([], [], marker="D", linestyle="none", markerfacecolor="none",
-                              markeredgecolor=INK,
-                              label="paper"))
+        handles.append(
+            Line2D([], [], marker="D", linestyle="none", markerfacecolor="none", markeredgecolor=INK, label="paper")
+        )
     return handles
 
 
@@ -103,11 +151,14 @@ def _regimes_alt(data, metric, results, regimes):
     for dataset in results.datasets:
         known = [f"{title(r)} {mean[dataset, r]:.3f}" for r in regimes if (dataset, r) in mean.index]
         said.append(f"{title(dataset)}: {', '.join(known) or 'missing'}")
-    return (f"Macro {title(metric)} of each precision regime, one panel per dataset, mean and standard "
-            f"deviation across backbones with each backbone as a marker. Means: {'; '.join(said)}.")
+    return (
+        f"Macro {title(metric)} of each precision regime, one panel per dataset, mean and standard "
+        f"deviation across backbones with each backbone as a marker. Means: {'; '.join(said)}."
+    )
 
 
 # --- Figure 2 -------------------------------------------------------------------------------------
+
 
 @styled
 def figure2(results, published=None, *, engine="fbgemm", batch_size=1):
@@ -125,9 +176,16 @@ def figure2(results, published=None, *, engine="fbgemm", batch_size=1):
             axis.plot(points["p50_ms"], points["value"], color=colour, linewidth=1, alpha=0.8)
             for p in points.to_dict("records"):
                 axis.plot([p["p50_ms"]] * 2, [p["low"], p["high"]], color=colour, linewidth=1)
-                axis.plot(p["p50_ms"], p["value"], "o" if p["regime"] == "fp32" else "s", color=colour,
-                          markersize=8,
-                          markeredgecolor=INK, markeredgewidth=0.6, linestyle="none")
+                axis.plot(
+                    p["p50_ms"],
+                    p["value"],
+                    "o" if p["regime"] == "fp32" else "s",
+                    color=colour,
+                    markersize=8,
+                    markeredgecolor=INK,
+                    markeredgewidth=0.6,
+                    linestyle="none",
+                )
         _log_ms(axis, part["p50_ms"])
         axis.set(title=title(dataset), xlabel=f"p50 at batch {batch_size} (ms)")
         few_ticks(axis.yaxis, 5)
@@ -135,10 +193,14 @@ def figure2(results, published=None, *, engine="fbgemm", batch_size=1):
             absent(axis)
             axis.tick_params(axis="y", left=False, labelleft=False)
     axes[0, 0].set_ylabel("Macro AUPRC")
-    _colour_legend(figure, results.backbones, [
-        Line2D([], [], marker=m, color=MUTED, linestyle="none", markersize=8, markeredgecolor=INK,
-               label=label)
-        for m, label in (("o", "FP32"), ("s", f"INT8-QAT ({engine.upper()})"))])
+    _colour_legend(
+        figure,
+        results.backbones,
+        [
+            Line2D([], [], marker=m, color=MUTED, linestyle="none", markersize=8, markeredgecolor=INK, label=label)
+            for m, label in (("o", "FP32"), ("s", f"INT8-QAT ({engine.upper()})"))
+        ],
+    )
     return described(figure, _tradeoff_alt(data, results, engine))
 
 
@@ -147,8 +209,10 @@ def _log_ms(axis, values):
     axis.set_xscale("log")
     if len(values):
         low, high = values.min() / 1.35, values.max() * 1.35
-        choices = [[s * 10.0 ** k for k in range(-2, 6) for s in steps if low <= s * 10.0 ** k <= high]
-                   for steps in ((1, 2, 5), (1, 3), (1,))]
+        choices = [
+            [s * 10.0**k for k in range(-2, 6) for s in steps if low <= s * 10.0**k <= high]
+            for steps in ((1, 2, 5), (1, 3), (1,))
+        ]
         ticks = next((c for c in choices if len(c) <= 6), choices[-1])
         axis.set_xlim(low, high)
         axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
@@ -159,11 +223,15 @@ def _colour_legend(figure, backbones, extra):
     """Below the figure: a colour patch per backbone (the shape means something else here), then `extra`."""
     from matplotlib.patches import Patch
 
-    handles = [Patch(facecolor=backbone_style(b)[0], edgecolor=INK, linewidth=0.5, label=title(b))
-               for b in backbones]
-    figure.legend(handles=[*handles, *extra], loc="outside lower center", ncols=5, handlelength=1,
-                  handletextpad=0.5,
-                  columnspacing=1.3)
+    handles = [Patch(facecolor=backbone_style(b)[0], edgecolor=INK, linewidth=0.5, label=title(b)) for b in backbones]
+    figure.legend(
+        handles=[*handles, *extra],
+        loc="outside lower center",
+        ncols=5,
+        handlelength=1,
+        handletextpad=0.5,
+        columnspacing=1.3,
+    )
 
 
 def _tradeoff_alt(data, results, engine):
@@ -173,10 +241,12 @@ def _tradeoff_alt(data, results, engine):
         return f"Macro AUPRC against latency; no backbone has both an FP32 and an INT8-QAT ({engine}) point."
     faster = (both["p50_ms"]["fp32"] / both["p50_ms"][f"qat-{engine}"]).groupby("backbone").first()
     change = 100 * (both["value"][f"qat-{engine}"] - both["value"]["fp32"])
-    return ("Scatter of macro AUPRC against median latency, one panel per dataset, FP32 as circles and "
-            f"INT8-QAT as squares. From FP32 to INT8-QAT latency changes by a factor of {faster.min():.2f} "
-            f"to {faster.max():.2f} and AUPRC by {change.min():+.1f} to {change.max():+.1f} percentage "
-            "points.")
+    return (
+        "Scatter of macro AUPRC against median latency, one panel per dataset, FP32 as circles and "
+        f"INT8-QAT as squares. From FP32 to INT8-QAT latency changes by a factor of {faster.min():.2f} "
+        f"to {faster.max():.2f} and AUPRC by {change.min():+.1f} to {change.max():+.1f} percentage "
+        "points."
+    )
 
 
 def figure2_interactive(results, *, engine="fbgemm", batch_size=1):
@@ -192,12 +262,23 @@ def figure2_interactive(results, *, engine="fbgemm", batch_size=1):
             regimes = ["FP32" if r == "fp32" else "INT8-QAT" for r in points["regime"]]
             hover = "%{text}<br>%{x:.2f} ms<br>AUPRC %{y:.4f}<extra></extra>"
             figure.add_scatter(
-                x=points["p50_ms"], y=points["value"], mode="lines+markers", name=title(backbone),
-                row=1, col=column, legendgroup=backbone, showlegend=first(backbone),
-                text=[f"{title(backbone)}, {r}" for r in regimes], hovertemplate=hover,
+                x=points["p50_ms"],
+                y=points["value"],
+                mode="lines+markers",
+                name=title(backbone),
+                row=1,
+                col=column,
+                legendgroup=backbone,
+                showlegend=first(backbone),
+                text=[f"{title(backbone)}, {r}" for r in regimes],
+                hovertemplate=hover,
                 line={"color": backbone_style(backbone)[0], "width": 1},
-                marker={"size": 11, "symbol": ["circle" if r == "FP32" else "square" for r in regimes],
-                        "line": {"width": 1}})
+                marker={
+                    "size": 11,
+                    "symbol": ["circle" if r == "FP32" else "square" for r in regimes],
+                    "line": {"width": 1},
+                },
+            )
     figure.update_xaxes(type="log", title=f"p50 at batch {batch_size} (ms)", dtick="D2")
     figure.update_yaxes(title="Macro AUPRC", col=1)
     alt = _tradeoff_alt(data, results, engine) if len(data) else "AUPRC against latency: missing."
@@ -213,15 +294,22 @@ def _first_time():
 def _plotly_style(figure, alt, height):
     """Transparent, in a mid grey that both a white and a dark page let one read."""
     grey = "#7a7a7a"
-    figure.update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", height=height,
-                         font={"color": grey, "size": 13}, margin={"l": 60, "r": 10, "t": 40, "b": 10},
-                         legend={"orientation": "h", "y": -0.2}, meta={"alt": " ".join(alt.split())})
+    figure.update_layout(
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        height=height,
+        font={"color": grey, "size": 13},
+        margin={"l": 60, "r": 10, "t": 40, "b": 10},
+        legend={"orientation": "h", "y": -0.2},
+        meta={"alt": " ".join(alt.split())},
+    )
     figure.update_xaxes(gridcolor="rgba(128,128,128,.3)", linecolor=grey, zeroline=False)
     figure.update_yaxes(gridcolor="rgba(128,128,128,.3)", linecolor=grey, zeroline=False)
     return figure
 
 
 # --- Figure 3 -------------------------------------------------------------------------------------
+
 
 @styled
 def figure3(results, published=None, *, engine="fbgemm", metric="auprc", per_backbone=True):
@@ -244,12 +332,27 @@ def figure3(results, published=None, *, engine="fbgemm", metric="auprc", per_bac
         top.set_title(title(dataset))
         bottom.set_xlabel(f"Δ{title(metric)} (percentage points)")
     axes[0, 0].invert_yaxis()
-    handles = [Line2D([], [], marker=m, color=MUTED, markeredgecolor=INK, linestyle="none", label=label)
-               for m, label in (("s", "p < 0.05"), ("o", "p ≥ 0.05"))]
-    handles.append(Line2D([], [], marker="s", markerfacecolor=PAPER, markeredgecolor=INK, linestyle="none",
-                          label="p < 0.05, but not after Holm"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3,
-                  title="Line: 95 % interval. Right of zero: the first method is better.")
+    handles = [
+        Line2D([], [], marker=m, color=MUTED, markeredgecolor=INK, linestyle="none", label=label)
+        for m, label in (("s", "p < 0.05"), ("o", "p ≥ 0.05"))
+    ]
+    handles.append(
+        Line2D(
+            [],
+            [],
+            marker="s",
+            markerfacecolor=PAPER,
+            markeredgecolor=INK,
+            linestyle="none",
+            label="p < 0.05, but not after Holm",
+        )
+    )
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=3,
+        title="Line: 95 % interval. Right of zero: the first method is better.",
+    )
     return described(figure, _forest_alt(data, results, pairs, metric))
 
 
@@ -265,14 +368,28 @@ def _forest_panel(axis, data, rows):
         colour = INK if pooled else backbone_style(r["backbone"])[0]
         significant, kept = r["p_value"] < 0.05, not r["p_holm"] >= 0.05
         axis.plot([r["low_pp"], r["high_pp"]], [y, y], color=colour, linewidth=2.2 if pooled else 1.5)
-        axis.plot(r["delta_pp"], y, "s" if significant else "o", color=colour, markersize=7 if pooled
-                  else 5.5,
-                  markeredgecolor=INK if pooled else colour, linestyle="none", zorder=4,
-                  markerfacecolor=PAPER if significant and not kept else colour)
+        axis.plot(
+            r["delta_pp"],
+            y,
+            "s" if significant else "o",
+            color=colour,
+            markersize=7 if pooled else 5.5,
+            markeredgecolor=INK if pooled else colour,
+            linestyle="none",
+            zorder=4,
+            markerfacecolor=PAPER if significant and not kept else colour,
+        )
     for y in set(range(len(rows))) - {rows.index(b) for b in data["backbone"] if b in rows}:
-        axis.text(0.99, y, "missing", transform=axis.get_yaxis_transform(), ha="right", va="center",
-                  color=MUTED,
-                  bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1})
+        axis.text(
+            0.99,
+            y,
+            "missing",
+            transform=axis.get_yaxis_transform(),
+            ha="right",
+            va="center",
+            color=MUTED,
+            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1},
+        )
     axis.margins(x=0.08)
     few_ticks(axis.xaxis, 4)
 
@@ -281,17 +398,23 @@ def _forest_alt(data, results, pairs, metric):
     said = []
     pooled = data[data["backbone"] == "all"].set_index(["dataset", "pair"])
     for pair in pairs:
-        known = [f"{title(d)} {pooled.loc[(d, pair), 'delta_pp']:+.2f} "
-                 f"({pooled.loc[(d, pair), 'low_pp']:+.2f} to "
-                 f"{pooled.loc[(d, pair), 'high_pp']:+.2f})" for d in results.datasets
-                 if (d, pair) in pooled.index]
+        known = [
+            f"{title(d)} {pooled.loc[(d, pair), 'delta_pp']:+.2f} "
+            f"({pooled.loc[(d, pair), 'low_pp']:+.2f} to "
+            f"{pooled.loc[(d, pair), 'high_pp']:+.2f})"
+            for d in results.datasets
+            if (d, pair) in pooled.index
+        ]
         said.append(f"{pair}: {', '.join(known) or 'missing'}")
-    return (f"Forest plot of paired bootstrap differences in {title(metric)}, in percentage points, rows of "
-            "panels for three pairs of regimes and a column per dataset. Over all backbones: "
-            f"{'; '.join(said)}.")
+    return (
+        f"Forest plot of paired bootstrap differences in {title(metric)}, in percentage points, rows of "
+        "panels for three pairs of regimes and a column per dataset. Over all backbones: "
+        f"{'; '.join(said)}."
+    )
 
 
 # --- Figure 4 -------------------------------------------------------------------------------------
+
 
 @styled
 def figure4(results, published=None, *, regime="ptq-fbgemm"):
@@ -300,9 +423,9 @@ def figure4(results, published=None, *, regime="ptq-fbgemm"):
     if data.empty:
         return empty("AUPRC against the number of calibration images: missing from these results.")
     cnns = [b for b in results.backbones if family(b) == "cnn"]
-    figure, axes = new(len(results.datasets), len(cnns), height=1.1 + 1.35 * len(results.datasets),
-                       sharex=True,
-                       sharey="row")
+    figure, axes = new(
+        len(results.datasets), len(cnns), height=1.1 + 1.35 * len(results.datasets), sharex=True, sharey="row"
+    )
     for axis, backbone in zip(axes[0], cnns):
         axis.set_title(title(backbone), fontsize=FONT, loc="center")
     for line, dataset in zip(axes, results.datasets):
@@ -324,11 +447,18 @@ def _sweep_panel(axis, part, backbone):
     if part.empty:  # the scale is shared with the panels beside
         axis.text(0.5, 0.5, "missing", transform=axis.transAxes, ha="center", va="center", color=MUTED)
     std = part["std"].fillna(0)
-    axis.fill_between(part["n_calibration"], part["mean"] - std, part["mean"] + std, color=colour, alpha=0.35,
-                      linewidth=0)
-    axis.plot(part["n_calibration"], part["mean"], color=colour, marker=marker, markersize=4,
-              markeredgecolor=INK,
-              markeredgewidth=0.4)
+    axis.fill_between(
+        part["n_calibration"], part["mean"] - std, part["mean"] + std, color=colour, alpha=0.35, linewidth=0
+    )
+    axis.plot(
+        part["n_calibration"],
+        part["mean"],
+        color=colour,
+        marker=marker,
+        markersize=4,
+        markeredgecolor=INK,
+        markeredgewidth=0.4,
+    )
     axis.set_xscale("log", base=2)
     axis.minorticks_off()
 
@@ -338,20 +468,23 @@ def _sweep_note(data, results):
     kinds = joined(dict.fromkeys(spread[s] for s in data["spread"]))
     dynamic = [title(b) for b in results.backbones if family(b) == "transformer"]
     note = f"Line: mean; band: ± 1 std {kinds}."
-    return note + (f" {joined(dynamic)}: quantized dynamically, without calibration images." if dynamic
-                   else "")
+    return note + (f" {joined(dynamic)}: quantized dynamically, without calibration images." if dynamic else "")
 
 
 def _sweep_alt(data, results):
-    ends = data.sort_values("n_calibration").groupby(["dataset", "backbone"],
-                                                     sort=False)["mean"].agg(["first", "last"])
+    ends = data.sort_values("n_calibration").groupby(["dataset", "backbone"], sort=False)["mean"].agg(["first", "last"])
     change = 100 * (ends["last"] - ends["first"])
-    said = [f"{title(d)} {change[d].min():+.1f} to {change[d].max():+.1f}" for d in results.datasets
-            if d in change.index.get_level_values(0)]
-    return ("AUPRC after post-training quantization against the number of calibration images, one small "
-            "panel per convolutional backbone and dataset, mean with a band of one standard deviation. "
-            "Change from the smallest to the largest set in percentage points, over backbones: "
-            f"{'; '.join(said)}. {_sweep_note(data, results)}")
+    said = [
+        f"{title(d)} {change[d].min():+.1f} to {change[d].max():+.1f}"
+        for d in results.datasets
+        if d in change.index.get_level_values(0)
+    ]
+    return (
+        "AUPRC after post-training quantization against the number of calibration images, one small "
+        "panel per convolutional backbone and dataset, mean with a band of one standard deviation. "
+        "Change from the smallest to the largest set in percentage points, over backbones: "
+        f"{'; '.join(said)}. {_sweep_note(data, results)}"
+    )
 
 
 def figure4_interactive(results, *, regime="ptq-fbgemm"):
@@ -365,13 +498,19 @@ def figure4_interactive(results, *, regime="ptq-fbgemm"):
     for column, dataset in enumerate(results.datasets, 1):
         for backbone, part in data[data["dataset"] == dataset].groupby("backbone", sort=False):
             figure.add_scatter(
-                x=part["n_calibration"], y=part["mean"], mode="lines+markers", name=title(backbone), row=1,
+                x=part["n_calibration"],
+                y=part["mean"],
+                mode="lines+markers",
+                name=title(backbone),
+                row=1,
                 col=column,
-                legendgroup=backbone, showlegend=first(backbone), line={"color": backbone_style(backbone)[0]},
+                legendgroup=backbone,
+                showlegend=first(backbone),
+                line={"color": backbone_style(backbone)[0]},
                 error_y={"type": "data", "array": part["std"].fillna(0), "thickness": 1, "width": 3},
-                hovertemplate=f"{title(backbone)}<br>%{{x}} images<br>AUPRC %{{y:.4f}}<extra></extra>")
-    figure.update_xaxes(type="log", title="Calibration images",
-                        tickvals=sorted(data["n_calibration"].unique()))
+                hovertemplate=f"{title(backbone)}<br>%{{x}} images<br>AUPRC %{{y:.4f}}<extra></extra>",
+            )
+    figure.update_xaxes(type="log", title="Calibration images", tickvals=sorted(data["n_calibration"].unique()))
     figure.update_yaxes(title="AUPRC", col=1)
     missing = "AUPRC against the number of calibration images: missing."
     alt = _sweep_alt(data, results) if len(data) else missing
@@ -379,6 +518,7 @@ def figure4_interactive(results, *, regime="ptq-fbgemm"):
 
 
 # --- Figure 6 -------------------------------------------------------------------------------------
+
 
 @styled
 def figure6(results, published=None, *, engine="fbgemm", batch_size=1):
@@ -403,31 +543,43 @@ def figure6(results, published=None, *, engine="fbgemm", batch_size=1):
             colour = regime_colour(regime)
             axis.plot([row["p50_ms"], row["p99_ms"]], [y, y], color=colour, linewidth=2)
             axis.plot(row["p99_ms"], y, "|", color=colour, markersize=9, markeredgewidth=2)
-            axis.plot(row["p50_ms"], y, "o" if regime == "fp32" else "s", color=colour, markersize=8,
-                      markeredgecolor=INK, markeredgewidth=0.5)
+            axis.plot(
+                row["p50_ms"],
+                y,
+                "o" if regime == "fp32" else "s",
+                color=colour,
+                markersize=8,
+                markeredgecolor=INK,
+                markeredgewidth=0.5,
+            )
         said = f"{ups[backbone]:.2f}×" if backbone in ups else "not timed"
         said += f"  ({theirs[backbone]:.2f}×)" if backbone in theirs else ""
         axis.text(1.01, y, said, va="center", transform=axis.get_yaxis_transform())
-    axis.text(1.01, -0.8, "speed-up (paper's)", transform=axis.get_yaxis_transform(), va="bottom",
-              color=MUTED)
+    axis.text(1.01, -0.8, "speed-up (paper's)", transform=axis.get_yaxis_transform(), va="bottom", color=MUTED)
     axis.set_yticks(range(len(results.backbones)), [title(b) for b in results.backbones])
     axis.set_ylim(len(results.backbones) - 0.4, -0.6)
     _log_ms(axis, np.concatenate([data["p50_ms"], data["p99_ms"].dropna()]))
     axis.set_xlabel(f"Latency at batch {batch_size} on this CPU (ms, logarithmic)")
     axis.grid(axis="y", visible=False)
-    handles = [Line2D([], [], marker=m, color=regime_colour(r), markeredgecolor=INK, markersize=8,
-                      label=f"{title(r)}, p50")
-               for r, m in zip(regimes, "os")]
-    handles.append(Line2D([], [], marker="|", color=MUTED, markersize=9, markeredgewidth=2, linestyle="none",
-                          label="p99"))
+    handles = [
+        Line2D([], [], marker=m, color=regime_colour(r), markeredgecolor=INK, markersize=8, label=f"{title(r)}, p50")
+        for r, m in zip(regimes, "os")
+    ]
+    handles.append(
+        Line2D([], [], marker="|", color=MUTED, markersize=9, markeredgewidth=2, linestyle="none", label="p99")
+    )
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     known = [f"{title(b)} {ups[b]:.2f}" for b in results.backbones if b in ups]
-    return described(figure, f"CPU latency at batch {batch_size} of FP32 and {title(regimes[1])} for each "
-                             "backbone, median and 99th percentile. Speed-up of INT8 over FP32: "
-                             f"{', '.join(known) or 'missing'}.")
+    return described(
+        figure,
+        f"CPU latency at batch {batch_size} of FP32 and {title(regimes[1])} for each "
+        "backbone, median and 99th percentile. Speed-up of INT8 over FP32: "
+        f"{', '.join(known) or 'missing'}.",
+    )
 
 
 # --- Figure 7 -------------------------------------------------------------------------------------
+
 
 @styled
 def figure7(results, published=None, *, backbone="resnet50", engine="fbgemm"):
@@ -439,24 +591,29 @@ def figure7(results, published=None, *, backbone="resnet50", engine="fbgemm"):
         return empty(f"Reliability of {title(backbone)}: these results hold no predictions for it.")
     datasets, regimes = results.datasets, ["fp32", f"ptq-{engine}", f"qat-{engine}"]
     wide = len(datasets) > 2
-    figure, axes = new(2, len(datasets), height=4.9, width=WIDTH if wide else 4.8, sharex=True, sharey="row",
-                       height_ratios=[3, 1.2])
+    figure, axes = new(
+        2, len(datasets), height=4.9, width=WIDTH if wide else 4.8, sharex=True, sharey="row", height_ratios=[3, 1.2]
+    )
     said = []
     for column, dataset in enumerate(datasets):
         errors = reliability_panels(axes[:, column], data[data["dataset"] == dataset], regimes)
         axes[0, column].set_title(title(dataset))
-        said.append(f"{title(dataset)}: " + (", ".join(f"{title(r)} {e:.3f}" for r, e in errors.items())
-                                             or "missing"))
+        said.append(f"{title(dataset)}: " + (", ".join(f"{title(r)} {e:.3f}" for r, e in errors.items()) or "missing"))
         axes[1, column].set_xlabel("Confidence")
     axes[0, 0].set_ylabel("Fraction correct")
     axes[1, 0].set_ylabel("Share of\nimages")
-    handles = [Line2D([], [], color=regime_colour(r), marker=m, label=title(r)) for r,
-               m in zip(regimes, "osD")]
-    figure.legend(handles=[*handles, Line2D([], [], color=INK, linestyle="--", label="perfect calibration")],
-                  loc="outside lower center", ncols=4 if wide else 2)
-    return described(figure, f"Reliability diagrams of {title(backbone)} with histograms of confidence "
-                             "below, one column per dataset. Top-label calibration error: "
-                             f"{'; '.join(said)}.")
+    handles = [Line2D([], [], color=regime_colour(r), marker=m, label=title(r)) for r, m in zip(regimes, "osD")]
+    figure.legend(
+        handles=[*handles, Line2D([], [], color=INK, linestyle="--", label="perfect calibration")],
+        loc="outside lower center",
+        ncols=4 if wide else 2,
+    )
+    return described(
+        figure,
+        f"Reliability diagrams of {title(backbone)} with histograms of confidence "
+        "below, one column per dataset. Top-label calibration error: "
+        f"{'; '.join(said)}.",
+    )
 
 
 def reliability_panels(axes, data, regimes):
@@ -471,12 +628,30 @@ def reliability_panels(axes, data, regimes):
         errors[regime] = float((share * (bins["confidence"] - bins["frequency"]).abs()).sum())
         shown = bins[bins["count"] > 0]
         axes[0].plot(shown["confidence"], shown["frequency"], color=colour, linewidth=1.2, alpha=0.8)
-        axes[0].scatter(shown["confidence"], shown["frequency"], s=12 + 90 * share[shown.index], color=colour,
-                        marker=marker, edgecolor=INK, linewidth=0.4, zorder=3, clip_on=False)
+        axes[0].scatter(
+            shown["confidence"],
+            shown["frequency"],
+            s=12 + 90 * share[shown.index],
+            color=colour,
+            marker=marker,
+            edgecolor=INK,
+            linewidth=0.4,
+            zorder=3,
+            clip_on=False,
+        )
         axes[1].stairs(share, [*bins["lower"], bins["upper"].iloc[-1]], color=colour, linewidth=1.8)
         axes[1].text(0.1, 0.97 - 0.23 * k, f"ECE {errors[regime]:.3f}", transform=axes[1].transAxes, va="top")
-        axes[1].plot(0.05, 0.89 - 0.23 * k, marker=marker, color=colour, markersize=5.5, linestyle="none",
-                     transform=axes[1].transAxes, markeredgecolor=INK, markeredgewidth=0.4)
+        axes[1].plot(
+            0.05,
+            0.89 - 0.23 * k,
+            marker=marker,
+            color=colour,
+            markersize=5.5,
+            linestyle="none",
+            transform=axes[1].transAxes,
+            markeredgecolor=INK,
+            markeredgewidth=0.4,
+        )
     axes[1].set_ylim(0, None)
     if not errors:
         axes[0].text(0.5, 0.55, "missing", transform=axes[0].transAxes, ha="center", color=MUTED)
@@ -484,6 +659,3 @@ def reliability_panels(axes, data, regimes):
     axes[0].set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     axes[0].set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
     return errors
-
-
-

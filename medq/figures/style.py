@@ -10,30 +10,64 @@ from matplotlib.figure import Figure
 
 from medq.results import title
 
-REGIME_COLOURS = {"fp32": "#575d6d", "fp16": "#34bcf6", "ptq-fbgemm": "#ce0e17", "ptq-qnnpack": "#f18102",
-                  "qat-fbgemm": "#428364", "qat-qnnpack": "#a0b88d", "fp32-continued": "#8a58d0"}
+REGIME_COLOURS = {
+    "fp32": "#575d6d",
+    "fp16": "#34bcf6",
+    "ptq-fbgemm": "#ce0e17",
+    "ptq-qnnpack": "#f18102",
+    "qat-fbgemm": "#428364",
+    "qat-qnnpack": "#a0b88d",
+    "fp32-continued": "#8a58d0",
+}
 BACKBONE_STYLES = {  # colour, marker
-    "resnet18": ("#f08d33", "o"), "resnet50": ("#c74953", "s"), "densenet121": ("#56b7d9", "^"),
-    "efficientnet_b0": ("#98b290", "D"), "mobilenetv2": ("#8c2496", "v"), "convnext_tiny": ("#635505", "P"),
-    "swin_tiny": ("#4e8886", "X"), "vit_base": ("#8666fe", "*")}
+    "resnet18": ("#f08d33", "o"),
+    "resnet50": ("#c74953", "s"),
+    "densenet121": ("#56b7d9", "^"),
+    "efficientnet_b0": ("#98b290", "D"),
+    "mobilenetv2": ("#8c2496", "v"),
+    "convnext_tiny": ("#635505", "P"),
+    "swin_tiny": ("#4e8886", "X"),
+    "vit_base": ("#8666fe", "*"),
+}
 SPARE = (("#b06a9a", "<"), ("#3f7fbf", ">"), ("#a38a3c", "h"), ("#7a4a2b", "d"))  # backbones of a user's own
 INK, MUTED, GRID, PAPER = "#222222", "#666666", "#d4d4d4", "#ffffff"
 ON_COLOUR, ON_DARK = "#0a1420", "#fff5ea"  # text on a coloured tile keeps its shade on a dark page
 WIDTH = 7.6  # inches: the width of a page of the book, so that points are points when shown
-FONT = 9.0   # points, the smallest that is used
+FONT = 9.0  # points, the smallest that is used
 
 RC = {
-    "figure.dpi": 96, "figure.facecolor": PAPER, "savefig.facecolor": PAPER, "axes.facecolor": PAPER,
-    "font.family": "DejaVu Sans", "font.size": FONT, "axes.titlesize": 10, "axes.labelsize": FONT,
-    "xtick.labelsize": FONT, "ytick.labelsize": FONT, "legend.fontsize": FONT, "figure.titlesize": 11,
-    "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False,
+    "figure.dpi": 96,
+    "figure.facecolor": PAPER,
+    "savefig.facecolor": PAPER,
+    "axes.facecolor": PAPER,
+    "font.family": "DejaVu Sans",
+    "font.size": FONT,
+    "axes.titlesize": 10,
+    "axes.labelsize": FONT,
+    "xtick.labelsize": FONT,
+    "ytick.labelsize": FONT,
+    "legend.fontsize": FONT,
+    "figure.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": MUTED, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
     "ytick.color": INK,
-    "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.6, "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
     "legend.frameon": False,
-    "lines.linewidth": 1.5, "lines.markersize": 6, "svg.fonttype": "path", "svg.hashsalt": "medq",
-    "figure.constrained_layout.use": True, "axes.formatter.useoffset": False,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 6,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "medq",
+    "figure.constrained_layout.use": True,
+    "axes.formatter.useoffset": False,
 }
 
 
@@ -57,6 +91,7 @@ def styled(function):
 
         with matplotlib.style.context(["default", RC]):
             return function(*args, **options)
+
     return draw
 
 
@@ -100,19 +135,27 @@ def backbone_legend(figure, backbones, *, columns=4, extra=(), line=False):
     handles = []
     for name in backbones:
         colour, marker = backbone_style(name)
-        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="-" if line else "none",
-                              markeredgecolor=INK, markeredgewidth=0.5, label=title(name)))
+        handles.append(
+            Line2D(
+                [],
+                [],
+                color=colour,
+                marker=marker,
+                linestyle="-" if line else "none",
+                markeredgecolor=INK,
+                markeredgewidth=0.5,
+                label=title(name),
+            )
+        )
     handles += list(extra)
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, handletextpad=0.4,
-                  columnspacing=1.4)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, handletextpad=0.4, columnspacing=1.4)
 
 
 def few_ticks(axis, n=4, *, whole=False):
     """At most `n` ticks (at whole numbers), so that labels never touch."""
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(n, steps=[1, 2, 5, 10] if whole else [1, 2, 2.5, 5, 10],
-                                       integer=whole))
+    axis.set_major_locator(MaxNLocator(n, steps=[1, 2, 5, 10] if whole else [1, 2, 2.5, 5, 10], integer=whole))
 
 
 def absent(axis):

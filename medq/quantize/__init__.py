@@ -15,5 +15,15 @@ from medq.quantize.kernels import agreement, mended
 from medq.quantize.stage import run
 from medq.quantize.storage import load, save, state_dict_bytes
 
-__all__ = ["ENGINES", "Quantized", "Unsupported", "agreement", "engine", "load", "mended", "run", "save",
-           "state_dict_bytes"]
+__all__ = [
+    "ENGINES",
+    "Quantized",
+    "Unsupported",
+    "agreement",
+    "engine",
+    "load",
+    "mended",
+    "run",
+    "save",
+    "state_dict_bytes",
+]

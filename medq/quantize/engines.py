@@ -56,8 +56,20 @@ def refusals():
         yield
     except RuntimeError as error:
         text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if any(sign in text.lower() for sign in ("qnnpack", "fbgemm", "onednn", "create_", "failed to create",
-                                                 "scale ratio", "requantization", "engine", "could not run 'quantized")):
+        if any(
+            sign in text.lower()
+            for sign in (
+                "qnnpack",
+                "fbgemm",
+                "onednn",
+                "create_",
+                "failed to create",
+                "scale ratio",
+                "requantization",
+                "engine",
+                "could not run 'quantized",
+            )
+        ):
             raise Unsupported(_reason(text)) from error
         raise
 

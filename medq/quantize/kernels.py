@@ -24,15 +24,31 @@ COLUMNS = ["layer", "operator", "kernel_sqnr_db", "kernel_max_steps", "wrong", "
 
 _CLAMPS = (F.relu6, F.hardtanh, torch.clamp, "clamp", "clamp_")
 # torch.ops.quantized operators in floating point; they alone are also given the output's scale and zero point.
-_FUNCTIONS = {"add": torch.add, "mul": torch.mul, "matmul": torch.matmul, "cat": torch.cat, "hardswish": F.hardswish,
-              "leaky_relu": F.leaky_relu, "elu": F.elu, "sigmoid": torch.sigmoid, "layer_norm": F.layer_norm,
-              "group_norm": F.group_norm,
-              "instance_norm": lambda x, w, b, eps: F.instance_norm(x, weight=w, bias=b, eps=eps),
-              "linear": lambda x, packed: F.linear(x, *_unpacked(packed)),
-              "conv2d": lambda x, packed: F.conv2d(x, *_unpacked(packed), packed.stride(), packed.padding(),
-                                                   packed.dilation(), packed.groups())}
-FUSED_RELU = (intrinsic.quantized.ConvReLU1d, intrinsic.quantized.ConvReLU2d, intrinsic.quantized.ConvReLU3d,
-              intrinsic.quantized.LinearReLU, intrinsic.quantized.BNReLU2d, intrinsic.quantized.BNReLU3d)
+_FUNCTIONS = {
+    "add": torch.add,
+    "mul": torch.mul,
+    "matmul": torch.matmul,
+    "cat": torch.cat,
+    "hardswish": F.hardswish,
+    "leaky_relu": F.leaky_relu,
+    "elu": F.elu,
+    "sigmoid": torch.sigmoid,
+    "layer_norm": F.layer_norm,
+    "group_norm": F.group_norm,
+    "instance_norm": lambda x, w, b, eps: F.instance_norm(x, weight=w, bias=b, eps=eps),
+    "linear": lambda x, packed: F.linear(x, *_unpacked(packed)),
+    "conv2d": lambda x, packed: F.conv2d(
+        x, *_unpacked(packed), packed.stride(), packed.padding(), packed.dilation(), packed.groups()
+    ),
+}
+FUSED_RELU = (
+    intrinsic.quantized.ConvReLU1d,
+    intrinsic.quantized.ConvReLU2d,
+    intrinsic.quantized.ConvReLU3d,
+    intrinsic.quantized.LinearReLU,
+    intrinsic.quantized.BNReLU2d,
+    intrinsic.quantized.BNReLU3d,
+)
 DYNAMIC = nnq.dynamic.Linear
 WEIGHTED = (nnq.Conv1d, nnq.Conv2d, nnq.Conv3d, nnq.Linear)
 
@@ -150,8 +166,12 @@ def compared(exact, result):
     error = result.dequantize() - exact.dequantize()
     steps = error.abs() / result.q_scale()
     wrong = float((steps > MAX_STEPS + 0.5).double().mean())
-    return {"kernel_sqnr_db": sqnr_db(exact.dequantize(), error), "kernel_max_steps": round(float(steps.max())),
-            "wrong": wrong, "agrees": wrong <= MAX_WRONG}
+    return {
+        "kernel_sqnr_db": sqnr_db(exact.dequantize(), error),
+        "kernel_max_steps": round(float(steps.max())),
+        "wrong": wrong,
+        "agrees": wrong <= MAX_WRONG,
+    }
 
 
 def layer_and_operator(model, node):
@@ -238,8 +258,17 @@ def _dynamic_rows(quantized, batch):
             weight, bias = module._packed_params._weight_bias()
             exact = F.linear(fake_activation(inputs[0], LEVELS[quantized.engine]), weight.dequantize(), bias)
             ratio = sqnr_db(exact, output - exact)
-            rows.append({"layer": name, "operator": "Linear (dynamic)", "kernel_sqnr_db": ratio,
-                         "kernel_max_steps": math.nan, "wrong": math.nan, "agrees": ratio >= MIN_SQNR_DB})
+            rows.append(
+                {
+                    "layer": name,
+                    "operator": "Linear (dynamic)",
+                    "kernel_sqnr_db": ratio,
+                    "kernel_max_steps": math.nan,
+                    "wrong": math.nan,
+                    "agrees": ratio >= MIN_SQNR_DB,
+                }
+            )
+
         return hook
 
     for name, module in quantized.model.named_modules():

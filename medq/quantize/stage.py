@@ -66,16 +66,33 @@ def _quantize(params, cell, part, inputs):
         facts |= _judge(cell, quantized, batches[0], part, files)
         facts["int8_bytes"] = storage.state_dict_bytes(quantized.model)
         kind = "dynamic" if family == "transformer" else "static-qat" if method == "qat" else "static"
-        storage.save(quantized, cell.folder / QUANTIZED, method=kind, backbone=cell.backbone,
-                     n_classes=len(part.classes), image_size=params.image_size,
-                     recipe=DEFAULT if kind == "static" else None)
+        storage.save(
+            quantized,
+            cell.folder / QUANTIZED,
+            method=kind,
+            backbone=cell.backbone,
+            n_classes=len(part.classes),
+            image_size=params.image_size,
+            recipe=DEFAULT if kind == "static" else None,
+        )
         files.append(QUANTIZED)
         status = {"status": "done"}
     except (Unsupported, FloatingPointError) as error:
         status = {"status": "unsupported", "reason": str(error)}
         files = [name for name in files if name not in (finetune.PREDICTIONS, QUANTIZED)]
-    finetune.finish(params, cell, inputs, files, history, started, clock, n_train=len(part.train),
-                    n_held_out=len(part.held_out), **facts, **status)
+    finetune.finish(
+        params,
+        cell,
+        inputs,
+        files,
+        history,
+        started,
+        clock,
+        n_train=len(part.train),
+        n_held_out=len(part.held_out),
+        **facts,
+        **status,
+    )
 
 
 def study(params, cell, stage, name, measure):
@@ -125,7 +142,7 @@ def calibration_rows(part, n, seed, draw=0):
 def calibration_batches(part, rows, prepare=normalise):
     """The images at `rows` as normalised float32 batches of at most 32 (`unnormalised`: in [0, 1])."""
     for start in range(0, len(rows), BATCH):
-        yield prepare(torch.from_numpy(np.ascontiguousarray(part.images[rows[start:start + BATCH]])))
+        yield prepare(torch.from_numpy(np.ascontiguousarray(part.images[rows[start : start + BATCH]])))
 
 
 def prepared_model(model, family, engine_name, batches, image_size, recipe=DEFAULT):
@@ -165,16 +182,20 @@ def _train(params, cell, part, model, family, engine_name, key):
         static.observe(model, epoch < freeze_at)
 
     # `eval()` does not stop an observer: without this the held-out images would move the activations' ranges.
-    schedule = dataclasses.replace(schedule, before_epoch=before,
-                                   after_epoch=lambda model: static.observe(model, False))
+    schedule = dataclasses.replace(
+        schedule, before_epoch=before, after_epoch=lambda model: static.observe(model, False)
+    )
     history = fit.fit(prepared, part, schedule, cell.folder)
     return prepared.cpu().eval(), history
 
 
 def _predict(params, cell, part, quantized, simulation):
     """Write predictions of the simulation, the integer model and the mended one; returns the files' names."""
-    models = {"predictions.fake-quant.parquet": simulation, finetune.PREDICTIONS: quantized,
-              "predictions.mended.parquet": kernels.mended(quantized)}
+    models = {
+        "predictions.fake-quant.parquet": simulation,
+        finetune.PREDICTIONS: quantized,
+        "predictions.mended.parquet": kernels.mended(quantized),
+    }
     for name, model in models.items():
         if model is not None:
             probability = evaluate.probabilities(model, part.images[part.held_out])
@@ -189,5 +210,3 @@ def _judge(cell, quantized, batch, part, files):
     files.append(KERNELS)
     agrees, note = kernels.verdict(table)
     return {"engine_agrees": agrees, "engine_note": note}
-
-

@@ -6,28 +6,41 @@ import warnings
 
 import torch
 from torch import nn
-from torch.ao.quantization import (QConfig, disable_observer, enable_observer, get_default_qat_qconfig_mapping,
-                                   get_default_qconfig_mapping)
+from torch.ao.quantization import (
+    QConfig,
+    disable_observer,
+    enable_observer,
+    get_default_qat_qconfig_mapping,
+    get_default_qconfig_mapping,
+)
 from torch.ao.quantization import observer as observers
 from torch.ao.quantization.quantize_fx import convert_fx, convert_to_reference_fx, fuse_fx, prepare_fx, prepare_qat_fx
 
 from medq.quantize import kernels
 from medq.quantize.engines import Quantized, engine, refusals
 
-_ACTIVATIONS = {"minmax": observers.MinMaxObserver, "moving-average": observers.MovingAverageMinMaxObserver,
-                "histogram": observers.HistogramObserver}
-_WEIGHTS = {"per-tensor": observers.default_weight_observer,
-            "per-channel": observers.default_per_channel_weight_observer}
+_ACTIVATIONS = {
+    "minmax": observers.MinMaxObserver,
+    "moving-average": observers.MovingAverageMinMaxObserver,
+    "histogram": observers.HistogramObserver,
+}
+_WEIGHTS = {
+    "per-tensor": observers.default_weight_observer,
+    "per-channel": observers.default_per_channel_weight_observer,
+}
 _REDUCED = {"fbgemm": True, "x86": True, "qnnpack": False, "onednn": False}  # PyTorch's choice for each engine
 OTHER = {"fbgemm": "qnnpack", "qnnpack": "fbgemm"}
 
 
 def resolved(recipe, engine_name):
     """`recipe` with what PyTorch gives for the engine written out wherever the recipe leaves it open."""
-    return recipe.model_copy(update={
-        "weights": recipe.weights or ("per-tensor" if engine_name == "qnnpack" else "per-channel"),
-        "activations": recipe.activations or "histogram",
-        "reduce_range": _REDUCED[engine_name] if recipe.reduce_range is None else recipe.reduce_range})
+    return recipe.model_copy(
+        update={
+            "weights": recipe.weights or ("per-tensor" if engine_name == "qnnpack" else "per-channel"),
+            "activations": recipe.activations or "histogram",
+            "reduce_range": _REDUCED[engine_name] if recipe.reduce_range is None else recipe.reduce_range,
+        }
+    )
 
 
 def qconfig_mapping(engine_name, recipe):
@@ -41,8 +54,10 @@ def qconfig_mapping(engine_name, recipe):
     mapping.set_global(QConfig(activation=activation, weight=weight))
     for kind, config in mapping.object_type_qconfigs.items():
         if config is not None and config.activation is default.activation:
-            mapping.set_object_type(kind, QConfig(
-                activation=activation, weight=weight if config.weight is default.weight else config.weight))
+            mapping.set_object_type(
+                kind,
+                QConfig(activation=activation, weight=weight if config.weight is default.weight else config.weight),
+            )
     return mapping
 
 
@@ -100,8 +115,11 @@ def float_weights(model, converted):
 
     How batch norm was folded cannot be read off `converted`: the way whose weights lie nearest counts.
     """
-    quantized = {name: module.weight().dequantize() for name, module in converted.named_modules()
-                 if isinstance(module, kernels.WEIGHTED)}
+    quantized = {
+        name: module.weight().dequantize()
+        for name, module in converted.named_modules()
+        if isinstance(module, kernels.WEIGHTED)
+    }
     best, smallest = {}, float("inf")
     for kind in ("traced", "fused", "unfused"):
         found = {}
@@ -109,8 +127,11 @@ def float_weights(model, converted):
             module = module[0] if isinstance(module, nn.Sequential) and len(module) and name in quantized else module
             if name in quantized and getattr(module, "weight", None) is not None:
                 found[name] = (module.weight.detach(), None if module.bias is None else module.bias.detach())
-        distance = sum(float((quantized[name] - weight).norm() / weight.norm().clamp_min(1e-12))
-                       for name, (weight, _) in found.items() if weight.shape == quantized[name].shape)
+        distance = sum(
+            float((quantized[name] - weight).norm() / weight.norm().clamp_min(1e-12))
+            for name, (weight, _) in found.items()
+            if weight.shape == quantized[name].shape
+        )
         if found and distance < smallest:
             best, smallest = found, distance
     return best

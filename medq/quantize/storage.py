@@ -36,9 +36,16 @@ class Header(Model):
 
 def save(quantized, path, *, method, backbone, n_classes, image_size, recipe_engine=None, recipe=None):
     """Write `quantized` to `path`. `method` is `static`, `static-qat` or `dynamic`; `recipe`: static only."""
-    header = {"method": method, "backbone": backbone, "n_classes": n_classes, "image_size": image_size,
-              "engine": recipe_engine or quantized.engine, "run_engine": quantized.engine,
-              "recipe": recipe.model_dump() if recipe else None, "mended": quantized.mended}
+    header = {
+        "method": method,
+        "backbone": backbone,
+        "n_classes": n_classes,
+        "image_size": image_size,
+        "engine": recipe_engine or quantized.engine,
+        "run_engine": quantized.engine,
+        "recipe": recipe.model_dump() if recipe else None,
+        "mended": quantized.mended,
+    }
     with artefacts.replacing(path) as temporary:
         save_file(_flat(quantized.model.state_dict()), temporary, metadata={"medq": json.dumps(header)})
 
@@ -58,8 +65,9 @@ def load(path):
         raise UserError(f"{path}: is not a quantized model of medq (its header does not say how to build it).")
     header = validate(Header, header, f"{path} (header)")
     if (header.recipe is not None) != (header.method == "static"):
-        raise UserError(f"{path} (header): recipe: belongs to the method static, not to {header.method}; "
-                        "make it again.")
+        raise UserError(
+            f"{path} (header): recipe: belongs to the method static, not to {header.method}; make it again."
+        )
     quantized = _rebuild(header)
     template = quantized.model.state_dict()
     try:
@@ -68,8 +76,9 @@ def load(path):
         with engine(quantized.engine):  # which also packs the weights
             quantized.model.load_state_dict(state)
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"{path}: does not fit {header.backbone} as this version builds it ({str(error)[:80]}); "
-                        "make it again.") from None
+        raise UserError(
+            f"{path}: does not fit {header.backbone} as this version builds it ({str(error)[:80]}); make it again."
+        ) from None
     return kernels.mended(quantized) if header.mended else quantized
 
 

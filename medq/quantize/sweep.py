@@ -4,7 +4,6 @@ Each case of `CASES` runs on each engine and memory layout, on values that use t
 reduced range that an engine may need; the integer result is compared with floating point on the same inputs.
 """
 
-
 import pandas as pd
 import torch
 from torch.ao.nn import quantized as nnq
@@ -18,23 +17,44 @@ RANGES = {"full": 255, "reduced": 127}  # highest integer of the activations; th
 COLUMNS = ["operator", "engine", "layout", "range", "kernel_sqnr_db", "kernel_max_steps", "wrong", "agrees", "note"]
 
 # Weighted operators: name -> (channels in, channels out, kernel, stride, groups); kernel None is a Linear.
-WEIGHTED = {"conv 3x3": (16, 24, 3, 1, 1), "conv 3x3, stride 2": (16, 24, 3, 2, 1), "conv 1x1": (16, 24, 1, 1, 1),
-            "conv 7x7, stride 2": (3, 16, 7, 2, 1), "conv 4x4, stride 4": (3, 16, 4, 4, 1),
-            "conv 3x3, 4 groups": (16, 24, 3, 1, 4), "depthwise 3x3": (16, 16, 3, 1, 16),
-            "depthwise 3x3, stride 2": (16, 16, 3, 2, 16), "depthwise 5x5": (16, 16, 5, 1, 16),
-            "depthwise 7x7": (16, 16, 7, 1, 16), "linear": (16, 24, None, 1, 1)}
+WEIGHTED = {
+    "conv 3x3": (16, 24, 3, 1, 1),
+    "conv 3x3, stride 2": (16, 24, 3, 2, 1),
+    "conv 1x1": (16, 24, 1, 1, 1),
+    "conv 7x7, stride 2": (3, 16, 7, 2, 1),
+    "conv 4x4, stride 4": (3, 16, 4, 4, 1),
+    "conv 3x3, 4 groups": (16, 24, 3, 1, 4),
+    "depthwise 3x3": (16, 16, 3, 1, 16),
+    "depthwise 3x3, stride 2": (16, 16, 3, 2, 16),
+    "depthwise 5x5": (16, 16, 5, 1, 16),
+    "depthwise 7x7": (16, 16, 7, 1, 16),
+    "linear": (16, 24, None, 1, 1),
+}
 # Functions that torch runs on quantized tensors as they are.
-NATIVE = {"relu": F.relu, "relu6": F.relu6, "hardtanh": F.hardtanh, "clamp": lambda x: torch.clamp(x, -1.0, 1.0),
-          "sigmoid": torch.sigmoid, "tanh": torch.tanh, "hardsigmoid": F.hardsigmoid,
-          "max pool 3x3": lambda x: F.max_pool2d(x, 3, 2, 1), "average pool 2x2": lambda x: F.avg_pool2d(x, 2),
-          "adaptive average pool": lambda x: F.adaptive_avg_pool2d(x, 1),
-          "mean": lambda x: x.mean((2, 3), keepdim=True),
-          "interpolate": lambda x: F.interpolate(x, scale_factor=2.0), "cat": lambda x: torch.cat([x, x], 1)}
+NATIVE = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "hardtanh": F.hardtanh,
+    "clamp": lambda x: torch.clamp(x, -1.0, 1.0),
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "hardsigmoid": F.hardsigmoid,
+    "max pool 3x3": lambda x: F.max_pool2d(x, 3, 2, 1),
+    "average pool 2x2": lambda x: F.avg_pool2d(x, 2),
+    "adaptive average pool": lambda x: F.adaptive_avg_pool2d(x, 1),
+    "mean": lambda x: x.mean((2, 3), keepdim=True),
+    "interpolate": lambda x: F.interpolate(x, scale_factor=2.0),
+    "cat": lambda x: torch.cat([x, x], 1),
+}
 # Functions of torch.ops.quantized (name there -> floating point) of one or two tensors, given the output's grid.
 UNARY = {"hardswish": F.hardswish, "leaky_relu": F.leaky_relu, "elu": F.elu}
 EXTRA = {"leaky_relu": ((0.01, False), ()), "elu": ((), (1.0,))}  # arguments before and after the output's grid
-BINARY = {"add": torch.add, "add_relu": lambda a, b: F.relu(a + b), "mul": torch.mul,
-          "mul_relu": lambda a, b: F.relu(a * b)}
+BINARY = {
+    "add": torch.add,
+    "add_relu": lambda a, b: F.relu(a + b),
+    "mul": torch.mul,
+    "mul_relu": lambda a, b: F.relu(a * b),
+}
 CASES = (*WEIGHTED, *NATIVE, *UNARY, *BINARY, "mul, broadcast", "batch_norm", "layer_norm")
 
 
@@ -51,8 +71,15 @@ def sweep(engines=None, operators=CASES):
         for operator in operators:
             for layout in LAYOUTS:
                 for used in RANGES:
-                    rows.append({"operator": operator, "engine": name, "layout": layout, "range": used,
-                                 **_row(operator, name, layout, RANGES[used])})
+                    rows.append(
+                        {
+                            "operator": operator,
+                            "engine": name,
+                            "layout": layout,
+                            "range": used,
+                            **_row(operator, name, layout, RANGES[used]),
+                        }
+                    )
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

@@ -42,7 +42,8 @@ class SideBySide(fx.Interpreter):
             self.before(node, module, args[0])
         (integer_args, integer_kwargs), (exact_args, exact_kwargs) = (
             tree_map(lambda v, side=side: getattr(v, side) if isinstance(v, Pair) else v, (args, kwargs))
-            for side in ("integer", "exact"))
+            for side in ("integer", "exact")
+        )
         exact = self._exact(node, module, exact_args, exact_kwargs)
         integer = getattr(self, node.op)(node.target, integer_args, integer_kwargs)
         result = Pair(integer, exact)
@@ -52,7 +53,8 @@ class SideBySide(fx.Interpreter):
 
     def _exact(self, node, module, args, kwargs):
         if node.target in (torch.quantize_per_tensor, torch.quantize_per_channel) or (
-                node.op == "call_method" and node.target == "dequantize"):
+            node.op == "call_method" and node.target == "dequantize"
+        ):
             return args[0].clone()  # what follows may work in place
         if isinstance(module, kernels.WEIGHTED):
             return kernels.module_in_float(module, args[0], self.weights.get(node.target))

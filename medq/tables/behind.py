@@ -11,15 +11,21 @@ from medq.tables.beyond import beside_variant, engine_check, flips, qat_control,
 from medq.tables.entries import by_key, cell_state, mean_state
 from medq.tables.paper import speedups, table1_data, table2_data, table3_data, table4_data
 
+
 def regimes_data(results, metric, published=None, *, stage="converted"):
     """Figures 1 and 5: dataset, backbone (or `mean`), regime, value, low, high, between_std, paper, state."""
     cells = scores(results, metric, stage=stage)
     mean = means(results, metric, stage=stage)
     paper = by_key(means(published or paper_results(), metric, stage="fake-quant"), ["dataset", "regime"])
-    mean = mean.assign(backbone="mean", paper=[paper.get((counterpart(d), r), {}).get("value", math.nan)
-                                               for d, r in zip(mean["dataset"], mean["regime"])],
-                       state=[mean_state(results, d, r, b, stage) for d, r, b in
-                              zip(mean["dataset"], mean["regime"], mean["backbones"])])
+    mean = mean.assign(
+        backbone="mean",
+        paper=[
+            paper.get((counterpart(d), r), {}).get("value", math.nan) for d, r in zip(mean["dataset"], mean["regime"])
+        ],
+        state=[
+            mean_state(results, d, r, b, stage) for d, r, b in zip(mean["dataset"], mean["regime"], mean["backbones"])
+        ],
+    )
     cells = cells.assign(state=[cell_state(results, *key, stage) for key in zip(*(cells[c] for c in CELL))])
     columns = [*CELL, "value", "low", "high", "between_std", "paper", "state"]
     return pd.concat([cells.reindex(columns=columns), mean.reindex(columns=columns)], ignore_index=True)
@@ -46,8 +52,9 @@ def forest_data(results, *, metric="auprc", engine="fbgemm"):
     for first, second in PAIRS:
         names = [f"{k}-{engine}" if k != "fp32" else k for k in (first, second)]
         rows = b[(b["method_a"] == names[0]) & (b["method_b"] == names[1]) & (b["metric"] == metric)]
-        parts.append(rows.assign(pair=" vs ".join("FP32" if k == "fp32" else f"INT8-{k.upper()}"
-                                                  for k in (first, second))))
+        parts.append(
+            rows.assign(pair=" vs ".join("FP32" if k == "fp32" else f"INT8-{k.upper()}" for k in (first, second)))
+        )
     return pd.concat(parts, ignore_index=True)
 
 
@@ -58,8 +65,12 @@ def calibration_data(results, *, regime="ptq-fbgemm"):
     keys = ["dataset", "backbone", "n_calibration"]
     several = c.groupby("dataset")["fold"].nunique().gt(1)
     per_fold = c.groupby([*keys, "fold"], sort=False)["auprc"].mean().reset_index()
-    parts = [(per_fold if several.get(d, False) else c)[lambda f, d=d: f["dataset"] == d].assign(
-        spread="folds" if several.get(d, False) else "subsets") for d in c["dataset"].unique()]
+    parts = [
+        (per_fold if several.get(d, False) else c)[lambda f, d=d: f["dataset"] == d].assign(
+            spread="folds" if several.get(d, False) else "subsets"
+        )
+        for d in c["dataset"].unique()
+    ]
     if not parts:
         return pd.DataFrame(columns=[*keys, "mean", "std", "n", "spread"])
     grouped = pd.concat(parts).groupby([*keys, "spread"], sort=False)["auprc"]
@@ -92,16 +103,27 @@ def reliability_data(results, *, backbone="resnet50", engine="fbgemm", kind="top
 
 
 DATA = {
-    "table1": table1_data, "table2": table2_data, "table3": table3_data, "table4": table4_data,
-    "figure1": lambda r, p: regimes_data(r, "auroc", p), "figure2": lambda r, p: tradeoff_data(r),
-    "figure3": lambda r, p: forest_data(r), "figure4": lambda r, p: calibration_data(r),
-    "figure5": lambda r, p: regimes_data(r, "auprc", p), "figure6": latency_data,
-    "figure7": lambda r, p: reliability_data(r), "engine_check": lambda r, p: engine_check(r),
-    "ablation": lambda r, p: r.ablation, "remedies": lambda r, p: remedies(r),
+    "table1": table1_data,
+    "table2": table2_data,
+    "table3": table3_data,
+    "table4": table4_data,
+    "figure1": lambda r, p: regimes_data(r, "auroc", p),
+    "figure2": lambda r, p: tradeoff_data(r),
+    "figure3": lambda r, p: forest_data(r),
+    "figure4": lambda r, p: calibration_data(r),
+    "figure5": lambda r, p: regimes_data(r, "auprc", p),
+    "figure6": latency_data,
+    "figure7": lambda r, p: reliability_data(r),
+    "engine_check": lambda r, p: engine_check(r),
+    "ablation": lambda r, p: r.ablation,
+    "remedies": lambda r, p: remedies(r),
     "layers": lambda r, p: r.layers,
-    "silent": lambda r, p: silent(r), "flips": lambda r, p: flips(r), "leak": lambda r, p: r.leak,
+    "silent": lambda r, p: silent(r),
+    "flips": lambda r, p: flips(r),
+    "leak": lambda r, p: r.leak,
     "deduplicated": lambda r, p: beside_variant(r, "deduplicated"),
-    "inner": lambda r, p: beside_variant(r, "inner"), "qat_control": lambda r, p: qat_control(r),
+    "inner": lambda r, p: beside_variant(r, "inner"),
+    "qat_control": lambda r, p: qat_control(r),
     "peers": lambda r, p: r.peers,
     "speedups": lambda r, p: speedups(r),
     "coverage": lambda r, p: r.status,

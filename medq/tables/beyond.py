@@ -1,5 +1,4 @@
-"""Tables beyond the paper: engines, recipes, remedies, decisions, leaks, controls, other runtimes, coverage.
-"""
+"""Tables beyond the paper: engines, recipes, remedies, decisions, leaks, controls, other runtimes, coverage."""
 
 import math
 
@@ -20,8 +19,7 @@ def engine_check(results, metric="brier"):
     simulated, in the direction of worse), worst_layer, max_steps (largest error of a kernel, in
     quantization steps), note.
     """
-    simulated, converted = (by_key(scores(results, metric, stage=s), CELL)
-                            for s in ("fake-quant", "converted"))
+    simulated, converted = (by_key(scores(results, metric, stage=s), CELL) for s in ("fake-quant", "converted"))
     mended = by_key(scores(results, metric, recipe="mended"), CELL)
     worst = results.layers.dropna(subset=["kernel_max_steps"]).sort_values("kernel_max_steps")
     layers = by_key(worst.drop_duplicates(CELL, keep="last"), CELL)
@@ -30,34 +28,46 @@ def engine_check(results, metric="brier"):
         key = tuple(cell[c] for c in CELL)
         if not key[2].startswith(("ptq", "qat")):
             continue
-        value = {n: f.get(key, {}).get("value", math.nan) for n, f in
-                 (("simulated", simulated), ("converted", converted), ("mended", mended))}
+        value = {
+            n: f.get(key, {}).get("value", math.nan)
+            for n, f in (("simulated", simulated), ("converted", converted), ("mended", mended))
+        }
         layer = layers.get(key, {})
-        rows.append({**dict(zip(CELL, key)),
-                     "agrees": {True: "yes", False: "NO"}.get(cell["engine_agrees"], ""),
-                     "fp32": converted.get((*key[:2], "fp32"), {}).get("value", math.nan), **value,
-                     "gap": sign * (value["converted"] - value["simulated"]),
-                     "worst_layer": layer.get("layer", ""),
-                     "max_steps": layer.get("kernel_max_steps", math.nan),
-                     "note": cell["note"] or cell_state(results, *key)})
-    columns = [*CELL, "agrees", "fp32", "simulated", "converted", "mended", "gap", "worst_layer", "max_steps",
-               "note"]
+        rows.append(
+            {
+                **dict(zip(CELL, key)),
+                "agrees": {True: "yes", False: "NO"}.get(cell["engine_agrees"], ""),
+                "fp32": converted.get((*key[:2], "fp32"), {}).get("value", math.nan),
+                **value,
+                "gap": sign * (value["converted"] - value["simulated"]),
+                "worst_layer": layer.get("layer", ""),
+                "max_steps": layer.get("kernel_max_steps", math.nan),
+                "note": cell["note"] or cell_state(results, *key),
+            }
+        )
+    columns = [*CELL, "agrees", "fp32", "simulated", "converted", "mended", "gap", "worst_layer", "max_steps", "note"]
     frame = pd.DataFrame(rows, columns=columns).sort_values("gap", ascending=False, kind="stable")
-    return captioned(frame.reset_index(drop=True),
-                    f"Converted models against their own simulation ({title(metric)})",
-                    "gap: how much worse the converted model is than its fake-quantized simulation.",
-                    formats={None: "{:.4f}", "max_steps": "{:.0f}"})
+    return captioned(
+        frame.reset_index(drop=True),
+        f"Converted models against their own simulation ({title(metric)})",
+        "gap: how much worse the converted model is than its fake-quantized simulation.",
+        formats={None: "{:.4f}", "max_steps": "{:.0f}"},
+    )
 
 
 SCORES = ["auroc", "auprc", "ece", "ece_top_label", "brier"]
 FACTORS = ("weights", "activations", "reduce_range", "fused", "training_mode", "normalised")
-SWITCHES = {("reduce_range", "true"): "reduced range", ("reduce_range", "false"): "full range",
-            ("fused", "fused"): "batch norm fused", ("fused", "unfused"): "batch norm not fused",
-            ("fused", "traced"): "batch norm as traced",
-            ("training_mode", "true"): "observers fed in training mode",
-            ("training_mode", "false"): "observers fed in evaluation mode",
-            ("normalised", "true"): "calibration images normalised",
-            ("normalised", "false"): "calibration images not normalised"}
+SWITCHES = {
+    ("reduce_range", "true"): "reduced range",
+    ("reduce_range", "false"): "full range",
+    ("fused", "fused"): "batch norm fused",
+    ("fused", "unfused"): "batch norm not fused",
+    ("fused", "traced"): "batch norm as traced",
+    ("training_mode", "true"): "observers fed in training mode",
+    ("training_mode", "false"): "observers fed in evaluation mode",
+    ("normalised", "true"): "calibration images normalised",
+    ("normalised", "false"): "calibration images not normalised",
+}
 
 
 def recipe_means(results, stage):
@@ -66,19 +76,21 @@ def recipe_means(results, stage):
     a = a[a["stage"].isin([stage, ""])] if (a["stage"] == stage).any() else a
     keys = ["dataset", "backbone", "engine", "recipe"]
     first = a.drop_duplicates(keys).set_index(keys)
-    frame = first[[*FACTORS, "run_engine"]].join(
-        a.groupby(keys)[SCORES].mean()).reset_index()
+    frame = first[[*FACTORS, "run_engine"]].join(a.groupby(keys)[SCORES].mean()).reset_index()
     default = by_key(frame[frame["recipe"] == "default"], ["dataset", "backbone", "engine"])
-    frame["changes"] = [_changes(row, default.get((row["dataset"], row["backbone"], row["engine"])))
-                        for row in frame.to_dict("records")]
+    frame["changes"] = [
+        _changes(row, default.get((row["dataset"], row["backbone"], row["engine"]))) for row in frame.to_dict("records")
+    ]
     return frame
 
 
 def _changes(row, default):
-    changed = [SWITCHES.get((f, row[f].lower()), f"{f} {row[f] or 'as the engine has them'}") for f in FACTORS
-               if default is not None and row[f].lower() != default[f].lower()]
-    return changed + ([f"run under {row['run_engine']}"] if row["run_engine"] not in ("", row["engine"])
-                      else [])
+    changed = [
+        SWITCHES.get((f, row[f].lower()), f"{f} {row[f] or 'as the engine has them'}")
+        for f in FACTORS
+        if default is not None and row[f].lower() != default[f].lower()
+    ]
+    return changed + ([f"run under {row['run_engine']}"] if row["run_engine"] not in ("", row["engine"]) else [])
 
 
 def ablation(results, *, stage="converted"):
@@ -98,8 +110,10 @@ def ablation(results, *, stage="converted"):
         if len(base):
             base = base.iloc[0]
             row |= {f"{m}_before": base[m] for m in ("auprc", "ece", "ece_top_label")}
-            fell = others[(base["auprc"] - others["auprc"] >= COLLAPSE)
-                          | (others["ece_top_label"] - base["ece_top_label"] >= COLLAPSE)]
+            fell = others[
+                (base["auprc"] - others["auprc"] >= COLLAPSE)
+                | (others["ece_top_label"] - base["ece_top_label"] >= COLLAPSE)
+            ]
             fell = fell.assign(n_changes=fell["changes"].map(len)).sort_values(["n_changes", "auprc"])
             if len(fell):
                 row |= {m: fell.iloc[0][m] for m in ("recipe", "n_changes", "auprc", "ece", "ece_top_label")}
@@ -109,15 +123,29 @@ def ablation(results, *, stage="converted"):
         else:
             row |= {"recipe": "", "changes": "the default recipe is missing"}
         rows.append(row)
-    columns = ["dataset", "backbone", "engine", "recipe", "changes", "n_changes", "auprc_before", "auprc",
-               "ece_before", "ece", "ece_top_label_before", "ece_top_label", "tried"]
-    return captioned(pd.DataFrame(rows, columns=columns),
-                    "The smallest change of recipe that makes PTQ collapse",
-                    f"Collapsed: {COLLAPSE:.2f} less AUPRC, or {COLLAPSE:.2f} more top-label ECE, than the "
-                    "default recipe gives.",
-                    formats={None: "{:.3f}", "n_changes": "{:.0f}", "tried": "{:.0f}"},
-                    labels={"n_changes": "Number of changes", "tried": "Recipes tried"}
-                    | {f"{m}_before": f"{title(m)} by default" for m in ("auprc", "ece", "ece_top_label")})
+    columns = [
+        "dataset",
+        "backbone",
+        "engine",
+        "recipe",
+        "changes",
+        "n_changes",
+        "auprc_before",
+        "auprc",
+        "ece_before",
+        "ece",
+        "ece_top_label_before",
+        "ece_top_label",
+        "tried",
+    ]
+    return captioned(
+        pd.DataFrame(rows, columns=columns),
+        "The smallest change of recipe that makes PTQ collapse",
+        f"Collapsed: {COLLAPSE:.2f} less AUPRC, or {COLLAPSE:.2f} more top-label ECE, than the default recipe gives.",
+        formats={None: "{:.3f}", "n_changes": "{:.0f}", "tried": "{:.0f}"},
+        labels={"n_changes": "Number of changes", "tried": "Recipes tried"}
+        | {f"{m}_before": f"{title(m)} by default" for m in ("auprc", "ece", "ece_top_label")},
+    )
 
 
 def ablation_means(results, published=None, *, stage="converted"):
@@ -129,17 +157,25 @@ def ablation_means(results, published=None, *, stage="converted"):
     """
     published = published or paper_results()
     frame = recipe_means(results, stage)
-    mean = frame.groupby(["dataset", "engine", "recipe"], sort=False).agg(
-        n_backbones=("backbone", "nunique"), ece=("ece", "mean"), brier=("brier", "mean")).reset_index()
+    mean = (
+        frame.groupby(["dataset", "engine", "recipe"], sort=False)
+        .agg(n_backbones=("backbone", "nunique"), ece=("ece", "mean"), brier=("brier", "mean"))
+        .reset_index()
+    )
     for metric in ("ece", "brier"):
         paper = by_key(means(published, metric, stage="fake-quant"), ["dataset", "regime"])
-        mean[f"paper_{metric}"] = [paper.get((counterpart(d), f"ptq-{e}"), {}).get("value", math.nan)
-                                   for d, e in zip(mean["dataset"], mean["engine"])]
+        mean[f"paper_{metric}"] = [
+            paper.get((counterpart(d), f"ptq-{e}"), {}).get("value", math.nan)
+            for d, e in zip(mean["dataset"], mean["engine"])
+        ]
     mean["distance"] = np.hypot(mean["ece"] - mean["paper_ece"], mean["brier"] - mean["paper_brier"])
     mean = mean.sort_values(["dataset", "engine", "distance"]).reset_index(drop=True)
-    return captioned(mean, "Recipes beside the paper's INT8-PTQ averages, nearest first",
-                    formats={None: "{:.4f}", "n_backbones": "{:.0f}"},
-                    labels={"n_backbones": "Backbones", "paper_ece": "ECE in the paper", "paper_brier": "Brier in the paper"})
+    return captioned(
+        mean,
+        "Recipes beside the paper's INT8-PTQ averages, nearest first",
+        formats={None: "{:.4f}", "n_backbones": "{:.0f}"},
+        labels={"n_backbones": "Backbones", "paper_ece": "ECE in the paper", "paper_brier": "Brier in the paper"},
+    )
 
 
 UNTREATED, UNQUANTIZED = "none", "fp32"  # the rows of remedies.csv that the others are held against
@@ -169,11 +205,13 @@ def remedies(results):
         out["slowdown"] = row["p50_ms"] / before.get("p50_ms", math.nan)
         rows.append(out)
     percent = {f"{m}_closed": "{:.0%}" for m in metrics}
-    return captioned(pd.DataFrame(rows, columns=columns),
-                    "Remedies without retraining: share of the PTQ to FP32 gap closed",
-                    f"No share is given where PTQ is not worse than FP32 by {GAP} or more.",
-                    formats={None: "{:.4f}", **percent, "slowdown": "{:.2f}×"},
-                    labels={c: f"{title(c.removesuffix('_closed'))}, gap closed" for c in percent})
+    return captioned(
+        pd.DataFrame(rows, columns=columns),
+        "Remedies without retraining: share of the PTQ to FP32 gap closed",
+        f"No share is given where PTQ is not worse than FP32 by {GAP} or more.",
+        formats={None: "{:.4f}", **percent, "slowdown": "{:.2f}×"},
+        labels={c: f"{title(c.removesuffix('_closed'))}, gap closed" for c in percent},
+    )
 
 
 def silent(results, *, stage="converted"):
@@ -185,26 +223,42 @@ def silent(results, *, stage="converted"):
     """
     s = results.silent[results.silent["stage"].isin(["float", stage])]
     counts = ["crossed_up", "crossed_down", "n"]
-    rates = ["threshold", *(f"{r}{e}" for r in ("sensitivity", "specificity", "prevalence")
-                            for e in ("_reference", ""))]
-    frame = s.groupby([*CELL, "class"], sort=False).agg(dict.fromkeys(rates, "mean")
-                                                        | dict.fromkeys(counts, "sum"))
+    rates = [
+        "threshold",
+        *(f"{r}{e}" for r in ("sensitivity", "specificity", "prevalence") for e in ("_reference", "")),
+    ]
+    frame = s.groupby([*CELL, "class"], sort=False).agg(dict.fromkeys(rates, "mean") | dict.fromkeys(counts, "sum"))
     frame = frame.reset_index()
     for rate in ("sensitivity", "specificity", "prevalence"):
         frame[f"{rate}_change"] = frame[rate] - frame[f"{rate}_reference"]
-    columns = [*CELL, "class", "n", "threshold", "sensitivity_reference", "sensitivity", "sensitivity_change",
-               "specificity_change", "prevalence_change", "crossed_up", "crossed_down"]
+    columns = [
+        *CELL,
+        "class",
+        "n",
+        "threshold",
+        "sensitivity_reference",
+        "sensitivity",
+        "sensitivity_change",
+        "specificity_change",
+        "prevalence_change",
+        "crossed_up",
+        "crossed_down",
+    ]
     frame = frame[columns].sort_values("sensitivity_change", kind="stable").reset_index(drop=True)
-    return captioned(frame, "Silent failures: decisions at a threshold fixed on the FP32 model",
-                    "Means over folds; counts are sums over folds.",
-                    formats={None: "{:.3f}", **dict.fromkeys(counts, "{:.0f}")})
+    return captioned(
+        frame,
+        "Silent failures: decisions at a threshold fixed on the FP32 model",
+        "Means over folds; counts are sums over folds.",
+        formats={None: "{:.3f}", **dict.fromkeys(counts, "{:.0f}")},
+    )
 
 
 def flips(results):
     """Images whose predicted class changes between two regimes, summed over folds, the most first."""
     counts = ["flipped", "flipped_to_right", "flipped_to_wrong", "n"]
-    frame = results.flips.groupby(["dataset", "backbone", "regime_a", "regime_b"],
-                                  sort=False)[counts].sum().reset_index()
+    frame = (
+        results.flips.groupby(["dataset", "backbone", "regime_a", "regime_b"], sort=False)[counts].sum().reset_index()
+    )
     frame["share"] = frame["flipped"] / frame["n"]
     frame = frame.sort_values("share", ascending=False, kind="stable").reset_index(drop=True)
     return captioned(frame, "Label flips between regimes", formats={None: "{:.0f}", "share": "{:.1%}"})
@@ -221,12 +275,17 @@ def leak(results, metric="auroc", *, stage="converted"):
     wide = wide.reindex(columns=["all", "without-identical", "without-twins"]).reset_index()
     wide.columns = [*CELL, "stage", "all", "without_identical", "without_twins"]
     wide["effect"] = wide["all"] - wide["without_twins"]
-    return captioned(wide, f"The leak between training and test images, and {title(metric)} without it",
-                    formats={None: "{:.4f}", "effect": "{:+.4f}"})
+    return captioned(
+        wide,
+        f"The leak between training and test images, and {title(metric)} without it",
+        formats={None: "{:.4f}", "effect": "{:+.4f}"},
+    )
 
 
-VARIANTS = {"deduplicated": "trained without the copies and near twins of test images",
-            "inner": "with the epoch chosen on a part of the training images"}
+VARIANTS = {
+    "deduplicated": "trained without the copies and near twins of test images",
+    "inner": "with the epoch chosen on a part of the training images",
+}
 
 
 def beside_variant(results, kind, *, stage="converted"):
@@ -240,13 +299,22 @@ def beside_variant(results, kind, *, stage="converted"):
         ours = by_key(scores(results, metric, stage=stage), CELL)
         for key, row in by_key(scores(other, metric, stage=stage), CELL).items():
             if key in ours:
-                rows.append({**dict(zip(CELL, key)), "metric": title(metric),
-                             "as_in_the_paper": ours[key]["value"], "changed": row["value"],
-                             "effect": ours[key]["value"] - row["value"]})
+                rows.append(
+                    {
+                        **dict(zip(CELL, key)),
+                        "metric": title(metric),
+                        "as_in_the_paper": ours[key]["value"],
+                        "changed": row["value"],
+                        "effect": ours[key]["value"] - row["value"],
+                    }
+                )
     columns = [*CELL, "metric", "as_in_the_paper", "changed", "effect"]
-    return captioned(pd.DataFrame(rows, columns=columns), f"As in the paper, and {VARIANTS[kind]}",
-                    "One training run each: a difference holds the scatter between runs, too.",
-                    formats={None: "{:.4f}", "effect": "{:+.4f}"})
+    return captioned(
+        pd.DataFrame(rows, columns=columns),
+        f"As in the paper, and {VARIANTS[kind]}",
+        "One training run each: a difference holds the scatter between runs, too.",
+        formats={None: "{:.4f}", "effect": "{:+.4f}"},
+    )
 
 
 def qat_control(results, metric="auprc", *, engine="fbgemm", stage="converted"):
@@ -257,15 +325,26 @@ def qat_control(results, metric="auprc", *, engine="fbgemm", stage="converted"):
     continued).
     """
     value = {k: r["value"] for k, r in by_key(scores(results, metric, stage=stage), CELL).items()}
-    rows = [{"dataset": d, "backbone": b,
-             **{name: value.get((d, b, regime), math.nan) for name, regime in
-                (("fp32", "fp32"), ("continued", CONTROL), ("qat", f"qat-{engine}"))}}
-            for d in results.datasets for b in results.backbones]
+    rows = [
+        {
+            "dataset": d,
+            "backbone": b,
+            **{
+                name: value.get((d, b, regime), math.nan)
+                for name, regime in (("fp32", "fp32"), ("continued", CONTROL), ("qat", f"qat-{engine}"))
+            },
+        }
+        for d in results.datasets
+        for b in results.backbones
+    ]
     frame = pd.DataFrame(rows, columns=["dataset", "backbone", "fp32", "continued", "qat"])
     frame["training_on"] = frame["continued"] - frame["fp32"]
     frame["awareness"] = frame["qat"] - frame["continued"]
-    return captioned(frame, f"QAT ({engine}) against FP32 trained for as long, {title(metric)}",
-                    formats={None: "{:.4f}", "training_on": "{:+.4f}", "awareness": "{:+.4f}"})
+    return captioned(
+        frame,
+        f"QAT ({engine}) against FP32 trained for as long, {title(metric)}",
+        formats={None: "{:.4f}", "training_on": "{:+.4f}", "awareness": "{:+.4f}"},
+    )
 
 
 def peers(results):
@@ -278,19 +357,44 @@ def peers(results):
     best = pd.Series(False, index=frame.index)
     for _, group in frame.groupby(["dataset", "backbone", "batch_size"]):
         for k, row in group.iterrows():
-            beaten = (group["p50_ms"] <= row["p50_ms"]) & (group["ece"] <= row["ece"]) & (
-                (group["p50_ms"] < row["p50_ms"]) | (group["ece"] < row["ece"]))
+            beaten = (
+                (group["p50_ms"] <= row["p50_ms"])
+                & (group["ece"] <= row["ece"])
+                & ((group["p50_ms"] < row["p50_ms"]) | (group["ece"] < row["ece"]))
+            )
             best[k] = not beaten.any() and not math.isnan(row["p50_ms"])
     sizes = "/".join(f"{size:g}" for size in sorted(frame["image_size"].dropna().unique())) or "?"
     names = (frame["runtime"] + " " + frame["precision"]).map(title)
-    frame = frame.assign(pareto=best, name=names)[["dataset", "backbone", "batch_size", "name", "pareto", "p50_ms",
-                                       "p99_ms", "ece", "auprc", "auroc", "ece_top_label", "brier", "size_mb", "convert_seconds", "runtime", "precision", "note"]]
-    return captioned(frame, "The same models in other INT8 runtimes",
-                    "Pareto: no other row of the model at this batch size is as fast and as well calibrated, and better in "
-                    f"one. Times at {sizes} pixels, whatever the size the models were trained at. No p99 where there are "
-                    "fewer than 368 batches.",
-                    formats={None: "{:.2f}", "batch_size": "{:.0f}", **dict.fromkeys(SCORES, "{:.4f}")},
-                    labels={"name": "Runtime", "runtime": "runtime", "precision": "precision"})
+    frame = frame.assign(pareto=best, name=names)[
+        [
+            "dataset",
+            "backbone",
+            "batch_size",
+            "name",
+            "pareto",
+            "p50_ms",
+            "p99_ms",
+            "ece",
+            "auprc",
+            "auroc",
+            "ece_top_label",
+            "brier",
+            "size_mb",
+            "convert_seconds",
+            "runtime",
+            "precision",
+            "note",
+        ]
+    ]
+    return captioned(
+        frame,
+        "The same models in other INT8 runtimes",
+        "Pareto: no other row of the model at this batch size is as fast and as well calibrated, and better in "
+        f"one. Times at {sizes} pixels, whatever the size the models were trained at. No p99 where there are "
+        "fewer than 368 batches.",
+        formats={None: "{:.2f}", "batch_size": "{:.0f}", **dict.fromkeys(SCORES, "{:.4f}")},
+        labels={"name": "Runtime", "runtime": "runtime", "precision": "precision"},
+    )
 
 
 def recommended(results):
@@ -306,16 +410,27 @@ def recommended(results):
     for n, timed in results.peers.dropna(subset=["p50_ms"]).groupby("batch_size"):
         chosen = advise.decide(results, advise.Limits(batch_size=int(n))).query("ship").dropna(subset=["speedup"])
         chosen = chosen.merge(timed[["dataset", "backbone"]].drop_duplicates())
-        chosen = chosen.assign(batch_size=n, ship=chosen["candidate"].map(title),
-                               beaten_by=[", ".join(map(title, filter(None, names.split(", ")))) for names in chosen["beaten_by"]],
-                               ece_rise=chosen["ece_rise"].round(6) + 0.0, auprc_loss_pp=chosen["auprc_loss_pp"].round(4) + 0.0)
+        chosen = chosen.assign(
+            batch_size=n,
+            ship=chosen["candidate"].map(title),
+            beaten_by=[", ".join(map(title, filter(None, names.split(", ")))) for names in chosen["beaten_by"]],
+            ece_rise=chosen["ece_rise"].round(6) + 0.0,
+            auprc_loss_pp=chosen["auprc_loss_pp"].round(4) + 0.0,
+        )
         parts.append(chosen[columns])
     frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
-    return captioned(frame, "What is recommended, and what is both faster and better calibrated",
-                     "At the default limits of medq advise. Beaten by: does not pass, or it would be recommended.",
-                     formats={None: "{:.2f}", "batch_size": "{:.0f}", "ece_rise": "{:+.4f}", "auprc_loss_pp": "{:+.2f}"},
-                     labels={"speedup": "Speed-up over eager FP32", "auprc_loss_pp": "AUPRC loss (points)",
-                             "ece_rise": "ECE rise", "beaten_by": "Beaten by"})
+    return captioned(
+        frame,
+        "What is recommended, and what is both faster and better calibrated",
+        "At the default limits of medq advise. Beaten by: does not pass, or it would be recommended.",
+        formats={None: "{:.2f}", "batch_size": "{:.0f}", "ece_rise": "{:+.4f}", "auprc_loss_pp": "{:+.2f}"},
+        labels={
+            "speedup": "Speed-up over eager FP32",
+            "auprc_loss_pp": "AUPRC loss (points)",
+            "ece_rise": "ECE rise",
+            "beaten_by": "Beaten by",
+        },
+    )
 
 
 def coverage(results):
@@ -329,10 +444,12 @@ def coverage(results):
 def worst_layers(results, dataset, backbone, regime, n=3):
     """The `n` layers of a cell with the lowest signal-to-quantization-noise ratio, worst first."""
     frame = results.layers
-    frame = frame[(frame["dataset"] == dataset) & (frame["backbone"] == backbone)
-                  & (frame["regime"] == regime)]
+    frame = frame[(frame["dataset"] == dataset) & (frame["backbone"] == backbone) & (frame["regime"] == regime)]
     numbers = ["sqnr_db", "saturation", "weight_range_ratio", "kernel_sqnr_db", "kernel_max_steps"]
     frame = frame.groupby(["layer", "operator"], sort=False)[numbers].mean()
     frame = frame.nsmallest(n, "sqnr_db").reset_index()
-    return captioned(frame, f"Worst layers of {title(backbone)}, {title(regime)}, {title(dataset)}",
-                    formats={None: "{:.1f}", "saturation": "{:.2%}", "weight_range_ratio": "{:.1f}×"})
+    return captioned(
+        frame,
+        f"Worst layers of {title(backbone)}, {title(regime)}, {title(dataset)}",
+        formats={None: "{:.1f}", "saturation": "{:.2%}", "weight_range_ratio": "{:.1f}×"},
+    )

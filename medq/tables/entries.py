@@ -36,8 +36,13 @@ def by_key(frame, keys):
 def entry(row, paper, state=""):
     """FIELDS of one number of ours (a dict with value, low, high, or None) beside the paper's."""
     found = row or {}
-    return {"ours": found.get("value", math.nan), "low": found.get("low", math.nan),
-            "high": found.get("high", math.nan), "paper": paper, "state": state}
+    return {
+        "ours": found.get("value", math.nan),
+        "low": found.get("low", math.nan),
+        "high": found.get("high", math.nan),
+        "paper": paper,
+        "state": state,
+    }
 
 
 def cell_state(results, dataset, backbone, regime, stage="converted"):

@@ -39,8 +39,10 @@ def show(frame, *, caption=False):
     label = escape(frame.attrs.get("caption", "Table"), quote=True)
     lines = [*frame.attrs.get("notes", []), *notes.lines()]
     below = "".join(f"<div>{escape(line)}</div>" for line in lines)
-    return (f'{STYLE}\n<div class="medq-scroll" role="region" tabindex="0" aria-label="{label}">'
-            f'{styler.to_html(doctype_html=False)}</div>\n<div class="medq-notes">{below}</div>')
+    return (
+        f'{STYLE}\n<div class="medq-scroll" role="region" tabindex="0" aria-label="{label}">'
+        f'{styler.to_html(doctype_html=False)}</div>\n<div class="medq-notes">{below}</div>'
+    )
 
 
 class _Notes:
@@ -53,8 +55,7 @@ class _Notes:
         return self.sentences.setdefault(sentence, chr(ord("a") + len(self.sentences) % 26))
 
     def lines(self):
-        said = {"≠": f"≠ the paper's value lies outside {self.interval}.",
-                "bold": "Bold: the best of the row."}
+        said = {"≠": f"≠ the paper's value lies outside {self.interval}.", "bold": "Bold: the best of the row."}
         return [said[m] for m in said if m in self.marks] + [f"{k}: {s}." for s, k in self.sentences.items()]
 
 
@@ -146,8 +147,10 @@ def _flat(frame):
             form = formats.get(column, formats.get(None, "{:.4g}"))
             cells[head] = ["–" if absent(v) else form.format(v) for v in values.astype(float)]
         else:
-            cells[head] = [STATUS.get(v) or _name(column, v, r) if isinstance(v, str) else escape(str(v))
-                           for v, r in zip(values, plain.to_dict("records"))]
+            cells[head] = [
+                STATUS.get(v) or _name(column, v, r) if isinstance(v, str) else escape(str(v))
+                for v, r in zip(values, plain.to_dict("records"))
+            ]
             classes[head] = "text"
             continue
         classes[head] = "number"

@@ -9,10 +9,10 @@ import pandas as pd
 from medq.errors import UserError, one_of
 from medq.results import CELL, ENGINES, class_title, counterpart, family, means, scores, timings, title
 from medq.results import published as paper_results
-from medq.tables.entries import (FIELDS, PAPER_REGIMES, by_key, captioned, cell_state, entry, mean_state,
-                                 wide_layout)
+from medq.tables.entries import FIELDS, PAPER_REGIMES, by_key, captioned, cell_state, entry, mean_state, wide_layout
 
 # --- Table 1 --------------------------------------------------------------------------------------
+
 
 def table1_data(results, published=None, *, stage="fake-quant"):
     """ECE and Brier, mean over backbones: dataset, metric, regime, FIELDS, between_std."""
@@ -28,9 +28,15 @@ def table1_data(results, published=None, *, stage="fake-quant"):
                 printed = mine and not mine["backbones"]  # somebody's mean, of backbones that are not here
                 used = mine["backbones"] if mine else ()
                 state = "" if printed else mean_state(results, dataset, regime, used, stage)
-                rows.append({"dataset": dataset, "metric": metric, "regime": regime,
-                             **entry(mine, theirs, state),
-                             "between_std": mine["between_std"] if mine else math.nan})
+                rows.append(
+                    {
+                        "dataset": dataset,
+                        "metric": metric,
+                        "regime": regime,
+                        **entry(mine, theirs, state),
+                        "between_std": mine["between_std"] if mine else math.nan,
+                    }
+                )
     order = {d: k for k, d in enumerate(results.datasets)}
     frame = pd.DataFrame(rows, columns=["dataset", "metric", "regime", *FIELDS, "between_std"])
     return frame.sort_values("dataset", key=lambda c: c.map(order), kind="stable").reset_index(drop=True)
@@ -50,18 +56,29 @@ def table1(results, published=None, *, stage="fake-quant"):
     """
     tidy = table1_data(results, published, stage=stage)
     frame = wide_layout(tidy, ["dataset", "metric"], "regime", _regimes(results))
-    what = ("fake-quantized models, as in the paper's Table 1" if stage == "fake-quant" else
-            "converted models, as they would be deployed")
-    return captioned(frame, f"Calibration summary across backbones: ECE and Brier ({what}; lower is better)",
-                    "Mean over backbones, with the 95 % bootstrap interval of that mean.", best="min",
-                    formats={None: "{:.4f}"}, best_among=PAPER_REGIMES)
+    what = (
+        "fake-quantized models, as in the paper's Table 1"
+        if stage == "fake-quant"
+        else "converted models, as they would be deployed"
+    )
+    return captioned(
+        frame,
+        f"Calibration summary across backbones: ECE and Brier ({what}; lower is better)",
+        "Mean over backbones, with the 95 % bootstrap interval of that mean.",
+        best="min",
+        formats={None: "{:.4f}"},
+        best_among=PAPER_REGIMES,
+    )
 
 
 # --- Table 2 --------------------------------------------------------------------------------------
 
-TABLE2 = {"throughput": "Throughput (images/s)", "p50_ms": "p50 (ms per batch)",
-          "convert_seconds": "Convert (s)",
-          "against_fbgemm": "Throughput, times FBGEMM's"}
+TABLE2 = {
+    "throughput": "Throughput (images/s)",
+    "p50_ms": "p50 (ms per batch)",
+    "convert_seconds": "Convert (s)",
+    "against_fbgemm": "Throughput, times FBGEMM's",
+}
 
 
 def table2_data(results, published=None, *, batch_size=32):
@@ -78,27 +95,36 @@ def table2_data(results, published=None, *, batch_size=32):
             for engine in ENGINES:
                 for quantity in TABLE2:
                     values = _efficiency(ours, engine, quantity)
-                    row = {} if values.empty else {"value": values.median(), "low": values.min(),
-                                                   "high": values.max()}
+                    row = {} if values.empty else {"value": values.median(), "low": values.min(), "high": values.max()}
                     theirs = _efficiency(paper, engine, quantity)
                     state = "" if len(values) else _untimed(results, dataset, kind, f"ptq-{engine}")
-                    rows.append({"dataset": dataset, "family": kind, "engine": engine, "quantity": quantity,
-                                 **entry(row, theirs.iloc[0] if len(theirs) else math.nan, state)})
+                    rows.append(
+                        {
+                            "dataset": dataset,
+                            "family": kind,
+                            "engine": engine,
+                            "quantity": quantity,
+                            **entry(row, theirs.iloc[0] if len(theirs) else math.nan, state),
+                        }
+                    )
     return pd.DataFrame(rows, columns=["dataset", "family", "engine", "quantity", *FIELDS])
 
 
 def _family_rows(results, dataset, kind, regime, batch_size):
     t = results.latency
-    t = t[t["dataset"].isin([dataset, ""]) & (t["regime"] == regime) & (t["batch_size"] == batch_size)
-          & t["device"].isin(["cpu", ""])]
+    t = t[
+        t["dataset"].isin([dataset, ""])
+        & (t["regime"] == regime)
+        & (t["batch_size"] == batch_size)
+        & t["device"].isin(["cpu", ""])
+    ]
     t = t[t["backbone"].isin([b for b in results.backbones if family(b) == kind])]
     return t.drop_duplicates("backbone", keep="last").set_index("backbone")
 
 
 def _published_family(published, dataset, kind, regime):
     t = published.latency
-    return t[(t["dataset"] == dataset) & (t["backbone"] == kind)
-             & (t["regime"] == regime)].set_index("backbone")
+    return t[(t["dataset"] == dataset) & (t["backbone"] == kind) & (t["regime"] == regime)].set_index("backbone")
 
 
 def _efficiency(frames, engine, quantity):
@@ -122,17 +148,21 @@ def table2(results, published=None, *, batch_size=32):
     tidy = table2_data(results, published, batch_size=batch_size)
     frame = wide_layout(tidy, ["dataset", "family", "engine"], "quantity", list(TABLE2))
     once = results.latency["dataset"].eq("").any()
-    return captioned(frame, f"CPU efficiency of INT8-PTQ at batch {batch_size} (median within the family)",
-                    "In parentheses the least and the greatest of the family's backbones.",
-                    "Timed once per backbone, not per dataset: only the classifier's width differs."
-                    if once else "",
-                    "Seconds and milliseconds belong to the machine; the last column can be compared.",
-                    formats={"throughput": "{:.1f}", "p50_ms": "{:.0f}", "convert_seconds": "{:.1f}",
-                             "against_fbgemm": "{:.2f}"},
-                    compared=["against_fbgemm"], labels=TABLE2, interval="the range of our backbones")
+    return captioned(
+        frame,
+        f"CPU efficiency of INT8-PTQ at batch {batch_size} (median within the family)",
+        "In parentheses the least and the greatest of the family's backbones.",
+        "Timed once per backbone, not per dataset: only the classifier's width differs." if once else "",
+        "Seconds and milliseconds belong to the machine; the last column can be compared.",
+        formats={"throughput": "{:.1f}", "p50_ms": "{:.0f}", "convert_seconds": "{:.1f}", "against_fbgemm": "{:.2f}"},
+        compared=["against_fbgemm"],
+        labels=TABLE2,
+        interval="the range of our backbones",
+    )
 
 
 # --- Table 3 --------------------------------------------------------------------------------------
+
 
 def table3_data(results, published=None, *, backbone="resnet50", engine="fbgemm", stage="converted"):
     """Per-class metrics of one backbone: dataset, class, regime, metric, ours, low, high, paper, state."""
@@ -141,8 +171,10 @@ def table3_data(results, published=None, *, backbone="resnet50", engine="fbgemm"
 
     @cache
     def known(metric, klass):
-        return (by_key(scores(results, metric, stage=stage, klass=klass), CELL),
-                by_key(scores(published, metric, klass=klass), CELL))
+        return (
+            by_key(scores(results, metric, stage=stage, klass=klass), CELL),
+            by_key(scores(published, metric, klass=klass), CELL),
+        )
 
     rows = []
     for metric in ("auprc", "auroc"):
@@ -151,10 +183,19 @@ def table3_data(results, published=None, *, backbone="resnet50", engine="fbgemm"
                 ours, paper = known(metric, klass)
                 for regime in ("fp32", f"ptq-{engine}", f"qat-{engine}"):
                     key = (counterpart(dataset), backbone, regime.removesuffix(f"-{engine}"))
-                    rows.append({"dataset": dataset, "class": klass, "regime": regime, "metric": metric,
-                                 **entry(ours.get((dataset, backbone, regime)),
-                                          paper.get(key, {}).get("value", math.nan),
-                                          cell_state(results, dataset, backbone, regime, stage))})
+                    rows.append(
+                        {
+                            "dataset": dataset,
+                            "class": klass,
+                            "regime": regime,
+                            "metric": metric,
+                            **entry(
+                                ours.get((dataset, backbone, regime)),
+                                paper.get(key, {}).get("value", math.nan),
+                                cell_state(results, dataset, backbone, regime, stage),
+                            ),
+                        }
+                    )
     frame = pd.DataFrame(rows, columns=["dataset", "class", "regime", "metric", *FIELDS])
     order = {d: k for k, d in enumerate(results.datasets)}
     return frame.sort_values("dataset", key=lambda c: c.map(order), kind="stable").reset_index(drop=True)
@@ -174,28 +215,43 @@ def table3(results, published=None, dataset=None, *, backbone="resnet50", engine
         tidy = tidy[tidy["dataset"] == one_of("dataset", dataset, results.datasets)]
         across = [(c, m) for c in results.classes(dataset) for m in ("auprc", "auroc")]
         labels = {f"{c} {m}": f"{class_title(dataset, c)} {title(m)}" for c, m in across}
-        frame = wide_layout(tidy.assign(column=tidy["class"] + " " + tidy["metric"]), ["regime"], "column",
-                      list(labels))
+        frame = wide_layout(
+            tidy.assign(column=tidy["class"] + " " + tidy["metric"]), ["regime"], "column", list(labels)
+        )
     else:
-        labels = {f"{r} {m}": f"{title(r)} {title(m)}" for m in ("auprc", "auroc")
-                  for r in ("fp32", f"ptq-{engine}", f"qat-{engine}")}
-        frame = wide_layout(tidy.assign(column=tidy["regime"] + " " + tidy["metric"]), ["dataset", "class"],
-                      "column",
-                      list(labels))
+        labels = {
+            f"{r} {m}": f"{title(r)} {title(m)}"
+            for m in ("auprc", "auroc")
+            for r in ("fp32", f"ptq-{engine}", f"qat-{engine}")
+        }
+        frame = wide_layout(
+            tidy.assign(column=tidy["regime"] + " " + tidy["metric"]), ["dataset", "class"], "column", list(labels)
+        )
     where = f", {title(dataset)}" if dataset else ""
     digits = "{:.2f}" if counterpart(dataset or "") == "SkinCancer" else "{:.3f}"
-    return captioned(frame, f"Per-class AUPRC and ROC-AUC of {title(backbone)} across regimes{where}",
-                    "In parentheses the 95 % bootstrap interval within the cell.",
-                    "" if backbone == "resnet50" else "The paper's Table 3 is for ResNet-50 alone.",
-                    formats={None: digits}, labels=labels)
+    return captioned(
+        frame,
+        f"Per-class AUPRC and ROC-AUC of {title(backbone)} across regimes{where}",
+        "In parentheses the 95 % bootstrap interval within the cell.",
+        "" if backbone == "resnet50" else "The paper's Table 3 is for ResNet-50 alone.",
+        formats={None: digits},
+        labels=labels,
+    )
 
 
 # --- Table 4 --------------------------------------------------------------------------------------
 
-TABLE4 = {"fp32_p50": "FP32 p50 (ms)", "fp32_p99": "FP32 p99 (ms)", "int8_p50": "INT8-PTQ p50 (ms)",
-          "int8_p99": "INT8-PTQ p99 (ms)", "fp32_tail": "FP32 p99/p50", "int8_tail": "INT8-PTQ p99/p50",
-          "speedup": "Speedup (×)", "best_speedup": "Speedup over the best FP32 (×)",
-          "size_ratio": "Size ↓ (×)"}
+TABLE4 = {
+    "fp32_p50": "FP32 p50 (ms)",
+    "fp32_p99": "FP32 p99 (ms)",
+    "int8_p50": "INT8-PTQ p50 (ms)",
+    "int8_p99": "INT8-PTQ p99 (ms)",
+    "fp32_tail": "FP32 p99/p50",
+    "int8_tail": "INT8-PTQ p99/p50",
+    "speedup": "Speedup (×)",
+    "best_speedup": "Speedup over the best FP32 (×)",
+    "size_ratio": "Size ↓ (×)",
+}
 TOO_FEW = "too few: a 95 % interval of p99 takes 368 batches"  # medq.latency.percentile
 
 
@@ -205,8 +261,7 @@ def table4_data(results, published=None, *, batch_size=1, engine="fbgemm"):
     one_of("engine", engine, ENGINES)
     regime = f"ptq-{engine}"
     ours, paper = latency_rows(results, batch_size, regime), latency_rows(published, batch_size, regime)
-    ratios = published.ratios[(published.ratios["batch_size"] == batch_size)
-                              & (published.ratios["regime"] == regime)]
+    ratios = published.ratios[(published.ratios["batch_size"] == batch_size) & (published.ratios["regime"] == regime)]
     for row in ratios.to_dict("records"):  # the paper prints these itself, from numbers it does not print
         for quantity in ("speedup", "size_ratio"):
             paper.setdefault(row["backbone"], {})[quantity] = {"value": row[quantity]}
@@ -271,18 +326,29 @@ def speedups(results, *, batch_size=1, regime="ptq-fbgemm", n_resamples=500, see
         best = max(fp32, key=lambda key: t[key])
         for key in fp32:
             low, high = _ratio_interval(raw.get(key), raw.get(int8[0]), n_resamples, rng)
-            rows.append({"backbone": backbone, "baseline": key[2] or "eager", "value": t[int8[0]] / t[key],
-                         "low": low, "high": high, "best": key == best})
-    return captioned(pd.DataFrame(rows, columns=["backbone", "baseline", "value", "low", "high", "best"]),
-                    f"Speed-up of {title(regime)} over every FP32 baseline", formats={None: "{:.2f}"},
-                    labels={"value": "Speed-up (×)", "low": "95 % from", "high": "to", "best": "Fastest FP32"})
+            rows.append(
+                {
+                    "backbone": backbone,
+                    "baseline": key[2] or "eager",
+                    "value": t[int8[0]] / t[key],
+                    "low": low,
+                    "high": high,
+                    "best": key == best,
+                }
+            )
+    return captioned(
+        pd.DataFrame(rows, columns=["backbone", "baseline", "value", "low", "high", "best"]),
+        f"Speed-up of {title(regime)} over every FP32 baseline",
+        formats={None: "{:.2f}"},
+        labels={"value": "Speed-up (×)", "low": "95 % from", "high": "to", "best": "Fastest FP32"},
+    )
 
 
 def _ratio_interval(slow, fast, n_resamples, rng):
     if slow is None or fast is None:
         return math.nan, math.nan
     draws = [rng.choice(x.to_numpy(), (n_resamples, len(x))).mean(1) for x in (slow, fast)]
-    return tuple(np.quantile(draws[0] / draws[1], [.025, .975]))
+    return tuple(np.quantile(draws[0] / draws[1], [0.025, 0.975]))
 
 
 def table4(results, published=None, *, batch_size=1, engine="fbgemm"):
@@ -291,14 +357,22 @@ def table4(results, published=None, *, batch_size=1, engine="fbgemm"):
     Rows are backbones; columns (quantity, field). Milliseconds are the machine's: ratios are compared with
     the paper's.
     """
-    frame = wide_layout(table4_data(results, published, batch_size=batch_size, engine=engine), ["backbone"],
-                  "quantity",
-                  list(TABLE4))
-    return captioned(frame, f"CPU latency at batch {batch_size}, FP32 and INT8-PTQ ({engine}), speed-up and "
-                           "size",
-                    "In parentheses a 95 % interval: distribution-free for percentiles, bootstrap for "
-                    "speed-ups.",
-                    "Milliseconds belong to the machine; the ratios can be compared.",
-                    formats={"speedup": "{:.2f}", "best_speedup": "{:.2f}", "size_ratio": "{:.2f}",
-                             "fp32_tail": "{:.2f}", "int8_tail": "{:.2f}", None: "{:.1f}"}, labels=TABLE4,
-                    compared=["fp32_tail", "int8_tail", "speedup", "size_ratio"])
+    frame = wide_layout(
+        table4_data(results, published, batch_size=batch_size, engine=engine), ["backbone"], "quantity", list(TABLE4)
+    )
+    return captioned(
+        frame,
+        f"CPU latency at batch {batch_size}, FP32 and INT8-PTQ ({engine}), speed-up and size",
+        "In parentheses a 95 % interval: distribution-free for percentiles, bootstrap for speed-ups.",
+        "Milliseconds belong to the machine; the ratios can be compared.",
+        formats={
+            "speedup": "{:.2f}",
+            "best_speedup": "{:.2f}",
+            "size_ratio": "{:.2f}",
+            "fp32_tail": "{:.2f}",
+            "int8_tail": "{:.2f}",
+            None: "{:.1f}",
+        },
+        labels=TABLE4,
+        compared=["fp32_tail", "int8_tail", "speedup", "size_ratio"],
+    )

@@ -1,7 +1,7 @@
 """What Snakemake's executor `cluster-generic` asks of Kubernetes, through kubectl.
 
-    job.py submit CPUS MEGABYTES GPUS SCRIPT    start a Job that runs SCRIPT; prints its name
-    job.py status NAME                          prints success, failed or running
+job.py submit CPUS MEGABYTES GPUS SCRIPT    start a Job that runs SCRIPT; prints its name
+job.py status NAME                          prints success, failed or running
 """
 
 import json
@@ -19,8 +19,9 @@ def manifest(template, cpus, megabytes, gpus, script, environment):
     """The Job of `template` that runs `script` with these resources."""
     cell = template["spec"]["template"]["spec"]["containers"][0]
     cell["command"] = ["/bin/sh", script]
-    cell["env"] = cell.get("env", []) + [{"name": name, "value": value} for name, value in sorted(environment.items())
-                                         if name.startswith(PASSED)]
+    cell["env"] = cell.get("env", []) + [
+        {"name": name, "value": value} for name, value in sorted(environment.items()) if name.startswith(PASSED)
+    ]
     wanted = {"memory": f"{megabytes}M"} | ({"nvidia.com/gpu": gpus} if gpus != "0" else {})
     resources = cell.setdefault("resources", {})
     resources["requests"] = {"cpu": cpus, **wanted, **resources.get("requests", {})}
@@ -46,7 +47,9 @@ def status(name):
 
 
 def _kubectl(*words, given=None):
-    return subprocess.run(["kubectl", *words], input=given, check=True, text=True, stdout=subprocess.PIPE).stdout.strip()
+    return subprocess.run(
+        ["kubectl", *words], input=given, check=True, text=True, stdout=subprocess.PIPE
+    ).stdout.strip()
 
 
 if __name__ == "__main__":
