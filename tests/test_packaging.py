@@ -99,7 +99,9 @@ def test_committed_notebooks_carry_no_outputs_and_have_typed_parameters():
 
 
 def test_the_sources_are_formatted():
-    found = subprocess.run([sys.executable, "-m", "ruff", "format", "--check", str(ROOT)], capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, "-m", "ruff", "format", "--check", str(ROOT)], capture_output=True, text=True
+    )
     assert found.returncode == 0, found.stdout + found.stderr
 
 
