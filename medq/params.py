@@ -3,33 +3,24 @@
 A profile fixes all that varies in a batch. Every mistake in one ends in a single sentence that names the file and the key.
 """
 
-import difflib
-import functools
 import os
-import re
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from medq import paths
+from medq.config import Model, catalogue, read_yaml, validate
+from medq.datasets.spec import DatasetSpec
 from medq.errors import UserError, one_of
 
 REGIMES = ("fp32", "fp16", "ptq-fbgemm", "ptq-qnnpack", "qat-fbgemm", "qat-qnnpack")
 CONTROLS = ("fp32-continued",)
-FAMILIES = ("cnn", "transformer")
-RESERVED = ("data", "latency", "collect", "logs", "all", "mean", *FAMILIES)  # folders of a batch, groups of the tables
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-
-
-class Model(BaseModel):
-    """Base of every validated mapping: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Subset(Model):
@@ -162,6 +153,11 @@ class Params(Model):
     study: Study = Study()
     overrides: dict[str, Override] = {}
 
+    @field_validator("datasets", "backbones")
+    @classmethod
+    def _composed(cls, value):
+        return [unicodedata.normalize("NFC", name) for name in value]  # as `config.check_name` returns them
+
     @field_validator("datasets", "backbones", "regimes", "controls", "folds")
     @classmethod
     def _no_repeats(cls, value):
@@ -223,154 +219,19 @@ class Recipe(Model):
     run_engine: Literal["same", "other"] = "same"
 
 
-KINDS = {  # pydantic's words for a value of another kind than the key takes, in ours
-    "string_type": "must be text, in quotes where YAML reads it as something else (numbers, yes, no, null)",
-    "tuple_type": "must be a list, like [a, b]",
-    "list_type": "must be a list, like [a, b]",
-    "dict_type": "must hold keys and values of its own",
-    "model_type": "must hold keys and values of its own",
-}
-
-
-def problem(found):
-    """What is wrong with a value, from an entry of pydantic's `ValidationError.errors()`, with the value; without its place."""
-    message = KINDS.get(found["type"], found["msg"].removeprefix("Value error, "))
-    whole = found["type"] == "missing" or found["type"] == "value_error" and isinstance(found["input"], dict)
-    given = "" if whole else f", not {str(found['input'])[:60]!r}"
-    return message[:1].lower() + message[1:] + given
-
-
-def _sentence(source, model, error):
-    """The first validation error as one sentence with the nearest known key."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if "[" not in str(part))  # a union's member
-    more = f" ({error.error_count() - 1} more after this one)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        known = _keys_at(model, first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        return f"{source}: unknown key {place!r}: {hint}Known here: {', '.join(known)}.{more}"
-    return f"{source}: {place + ': ' if place else ''}{problem(first)}.{more}"
-
-
-def _keys_at(model, location):
-    for part in location:
-        annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else model
-        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else Override
-    return list(model.model_fields)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which `1e-4` is a number, and a key that stands twice is a mistake: the first would be lost without a word."""
-
-    def compose_mapping_node(self, anchor):
-        node, seen = super().compose_mapping_node(anchor), set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if (key.tag, key.value) in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
-            seen.add((key.tag, key.value))
-        return node
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def parse_yaml(text):
-    """What `text` says in YAML; raises `yaml.YAMLError`."""
-    return yaml.load(text, _Loader)  # a SafeLoader: plain data alone
-
-
-def read_yaml(path):
-    """The mapping in a YAML file; `UserError` where it is missing, not YAML, or not a mapping."""
-    path = Path(path)
-    try:
-        value = parse_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        hint = f" Beside it: {', '.join(near)}." if near else ""
-        raise UserError(f"{path}: no such file.{hint}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}: is not valid YAML{where}: {getattr(error, 'problem', None) or error}.") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: must hold a mapping of keys to values, not {type(value).__name__}.")
-    return value
-
-
-def validate(model, value, source):
-    """`value` as `model`; a `UserError` naming `source` and the key otherwise."""
-    try:
-        return model.model_validate(value)
-    except UserError as error:  # of a part that is checked with another model
-        raise UserError(f"{source}: {error}") from None
-    except ValidationError as error:
-        raise UserError(_sentence(source, model, error)) from None
-    except RecursionError:
-        raise UserError(f"{source}: the file is nested too deeply or refers to itself.") from None
-
-
-def _remembered(read):
-    """`read(path)`, remembered until the file changes: a batch asks for the same catalogues hundreds of times."""
-    kept = {}
-
-    @functools.wraps(read)
-    def reading(path, *more):
-        stat = path.stat() if path.is_file() else None
-        state = stat and (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-        if kept.get((path, *more), (None,))[0] != state or state is None:
-            kept[path, *more] = state, read(path, *more)
-        return dict(kept[path, *more][1])
-
-    return reading
-
-
-@_remembered
-def _catalogue(path, model):
-    entries = {check_name(name, path): entry for name, entry in read_yaml(path).items()}
-    return {name: validate(model, entry, f"{path}: {name}") for name, entry in entries.items()}
-
-
-def check_name(name, path):
-    """`name` of an entry of the catalogue `path`, if a folder of a batch can be called so; `UserError` otherwise."""
-    if not isinstance(name, str):
-        raise UserError(
-            f"{path}: an entry's name reads as {name!r}; put it in quotes where it stands, so that it is text."
-        )
-    if name in RESERVED or name != name.strip() or not re.fullmatch(r"[^./\\,={}*?\s][^/\\,={}*?\n\r\t]*", name):
-        raise UserError(
-            f"{path}: {name}: is no name for an entry, as folders are called after it: start with a letter or a "
-            f"figure, without / \\ , = {{ }} * ? in it, and not {', '.join(RESERVED)}."
-        )
-    return name
-
-
-@_remembered
-def _datasets(path):
-    from medq.datasets.spec import load_catalogue
-
-    return load_catalogue(path)
-
-
 def backbones(folder=paths.PARAMS):
     """Known backbones by name: {name: Backbone}."""
-    return _catalogue(Path(folder) / "backbones.yaml", Backbone)
+    return catalogue(Path(folder) / "backbones.yaml", Backbone)
 
 
 def recipes(folder=paths.PARAMS):
     """Known recipes of post-training quantization by name: {name: Recipe}."""
-    return _catalogue(Path(folder) / "recipes.yaml", Recipe)
+    return catalogue(Path(folder) / "recipes.yaml", Recipe)
 
 
 def datasets(folder=paths.PARAMS):
     """Known datasets by name: {name: DatasetSpec}."""
-    return _datasets(Path(folder) / "datasets.yaml")
+    return catalogue(Path(folder) / "datasets.yaml", DatasetSpec)
 
 
 def _with(value, changes):

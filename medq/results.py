@@ -16,8 +16,9 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medq import paths
+from medq.config import read_yaml
 from medq.errors import UserError
-from medq.params import Positive, read_yaml
+from medq.params import Positive
 
 REGIMES = {  # name: label as in the paper's tables; the last is our control, not one of the paper's six
     "fp32": "FP32",

@@ -96,7 +96,7 @@ def test_catalogue_holds_the_three_datasets_and_their_stand_ins():
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ("  pattern: '{class}/*'\n  patern: x\n", "unknown key 'patern' (did you mean 'pattern')"),
+        ("  pattern: '{class}/*'\n  patern: x\n", "unknown key 'patern' (did you mean 'pattern'?)"),
         ("  pattern: '{class}/*'\n  folds: {scheme: stratified, m: 3}\n", "unknown key 'folds.m'"),
         ("  pattern: '*/{class}'\n", "pattern must name {class}"),
         ("  pattern: '{class}/*'\n  table: {file: a.csv, image: i, label: l, folders: [x]}\n", "to layout table"),
@@ -107,7 +107,7 @@ def test_catalogue_holds_the_three_datasets_and_their_stand_ins():
         (
             "  pattern: '{class}/*'\n  classes: [no, 7]\n",
             "classes.0: must be text, in quotes where YAML reads it as something else "
-            "(numbers, yes, no, null), not 'False'; Own: classes.1: must be text",
+            "(numbers, yes, no, null), not 'False'; classes.1: must be text",
         ),
         ("  pattern: '{class}/*'\n  classes: cat\n", "classes: must be a list, like [a, b], not 'cat'"),
         ("  pattern: '{class}/*'\n  table: meta.csv\n", "table: must hold keys and values of its own, not 'meta.csv'"),

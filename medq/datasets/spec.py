@@ -1,26 +1,22 @@
-"""What one entry of params/datasets.yaml may say, and the reader that refuses anything else."""
+"""What one entry of params/datasets.yaml may say."""
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, Strict, model_validator
 
-from medq.errors import UserError
-from medq.params import check_name, problem, read_yaml
+from medq import config
+from medq.config import Model
 
 CATALOGUE = Path(__file__).parents[2] / "params" / "datasets.yaml"
 SPLITS = ("train", "held_out")
 
 Name = Annotated[str, Field(min_length=1)]
+Names = Annotated[tuple[Name, ...], Strict(False)]  # a list in YAML
 Count = Annotated[int, Field(ge=1)]
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Table(_Entry):
+class Table(Model):
     """A CSV with one row per image: which file, which columns, and the folders where the images may lie.
 
     `group` names the column of patients or lesions that must not be torn apart by a split; `split` a column
@@ -29,16 +25,16 @@ class Table(_Entry):
     """
 
     file: Name
-    alternatives: tuple[Name, ...] = ()
+    alternatives: Names = ()
     image: Name
     label: Name
     group: Name | None = None
     split: Name | None = None
     mixed_groups: bool = False
-    folders: Annotated[tuple[Name, ...], Field(min_length=1)]
+    folders: Annotated[Names, Field(min_length=1)]
 
 
-class Folds(_Entry):
+class Folds(Model):
     """How held-out parts are made (section 2.3)."""
 
     scheme: Literal["fixed", "stratified", "stratified-group"]
@@ -53,7 +49,7 @@ class Folds(_Entry):
         return self
 
 
-class Phantom(_Entry):
+class Phantom(Model):
     """Which dataset the generated images stand for, their side in pixels, and the seed of everything drawn.
 
     Two knobs for how hard they are: `contrast` of the findings, and the share of subjects with a mistaken
@@ -67,15 +63,15 @@ class Phantom(_Entry):
     label_noise: Annotated[float, Field(ge=0, lt=0.5)] = 0.03
 
 
-class DatasetSpec(_Entry):
+class DatasetSpec(Model):
     """One dataset: where its images and labels are, how it is split, what its release holds, who made it."""
 
     name: Name
     title: Name
     layout: Literal["folders", "table", "phantom"]
-    classes: Annotated[tuple[Name, ...], Field(min_length=2)]
+    classes: Annotated[Names, Field(min_length=2)]
     titles: dict[str, Name] = {}
-    folder: tuple[Name, ...] = ()
+    folder: Names = ()
     splits: dict[Literal["train", "held_out"], Name] = {}
     pattern: Name | None = None
     table: Table | None = None
@@ -85,7 +81,7 @@ class DatasetSpec(_Entry):
     source: Name | None = None
     kaggle: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
     licence: Name | None = None
-    citation: tuple[Name, ...] = ()
+    citation: Names = ()
 
     @property
     def grouped(self):
@@ -168,43 +164,6 @@ def _split_problems(spec):
 def load_catalogue(path=None):
     """Read and validate params/datasets.yaml (or `path`): {name: DatasetSpec}, in the file's order.
 
-    Raises UserError with every mistake of the file in one sentence; an unknown key comes with the nearest
-    known one.
+    Raises UserError that names every mistake of the file.
     """
-    path = Path(path or CATALOGUE)
-    catalogue, problems = {}, []
-    for name, entry in read_yaml(path).items():
-        check_name(name, path)
-        if not isinstance(entry, dict) or "name" in entry:
-            problems.append(f"{name}: must be a mapping of keys, without a 'name' of its own")
-            continue
-        try:
-            catalogue[name] = DatasetSpec(name=name, **{str(key): value for key, value in entry.items()})
-        except ValidationError as error:
-            problems += [f"{name}: {problem}" for problem in _sentences(error)]
-    if problems:
-        raise UserError(f"{path}: {'; '.join(problems)}.")
-    return catalogue
-
-
-def _sentences(error):
-    items = error.errors()
-    wrong_parts = {item["loc"][:1] for item in items if len(item["loc"]) > 1}
-    for item in items:
-        if item["type"] == "too_short" and item["loc"] in wrong_parts:
-            continue  # too short only without its wrong entries, which are named already
-        where = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            known = _fields(item["loc"][:-1])
-            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-            hint = f"did you mean {near[0]!r}" if near else f"known are {', '.join(known)}"
-            yield f"unknown key {where!r} ({hint})"
-        else:
-            message = problem(item)
-            yield f"{where}: {message}" if where else message
-
-
-def _fields(loc):
-    nested = {"table": Table, "folds": Folds, "phantom": Phantom}
-    model = nested[loc[0]] if loc and loc[0] in nested else DatasetSpec
-    return [name for name in model.model_fields if name != "name"]
+    return config.catalogue(Path(path or CATALOGUE), DatasetSpec)
