@@ -113,6 +113,40 @@ def test_table4_says_what_was_not_timed(full, paper):
     assert row["fp32_p50"]["state"] == ""
 
 
+# --- differences ----------------------------------------------------------------------------------
+
+
+def test_changes_are_the_paired_bootstraps_turned_to_the_metrics_own_unit(full):
+    c = tables.changes(full).set_index(["dataset", "backbone", "regime", "metric"])
+    value = scores(full, "ece").set_index(CELL)["value"]
+    cell = ("ChestXray", "resnet50")
+    row = c.loc[(*cell, "ptq-fbgemm", "ece")]
+    assert row["value"] == pytest.approx(value[(*cell, "ptq-fbgemm")] - value[(*cell, "fp32")])
+    b = full.bootstrap.set_index(["dataset", "backbone", "method_a", "method_b", "metric"])
+    stored = b.loc[("ChestXray", "all", "fp32", "ptq-fbgemm", "auprc")]
+    mean = c.loc[("ChestXray", "mean", "ptq-fbgemm", "auprc")]
+    assert (100 * mean["low"], 100 * mean["high"]) == pytest.approx((-stored["high_pp"], -stored["low_pp"]))
+    assert mean["interval"] == "paired" and "fp32" not in c.index.get_level_values("regime")
+
+
+def test_changes_without_a_bootstrap_add_the_variances_of_both_cells(full):
+    alone = fixtures.bent(full, bootstrap=lambda b: b.iloc[:0])
+    row = tables.changes(alone, ["brier"]).iloc[0]
+    s = scores(full, "brier").query("dataset == @row.dataset and backbone == @row.backbone").set_index("regime")
+    a, b = s.loc[row["regime"]], s.loc["fp32"]
+    down = math.hypot(a["value"] - a["low"], b["high"] - b["value"])
+    assert row["low"] == pytest.approx(row["value"] - down) and row["interval"] == "independent"
+    assert (tables.changes(alone, ["brier"]).query("backbone == 'mean'")["interval"] == "").all()
+
+
+def test_a_change_compares_backbones_that_have_both(full):
+    cut = fixtures.bent(full, metrics=lambda m: m[~((m["backbone"] == "swin_tiny") & (m["regime"] == "fp16"))])
+    c = tables.changes(cut, ["auprc"]).query("dataset == 'SkinCancer' and regime == 'fp16'")
+    own = c[c["backbone"] != "mean"]
+    assert "swin_tiny" not in set(own["backbone"]) and len(own) == 7
+    assert c[c["backbone"] == "mean"]["value"].item() == pytest.approx(own["value"].mean())
+
+
 # --- beyond the paper -----------------------------------------------------------------------------
 
 

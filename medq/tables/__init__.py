@@ -37,6 +37,7 @@ from medq.tables.beyond import (
     silent,
     worst_layers,
 )
+from medq.tables.changes import SCORES, changes
 from medq.tables.entries import DISAGREES, FIELDS, PAPER_REGIMES, cell_state, is_outside, mean_state
 from medq.tables.html import STATUS, STYLE, show
 from medq.tables.paper import (
@@ -55,6 +56,8 @@ from medq.tables.paper import (
 )
 
 __all__ = [
+    "SCORES",
+    "changes",
     "COLLAPSE",
     "DATA",
     "DISAGREES",
