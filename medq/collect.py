@@ -4,6 +4,7 @@ Only cells whose completion record matches their files are taken; what is left o
 are a function of the cells alone: collecting twice gives the same bytes, whatever the profile file says by now.
 """
 
+import argparse
 import json
 import os
 import re
@@ -68,13 +69,15 @@ class Taken:
 def add_arguments(parser):
     """Arguments of `medq collect`."""
     parser.add_argument("runs", metavar="RUNS", help="folder of a batch, runs/<profile>")
-    parser.add_argument("results", metavar="RESULTS", help="folder to write, results/<profile>; replaced as a whole")
-    parser.add_argument("--keep", action="store_true", help="keep the cells and studies that only RESULTS holds by now")
+    parser.add_argument(
+        "results", metavar="RESULTS", help="folder to write, results/<profile>; what only it holds stays there"
+    )
+    parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)  # the default since results are added to
     parser.add_argument(
         "--only",
         nargs="+",
         metavar="KEY=NAMES",
-        help="a part of RUNS, e.g. stage=calibration_size,peers dataset=BrainMRI; with --keep, to add it to a grid",
+        help="a part of RUNS, e.g. stage=calibration_size,peers dataset=BrainMRI",
     )
 
 
@@ -84,7 +87,7 @@ def run(args):
     from medq.batch import parse_only
 
     only = parse_only(args.only, {"stage": list(stages.MODULES), "dataset": None, "backbone": None})
-    left_out = collect(args.runs, args.results, keep=args.keep, only=only)
+    left_out = collect(args.runs, args.results, only=only)
     for name, reason in left_out.items():
         print(f"left out {name}: {reason}", file=sys.stderr)
 
@@ -116,14 +119,15 @@ def _stage_of(name):
     return next((stage for stage in stages.MODULES if parts[2] == stage or parts[2].startswith(f"{stage}-")), "")
 
 
-def collect(runs, results, keep=False, only=None):
+def collect(runs, results, only=None):
     """Write the result folder `results` from the batch in `runs`; returns {what was left out: why}.
 
     `only` {stage, dataset or backbone: names} takes a part of `runs` alone.
 
     The folder is written beside its place and moved there when whole; files in it that are not results (a README) stay.
-    With `keep`, cells and studies that stand in `results` and not in `runs` stay too: a grid made in several sittings.
-    Raises `UserError` where `runs` holds no finished cell, or `results` cannot be written, holds `runs` or is damaged (`keep`).
+    Cells and studies of `results` that are not in `runs` stay, too: a grid can be made in several sittings. What is new and
+    does not fit them (other settings, images or FP32 model) is left out.
+    Raises `UserError` where `runs` holds no finished cell, or `results` cannot be written, holds `runs` or is damaged.
     """
     from medq.stages import made
 
@@ -134,10 +138,6 @@ def collect(runs, results, keep=False, only=None):
     left_out = {}
     finished = _finished(runs, left_out)
     taken = _chosen(finished, only) if only else finished
-    if only and not keep and (results / "provenance.json").is_file():
-        raise UserError(
-            f"{results}: holds results that a part of a batch would replace; add --keep, or choose another folder."
-        )
     for name in [name for name in left_out if only and not _wanted(name, only)]:
         del left_out[name]
     _check_some(taken, runs, only, left_out)
@@ -160,11 +160,14 @@ def collect(runs, results, keep=False, only=None):
             None,
             {name: failure.get("reason", "") for name in left_out if (failure := _failure(runs / name))},
         )
-        if keep and results.is_dir():
-            taken, standard = _with_earlier(results, scratch, taken, finished, left_out, failed, only)
+        if (results / "provenance.json").exists() or (results / "cells.csv").exists():
+            taken, standard = _with_earlier(results, scratch, taken, finished, left_out, failed)
+            _check_some(taken, runs, only, left_out)
         standard = standard or _newest(taken)
         keys = {t.name: made(t.record) for t in [*taken, *finished]}
-        taken = _consistent(sorted(taken, key=lambda t: Path(t.name)), standard, keys, left_out)
+        kept = [t for t in taken if scratch in t.folder.parents]
+        taken = kept + _consistent([t for t in taken if t not in kept], standard, keys, left_out, images=taken)
+        taken = sorted(taken, key=lambda t: Path(t.name))
         _check_some(taken, runs, only, left_out)
         cells = [t for t in taken if _is_cell(t)]
         _write(scratch / "new", standard, taken, cells, failed)
@@ -195,12 +198,11 @@ def _newest(taken):
     return max([t for t in taken if _is_cell(t)] or taken, key=lambda t: (t.manifest["written"], t.name)).manifest
 
 
-def _with_earlier(results, scratch, taken, finished, left_out, failed, only):
+def _with_earlier(results, scratch, taken, finished, left_out, failed):
     """(`taken` and what stands in `results` beside it, written out below `scratch`; the manifest that sets the standard, or None).
 
-    A cell whose FP32 model is not the one that will stand beside it is left out: kept ones where a model takes the place of
-    another, new ones where theirs is not taken along. With `only`, what stands in `results` sets settings and images, and what
-    does not fit it is left out. `failed` {name: reason} gets what had failed then.
+    A result that was not made again is never removed: what is new and does not fit it (settings, images, or the FP32 model
+    that both start from) is left out. `failed` {name: reason} gets what had failed then.
     """
     from medq.unpack import unpack
 
@@ -211,33 +213,46 @@ def _with_earlier(results, scratch, taken, finished, left_out, failed, only):
     failed |= {name: reason for name, reason in lost.items() if name not in {*new, *left_out}}
     for name in earlier:
         left_out.pop(name, None), failed.pop(name, None)
-    if only:
-        images = {name: t.manifest.get("fingerprint") for name, t in earlier.items() if name.endswith("/data")}
-        other = {
-            t.name for t in taken if t.manifest.get("fingerprint") != images.get(t.name, t.manifest.get("fingerprint"))
-        }
-        for t in taken:
-            if f"{t.name.split('/')[0]}/data" in other and t.name not in other:
-                left_out[t.name] = f"was made from other images than those of {results}"
-        taken = [t for t in taken if t.name not in left_out and t.name not in other]
-        new = {t.name for t in taken}
-    kept = [t for name, t in earlier.items() if name not in new]
-    another = {
+    images = {name: t.manifest.get("fingerprint") for name, t in earlier.items() if name.endswith("/data")}
+    staying = [t for name, t in earlier.items() if name not in new and not name.endswith("/data")]
+    datasets = {t.name.split("/")[0] for t in staying}
+    other = {
+        t.name
+        for t in taken
+        if t.name.split("/")[0] in datasets
+        and t.manifest.get("fingerprint") != images.get(t.name, t.manifest.get("fingerprint"))
+    }
+    retrained = {
         name
         for name in {*ours} & {*earlier}
         if name.split("/")[2:3] == ["fp32"] and not _same_predictions(ours[name], earlier[name])
     }
-    for t in [*kept, *taken]:
-        parts = t.name.split("/")
-        before = "/".join([*parts[:2], "fp32", *parts[3:]])
-        if before not in another or before == t.name or parts[2] == "fp16":
-            continue
-        if t.name not in new and before in new:
-            left_out[t.name] = "starts from another FP32 model than the one that takes its place; run it again"
-        elif t.name in new and before not in new and _is_cell(t):
-            left_out[t.name] = "starts from another FP32 model than the one that is kept; collect that one, too"
-    standing = only and [t for t in earlier.values() if _is_cell(t)]
-    return [t for t in [*kept, *taken] if t.name not in left_out], _newest(standing) if standing else None
+    standing = [t for t in staying if _is_cell(t)] or staying
+    blocked = {_start(t) for t in standing} & retrained  # models that cells start from which were not made again
+    blocked |= {name for name in retrained if name not in new}
+    standard = _newest(standing) if standing else None
+    for t in taken:
+        before = _start(t)
+        if t.name in other or f"{t.name.split('/')[0]}/data" in other:
+            left_out[t.name] = f"was made from other images than those of {results}; run all of the dataset again"
+        elif standard and _differing(t, standard["parameters"]):
+            key = _differing(t, standard["parameters"])[0]
+            left_out[t.name] = f"its {key} is not that of the cells in {results}; choose another folder"
+        elif _is_cell(t) and (before in blocked or t.name in blocked):
+            left_out[t.name] = (
+                f"starts from another FP32 model than cells of {results} do: run or collect all of them, or choose another folder"
+            )
+    added = [t for t in taken if t.name not in left_out]
+    kept = [t for name, t in earlier.items() if name not in {t.name for t in added}]
+    for name in other:
+        left_out.pop(name, None)
+    return [*kept, *added], standard
+
+
+def _start(taken):
+    """Name of the FP32 cell that a cell starts from, or None."""
+    parts = taken.name.split("/")
+    return "/".join([*parts[:2], "fp32", *parts[3:]]) if _is_cell(taken) and parts[2] not in ("fp32", "fp16") else None
 
 
 def _same_predictions(a, b):
@@ -320,12 +335,12 @@ def _failure(folder):
         return None
 
 
-def _consistent(taken, standard, keys, left_out):
+def _consistent(taken, standard, keys, left_out, images):
     """Those of `taken` that may stand in one table: the settings and budget of `standard` (a manifest), same images, same FP32 weights.
 
     `keys` {name: what later cells depend on} knows what stands in the batch, taken or not.
     """
-    images = {t.name: t.manifest.get("fingerprint") for t in taken if t.name.endswith("/data")}
+    images = {t.name: t.manifest.get("fingerprint") for t in images if t.name.endswith("/data")}
     kept = []
     for t in taken:
         parts, inputs = t.name.split("/"), t.record.get("inputs", {})

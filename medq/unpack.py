@@ -23,7 +23,7 @@ FACTS = (
     "parameters.bootstrap.resamples",
 )  # of provenance.json, that a collection needs
 AUDIT_COLUMNS = ("image_id", "group_id", "kind")
-WITHOUT = "collect without --keep, or into another folder"
+WITHOUT = "collect into another folder, or delete this one"
 
 
 def unpack(results, runs):

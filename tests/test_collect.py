@@ -453,10 +453,10 @@ def test_other_runtimes_are_kept_from_an_earlier_sitting(made, folds):
         }
     ]
     shutil.rmtree(made / "BrainMRI" / "resnet18" / "peers")
-    assert collect.collect(made, out, keep=True) == {} and contents(out) == before
+    assert collect.collect(made, out) == {} and contents(out) == before
     for fold in folds:  # measured again, it takes the place of what was kept
         add_peers(made, fold=fold)
-    assert collect.collect(made, out, keep=True) == {} and contents(out) == before
+    assert collect.collect(made, out) == {} and contents(out) == before
 
 
 def test_a_part_of_a_batch_is_added_to_a_grid(made, capsys):
@@ -465,33 +465,35 @@ def test_a_part_of_a_batch_is_added_to_a_grid(made, capsys):
     before = (out / "metrics.csv").read_bytes()
     add_peers(made)
     add_cell(made, "resnet18", "fp32", written="2026-11-02T10:00:00+00:00", parameters={"seed": 43})  # not asked for
-    assert cli.main(["collect", str(made), str(out), "--keep", "--only", "stage=peers", "backbone=resnet18"]) == 0
+    assert cli.main(["collect", str(made), str(out), "--only", "stage=peers", "backbone=resnet18"]) == 0
     assert (out / "metrics.csv").read_bytes() == before and len(results.load(out).peers) == 6
-    assert cli.main(["collect", str(made), str(out), "--only", "stage=peers"]) == 2
-    assert "add --keep" in capsys.readouterr().err and (out / "metrics.csv").read_bytes() == before
     for words, said in (
         (["stage=peer"], "did you mean 'peers'"),
         (["regime=fp32"], "key of --only"),
         (["stage"], "write it as"),
         (["stage=latency"], "fits nothing"),
     ):
-        assert cli.main(["collect", str(made), str(out), "--keep", "--only", *words]) == 2
+        assert cli.main(["collect", str(made), str(out), "--only", *words]) == 2
         assert said in capsys.readouterr().err
 
 
-def test_what_starts_from_a_model_that_was_trained_again_is_not_kept(made):
+def test_a_part_of_a_batch_removes_nothing(made):
     out = made.parent.parent / "out"
+    add_peers(made)
     collect.collect(made, out)
-    for regime in ("ptq-fbgemm", "ptq-qnnpack", "fp16"):
-        shutil.rmtree(made / "BrainMRI" / "resnet18" / regime)
-    assert collect.collect(made, made.parent.parent / "same", keep=False) == {}
-    shutil.copytree(out, made.parent.parent / "kept")
-    assert collect.collect(made, made.parent.parent / "kept", keep=True) == {}  # the same model: all is kept
-    retrained(made)
-    left_out = collect.collect(made, out, keep=True)
-    assert set(left_out) == {"BrainMRI/resnet18/ptq-fbgemm/fold0", "BrainMRI/resnet18/ptq-qnnpack/fold0"}
-    assert "another FP32 model" in left_out["BrainMRI/resnet18/ptq-fbgemm/fold0"]
-    assert set(results.load(out).cells.query("backbone == 'resnet18'")["regime"]) == {"fp32", "fp16", "qat-fbgemm"}
+    before = contents(out)
+    for name in ("resnet50", "resnet18/fp16", "resnet18/qat-fbgemm", "resnet18/ptq-qnnpack", "resnet18/peers"):
+        shutil.rmtree(made / "BrainMRI" / name)
+    assert collect.collect(made, out) == {} and contents(out) == before
+    retrained(made)  # what starts from the model that it would replace was not made again
+    assert (
+        set(collect.collect(made, out)) == {"BrainMRI/resnet18/fp32/fold0", "BrainMRI/resnet18/ptq-fbgemm/fold0"}
+        and contents(out) == before
+    )
+    for regime in ("qat-fbgemm", "ptq-qnnpack"):
+        add_cell(made, "resnet18", regime)
+    assert collect.collect(made, out) == {} and contents(out) != before
+    assert len(results.load(out).cells) == len(SOME) and len(results.load(out).peers) == 6
 
 
 def retrained(made, shift=1e-6):
@@ -515,12 +517,12 @@ def test_cells_are_added_without_the_model_they_start_from_only_if_it_is_the_kep
     collect.collect(made, out)
     before = contents(out)
     only = {"stage": ["quantize"], "backbone": ["resnet18"]}
-    assert collect.collect(made, out, keep=True, only=only) == {} and contents(out) == before
+    assert collect.collect(made, out, only=only) == {} and contents(out) == before
     retrained(made)
     add_peers(made)
-    left_out = collect.collect(made, out, keep=True, only=only)
-    assert len(left_out) == 3 and all("collect that one, too" in reason for reason in left_out.values())
-    assert collect.collect(made, out, keep=True, only={"stage": ["peers"]}) == {}  # a study says so on its page
+    left_out = collect.collect(made, out, only=only)
+    assert len(left_out) == 3 and all("another FP32 model" in reason for reason in left_out.values())
+    assert collect.collect(made, out, only={"stage": ["peers"]}) == {}  # a study says so on its page
     assert len(results.load(out).peers) == 6
 
 
@@ -549,7 +551,7 @@ def test_a_part_of_a_batch_says_what_it_left_out_and_touches_nothing_else(made):
     )
     other = made / "ChestXray" / "data"  # images of another dataset have changed meanwhile: not asked for
     shutil.copytree(made / "BrainMRI" / "data", other)
-    assert collect.collect(made, out, keep=True, only={"stage": ["peers"]}) == {"BrainMRI/resnet50/peers/fold0": "boom"}
+    assert collect.collect(made, out, only={"stage": ["peers"]}) == {"BrainMRI/resnet50/peers/fold0": "boom"}
     assert (out / "cells.csv").read_bytes() == before and not (out / "folds" / "ChestXray.csv").exists()
 
 
@@ -579,7 +581,7 @@ def test_a_part_with_other_settings_leaves_the_grid_alone(made, change, said):
     folder = made / "BrainMRI" / "resnet18" / "peers" / "fold0"
     manifest(folder, "2026-12-24T10:00:00+00:00", **change)
     finished_again(folder)
-    left_out = collect.collect(made, out, keep=True, only={"stage": ["peers"]})
+    left_out = collect.collect(made, out, only={"stage": ["peers"]})
     assert said in left_out["BrainMRI/resnet18/peers/fold0"] and contents(out) == before
 
 
@@ -591,7 +593,7 @@ def test_a_part_of_other_images_leaves_the_grid_alone(made):
     data = made / "BrainMRI" / "data"
     manifest(data, fingerprint="f01", n_images=200)
     artefacts.finish(data, ["folds.csv", "audit.csv", "manifest.json"], key="key-data", inputs={})
-    left_out = collect.collect(made, out, keep=True, only={"stage": ["peers"]})
+    left_out = collect.collect(made, out, only={"stage": ["peers"]})
     assert "other images than those of" in left_out["BrainMRI/resnet18/peers/fold0"] and contents(out) == before
 
 
@@ -604,7 +606,7 @@ def test_what_failed_then_and_is_finished_but_not_asked_for_stays_failed(made):
     (folder / artefacts.FAILED).unlink()
     add_cell(made, "resnet50", "fp16")
     add_peers(made)
-    collect.collect(made, out, keep=True, only={"stage": ["peers"]})
+    collect.collect(made, out, only={"stage": ["peers"]})
     assert (out / "cells.csv").read_bytes() == before and b"boom" in before
 
 
@@ -613,9 +615,7 @@ def test_a_study_alone_can_be_added_to(made):
     out = made.parent.parent / "out"
     assert collect.collect(made, out, only={"stage": ["peers"]}) == {}
     assert results.load(out).cells.empty and len(results.load(out).peers) == 6
-    with pytest.raises(UserError, match="add --keep"):
-        collect.collect(made, out, only={"stage": ["peers"]})
-    assert collect.collect(made, out, keep=True) == {}
+    assert collect.collect(made, out) == {}
     assert len(results.load(out).cells) == len(SOME) and len(results.load(out).peers) == 6
 
 
@@ -628,7 +628,7 @@ def test_a_study_of_a_model_that_was_never_here_is_added(made):
     facts["inputs"]["starts from"] = "a key of elsewhere"
     artefacts.write_json(folder / artefacts.DONE, facts)
     shutil.rmtree(made / "BrainMRI" / "resnet18" / "fp32")
-    assert collect.collect(made, out, keep=True, only={"stage": ["peers"]}) == {} and len(results.load(out).peers) == 6
+    assert collect.collect(made, out, only={"stage": ["peers"]}) == {} and len(results.load(out).peers) == 6
 
 
 def test_the_banner_names_the_machine_of_the_grid_and_of_a_study_from_elsewhere(made):
@@ -639,14 +639,14 @@ def test_the_banner_names_the_machine_of_the_grid_and_of_a_study_from_elsewhere(
     manifest(folder, "2026-12-24T10:00:00+00:00", cpu={"model": "Another CPU", "cores": 4, "instructions": []})
     finished_again(folder)
     for _ in range(2):  # it stays so when something else is collected afterwards
-        assert collect.collect(made, out, keep=True, only={"stage": ["peers"]}) == {}
+        assert collect.collect(made, out, only={"stage": ["peers"]}) == {}
         said = results.load(out).banner()
         assert (
             "Measured on A CPU, 2 cores" in said
             and "Measured on Another CPU, 4 cores, without VNNI, no GPU: other runtimes." in said
         )
         assert "2 machines" not in said
-        collect.collect(made, out, keep=True, only={"stage": ["finetune"]})
+        collect.collect(made, out, only={"stage": ["finetune"]})
 
 
 def test_tables_without_a_column_of_folds_take_it_from_their_path(made):
@@ -673,7 +673,7 @@ def test_nothing_that_may_be_taken_is_a_sentence(made):
 def test_a_folder_of_no_stage_stops_nothing(made):
     shutil.copytree(made / "BrainMRI" / "resnet18" / "fp32", made / "BrainMRI" / "resnet18" / "fp32-longer")
     collected(made)
-    collect.collect(made, made.parent.parent / "out", keep=True, only={"backbone": ["resnet18"]})
+    collect.collect(made, made.parent.parent / "out", only={"backbone": ["resnet18"]})
 
 
 def test_nothing_finished_and_no_folder_are_sentences(tmp_path):
@@ -742,7 +742,7 @@ def test_a_grid_made_in_several_sittings_is_the_grid_made_in_one(tmp_path):
     out = tmp_path / "out"
     assert collect.collect(made["first"], out) == {}
     shutil.rmtree(made["second"] / "BrainMRI" / "data")
-    assert collect.collect(made["second"], out, keep=True) == {}
+    assert collect.collect(made["second"], out) == {}
     for path in sorted(whole.path.rglob("*.*")):
         other = out / path.relative_to(whole.path)
         assert other.read_bytes() == path.read_bytes(), path.name
@@ -763,45 +763,43 @@ def test_what_a_new_run_holds_replaces_what_was_kept(made):
         reason="no half precision here",
         written="2026-11-02T10:00:00+00:00",
     )
-    assert collect.collect(made, out, keep=True) == {}
+    assert collect.collect(made, out) == {}
     after = results.load(out).cells
     assert len(after) == len(before)
     assert after[after["regime"] == "fp16"]["reason"].item() == "no half precision here"
     assert not (out / "predictions" / "BrainMRI" / "resnet18" / "fp16.parquet").exists()
 
 
-def test_what_is_kept_must_have_the_settings_and_the_budget_of_the_new_cells(made):
+def test_what_is_new_must_have_the_settings_and_the_budget_of_what_stays(made):
     out = made.parent.parent / "out"
     collect.collect(made, out)
+    before = contents(out)
     shutil.rmtree(made / "BrainMRI" / "resnet50")
-    for change in ({"image_size": 32}, {"train": {"epochs": 3}}, {"overrides": {"resnet50": {"train": {"epochs": 3}}}}):
-        add_cell(made, "resnet18", "fp16", written="2026-11-02T10:00:00+00:00", parameters=change)
-        left_out = collect.collect(made, made.parent.parent / "new", keep=False)
-        shutil.rmtree(made.parent.parent / "new")
-        shutil.copytree(out, made.parent.parent / "new")
-        left_out = collect.collect(made, made.parent.parent / "new", keep=True)
-        assert "BrainMRI/resnet50/fp32/fold0" in left_out, change
-        shutil.rmtree(made.parent.parent / "new")
+    for key, value in (("image_size", 32), ("train", {"epochs": 3})):
+        add_cell(made, "resnet18", "fp16", written="2026-11-02T10:00:00+00:00", parameters={key: value})
+        left_out = collect.collect(made, out)
+        assert key in left_out["BrainMRI/resnet18/fp16/fold0"] and contents(out) == before
 
 
-def test_what_was_made_from_other_images_is_not_kept(made):
+def test_what_was_made_from_other_images_than_what_stays_is_not_added(made):
     out = made.parent.parent / "out"
     collect.collect(made, out)
+    before = contents(out)
     shutil.rmtree(made / "BrainMRI" / "resnet50")
     data = made / "BrainMRI" / "data"
     manifest(data, fingerprint="f01", n_images=200)
     artefacts.finish(data, ["folds.csv", "audit.csv", "manifest.json"], key="key-data", inputs={})
-    assert collect.collect(made, out, keep=True) == {
-        "BrainMRI/resnet50/fp32/fold0": "was made from other images; run the batch again"
-    }
+    left_out = collect.collect(made, out)
+    assert len(left_out) == 5 and all("other images" in reason for reason in left_out.values())
+    assert contents(out) == before
 
 
 def test_a_folder_that_is_no_result_folder_cannot_be_added_to(made):
     out = made.parent.parent / "out"
     out.mkdir()
     (out / "cells.csv").write_text("dataset\n")
-    with pytest.raises(UserError, match="--keep"):
-        collect.collect(made, out, keep=True)
+    with pytest.raises(UserError, match="another folder"):
+        collect.collect(made, out)
     assert (out / "cells.csv").read_text() == "dataset\n"
 
 
@@ -814,7 +812,7 @@ def standing(tmp_path_factory):
     assert collected(runs)[0] == {}
     out = runs.parent.parent / "out"
     before = contents(out)
-    assert collect.collect(runs, out, keep=True) == {} and contents(out) == before
+    assert collect.collect(runs, out) == {} and contents(out) == before
     return runs, out
 
 
@@ -901,10 +899,10 @@ def test_a_damaged_folder_is_not_added_to(standing, tmp_path, damage, said, caps
     file, spoil = damage
     spoil(out)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert cli.main(["collect", str(runs), str(out), "--keep"]) == 2
+    assert cli.main(["collect", str(runs), str(out)]) == 2
     found = capsys.readouterr().err
     assert found.startswith(f"medq: {out / file}: ") and said in found and found.count("\n") == 1
-    assert found.endswith("; collect without --keep, or into another folder.\n")
+    assert found.endswith("; collect into another folder, or delete this one.\n")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
