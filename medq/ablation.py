@@ -23,7 +23,7 @@ from medq.quantize.stage import (
 TABLE, COMPOSITION = "ablation.csv", "composition.csv"
 SCORES = ("auprc", "auroc", "ece", "ece_top_label", "brier")
 FACTORS = ("weights", "activations", "reduce_range", "fused", "training_mode", "normalised")
-COLUMNS = ["dataset", "backbone", "recipe", "engine", "run_engine", "fold", "stage", *FACTORS, *SCORES]
+COLUMNS = ["dataset", "backbone", "recipe", "engine", "run_engine", "fold", "form", *FACTORS, *SCORES]
 ENGINES = tuple(static.OTHER)
 
 
@@ -59,20 +59,20 @@ def measure(params, cell, part):
         except Unsupported as error:
             reasons += [f"{name} for {engine_name}: {error}" for name, engine_name, _ in uses]
             continue
-        stages = {"fake-quant": simulated(prepared, family, "ptq")}
+        forms = {"fake-quant": simulated(prepared, family, "ptq")}
         if settings.training_mode and settings.normalised and not composition:
-            composition = batch_composition(stages["fake-quant"], part, params.seed)
+            composition = batch_composition(forms["fake-quant"], part, params.seed)
         for name, engine_name, run_engine in uses:
             facts = _facts(cell, name, engine_name, run_engine, settings)
             try:
                 quantized = converted(prepared, family, run_engine)
-                stages["converted"] = _scores(quantized, part)
+                forms["converted"] = _scores(quantized, part)
             except (Unsupported, FloatingPointError) as error:
-                stages.pop("converted", None)
+                forms.pop("converted", None)
                 reasons.append(f"{name} for {engine_name}: {error}")
-            if not isinstance(stages["fake-quant"], dict):
-                stages["fake-quant"] = _scores(stages["fake-quant"], part)
-            rows += [facts | {"stage": stage} | scores for stage, scores in stages.items()]
+            if not isinstance(forms["fake-quant"], dict):
+                forms["fake-quant"] = _scores(forms["fake-quant"], part)
+            rows += [facts | {"form": form} | scores for form, scores in forms.items()]
     order = {key: i for i, key in enumerate((e, n) for e in ENGINES for n in recipes)}
     table = pd.DataFrame(rows, columns=COLUMNS)
     table = table.sort_values(
@@ -134,10 +134,10 @@ def batch_composition(model, part, seed, batch_sizes=(evaluate.BATCH, 8)):
     ]
 
 
-def smallest_collapse(table, stage="converted"):
+def smallest_collapse(table, form="converted"):
     """The smallest change of recipe that turns a sound model into a collapsed one, per backbone and engine.
 
     `table` has the columns of ablation.csv; what counts as a collapse stands in `medq.tables.COLLAPSE`, and the columns
     of the answer in `medq.tables.ablation`.
     """
-    return tables.ablation(SimpleNamespace(ablation=table), stage=stage)
+    return tables.ablation(SimpleNamespace(ablation=table), form=form)

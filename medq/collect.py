@@ -18,7 +18,7 @@ from medq import artefacts, paths
 from medq.errors import UserError
 
 REGIMES = ("fp32", "fp16", "ptq-fbgemm", "ptq-qnnpack", "qat-fbgemm", "qat-qnnpack", "fp32-continued")
-VARIANTS = {  # file of a cell: (what the result's file is called after, recipe, stage; None: float or converted)
+VARIANTS = {  # file of a cell: (what the result's file is called after, recipe, form; None: float or converted)
     "predictions.parquet": ("", "default", None),
     "predictions.fake-quant.parquet": (".fake-quant", "default", "fake-quant"),
     "predictions.mended.parquet": (".mended", "mended", "converted"),
@@ -499,10 +499,10 @@ def _take_predictions(taken, predictions):
             predictions.setdefault((dataset, backbone, regime, suffix), {})[fold] = frame
 
 
-def _stage(regime, suffix):
-    """(recipe, stage) of a variant of a regime."""
-    _, recipe, stage = next(v for v in VARIANTS.values() if v[0] == suffix)
-    return recipe, stage or ("converted" if regime.startswith(("ptq", "qat")) else "float")
+def _form(regime, suffix):
+    """(recipe, form) of a variant of a regime."""
+    _, recipe, form = next(v for v in VARIANTS.values() if v[0] == suffix)
+    return recipe, form or ("converted" if regime.startswith(("ptq", "qat")) else "float")
 
 
 def _arrays(frame):
@@ -525,12 +525,12 @@ def _metrics(predictions):
 
     parts = []
     for (dataset, backbone, regime, suffix), frames in predictions.items():
-        recipe, stage = _stage(regime, suffix)
+        recipe, form = _form(regime, suffix)
         for fold, frame in [*sorted(frames.items()), ("pooled", _pooled(frames))]:
             labels, probabilities, classes = _arrays(frame)
             parts.append(
                 summary(labels, probabilities, classes).assign(
-                    dataset=dataset, backbone=backbone, regime=regime, recipe=recipe, stage=stage, fold=fold
+                    dataset=dataset, backbone=backbone, regime=regime, recipe=recipe, form=form, fold=fold
                 )
             )
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
@@ -560,18 +560,18 @@ def _resampled(predictions, data, parameters):
             for regime, suffix in dict.fromkeys((regime, suffix) for _, regime, suffix in members):
                 chosen = {b: models[b, r, s] for b, r, s in members if (r, s) == (regime, suffix)}
                 rows, replicates = _intervals(chosen, _groups(data, dataset, images), parameters)
-                recipe, stage = _stage(regime, suffix)
+                recipe, form = _form(regime, suffix)
                 if recipe == "default":
-                    intervals.append(rows.assign(dataset=dataset, regime=regime, stage=stage))
+                    intervals.append(rows.assign(dataset=dataset, regime=regime, form=form))
                 if not suffix:
                     kept[images, regime] = replicates
         differences += _differences(dataset, kept, parameters["bootstrap"]["resamples"])
     intervals = pd.concat(intervals, ignore_index=True) if intervals else pd.DataFrame()
     if len(intervals):  # a mean belongs to the set of images that most backbones were evaluated on
         means = intervals[intervals["backbone"] == "mean"].sort_values("size", ascending=False, kind="stable")
-        means = means.drop_duplicates(["dataset", "regime", "stage", "metric", "class"])
+        means = means.drop_duplicates(["dataset", "regime", "form", "metric", "class"])
         intervals = pd.concat([intervals[intervals["backbone"] != "mean"], means])
-        intervals = intervals.sort_values(["dataset", "regime", "stage"], kind="stable")
+        intervals = intervals.sort_values(["dataset", "regime", "form"], kind="stable")
     return intervals, _with_holm(pd.DataFrame(differences, columns=_files()["bootstrap.csv"]))
 
 
@@ -743,7 +743,7 @@ def _decisions(predictions):
             labels, before, classes = _arrays(reference[fold])
             if not reference[fold]["image_id"].equals(frames[fold]["image_id"]):
                 continue
-            after, cell = _arrays(frames[fold])[1], (dataset, backbone, regime, _stage(regime, suffix)[1], fold)
+            after, cell = _arrays(frames[fold])[1], (dataset, backbone, regime, _form(regime, suffix)[1], fold)
             for row in threshold_crossings(labels, before, after, classes=classes).to_dict("records"):
                 rates = [
                     row[f"{rate}_{of}"]
@@ -823,7 +823,7 @@ def _leak(predictions, data, parameters):
                     dataset,
                     backbone,
                     regime,
-                    _stage(regime, suffix)[1],
+                    _form(regime, suffix)[1],
                     metric,
                     name,
                     len(labels),

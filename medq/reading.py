@@ -51,9 +51,9 @@ def disturbed(results, stage):
     )
 
 
-def _change(results, metric, regimes, stage="converted"):
+def _change(results, metric, regimes, form="converted"):
     """Mean change against FP32 over the backbones that have both: a Series by (dataset, regime)."""
-    wide = scores(results, metric, stage=stage).pivot(index=["dataset", "backbone"], columns="regime", values="value")
+    wide = scores(results, metric, form=form).pivot(index=["dataset", "backbone"], columns="regime", values="value")
     known = [r for r in regimes if r in wide and "fp32" in wide]
     if not known:
         return wide.iloc[:0].sum(axis=1)
@@ -63,12 +63,12 @@ def _change(results, metric, regimes, stage="converted"):
 KINDS = {"FP16": ("fp16",), "PTQ": ("ptq-fbgemm", "ptq-qnnpack"), "QAT": ("qat-fbgemm", "qat-qnnpack")}
 
 
-def table1(results, published=None, *, stage="fake-quant"):
+def table1(results, published=None, *, form="fake-quant"):
     """Reading of Table 1."""
-    data = tables.table1_data(results, published, stage=stage)
+    data = tables.table1_data(results, published, form=form)
     if data["ours"].isna().all():
         return MISSING
-    rises = {kind: _change(results, "ece", KINDS[kind], stage) for kind in ("PTQ", "QAT")}
+    rises = {kind: _change(results, "ece", KINDS[kind], form) for kind in ("PTQ", "QAT")}
     said = [
         f"{kind} changes the mean ECE by {rise.min():+.4f} to {rise.max():+.4f}"
         for kind, rise in rises.items()
@@ -513,7 +513,7 @@ def other_models(results, study):
     elif study == "remedies":
         frame = frame[frame["remedy"] == "fp32"].assign(regime="fp32")
     elif study == "ablation":
-        frame = frame[(frame["recipe"] == "default") & frame["stage"].isin(["converted", ""])]
+        frame = frame[(frame["recipe"] == "default") & frame["form"].isin(["converted", ""])]
         frame = frame.assign(regime="ptq-" + frame["engine"])
     else:
         n = results.provenance.get("parameters", {}).get("calibration", {}).get("images", 256)
@@ -522,7 +522,7 @@ def other_models(results, study):
     m = m[
         (m["metric"] == "auprc")
         & (m["class"] == "")
-        & m["stage"].isin(["float", "converted"])
+        & m["form"].isin(["float", "converted"])
         & m["recipe"].isin(["default", ""])
     ]
     keys = [*CELL, "fold"]

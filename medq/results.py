@@ -65,22 +65,22 @@ SCHEMA = {
     file: columns.split()
     for file, columns in {
         "cells.csv": "dataset backbone regime fold status reason train_seconds epochs engine_agrees engine_note",
-        "metrics.csv": "dataset backbone regime recipe stage fold metric class value",
-        "intervals.csv": "dataset backbone regime stage metric class value low high between_std",
+        "metrics.csv": "dataset backbone regime recipe form fold metric class value",
+        "intervals.csv": "dataset backbone regime form metric class value low high between_std",
         "latency.csv": "dataset backbone regime baseline engine device batch_size threads n_batches mean_ms p50_ms p50_low "
         "p50_high p90_ms p99_ms p99_low p99_high throughput convert_seconds size_mb",
         "latency_raw.parquet": "dataset backbone regime baseline batch_size batch ms",
         "bootstrap.csv": "dataset backbone method_a method_b metric n_resamples delta_pp low_pp high_pp p_value p_holm",
         "calibration_size.csv": "dataset backbone regime fold n_calibration subset auprc",
-        "ablation.csv": "dataset backbone recipe engine run_engine fold stage weights activations reduce_range fused "
+        "ablation.csv": "dataset backbone recipe engine run_engine fold form weights activations reduce_range fused "
         "training_mode normalised auprc auroc ece ece_top_label brier",
         "layers.csv": "dataset backbone regime fold layer operator sqnr_db saturation weight_range_ratio kernel_sqnr_db "
         "kernel_max_steps",
         "remedies.csv": "dataset backbone regime fold remedy auprc ece ece_top_label brier p50_ms",
-        "silent.csv": "dataset backbone regime stage fold class threshold sensitivity_reference sensitivity "
+        "silent.csv": "dataset backbone regime form fold class threshold sensitivity_reference sensitivity "
         "specificity_reference specificity prevalence_reference prevalence crossed_up crossed_down n",
         "flips.csv": "dataset backbone regime_a regime_b fold flipped flipped_to_right flipped_to_wrong n",
-        "leak.csv": "dataset backbone regime stage metric subset n value",
+        "leak.csv": "dataset backbone regime form metric subset n value",
         "peers.csv": "dataset backbone fold runtime precision image_size batch_size auroc auprc ece ece_top_label brier p50_ms p99_ms "
         "p50_low p50_high p99_low p99_high size_mb convert_seconds note",
         "peers_raw.parquet": "dataset backbone fold runtime precision batch_size batch ms",
@@ -91,7 +91,7 @@ SCHEMA = {
     }.items()
 }
 KEYS = set(
-    "dataset backbone regime regime_a regime_b method_a method_b fold recipe stage metric class "
+    "dataset backbone regime regime_a regime_b method_a method_b fold recipe stage form metric class "
     "subset remedy layer runtime precision".split()
 )
 TEXT = set(
@@ -626,8 +626,8 @@ def variant(results, kind):
 def published():
     """The paper's own numbers (Tables 1 to 4) as a result set.
 
-    Table 1: backbone `mean`; INT8 at stage `fake-quant` (section 3.2). Table 3 names neither engine nor
-    stage: regimes `ptq` and `qat`, stage empty. Table 2: backbone `cnn` or `transformer`, batch 32
+    Table 1: backbone `mean`; INT8 in the form `fake-quant` (section 3.2). Table 3 names neither engine nor
+    form: regimes `ptq` and `qat`, form empty. Table 2: backbone `cnn` or `transformer`, batch 32
     (throughput times p50). Table 4: dataset empty (medians over the three), batch 1, its ratios in
     `ratios`.
     """
@@ -668,10 +668,10 @@ def _rows_of(results, table, metric, klass):
 
 
 @_remembered
-def scores(results, metric, *, stage="converted", klass="", recipe="default"):
+def scores(results, metric, *, form="converted", klass="", recipe="default"):
     """One metric of every cell: dataset, backbone, regime, value, low, high, n_folds.
 
-    `stage` chooses between the INT8 stages (`converted` or `fake-quant`); floating-point regimes have only
+    `form` chooses between the INT8 forms (`converted` or `fake-quant`); floating-point regimes have only
     one. `klass` names a class; empty is the macro average. The value is that of the pooled predictions
     where they were pooled, else the mean over folds. `low` and `high` are the 95 % bootstrap interval
     within the cell, missing where none is stored.
@@ -679,7 +679,7 @@ def scores(results, metric, *, stage="converted", klass="", recipe="default"):
     m = _rows_of(results, "metrics", metric, klass)
     m = m[
         m["recipe"].isin([recipe, ""])
-        & m["stage"].isin(["float", stage, ""])
+        & m["form"].isin(["float", form, ""])
         & (m["backbone"] != "mean")
         & m["value"].notna()
     ]
@@ -688,7 +688,7 @@ def scores(results, metric, *, stage="converted", klass="", recipe="default"):
     value = pooled.combine_first(apart["mean"]) if len(apart) else pooled
     out = value.rename("value").to_frame()
     i = _rows_of(results, "intervals", metric, klass)
-    i = i[i["stage"].isin(["float", stage, ""])]
+    i = i[i["form"].isin(["float", form, ""])]
     bounds = i.drop_duplicates(CELL).set_index(CELL)[["low", "high"]]
     out = out.join(bounds if recipe == "default" else bounds.iloc[:0])
     out["n_folds"] = apart["size"].reindex(out.index).fillna(1).astype(int) if len(apart) else 1
@@ -706,7 +706,7 @@ def _in_order(results, frame):
 
 
 @_remembered
-def means(results, metric, *, stage="converted"):
+def means(results, metric, *, form="converted"):
     """One metric averaged over backbones: dataset, regime, value, low, high, between_std, backbones (a
     tuple).
 
@@ -715,16 +715,16 @@ def means(results, metric, *, stage="converted"):
     apart.
     """
     m = _rows_of(results, "metrics", metric, "")
-    given = m[(m["backbone"] == "mean") & m["stage"].isin(["float", stage])]
+    given = m[(m["backbone"] == "mean") & m["form"].isin(["float", form])]
     if len(given):
         out = given[["dataset", "regime", "value"]].reset_index(drop=True)
         return out.assign(low=float("nan"), high=float("nan"), between_std=float("nan"), backbones=[()] * len(out))
-    s = scores(results, metric, stage=stage)
+    s = scores(results, metric, form=form)
     groups = s.groupby(["dataset", "regime"], sort=False)
     out = groups["value"].agg(value="mean", between_std="std")
     out["backbones"] = groups["backbone"].agg(tuple)
     i = _rows_of(results, "intervals", metric, "")
-    i = i[(i["backbone"] == "mean") & i["stage"].isin(["float", stage])]
+    i = i[(i["backbone"] == "mean") & i["form"].isin(["float", form])]
     out = out.join(i.drop_duplicates(["dataset", "regime"]).set_index(["dataset", "regime"])[["low", "high"]])
     out = out.reset_index()[["dataset", "regime", "value", "low", "high", "between_std", "backbones"]]
     return _in_order(results, out)

@@ -162,12 +162,12 @@ def _stored(found, images):
 
 def _measured(found):
     """What metrics.csv and peers.csv hold numbers of, named as in `_stored`."""
-    suffixes = {(recipe, stage): suffix for suffix, recipe, stage in collect.VARIANTS.values()}
-    cells = found.metrics[["dataset", "backbone", "regime", "recipe", "stage", "fold"]].drop_duplicates()
+    suffixes = {(recipe, form): suffix for suffix, recipe, form in collect.VARIANTS.values()}
+    cells = found.metrics[["dataset", "backbone", "regime", "recipe", "form", "fold"]].drop_duplicates()
     peers = found.peers[["dataset", "backbone", "runtime", "precision", "fold"]].drop_duplicates()
     return {
-        (dataset, backbone, regime + suffixes.get((recipe, stage), ""), fold)
-        for dataset, backbone, regime, recipe, stage, fold in cells.to_numpy()
+        (dataset, backbone, regime + suffixes.get((recipe, form), ""), fold)
+        for dataset, backbone, regime, recipe, form, fold in cells.to_numpy()
         if fold != "pooled"
     } | {
         (dataset, backbone, f"{collect.PEERS}/{runtime}-{precision}", fold)

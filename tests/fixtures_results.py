@@ -78,7 +78,7 @@ def labels(dataset, n):
     return np.searchsorted(np.cumsum(shares), (np.arange(n) + 0.5) / n).clip(0, len(shares) - 1)
 
 
-def probabilities(dataset, backbone, regime, stage, n, damage, wrong_engine):
+def probabilities(dataset, backbone, regime, form, n, damage, wrong_engine):
     """Simulated probabilities [n, classes]: FP32's logits, made noisy and over-confident by `damage` (0 to
     1)."""
     y, k = labels(dataset, n), len(CLASSES[dataset][0])
@@ -220,23 +220,23 @@ def _cell(folder, cell, dataset, world, wrong, predictions):
     name, backbone, regime = cell
     classes, y = CLASSES[dataset][0], labels(dataset, world["n"])
     base = _damage(regime, backbone, world)
-    stages = [("float", "", base, False)]
+    forms = [("float", "", base, False)]
     if engine(regime):
         more = world["gap"] if regime.endswith("qnnpack") else 0.0
-        stages = [("fake-quant", "fake-quant", base, False), ("converted", "", min(1.0, base + more), wrong)]
+        forms = [("fake-quant", "fake-quant", base, False), ("converted", "", min(1.0, base + more), wrong)]
         if regime.endswith("qnnpack") and wrong:
-            stages.append(("converted", "mended", base, False))
+            forms.append(("converted", "mended", base, False))
     out = {"metrics": [], "intervals": [], "scores": {}}
-    for stage, variant, damage, scrambled in stages:
-        p = probabilities(dataset, backbone, regime, stage, world["n"], damage, scrambled)
+    for form, variant, damage, scrambled in forms:
+        p = probabilities(dataset, backbone, regime, form, world["n"], damage, scrambled)
         values = metric_rows(y, p, classes)
         recipe = "mended" if variant == "mended" else "default"
-        out["metrics"] += [(*cell, recipe, stage, "pooled", *key, value) for key, value in values.items()]
+        out["metrics"] += [(*cell, recipe, form, "pooled", *key, value) for key, value in values.items()]
         if recipe == "default":
             out["intervals"] += [
                 (
                     *cell,
-                    stage,
+                    form,
                     *key,
                     v,
                     max(0, v - 0.01),
@@ -246,7 +246,7 @@ def _cell(folder, cell, dataset, world, wrong, predictions):
                 for key, v in values.items()
                 if key[0] not in ("accuracy", "nll")
             ]
-            if stage != "fake-quant":
+            if form != "fake-quant":
                 out["scores"][cell] = values
         if predictions:
             target = folder / "predictions" / name / backbone
@@ -263,13 +263,13 @@ def _cell(folder, cell, dataset, world, wrong, predictions):
 def _mean_intervals(intervals):
     frame = pd.DataFrame(intervals, columns=SCHEMA["intervals.csv"])
     frame = frame[frame["class"] == ""]
-    mean = frame.groupby(["dataset", "regime", "stage", "metric"])["value"].agg(["mean", "std"]).reset_index()
+    mean = frame.groupby(["dataset", "regime", "form", "metric"])["value"].agg(["mean", "std"]).reset_index()
     return [
         (
             r.dataset,
             "mean",
             r.regime,
-            r.stage,
+            r.form,
             r.metric,
             "",
             r.mean,
@@ -428,7 +428,7 @@ def _ablation(rows, name, backbone, fp):
         "not-normalised": ("per-channel", "histogram", "True", "traced", "False", "False", 0.4),
     }
     for recipe, (*factors, loss) in recipes.items():
-        for stage in ("fake-quant", "converted"):
+        for form in ("fake-quant", "converted"):
             rows.append(
                 (
                     name,
@@ -437,7 +437,7 @@ def _ablation(rows, name, backbone, fp):
                     "fbgemm",
                     "fbgemm",
                     0,
-                    stage,
+                    form,
                     *factors,
                     fp["auprc", ""] - loss,
                     fp["auroc", ""] - loss / 2,

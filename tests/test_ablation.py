@@ -189,7 +189,7 @@ def measured():
 def test_the_table_has_every_recipe_engine_and_stage(measured):
     table = measured[0]["ablation.csv"]
     assert list(table.columns) and set(table.columns) == set(results.SCHEMA["ablation.csv"])
-    assert len(table) == 5 * 2 * 2 and not table.duplicated(["recipe", "engine", "stage"]).any()
+    assert len(table) == 5 * 2 * 2 and not table.duplicated(["recipe", "engine", "form"]).any()
     assert list(table["recipe"].unique())[0] == "default" and list(table["engine"].unique()) == list(INT8)
     other = table[table["recipe"] == "other-engine"]
     assert (other["run_engine"] != other["engine"]).all()
@@ -197,7 +197,7 @@ def test_the_table_has_every_recipe_engine_and_stage(measured):
 
 
 def test_recipes_that_come_to_the_same_score_the_same(measured):
-    table = measured[0]["ablation.csv"].set_index(["engine", "recipe", "stage"])[list(ablation.SCORES)]
+    table = measured[0]["ablation.csv"].set_index(["engine", "recipe", "form"])[list(ablation.SCORES)]
     for stage_name in ("converted", "fake-quant"):  # qnnpack's weights are per-tensor anyway
         default, same = (table.loc["qnnpack", name, stage_name] for name in ("default", "weights-per-tensor"))
         assert (default == same).all()
@@ -207,7 +207,7 @@ def test_recipes_that_come_to_the_same_score_the_same(measured):
 def test_the_smallest_change_that_collapses_the_model_is_named(measured):
     table = (
         measured[0]["ablation.csv"]
-        .query("stage == 'converted' and engine == 'fbgemm' and run_engine == 'fbgemm'")
+        .query("form == 'converted' and engine == 'fbgemm' and run_engine == 'fbgemm'")
         .copy()
     )
     assert (ablation.smallest_collapse(table)["recipe"] == "none").all()
@@ -239,7 +239,7 @@ def test_what_an_engine_refuses_is_left_out_with_its_reason(monkeypatch):
     written, facts = ablation.measure(params, here, part())
     table = written["ablation.csv"]
     assert facts == {"reason": "default for qnnpack: no such kernel"}
-    assert list(zip(table["engine"], table["stage"])) == [
+    assert list(zip(table["engine"], table["form"])) == [
         ("fbgemm", "fake-quant"),
         ("fbgemm", "converted"),
         ("qnnpack", "fake-quant"),

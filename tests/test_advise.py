@@ -171,7 +171,7 @@ def test_runtimes_compete_on_their_speed_up_in_their_own_run(tmp_path):
             "dataset": "D",
             "backbone": "resnet18",
             "regime": "fp32",
-            "stage": "float",
+            "form": "float",
             "metric": m,
             "class": "",
             "value": v,

@@ -92,7 +92,7 @@ def test_every_table_and_figure_of_the_paper_is_there(site, kind, number):
 
 
 def test_a_number_on_a_page_is_the_number_in_the_results(site):
-    rows = results.means(site["results"], "ece", stage="fake-quant")
+    rows = results.means(site["results"], "ece", form="fake-quant")
     rows = rows[rows["regime"] == "ptq-fbgemm"].set_index("dataset")
     cells = [
         [c.get_text(" ", strip=True) for c in row.find_all("td")]
@@ -107,7 +107,7 @@ def test_the_csv_behind_a_table_holds_the_same_numbers(site):
     link = site["pages"]["results/table1.html"].find("a", class_="download", href=re.compile(r"table1\.csv"))
     with (site["html"] / "results" / link["href"]).open(encoding="utf-8") as file:
         rows = [r for r in csv.DictReader(file) if r["metric"] == "brier" and r["regime"] == "fp32"]
-    means = results.means(site["results"], "brier", stage="fake-quant").set_index(["dataset", "regime"])["value"]
+    means = results.means(site["results"], "brier", form="fake-quant").set_index(["dataset", "regime"])["value"]
     assert {r["dataset"]: float(r["ours"]) for r in rows} == pytest.approx(
         {d: means[d, "fp32"] for d in site["results"].datasets}
     )

@@ -52,22 +52,20 @@ def intervals(half):
     }
 
 
-def metric(change, base=paper_world, stage=None, half=0.001, **more):
+def metric(change, base=paper_world, form=None, half=0.001, **more):
     """A world whose metrics (and the middle of whose intervals) are changed row by row: `change(row) ->
     value`.
     """
 
     def apply(table):
-        keep = (table["stage"] == stage) if stage else pd.Series(True, index=table.index)
+        keep = (table["form"] == form) if form else pd.Series(True, index=table.index)
         values = [change(r) if k else r["value"] for r, k in zip(table.to_dict("records"), keep)]
         return table.assign(value=values)
 
     def bounds(table):
         mean = table["backbone"] == "mean"
         cells = apply(table[~mean])
-        own = (
-            cells[cells["class"] == ""].groupby(["dataset", "regime", "stage", "metric"])["value"].mean().reset_index()
-        )
+        own = cells[cells["class"] == ""].groupby(["dataset", "regime", "form", "metric"])["value"].mean().reset_index()
         table = pd.concat([cells, own.assign(backbone="mean", **{"class": ""})])
         return table.assign(low=table["value"] - half, high=table["value"] + half)
 
@@ -168,7 +166,7 @@ def pooled(name, delta, p):
     return bend(bootstrap=change)
 
 
-def regime_metric(name, value, regimes, dataset=None, stage=None, base=paper_world):
+def regime_metric(name, value, regimes, dataset=None, form=None, base=paper_world):
     """One metric set to `value` under some regimes (of a dataset)."""
     return metric(
         lambda r: (
@@ -180,7 +178,7 @@ def regime_metric(name, value, regimes, dataset=None, stage=None, base=paper_wor
             else r["value"]
         ),
         base=base,
-        stage=stage,
+        form=form,
     )
 
 
@@ -216,7 +214,7 @@ def calibration_error(fp32, ptq, qat, simulated=None):
         if r["class"] or r["metric"] not in ("ece", "brier", "ece_top_label"):
             return r["value"]
         level = {"ptq": ptq, "qat": qat}.get(r["regime"][:3], fp32)
-        level = simulated if simulated and r["stage"] == "fake-quant" else level
+        level = simulated if simulated and r["form"] == "fake-quant" else level
         return level * (2 if r["metric"] == "brier" else 1)
 
     return metric(value)
@@ -484,5 +482,5 @@ def test_harm_prefers_the_paired_bootstrap_and_turns_its_sign():
     assert (e.value, e.low, e.high) == pytest.approx((row["delta_pp"] / 100, row["low_pp"] / 100, row["high_pp"] / 100))
     ece = harm(r, "ece", "fp32", "ptq-fbgemm", "BrainMRI")
     assert ece.value > 0 and ece.low < ece.value < ece.high
-    simulated = harm(r, "auprc", "fp32", "ptq-fbgemm", "BrainMRI", stage="fake-quant")
+    simulated = harm(r, "auprc", "fp32", "ptq-fbgemm", "BrainMRI", form="fake-quant")
     assert simulated.value == pytest.approx(e.value) and simulated.low != pytest.approx(e.low)

@@ -191,7 +191,7 @@ def test_numbers_are_those_of_the_predictions(found):
     truth, probability = table["label"].to_numpy(), table.filter(regex="^p_").to_numpy()
     expected = np.mean([average_precision_score(truth == c, probability[:, c]) for c in range(4)])
     chosen = found.metrics.query(
-        "backbone == 'resnet18' and regime == 'ptq-fbgemm' and metric == 'auprc' and stage == 'converted'"
+        "backbone == 'resnet18' and regime == 'ptq-fbgemm' and metric == 'auprc' and form == 'converted'"
     )
     values = chosen[chosen["class"] == ""].set_index("fold")["value"]
     assert values["0"] == values["pooled"] == pytest.approx(expected, abs=1e-12)

@@ -83,7 +83,7 @@ def test_table1(paper):
         for regime, value in zip(REGIMES, values)
     }
     assert given.set_index(["dataset", "metric", "regime"])["value"].to_dict() == expected
-    assert (given["stage"] == given["regime"].map(lambda r: "float" if r.startswith("fp") else "fake-quant")).all()
+    assert (given["form"] == given["regime"].map(lambda r: "float" if r.startswith("fp") else "fake-quant")).all()
 
 
 def test_table2(paper):
@@ -136,7 +136,7 @@ def test_table4(paper):
 def test_nothing_else_is_there(paper):
     assert len(paper.metrics) == 36 + 3 * 8 + 3 * 6 + 3 * 14
     assert len(paper.latency) == 12 + 16
-    assert not paper.metrics.duplicated(["dataset", "backbone", "regime", "stage", "metric", "class"]).any()
+    assert not paper.metrics.duplicated(["dataset", "backbone", "regime", "form", "metric", "class"]).any()
 
 
 def test_same_schema_as_ours(paper):

@@ -79,9 +79,7 @@ def test_a_model_that_the_default_recipe_collapses_is_named_with_its_best_recipe
 @pytest.mark.parametrize("study", ["peers", "ablation", "remedies", "calibration_size"])
 def test_models_of_a_study_that_are_not_the_grids_are_said(full, study):
     full = fixtures.bent(full, metrics=lambda t: t.assign(fold="0"))
-    m = full.metrics.query(
-        "metric == 'auprc' and `class` == '' and stage != 'fake-quant' and recipe in ('default', '')"
-    )
+    m = full.metrics.query("metric == 'auprc' and `class` == '' and form != 'fake-quant' and recipe in ('default', '')")
     grid = m.set_index(["dataset", "backbone", "regime", "fold"])["value"]
 
     def like_the_grid(t, moved=0.0):

@@ -30,7 +30,7 @@ def test_metrics_are_those_of_the_predictions(reference, path):
     dataset, backbone = path.parts[-3:-1]
     regime, _, variant = path.name.removesuffix(".parquet").partition(".")
     classes = [name.removeprefix("p_") for name in frame if name.startswith("p_")]
-    stage = "fake-quant" if variant == "fake-quant" else "converted" if regime[:3] in ("ptq", "qat") else "float"
+    form = "fake-quant" if variant == "fake-quant" else "converted" if regime[:3] in ("ptq", "qat") else "float"
     recipe = "mended" if variant == "mended" else "default"
     table = pd.read_csv(REFERENCE / "metrics.csv", keep_default_na=False, dtype={"fold": str})
     table["value"] = pd.to_numeric(table["value"], errors="coerce")
@@ -38,7 +38,7 @@ def test_metrics_are_those_of_the_predictions(reference, path):
         (table["dataset"] == dataset)
         & (table["backbone"] == backbone)
         & (table["regime"] == regime)
-        & (table["stage"] == stage)
+        & (table["form"] == form)
         & (table["recipe"] == recipe)
     ]
     for fold, part in frame.groupby("fold"):

@@ -250,8 +250,8 @@ def test_pooled_predictions_come_before_the_mean_over_folds(tmp_path):
 def test_stage_recipe_and_class_are_kept_apart(full, gaps):
     key = ("SkinCancer", "mobilenetv2", "ptq-qnnpack")
     value = {
-        (stage, recipe): scores(gaps, "brier", stage=stage, recipe=recipe).set_index(results.CELL)["value"].get(key)
-        for stage in ("converted", "fake-quant")
+        (form, recipe): scores(gaps, "brier", form=form, recipe=recipe).set_index(results.CELL)["value"].get(key)
+        for form in ("converted", "fake-quant")
         for recipe in ("default", "mended")
     }
     assert value["converted", "default"] != value["fake-quant", "default"] == value["converted", "mended"]
@@ -272,8 +272,8 @@ def test_scores_are_those_of_the_stored_predictions(full):
 
 
 def test_means_and_their_two_kinds_of_spread(gaps):
-    m = means(gaps, "ece", stage="fake-quant").set_index(["dataset", "regime"])
-    cells = scores(gaps, "ece", stage="fake-quant")
+    m = means(gaps, "ece", form="fake-quant").set_index(["dataset", "regime"])
+    cells = scores(gaps, "ece", form="fake-quant")
     own = cells[(cells["dataset"] == "BrainMRI") & (cells["regime"] == "ptq-qnnpack")]["value"]
     row = m.loc[("BrainMRI", "ptq-qnnpack")]
     assert len(row["backbones"]) == 7 and "convnext_tiny" not in row["backbones"]

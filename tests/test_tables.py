@@ -43,7 +43,7 @@ def test_table1_holds_ours_beside_the_papers(full, paper):
     t = tables.table1(full, paper)
     assert list(t.index)[:2] == [("BrainMRI", "ece"), ("BrainMRI", "brier")] and len(t) == 6
     assert list(dict.fromkeys(t.columns.get_level_values(0)))[:6] == tables.PAPER_REGIMES
-    own = scores(full, "ece", stage="fake-quant")
+    own = scores(full, "ece", form="fake-quant")
     own = own[(own["dataset"] == "ChestXray") & (own["regime"] == "qat-fbgemm")]["value"].mean()
     entry = t.loc[("ChestXray", "ece"), "qat-fbgemm"]
     assert entry["ours"] == pytest.approx(own) and entry["paper"] == 0.0296 and entry["state"] == ""
@@ -56,7 +56,7 @@ def test_table1_of_the_paper_itself_is_its_own(paper):
 
 
 def test_table1_says_what_a_mean_lacks_and_where_an_engine_is_wrong(gaps, paper):
-    fake, real = (tables.table1(gaps, paper, stage=s) for s in ("fake-quant", "converted"))
+    fake, real = (tables.table1(gaps, paper, form=s) for s in ("fake-quant", "converted"))
     said = fake.loc[("BrainMRI", "ece"), ("ptq-qnnpack", "state")]
     assert said.startswith("7 of 8 backbones (ConvNeXt-T unsupported: failed to create add")
     skin = ("SkinCancer", "brier"), ("ptq-qnnpack", "state")
@@ -190,7 +190,7 @@ def test_ablation_means_are_nearest_to_the_paper_first(full, paper):
     assert group["distance"].is_monotonic_increasing and group["n_backbones"].eq(6).all()
     row = group.iloc[0]
     a = full.ablation
-    own = a[(a["dataset"] == "BrainMRI") & (a["recipe"] == row["recipe"]) & (a["stage"] == "converted")]
+    own = a[(a["dataset"] == "BrainMRI") & (a["recipe"] == row["recipe"]) & (a["form"] == "converted")]
     assert row["ece"] == pytest.approx(own["ece"].mean()) and row["paper_ece"] == 0.2516
     assert row["distance"] == pytest.approx(math.hypot(row["ece"] - 0.2516, row["brier"] - 0.5287))
 
@@ -343,7 +343,7 @@ def test_show_marks_what_differs_and_notes_what_is_missing(gaps, paper):
     assert "≠" in html and "the paper's value lies outside our 95 % interval" in html
     assert "paper <strong>0.0054</strong>" in html
     assert re.search(r"<sup>a</sup>", html) and "a: 7 of 8 backbones (ConvNeXt-T unsupported" in html
-    assert "⚠" not in html and "⚠" in tables.show(tables.table1(gaps, paper, stage="converted"))
+    assert "⚠" not in html and "⚠" in tables.show(tables.table1(gaps, paper, form="converted"))
 
 
 def test_show_says_unsupported_in_the_cell(full, paper):

@@ -12,7 +12,7 @@ from medq.results import CELL, class_title, title
 
 CHOSEN = ("resnet50", "mobilenetv2")  # the paper's example, and the backbone that an engine's defect hits
 MARKS = {"done": "✓", "wrong": "⚠", "unsupported": "∅", "failed": "✗", "missing": "·"}
-STAGES = {"float": "deployed", "converted": "deployed (converted)", "fake-quant": "fake-quantized"}
+FORMS = {"float": "deployed", "converted": "deployed (converted)", "fake-quant": "fake-quantized"}
 DEPLOYED = ("float", "converted")
 METRICS = ("auroc", "auprc", "ece", "ece_top_label", "brier", "accuracy", "nll")
 PAGE = """---
@@ -185,19 +185,19 @@ def cell_head(results, dataset, backbone, regime):
 
 
 def cell_numbers(results, *cell):
-    """Every macro metric of the cell, by stage and recipe, with its interval where one is stored."""
+    """Every macro metric of the cell, by form and recipe, with its interval where one is stored."""
     frame = _of(results.metrics, *cell)
     frame = frame[(frame["class"] == "") & frame["metric"].isin(METRICS)]
     if frame.empty:
         return text("*No numbers: the cell did not end with predictions.*")
-    model = [STAGES.get(s, s) if r in ("default", "") else r for s, r in zip(frame["stage"], frame["recipe"])]
+    model = [FORMS.get(s, s) if r in ("default", "") else r for s, r in zip(frame["form"], frame["recipe"])]
     whole = frame.assign(model=model)
     whole = whole[whole["fold"] == "pooled"] if (whole["fold"] == "pooled").any() else whole
     wide = whole.groupby(["metric", "model"], sort=False)["value"].mean().unstack("model")
     wide = wide.reindex([m for m in METRICS if m in wide.index])
     wide = wide[sorted(wide.columns, key=lambda column: not column.startswith("deployed"))]
     known = _of(results.intervals, *cell)
-    known = known[(known["class"] == "") & known["stage"].isin(DEPLOYED)].drop_duplicates("metric")
+    known = known[(known["class"] == "") & known["form"].isin(DEPLOYED)].drop_duplicates("metric")
     bounds = {r["metric"]: f"{r['low']:.4f}–{r['high']:.4f}" for r in known.to_dict("records")}
     wide.insert(1, "95 % interval", [bounds.get(m, "–") for m in wide.index])
     wide = wide.reset_index().rename_axis(None, axis=1)
@@ -210,7 +210,7 @@ def cell_classes(results, *cell):
     frame = _of(results.metrics, *cell)
     frame = frame[
         (frame["class"] != "")
-        & frame["stage"].isin(DEPLOYED)
+        & frame["form"].isin(DEPLOYED)
         & frame["recipe"].isin(["default", ""])
         & frame["metric"].isin(["auprc", "auroc", "ece"])
     ]

@@ -157,7 +157,7 @@ CLAIMS = (
         "3.2, 4, 6; Table 1",
         "FP16's calibration is FP32's.",
         "Mean ECE within ±0.01 and Brier within ±0.02 of FP32's on every dataset.",
-        lambda r, p: d.close(r, "ece", "brier", kind="fp16", stage="fake-quant"),
+        lambda r, p: d.close(r, "ece", "brier", kind="fp16", form="fake-quant"),
     ),
     Claim(
         "ptq-calibration",
@@ -166,7 +166,7 @@ CLAIMS = (
         "PTQ worsens calibration substantially across datasets.",
         "Mean ECE rises by more than 0.05 and Brier by more than 0.10, both engines, every dataset "
         "(simulated models, as in Table 1).",
-        lambda r, p: d.worse(r, "ece", "brier", kind="ptq", stage="fake-quant"),
+        lambda r, p: d.worse(r, "ece", "brier", kind="ptq", form="fake-quant"),
     ),
     Claim(
         "ptq-calibration-deployed",
@@ -182,7 +182,7 @@ CLAIMS = (
         "3.2, 4; Table 1",
         "QAT largely recovers FP32's calibration on BrainMRI and ChestXray.",
         "Mean ECE within ±0.01 and Brier within ±0.02 of FP32's on both, both engines.",
-        lambda r, p: d.close(r, "ece", "brier", kind="qat", stage="fake-quant", datasets=("BrainMRI", "ChestXray")),
+        lambda r, p: d.close(r, "ece", "brier", kind="qat", form="fake-quant", datasets=("BrainMRI", "ChestXray")),
     ),
     Claim(
         "qat-mitigates",

@@ -41,12 +41,12 @@ VULNERABLE = ("mobilenetv2", "efficientnet_b0")
 # --- regimes against FP32 -------------------------------------------------------------------------
 
 
-def close(results, *metrics, kind, datasets=(), stage="converted", margin=None):
+def close(results, *metrics, kind, datasets=(), form="converted", margin=None):
     """`kind` (a regime, or `ptq` / `qat` for both engines) differs from FP32 by no more than the margins."""
     return both(
         *(
             judge(
-                _harm_of(results, m, kind, datasets, stage),
+                _harm_of(results, m, kind, datasets, form),
                 low=-(margin or CLOSE[m]),
                 high=margin or CLOSE[m],
                 unit=UNIT[m],
@@ -56,14 +56,14 @@ def close(results, *metrics, kind, datasets=(), stage="converted", margin=None):
     )
 
 
-def worse(results, *metrics, kind, datasets=(), stage="converted"):
+def worse(results, *metrics, kind, datasets=(), form="converted"):
     """`kind` is worse than FP32 by more than `LARGE` in every dataset and engine."""
-    return both(*(judge(_harm_of(results, m, kind, datasets, stage), low=LARGE[m], unit=UNIT[m]) for m in metrics))
+    return both(*(judge(_harm_of(results, m, kind, datasets, form), low=LARGE[m], unit=UNIT[m]) for m in metrics))
 
 
-def _harm_of(results, metric, kind, datasets, stage):
+def _harm_of(results, metric, kind, datasets, form):
     regimes = engines(results, kind) if kind in ("ptq", "qat") else [kind]
-    return [harm(results, metric, "fp32", r, d, stage=stage) for d in ours(results, *datasets) for r in regimes]
+    return [harm(results, metric, "fp32", r, d, form=form) for d in ours(results, *datasets) for r in regimes]
 
 
 def every_backbone(results, metric, kind):
@@ -157,14 +157,14 @@ def engines_alike(results, metric="auroc"):
 # --- calibration ----------------------------------------------------------------------------------
 
 
-def recovers(results, *metrics, share=0.5, datasets=(), stage="fake-quant"):
+def recovers(results, *metrics, share=0.5, datasets=(), form="fake-quant"):
     """QAT closes at least `share` of what PTQ loses, wherever PTQ loses more than `CLOSE`."""
     found, spared = [], []
     for metric in metrics:
         for dataset in ours(results, *datasets):
             for engine in ("fbgemm", "qnnpack"):
-                lost = harm(results, metric, "fp32", f"ptq-{engine}", dataset, stage=stage)
-                left = harm(results, metric, "fp32", f"qat-{engine}", dataset, stage=stage)
+                lost = harm(results, metric, "fp32", f"ptq-{engine}", dataset, form=form)
+                left = harm(results, metric, "fp32", f"qat-{engine}", dataset, form=form)
                 label = f"{lost.label.split(',')[0]}, {engine.upper()}, {title(metric)}"
                 if lost.value <= CLOSE[metric]:
                     spared.append(label)
@@ -179,7 +179,7 @@ def recovers(results, *metrics, share=0.5, datasets=(), stage="fake-quant"):
 def modest_residual(results, metric="ece"):
     """On SkinCancer QAT stays worse than FP32, by less than half of what PTQ loses."""
     found = [
-        harm(results, metric, "fp32", r, d, stage="fake-quant")
+        harm(results, metric, "fp32", r, d, form="fake-quant")
         for d in ours(results, "SkinCancer")
         for r in engines(results, "qat")
     ]
@@ -191,7 +191,7 @@ def conversion_keeps(results):
     found = {"ece": [], "brier": []}
     for metric, entries in found.items():
         simulated, deployed = (
-            scores(results, metric, stage=s).set_index(CELL)["value"] for s in ("fake-quant", "converted")
+            scores(results, metric, form=s).set_index(CELL)["value"] for s in ("fake-quant", "converted")
         )
         change = (deployed - simulated).dropna()
         change = change[change.index.get_level_values("regime").str.startswith(("ptq", "qat"))]
@@ -204,8 +204,8 @@ def best_regimes(results, published):
     """In each row of Table 1 the paper's best regime is ours too."""
     agree, rows, refuted = 0, 0, []
     for metric in ("ece", "brier"):
-        theirs = means(published, metric, stage="fake-quant")
-        mine = means(results, metric, stage="fake-quant")
+        theirs = means(published, metric, form="fake-quant")
+        mine = means(results, metric, form="fake-quant")
         for dataset in results.datasets:
             paper = theirs[theirs["dataset"] == counterpart(dataset)].set_index("regime")["value"]
             own = mine[(mine["dataset"] == dataset) & mine["regime"].isin(paper.index)].set_index("regime")
@@ -229,7 +229,7 @@ def simulation_explains(results, *, share=0.8):
     for dataset in results.datasets:
         for regime in engines(results, "ptq"):
             total, simulated = (
-                harm(results, "brier", "fp32", regime, dataset, stage=s) for s in ("converted", "fake-quant")
+                harm(results, "brier", "fp32", regime, dataset, form=s) for s in ("converted", "fake-quant")
             )
             if total.value > CLOSE["brier"]:
                 part = [v / total.value for v in (simulated.value, simulated.low, simulated.high)]

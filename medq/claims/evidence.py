@@ -127,7 +127,7 @@ def engines(results, kind):
 # --- differences ----------------------------------------------------------------------------------
 
 
-def harm(results, metric, a, b, dataset, *, stage="converted"):
+def harm(results, metric, a, b, dataset, *, form="converted"):
     """How much worse `b` is than `a` in a metric, mean over backbones: an `Entry`, positive if worse.
 
     The interval is the paired bootstrap's where it was run on this pair (deployed models); otherwise that of
@@ -136,16 +136,16 @@ def harm(results, metric, a, b, dataset, *, stage="converted"):
     """
     label = f"{title(dataset)}, {title(b)}"
     sign = 1 if metric in LOWER_IS_BETTER else -1
-    row = _bootstrapped(results, metric, a, b, dataset, "all") if stage == "converted" else None
+    row = _bootstrapped(results, metric, a, b, dataset, "all") if form == "converted" else None
     if row is not None:
         value, low, high = sorted_bounds(sign, *row)
         return Entry(label, value, low, high)
-    m = {r["regime"]: r for r in means(results, metric, stage=stage).to_dict("records") if r["dataset"] == dataset}
+    m = {r["regime"]: r for r in means(results, metric, form=form).to_dict("records") if r["dataset"] == dataset}
     if {a, b} <= set(m) and m[a]["backbones"] == m[b]["backbones"]:
         before, after = (entry(results, label, *(m[k][f] for f in ("value", "low", "high"))) for k in (a, b))
         if not math.isnan(before.low + after.low):
             return minus(after, before, label) if sign > 0 else minus(before, after, label)
-    pairs = paired(results, metric, a, b, dataset, stage=stage)
+    pairs = paired(results, metric, a, b, dataset, form=form)
     return student(results, label, sign * (pairs["b"] - pairs["a"]))
 
 
@@ -167,9 +167,9 @@ def _bootstrapped(results, metric, a, b, dataset, backbone):
     return None
 
 
-def paired(results, metric, a, b, dataset, *, stage="converted"):
+def paired(results, metric, a, b, dataset, *, form="converted"):
     """Values of two regimes side by side, columns a and b, one row per backbone that has both."""
-    s = scores(results, metric, stage=stage)
+    s = scores(results, metric, form=form)
     wide = s[s["dataset"] == dataset].pivot(index="backbone", columns="regime", values="value")
     return wide.reindex(columns=[a, b]).set_axis(["a", "b"], axis=1).dropna()
 
@@ -187,14 +187,14 @@ def student(results, label, values):
     return Entry(label, float(values.mean()), float(values.mean() - half), float(values.mean() + half))
 
 
-def harms(results, metric, a, b, *, stage="converted", klass=""):
+def harms(results, metric, a, b, *, form="converted", klass=""):
     """`harm` of each backbone apart, of a class or of the macro average: {(dataset, backbone): Entry}.
 
     The interval is the paired bootstrap's where it was run, otherwise the widest that the two cells' own
     intervals allow.
     """
     sign = 1 if metric in LOWER_IS_BETTER else -1
-    table = scores(results, metric, stage=stage, klass=klass)
+    table = scores(results, metric, form=form, klass=klass)
     rows = {tuple(r[c] for c in CELL): r for r in table.to_dict("records")}
     found = {}
     for (dataset, backbone, regime), worse in rows.items():
@@ -203,7 +203,7 @@ def harms(results, metric, a, b, *, stage="converted", klass=""):
             continue
         label = f"{title(dataset)}, {title(backbone)}, {title(b)}"
         boot = None
-        if stage == "converted" and not klass:
+        if form == "converted" and not klass:
             boot = _bootstrapped(results, metric, a, b, dataset, backbone)
         if boot is None:
             boot = (worse["value"] - better["value"], worse["low"] - better["high"], worse["high"] - better["low"])
@@ -211,9 +211,9 @@ def harms(results, metric, a, b, *, stage="converted", klass=""):
     return found
 
 
-def level(results, metric, regime, dataset, *, stage="converted"):
+def level(results, metric, regime, dataset, *, form="converted"):
     """A metric's mean over backbones in one regime with its bootstrap interval: an `Entry`."""
-    m = means(results, metric, stage=stage)
+    m = means(results, metric, form=form)
     row = m[(m["dataset"] == dataset) & (m["regime"] == regime)]
     label = f"{title(dataset)}, {title(regime)}"
     return entry(results, label, *row.iloc[0][["value", "low", "high"]]) if len(row) else Entry(label, NAN)
@@ -227,11 +227,11 @@ def minus(first, second, label):
     return Entry(label, value, value - down, value + up)
 
 
-def spread_ratio(results, metric, a, b, dataset_a, dataset_b, label, *, stage="converted"):
+def spread_ratio(results, metric, a, b, dataset_a, dataset_b, label, *, form="converted"):
     """Standard deviation between backbones, b on dataset_b over a on dataset_a, with the F interval."""
     from scipy.special import fdtri
 
-    s = scores(results, metric, stage=stage)
+    s = scores(results, metric, form=form)
     x, y = (s[(s["dataset"] == d) & (s["regime"] == r)]["value"] for d, r in ((dataset_a, a), (dataset_b, b)))
     if min(len(x), len(y)) < 3 or x.std() == 0:
         return Entry(label, NAN)

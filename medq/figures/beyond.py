@@ -31,10 +31,10 @@ STATUS_COLOURS = {"done": "#428364", "unsupported": "#f18102", "failed": "#ce0e1
 
 
 @styled
-def summary_figure(results, published=None, *, stage="converted"):
+def summary_figure(results, published=None, *, form="converted"):
     """The start page's figure: what each regime costs against FP32, in AUPRC and in ECE."""
     metrics = {"auprc": ("Change in AUPRC\n(percentage points)", 100), "ece": ("Change in ECE\n(× 100)", 100)}
-    changes = {m: _against_fp32(results, m, stage) * scale for m, (_, scale) in metrics.items()}
+    changes = {m: _against_fp32(results, m, form) * scale for m, (_, scale) in metrics.items()}
     regimes = [r for r in results.regimes if r != "fp32"]
     if all(c.empty for c in changes.values()) or not regimes:
         return empty("What each regime costs against FP32: no cell of these results is done yet.")
@@ -69,8 +69,8 @@ def _bar_handle():
     ]
 
 
-def _against_fp32(results, metric, stage):
-    value = scores(results, metric, stage=stage).set_index(CELL)["value"]
+def _against_fp32(results, metric, form):
+    value = scores(results, metric, form=form).set_index(CELL)["value"]
     if value.empty:
         return value
     regime = value.index.get_level_values("regime")
@@ -213,9 +213,9 @@ def sqnr_figure(results, dataset, backbone, regime):
 
 
 @styled
-def ablation_figure(results, dataset, *, engine="fbgemm", stage="converted"):
+def ablation_figure(results, dataset, *, engine="fbgemm", form="converted"):
     """Recipe ablation of one dataset: change in AUPRC from the default recipe, by backbone."""
-    frame = recipe_means(results, stage)
+    frame = recipe_means(results, form)
     frame = frame[(frame["dataset"] == dataset) & (frame["engine"] == engine)]
     if frame.empty:
         return empty(f"Recipe ablation on {title(dataset)} ({engine}): missing from these results.")

@@ -40,19 +40,19 @@ from medq.tables import (
 # --- Figures 1 and 5 ------------------------------------------------------------------------------
 
 
-def figure1(results, published=None, *, stage="converted"):
+def figure1(results, published=None, *, form="converted"):
     """Figure 1: macro ROC-AUC across regimes, a panel per dataset; each backbone, and their mean ± std."""
-    return _across_regimes(results, published, "auroc", stage)
+    return _across_regimes(results, published, "auroc", form)
 
 
-def figure5(results, published=None, *, stage="converted"):
+def figure5(results, published=None, *, form="converted"):
     """Figure 5: macro AUPRC across regimes, drawn like Figure 1."""
-    return _across_regimes(results, published, "auprc", stage)
+    return _across_regimes(results, published, "auprc", form)
 
 
 @styled
-def _across_regimes(results, published, metric, stage):
-    data = regimes_data(results, metric, published, stage=stage)
+def _across_regimes(results, published, metric, form):
+    data = regimes_data(results, metric, published, form=form)
     if data.empty:
         return empty(f"{title(metric)} across regimes: no cell of these results is done yet.")
     regimes = [r for r in REGIMES if r in results.regimes]

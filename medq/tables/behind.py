@@ -12,21 +12,21 @@ from medq.tables.entries import by_key, cell_state, mean_state
 from medq.tables.paper import speedups, table1_data, table2_data, table3_data, table4_data
 
 
-def regimes_data(results, metric, published=None, *, stage="converted"):
+def regimes_data(results, metric, published=None, *, form="converted"):
     """Figures 1 and 5: dataset, backbone (or `mean`), regime, value, low, high, between_std, paper, state."""
-    cells = scores(results, metric, stage=stage)
-    mean = means(results, metric, stage=stage)
-    paper = by_key(means(published or paper_results(), metric, stage="fake-quant"), ["dataset", "regime"])
+    cells = scores(results, metric, form=form)
+    mean = means(results, metric, form=form)
+    paper = by_key(means(published or paper_results(), metric, form="fake-quant"), ["dataset", "regime"])
     mean = mean.assign(
         backbone="mean",
         paper=[
             paper.get((counterpart(d), r), {}).get("value", math.nan) for d, r in zip(mean["dataset"], mean["regime"])
         ],
         state=[
-            mean_state(results, d, r, b, stage) for d, r, b in zip(mean["dataset"], mean["regime"], mean["backbones"])
+            mean_state(results, d, r, b, form) for d, r, b in zip(mean["dataset"], mean["regime"], mean["backbones"])
         ],
     )
-    cells = cells.assign(state=[cell_state(results, *key, stage) for key in zip(*(cells[c] for c in CELL))])
+    cells = cells.assign(state=[cell_state(results, *key, form) for key in zip(*(cells[c] for c in CELL))])
     columns = [*CELL, "value", "low", "high", "between_std", "paper", "state"]
     return pd.concat([cells.reindex(columns=columns), mean.reindex(columns=columns)], ignore_index=True)
 

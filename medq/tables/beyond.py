@@ -19,7 +19,7 @@ def engine_check(results, metric="brier"):
     simulated, in the direction of worse), worst_layer, max_steps (largest error of a kernel, in
     quantization steps), note.
     """
-    simulated, converted = (by_key(scores(results, metric, stage=s), CELL) for s in ("fake-quant", "converted"))
+    simulated, converted = (by_key(scores(results, metric, form=s), CELL) for s in ("fake-quant", "converted"))
     mended = by_key(scores(results, metric, recipe="mended"), CELL)
     worst = results.layers.dropna(subset=["kernel_max_steps"]).sort_values("kernel_max_steps")
     layers = by_key(worst.drop_duplicates(CELL, keep="last"), CELL)
@@ -70,10 +70,10 @@ SWITCHES = {
 }
 
 
-def recipe_means(results, stage):
+def recipe_means(results, form):
     """One row per dataset, backbone, engine and recipe, averaged over folds, with the `changes` by name."""
     a = results.ablation
-    a = a[a["stage"].isin([stage, ""])] if (a["stage"] == stage).any() else a
+    a = a[a["form"].isin([form, ""])] if (a["form"] == form).any() else a
     keys = ["dataset", "backbone", "engine", "recipe"]
     first = a.drop_duplicates(keys).set_index(keys)
     frame = first[[*FACTORS, "run_engine"]].join(a.groupby(keys)[SCORES].mean()).reset_index()
@@ -93,7 +93,7 @@ def _changes(row, default):
     return changed + ([f"run under {row['run_engine']}"] if row["run_engine"] not in ("", row["engine"]) else [])
 
 
-def ablation(results, *, stage="converted"):
+def ablation(results, *, form="converted"):
     """The smallest change of recipe that turns a sound model into a collapsed one, per dataset, backbone
     and engine.
 
@@ -102,7 +102,7 @@ def ablation(results, *, stage="converted"):
     `COLLAPSE` than under the default recipe. Of several recipes with equally few changes the one that costs
     most AUPRC counts.
     """
-    frame, rows = recipe_means(results, stage), []
+    frame, rows = recipe_means(results, form), []
     for key, group in frame.groupby(["dataset", "backbone", "engine"], sort=False):
         base = group[group["recipe"] == "default"]
         others = group[group["recipe"] != "default"]
@@ -148,7 +148,7 @@ def ablation(results, *, stage="converted"):
     )
 
 
-def ablation_means(results, published=None, *, stage="converted"):
+def ablation_means(results, published=None, *, form="converted"):
     """Can the paper's Table 1 averages be produced by a recipe? ECE and Brier, mean over backbones, per
     recipe.
 
@@ -156,14 +156,14 @@ def ablation_means(results, published=None, *, stage="converted"):
     from the paper's, Euclidean); nearest first within dataset and engine.
     """
     published = published or paper_results()
-    frame = recipe_means(results, stage)
+    frame = recipe_means(results, form)
     mean = (
         frame.groupby(["dataset", "engine", "recipe"], sort=False)
         .agg(n_backbones=("backbone", "nunique"), ece=("ece", "mean"), brier=("brier", "mean"))
         .reset_index()
     )
     for metric in ("ece", "brier"):
-        paper = by_key(means(published, metric, stage="fake-quant"), ["dataset", "regime"])
+        paper = by_key(means(published, metric, form="fake-quant"), ["dataset", "regime"])
         mean[f"paper_{metric}"] = [
             paper.get((counterpart(d), f"ptq-{e}"), {}).get("value", math.nan)
             for d, e in zip(mean["dataset"], mean["engine"])
@@ -214,14 +214,14 @@ def remedies(results):
     )
 
 
-def silent(results, *, stage="converted"):
+def silent(results, *, form="converted"):
     """What crosses a decision threshold fixed on the FP32 model: one row per cell and class, worst
     sensitivity first.
 
     Columns: dataset, backbone, regime, class, n, threshold, sensitivity_reference, sensitivity,
     sensitivity_change, specificity_change, prevalence_change, crossed_up, crossed_down.
     """
-    s = results.silent[results.silent["stage"].isin(["float", stage])]
+    s = results.silent[results.silent["form"].isin(["float", form])]
     counts = ["crossed_up", "crossed_down", "n"]
     rates = [
         "threshold",
@@ -264,16 +264,16 @@ def flips(results):
     return captioned(frame, "Label flips between regimes", formats={None: "{:.0f}", "share": "{:.1%}"})
 
 
-def leak(results, metric="auroc", *, stage="converted"):
+def leak(results, metric="auroc", *, form="converted"):
     """What images that stand on both sides of the split do to a metric: one row per cell.
 
-    Columns: dataset, backbone, regime, stage, all, without_identical, without_twins, effect (all - without
+    Columns: dataset, backbone, regime, form, all, without_identical, without_twins, effect (all - without
     twins).
     """
-    frame = results.leak[(results.leak["metric"] == metric) & results.leak["stage"].isin(["float", stage])]
-    wide = frame.pivot_table(index=[*CELL, "stage"], columns="subset", values="value", sort=False)
+    frame = results.leak[(results.leak["metric"] == metric) & results.leak["form"].isin(["float", form])]
+    wide = frame.pivot_table(index=[*CELL, "form"], columns="subset", values="value", sort=False)
     wide = wide.reindex(columns=["all", "without-identical", "without-twins"]).reset_index()
-    wide.columns = [*CELL, "stage", "all", "without_identical", "without_twins"]
+    wide.columns = [*CELL, "form", "all", "without_identical", "without_twins"]
     wide["effect"] = wide["all"] - wide["without_twins"]
     return captioned(
         wide,
@@ -288,7 +288,7 @@ VARIANTS = {
 }
 
 
-def beside_variant(results, kind, *, stage="converted"):
+def beside_variant(results, kind, *, form="converted"):
     """The same cells, trained with one thing changed (`VARIANTS`), on the same test images: one row per cell and metric.
 
     Columns: dataset, backbone, regime, metric, as_in_the_paper, changed, effect (what the paper's way adds, in the
@@ -296,8 +296,8 @@ def beside_variant(results, kind, *, stage="converted"):
     """
     other, rows = variant(results, kind), []
     for metric in ("accuracy", "auroc", "auprc", "ece") if other else ():
-        ours = by_key(scores(results, metric, stage=stage), CELL)
-        for key, row in by_key(scores(other, metric, stage=stage), CELL).items():
+        ours = by_key(scores(results, metric, form=form), CELL)
+        for key, row in by_key(scores(other, metric, form=form), CELL).items():
             if key in ours:
                 rows.append(
                     {
@@ -317,14 +317,14 @@ def beside_variant(results, kind, *, stage="converted"):
     )
 
 
-def qat_control(results, metric="auprc", *, engine="fbgemm", stage="converted"):
+def qat_control(results, metric="auprc", *, engine="fbgemm", form="converted"):
     """What quantization-aware training gives that training on in FP32 does not: one row per dataset and
     backbone.
 
     Columns: dataset, backbone, fp32, continued, qat, training_on (continued - fp32), awareness (qat -
     continued).
     """
-    value = {k: r["value"] for k, r in by_key(scores(results, metric, stage=stage), CELL).items()}
+    value = {k: r["value"] for k, r in by_key(scores(results, metric, form=form), CELL).items()}
     rows = [
         {
             "dataset": d,

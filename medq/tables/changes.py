@@ -23,7 +23,7 @@ def changes(results, metrics=SCORES, *, form="converted", reference="fp32", klas
     paired = {} if klass or form != "converted" else _paired(results, reference)
     rows = []
     for metric in metrics:
-        table = scores(results, metric, stage=form, klass=klass)
+        table = scores(results, metric, form=form, klass=klass)
         found = {tuple(r[c] for c in CELL): r for r in table.to_dict("records")}
         for (dataset, backbone, regime), after in found.items():
             before = found.get((dataset, backbone, reference))

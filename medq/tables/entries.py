@@ -45,28 +45,28 @@ def entry(row, paper, state=""):
     }
 
 
-def cell_state(results, dataset, backbone, regime, stage="converted"):
+def cell_state(results, dataset, backbone, regime, form="converted"):
     """In words what a reader must know about a cell before its number; empty for a sound one."""
     cell = results.state(dataset, backbone, regime)
     if cell["status"] != "done":
         return cell["status"] + (f": {cell['reason']}" if cell["reason"] else "")
-    if cell["engine_agrees"] is False and stage == "converted":
+    if cell["engine_agrees"] is False and form == "converted":
         return DISAGREES + (f": {cell['note']}" if cell["note"] else "")
     return ""
 
 
-def mean_state(results, dataset, regime, used, stage):
+def mean_state(results, dataset, regime, used, form):
     """In words which backbones a mean lacks, and in which of them the engine's kernels are wrong."""
     if not used:
-        states = {cell_state(results, dataset, b, regime, stage) for b in results.backbones} - {""}
+        states = {cell_state(results, dataset, b, regime, form) for b in results.backbones} - {""}
         kinds, reasons = (sorted({s.partition(": ")[k] for s in states} - {""}) for k in (0, 2))
         return (" / ".join(kinds) or "missing") + (f": {'; '.join(reasons)}" if reasons else "")
     parts = []
     lacking = [b for b in results.backbones if b not in used]
     if lacking:
-        why = [f"{title(b)} {cell_state(results, dataset, b, regime, stage) or 'missing'}" for b in lacking]
+        why = [f"{title(b)} {cell_state(results, dataset, b, regime, form) or 'missing'}" for b in lacking]
         parts.append(f"{len(used)} of {len(results.backbones)} backbones ({'; '.join(why)})")
-    wrong = [title(b) for b in used if cell_state(results, dataset, b, regime, stage).startswith(DISAGREES)]
+    wrong = [title(b) for b in used if cell_state(results, dataset, b, regime, form).startswith(DISAGREES)]
     if wrong:
         parts.append(f"{DISAGREES}: {', '.join(wrong)}")
     return "; ".join(parts)

@@ -14,20 +14,20 @@ from medq.tables.entries import FIELDS, PAPER_REGIMES, by_key, captioned, cell_s
 # --- Table 1 --------------------------------------------------------------------------------------
 
 
-def table1_data(results, published=None, *, stage="fake-quant"):
+def table1_data(results, published=None, *, form="fake-quant"):
     """ECE and Brier, mean over backbones: dataset, metric, regime, FIELDS, between_std."""
     published = published or paper_results()
     rows = []
     for metric in ("ece", "brier"):
-        ours = by_key(means(results, metric, stage=stage), ["dataset", "regime"])
-        paper = by_key(means(published, metric, stage="fake-quant"), ["dataset", "regime"])
+        ours = by_key(means(results, metric, form=form), ["dataset", "regime"])
+        paper = by_key(means(published, metric, form="fake-quant"), ["dataset", "regime"])
         for dataset in results.datasets:
             for regime in _regimes(results):
                 mine = ours.get((dataset, regime))
                 theirs = paper.get((counterpart(dataset), regime), {}).get("value", math.nan)
                 printed = mine and not mine["backbones"]  # somebody's mean, of backbones that are not here
                 used = mine["backbones"] if mine else ()
-                state = "" if printed else mean_state(results, dataset, regime, used, stage)
+                state = "" if printed else mean_state(results, dataset, regime, used, form)
                 rows.append(
                     {
                         "dataset": dataset,
@@ -47,18 +47,18 @@ def _regimes(results):
     return PAPER_REGIMES + [r for r in results.regimes if r not in PAPER_REGIMES]
 
 
-def table1(results, published=None, *, stage="fake-quant"):
-    """Table 1: calibration summary across backbones. `stage` `fake-quant` is the paper's, `converted` what
+def table1(results, published=None, *, form="fake-quant"):
+    """Table 1: calibration summary across backbones. `form` `fake-quant` is the paper's, `converted` what
     is deployed.
 
     Rows (dataset, metric); columns (regime, field). The control `fp32-continued` comes last and is not
     among the six.
     """
-    tidy = table1_data(results, published, stage=stage)
+    tidy = table1_data(results, published, form=form)
     frame = wide_layout(tidy, ["dataset", "metric"], "regime", _regimes(results))
     what = (
         "fake-quantized models, as in the paper's Table 1"
-        if stage == "fake-quant"
+        if form == "fake-quant"
         else "converted models, as they would be deployed"
     )
     return captioned(
@@ -164,7 +164,7 @@ def table2(results, published=None, *, batch_size=32):
 # --- Table 3 --------------------------------------------------------------------------------------
 
 
-def table3_data(results, published=None, *, backbone="resnet50", engine="fbgemm", stage="converted"):
+def table3_data(results, published=None, *, backbone="resnet50", engine="fbgemm", form="converted"):
     """Per-class metrics of one backbone: dataset, class, regime, metric, ours, low, high, paper, state."""
     published = published or paper_results()
     one_of("engine", engine, ENGINES)
@@ -172,7 +172,7 @@ def table3_data(results, published=None, *, backbone="resnet50", engine="fbgemm"
     @cache
     def known(metric, klass):
         return (
-            by_key(scores(results, metric, stage=stage, klass=klass), CELL),
+            by_key(scores(results, metric, form=form, klass=klass), CELL),
             by_key(scores(published, metric, klass=klass), CELL),
         )
 
@@ -192,7 +192,7 @@ def table3_data(results, published=None, *, backbone="resnet50", engine="fbgemm"
                             **entry(
                                 ours.get((dataset, backbone, regime)),
                                 paper.get(key, {}).get("value", math.nan),
-                                cell_state(results, dataset, backbone, regime, stage),
+                                cell_state(results, dataset, backbone, regime, form),
                             ),
                         }
                     )
@@ -201,7 +201,7 @@ def table3_data(results, published=None, *, backbone="resnet50", engine="fbgemm"
     return frame.sort_values("dataset", key=lambda c: c.map(order), kind="stable").reset_index(drop=True)
 
 
-def table3(results, published=None, dataset=None, *, backbone="resnet50", engine="fbgemm", stage="converted"):
+def table3(results, published=None, dataset=None, *, backbone="resnet50", engine="fbgemm", form="converted"):
     """Table 3: per-class AUPRC and ROC-AUC of one backbone.
 
     With a `dataset`, the paper's subtable: rows are regimes, columns (class and metric, field). Without,
@@ -210,7 +210,7 @@ def table3(results, published=None, dataset=None, *, backbone="resnet50", engine
     """
     if dataset is not None and not results.datasets:
         raise UserError(f"{results.path}: holds no dataset yet; run `medq collect` first.")
-    tidy = table3_data(results, published, backbone=backbone, engine=engine, stage=stage)
+    tidy = table3_data(results, published, backbone=backbone, engine=engine, form=form)
     if dataset is not None:
         tidy = tidy[tidy["dataset"] == one_of("dataset", dataset, results.datasets)]
         across = [(c, m) for c in results.classes(dataset) for m in ("auprc", "auroc")]
