@@ -7,7 +7,7 @@ import json
 from medq import batch, params, paths
 
 PARAMS = params.load(config.get("profile", "smoke"))
-CELL = "{dataset}/{backbone}/{regime}/fold{fold}"
+CELL = "{dataset}/{backbone}/{regime}/{place}"
 PAPERMILL = config.get("papermill", "papermill")
 EXCLUSIVE = config.get("cores", 1)  # a timing takes every core: nothing runs beside it
 
@@ -17,7 +17,7 @@ wildcard_constraints:
     dataset="[^/]+",
     backbone="[^/]+",
     regime="[^/]+",
-    fold=r"\d+",
+    place=r"(seed\d+/)?fold\d+",
     engine="[a-z0-9]+",
 
 
@@ -37,7 +37,7 @@ def logs(name):
 
 
 def fp32(wildcards):
-    return ancient(f"{wildcards.dataset}/{wildcards.backbone}/fp32/fold{wildcards.fold}/finetune.ipynb")
+    return ancient(f"{wildcards.dataset}/{wildcards.backbone}/fp32/{wildcards.place}/finetune.ipynb")
 
 
 def common(stage):
@@ -59,8 +59,8 @@ rule datasets:
 rule finetune:
     input:
         data=ancient("{dataset}/data/datasets.ipynb"),
-        start=lambda w: fp32(w) if w.regime == "fp32-continued" else [],
-    output: "{dataset}/{backbone}/{regime}/fold{fold}/finetune.ipynb",
+        start=lambda w: fp32(w) if w.regime in params.CONTROLS else [],
+    output: f"{CELL}/finetune.ipynb",
     log: **logs(f"{CELL}/finetune"),
     params: values=values("finetune"), **common("finetune"),
     threads: config.get("threads", 1)
@@ -70,7 +70,7 @@ rule finetune:
 
 rule quantize:
     input: fp32,
-    output: "{dataset}/{backbone}/{regime}/fold{fold}/quantize.ipynb",
+    output: f"{CELL}/quantize.ipynb",
     log: **logs(f"{CELL}/quantize"),
     params: values=values("quantize"), **common("quantize"),
     threads: config.get("threads", 1)
@@ -79,7 +79,7 @@ rule quantize:
 
 
 for stage in batch.STUDIES:
-    folder = "{dataset}/{backbone}/" + stage + ("-{engine}" if stage in batch.PER_ENGINE else "") + "/fold{fold}"
+    folder = "{dataset}/{backbone}/" + stage + ("-{engine}" if stage in batch.PER_ENGINE else "") + "/{place}"
 
     rule:
         name: stage

@@ -1,21 +1,29 @@
 """The backbones of section 2.4, as timm builds them, at any image size and class count."""
 
+import contextlib
 import difflib
 import functools
 import importlib.util
+import pickle
 import re
+import sys
 from pathlib import Path
 
-from medq import params
+from medq import artefacts, params
 from medq.errors import UserError, one_of
 
+SUFFIXES = (".safetensors", ".pth", ".pt")  # of a state dict in a folder of weights, in the order of preference
 
-def create(name, n_classes, image_size=224, weights="none"):
-    """A trainable model of backbone `name` with a fresh head for `n_classes` classes.
 
-    `weights`: `imagenet` (timm's, from its hub), `none` (random) or the path of a state dict (`.safetensors`, or `.pt`
-    without pickled code). Returns an `nn.Module` taking float [n, 3, image_size, image_size], giving logits [n, n_classes].
-    Raises `UserError` for an unknown name, weights that cannot be had, or that belong to another model.
+def create(name, n_classes, image_size=224, weights="none", trained=False):
+    """A trainable model of backbone `name` for `n_classes` classes.
+
+    `weights`: `imagenet` (timm's, from its hub), `none` (random), a state dict (`.safetensors`, or `.pt` and `.pth`
+    without pickled code) or a folder of them under timm's names. A head of another class count is replaced by a fresh
+    one (section 2.4), unless `trained` asks for the model as it is. Returns an `nn.Module` taking float
+    [n, 3, image_size, image_size], giving logits [n, n_classes]; its attribute `loaded` {file, sha256, replaced,
+    resampled} says what came from where. Raises `UserError` for an unknown name, weights that cannot be had, or that
+    belong to another model.
     """
     spec = _entry(name)
     timm = _ask_timm(name, spec)
@@ -29,16 +37,43 @@ def create(name, n_classes, image_size=224, weights="none"):
         if weights == "imagenet" and isinstance(error, (OSError, RuntimeError)):
             raise UserError(
                 f"ImageNet weights of {spec.timm} cannot be had ({type(error).__name__}: {_first_line(error)}); "
-                "connect to the hub once, or set `weights: none` or `weights: <file>` in the profile."
+                "connect to the hub once, or set `weights: none` or `weights: <file or folder>` in the profile."
             ) from error
         raise UserError(
             f"backbones.yaml: {name}: timm cannot build {spec.timm} with {options or 'no options'} "
-            f"({type(error).__name__}: {_first_line(error)}); mend `options`, `scratch` or `sized`."
+            f"({type(error).__name__}: {_first_line(error)}); correct `options`, `scratch` or `sized`."
         ) from error
     _with_small_head(model)
+    model.loaded = {"file": weights}
     if weights not in ("none", "imagenet"):
-        load_into(model, weights, f"{name} with {n_classes} classes at {image_size} pixels")
+        path = weights_file(weights, name)
+        model.loaded = load_into(model, path, f"{name} with {n_classes} classes at {image_size} pixels", trained)
+    elif trained:
+        raise UserError(f"weights: {weights}: has no head for the {n_classes} classes; give a model that is trained.")
     return model
+
+
+def weights_file(weights, name):
+    """The file that `weights` (a file or a folder) holds for backbone `name`, or None for `imagenet` and `none`.
+
+    In a folder it is called after timm's model, with or without the name of its weights. Raises `UserError` where it
+    is absent.
+    """
+    path = Path(weights)
+    if weights in ("imagenet", "none"):
+        return None
+    if path.is_dir():
+        timm = _entry(name).timm
+        names = dict.fromkeys(f"{stem}{suffix}" for stem in (timm, timm.split(".")[0]) for suffix in SUFFIXES)
+        found = [path / file for file in names if (path / file).is_file()]
+        if found:
+            return found[0]
+        raise UserError(f"weights: {path}: has no file for {name}; put {' or '.join([*names][:2])} there.")
+    if not path.is_file():
+        raise UserError(
+            f"weights: {path}: no such file or folder; give `imagenet`, `none`, a state dict, or a folder of them."
+        )
+    return path
 
 
 def _timm():
@@ -125,33 +160,58 @@ def _with_small_head(model):
     return model
 
 
-def load_into(model, path, what):
-    """Load the state dict at `path` into `model`; `UserError` where it is missing, unsafe or of another model."""
-    state = read_state(path)
-    own = model.state_dict()
+def load_into(model, path, what, trained=True):
+    """Load the state dict at `path` into `model`; returns {file, sha256, replaced, resampled}.
+
+    With `trained=False` a head of another class count, or none, leaves the model's own in place (`replaced`); position
+    embeddings and tables of relative positions are resampled to the model's image size as timm does it (`resampled`).
+    Raises `UserError` where the file is missing, unsafe or of another model.
+    """
+    given, own = read_state(path), model.state_dict()
+    head = {} if trained else _head_of(model, given)
+    state = given | head
+    adapt = getattr(sys.modules.get(type(model).__module__), "checkpoint_filter_fn", None)
+    if adapt and set(own) <= set(state):
+        with contextlib.suppress(Exception):  # of another model: its entries are compared below
+            state = adapt(dict(state), model)
     wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
     extra = [key for key in state if key not in own]
     if wrong or extra:
         key = (wrong or extra)[0]
-        found = "absent" if key not in state else f"of shape {tuple(state[key].shape)}"
+        found = f"of shape {tuple(given[key].shape)}" if key in given else "absent"
+        expected = f"not {tuple(own[key].shape)}" if key in own else "unknown to this model"
         raise UserError(
-            f"{path}: does not hold the weights of {what}: {key!r} is {found} there "
+            f"{path}: does not hold the weights of {what}: {key!r} is {found} there, {expected} "
             f"({len(wrong)} entries missing or of another shape, {len(extra)} unknown); give the file of that model."
         )
     model.load_state_dict(state)
+    return {
+        "file": Path(path).name,
+        "sha256": artefacts.sha256(path),
+        "replaced": [*head],
+        "resampled": [key for key in own if key not in head and given[key].shape != own[key].shape],
+    }
+
+
+def _head_of(model, given):
+    """The entries of `model`'s own head, where the one in `given` is absent or for another number of classes."""
+    names = model.pretrained_cfg.get("classifier") or () if hasattr(model, "pretrained_cfg") else ()
+    names = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+    own = {key: value for key, value in model.state_dict().items() if key.startswith(names or "\0")}
+    other = [key for key in own if key in given and given[key].shape != own[key].shape]
+    fits = all(given[key].shape[1:] == own[key].shape[1:] for key in other)
+    return own if fits and (other or not any(key in given for key in own)) else {}
 
 
 def read_state(path):
-    """The state dict in a `.safetensors` or torch file, tensors only; pickled code is refused, never executed."""
-    import pickle
-
+    """The state dict in a `.safetensors` or torch file: dense tensors of finite numbers; pickled code is never executed."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such weights file; `weights` is `imagenet`, `none` or the path of a state dict.")
+        raise UserError(f"{path}: no such weights file; give the path of a state dict.")
     try:
         state = (
             load_file(path)
@@ -169,8 +229,19 @@ def read_state(path):
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path}: must hold a state dict, that is names and tensors; save `model.state_dict()` alone.")
     for name, value in state.items():
-        if value.is_complex() or value.is_floating_point() and not torch.isfinite(value).all():
-            raise UserError(f"{path}: {name!r} holds numbers that are not real and finite; save the weights again.")
+        kind = (
+            "is a meta tensor, without numbers"
+            if value.is_meta
+            else "is quantized"
+            if value.is_quantized
+            else "is sparse"
+            if value.layout is not torch.strided
+            else "holds numbers that are not real and finite"
+            if value.is_complex() or value.is_floating_point() and not torch.isfinite(value).all()
+            else ""
+        )
+        if kind:
+            raise UserError(f"{path}: {name!r} {kind}; save the `state_dict()` of the floating-point model.")
     return state
 
 

@@ -6,6 +6,7 @@ Everything else is marked and handed to the `Snakefile` as targets; what failed,
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -57,7 +58,7 @@ class Job:
         """The job that must be done before this one, or None (a timing and the collection say so in the Snakefile)."""
         if self.stage in ("datasets", "latency", "collect"):
             return None
-        if self.stage == "finetune" and self.cell.regime != "fp32-continued":
+        if self.stage == "finetune" and self.cell.regime not in profiles.CONTROLS:
             return Job("datasets", paths.Cell(self.cell.profile, self.cell.dataset, "", ""))
         return Job("finetune", self.cell.of("fp32"))
 
@@ -83,7 +84,7 @@ def jobs(params, only=None):
     wanted = {job for job in [*needed, *chosen] if job}
     wanted |= {job.after for job in wanted if job.after}
     order = list(stages.MODULES)
-    return sorted(wanted, key=lambda job: (job.cell.regime == "fp32-continued", order.index(job.stage)))
+    return sorted(wanted, key=lambda job: (job.cell.regime in profiles.CONTROLS, order.index(job.stage)))
 
 
 def _all(params):
@@ -97,15 +98,16 @@ def _all(params):
         found.append(Job("datasets", paths.Cell(params.profile, dataset, "", "")))
         for backbone in params.backbones:
             for fold in folds(params, catalogue[dataset]):
-                base = paths.Cell(params.profile, dataset, backbone, "fp32", fold)
-                found += [
-                    Job(stages.stage_of(r), base.of(r))
-                    for r in dict.fromkeys(["fp32", *params.regimes, *params.controls])
-                ]
+                first, *others = (
+                    paths.Cell(params.profile, dataset, backbone, "fp32", fold, seed)
+                    for seed in params.seeds_of(backbone)
+                )
+                regimes = dict.fromkeys(["fp32", *params.regimes, *params.controls])
+                found += [Job(stages.stage_of(r), cell.of(r)) for cell in (first, *others) for r in regimes]
                 for study in STUDIES:
                     if _studied(params, study, backbone) and not (study in STATIC and known[backbone].family != "cnn"):
                         regimes = (ptq if study == "diagnosis" else ptq[:1]) if study in PER_ENGINE else [""]
-                        found += [Job(study, base.of(regime)) for regime in regimes]
+                        found += [Job(study, first.of(regime)) for regime in regimes]
     return found + [
         Job("latency", paths.Cell(params.profile, "", b, ""))
         for b in params.backbones
@@ -134,6 +136,7 @@ def _wanted(job, only):
         "backbone": job.cell.backbone,
         "regime": job.cell.regime,
         "fold": str(job.cell.fold),
+        "seed": "" if job.cell.seed is None else str(job.cell.seed),
         "stage": job.stage,
     }
     if job.stage not in ("finetune", "quantize") and "regime" in only and "stage" not in only:
@@ -143,12 +146,14 @@ def _wanted(job, only):
 
 def parts(params):
     """{key of --only: the names that a profile has for it}."""
+    seeds = sorted({seed for backbone in params.backbones for seed in params.seeds_of(backbone)} - {None})
     return {
         "dataset": params.datasets,
         "backbone": params.backbones,
         "regime": [*dict.fromkeys(["fp32", *params.regimes, *params.controls])],
         "fold": sorted({str(k) for name in params.datasets for k in folds(params, profiles.datasets()[name])}, key=int),
         "stage": list(stages.MODULES),
+        **({"seed": [*map(str, seeds)]} if seeds else {}),
     }
 
 
@@ -206,7 +211,7 @@ def _inputs(params, job, key_of, look):
 
 def _has_cells(job):
     """Whether anything finished was made from the images of a job of the stage `datasets`."""
-    return any(job.folder.parent.glob(f"*/*/*/{artefacts.DONE}"))
+    return any(next(job.folder.parent.glob(f"*/*/{depth}/{artefacts.DONE}"), None) for depth in ("*", "*/*"))
 
 
 def _images(params, dataset, look, stored):
@@ -291,8 +296,10 @@ def arguments(profile, stage, values, wildcards=None):
     given = {"profile": str(path.resolve()), **values}
     if "engine" in given:
         given["regime"] = f"ptq-{given.pop('engine')}"
-    names = ("profile", *PARAMETERS.get(stage, CELL))
-    words = [["-p" if name == "fold" else "-r", name, str(given[name])] for name in names]
+    if "place" in given:  # `fold0`, or `seed42/fold0`
+        given |= {name: number for name, number in re.findall(r"(seed|fold)(\d+)", given.pop("place"))}
+    names = ["profile", *PARAMETERS.get(stage, CELL), *(["seed"] if "seed" in given else [])]
+    words = [["-p" if name in ("fold", "seed") else "-r", name, str(given[name])] for name in names]
     return [word for triple in words for word in triple]
 
 
@@ -320,7 +327,8 @@ def resources(params, stage):
 def timed_after(params, backbone):
     """The notebook after which a backbone can be timed: its first FP32 cell."""
     dataset, fold = next((name, k) for name in params.datasets for k in folds(params, profiles.datasets()[name]))
-    return Job("finetune", paths.Cell(params.profile, dataset, backbone, "fp32", fold)).notebook
+    seed = params.seeds_of(backbone)[0]
+    return Job("finetune", paths.Cell(params.profile, dataset, backbone, "fp32", fold, seed)).notebook
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
@@ -355,10 +363,6 @@ def run(args):
         raise UserError(f"--profile {args.profile}: no config.yaml there; profiles/ has some.")
     only = parse_only(args.only, parts(params))
     results = Path(args.results or paths.RESULTS / params.profile).absolute()
-    if params.weights not in ("imagenet", "none") and not Path(params.weights).is_file():
-        raise UserError(
-            f"{args.params}: weights: {params.weights} is no file; give `imagenet`, `none` or the path of a state dict."
-        )
     if any(place.exists() and not place.is_dir() for place in (results, *results.parents)):
         raise UserError(f"--results {results}: is no folder and cannot become one; choose another.")
     if args.dry_run:
@@ -367,7 +371,7 @@ def run(args):
     if not remote:  # jobs of a cluster may see other disks, packages and GPUs than this machine
         new = [job for job in jobs(params, only) if artefacts.record(job.folder) is None]
         _look_for_gpu(params, new)
-        _look_at_backbones(new)
+        _look_at_backbones(params, new)
         _look_for_images(params, new)
     with batch_lock(paths.runs() / params.profile):
         started = time.monotonic()
@@ -410,11 +414,14 @@ def _look_for_gpu(params, chosen):
         pick_device(params.device)
 
 
-def _look_at_backbones(chosen):
-    """`UserError` for a backbone that `chosen` jobs train and timm does not know."""
+def _look_at_backbones(params, chosen):
+    """`UserError` for a backbone that `chosen` jobs train and timm does not know, or whose weights are not there."""
     from medq import backbones
 
-    backbones.check_names(sorted({job.cell.backbone for job in chosen if job.stage == "finetune"}))
+    chosen = sorted({job.cell.backbone for job in chosen if job.stage == "finetune"})
+    backbones.check_names(chosen)
+    for name in chosen:
+        backbones.weights_file(params.weights_of(name), name)
 
 
 def _look_for_images(params, chosen):

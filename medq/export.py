@@ -130,7 +130,7 @@ def _model(params, cell, part):
     from medq import backbones, finetune
 
     return backbones.create(
-        cell.backbone, len(part.classes), params.image_size, str(cell.folder / finetune.CHECKPOINT)
+        cell.backbone, len(part.classes), params.image_size, str(cell.folder / finetune.CHECKPOINT), trained=True
     ).eval()
 
 

@@ -1,4 +1,7 @@
-"""Stage `finetune`: FP32 and FP16 training of section 2.5, and the control that trains on for QAT's schedule."""
+"""Stage `finetune`: FP32 and FP16 training of section 2.5, and two controls that start from the FP32 checkpoint.
+
+`fp32-continued` trains on for QAT's schedule; `fp32-autocast` trains nothing and evaluates it in half precision.
+"""
 
 import json
 import time
@@ -6,7 +9,7 @@ import time
 import torch
 from safetensors.torch import save_file
 
-from medq import artefacts, backbones, evaluate, fit, provenance, stages
+from medq import artefacts, backbones, evaluate, fit, params as profiles, provenance, stages
 from medq.datasets.partition import lock, partition
 from medq.errors import UserError
 
@@ -17,12 +20,12 @@ MANIFEST = "manifest.json"
 
 
 def run(params, cell):
-    """Train `cell` (regime `fp32`, `fp16` or `fp32-continued`) and write its folder; returns the folder.
+    """Train `cell` (regime `fp32`, `fp16`) or make a control from its FP32 model, and write its folder; returns the folder.
 
     Writes the checkpoint, predictions of the held-out images, training history and manifest, then `done.json`. A
     finished cell with the same inputs is left as it is; an interrupted one goes on from its last epoch.
     """
-    if cell.regime == "fp32-continued":
+    if cell.regime in profiles.CONTROLS:
         run(params, cell.of("fp32"))
     part = partition(params, cell.dataset, cell.fold)
     inputs = stages.inputs(params, "finetune", cell)
@@ -37,30 +40,32 @@ def _train(params, cell, part, inputs):
     device = pick_device(params.device)
     set_threads(params)
     schedule = schedule_of(params, cell, device, stages.key(inputs))
-    weights = cell.of("fp32").folder / CHECKPOINT if cell.regime == "fp32-continued" else params.weights
-    with fit.deterministic(params.seed):
-        model = backbones.create(cell.backbone, len(part.classes), params.image_size, str(weights))
+    control = cell.regime in profiles.CONTROLS
+    weights = cell.of("fp32").folder / CHECKPOINT if control else params.weights_of(cell.backbone)
+    with fit.deterministic(schedule.seed):
+        model = backbones.create(
+            cell.backbone, len(part.classes), params.image_size, str(weights), trained=control or not schedule.epochs
+        )
     backbones.check_images(model, cell.backbone, len(part.classes), params.image_size)
     history = fit.fit(model, part, schedule, cell.folder)
     probability = evaluate.probabilities(model, part.images[part.held_out], device=device, autocast=schedule.autocast)
-    save_weights(
-        model,
-        cell.folder / CHECKPOINT,
-        backbone=cell.backbone,
-        n_classes=len(part.classes),
-        image_size=params.image_size,
-    )
     artefacts.write_parquet(cell.folder / PREDICTIONS, held_out_table(part, cell.fold, probability))
-    artefacts.write_csv(cell.folder / HISTORY, history)
+    files = [PREDICTIONS]
+    if cell.regime != "fp32-autocast":
+        facts = {"backbone": cell.backbone, "n_classes": len(part.classes), "image_size": params.image_size}
+        save_weights(model, cell.folder / CHECKPOINT, **facts)
+        artefacts.write_csv(cell.folder / HISTORY, history)
+        files += [CHECKPOINT, HISTORY]
     finish(
         params,
         cell,
         inputs,
-        [CHECKPOINT, PREDICTIONS, HISTORY],
+        files,
         history,
         started,
         clock,
         device=device,
+        loaded=model.loaded,
         autocast=str(schedule.autocast or "off").removeprefix("torch."),
         n_train=len(part.train),
         n_held_out=len(part.held_out),
@@ -78,12 +83,14 @@ def schedule_of(params, cell, device, key):
         "weight_decay": train.weight_decay,
         "patience": train.patience,
         "min_improvement": train.min_improvement,
-        "seed": params.seed,
+        "seed": params.seed if cell.seed is None else cell.seed,
         "device": device,
         "key": key,
     }
-    if cell.regime == "fp16":
+    if cell.regime in ("fp16", "fp32-autocast"):
         values["autocast"] = torch.float16 if device == "cuda" else torch.bfloat16
+    if cell.regime == "fp32-autocast":
+        values["epochs"] = 0
     if cell.regime.startswith("qat") or cell.regime == "fp32-continued":
         qat = params.quantization(cell.backbone)
         freeze_at = round(qat.freeze_batch_norm * qat.epochs)
@@ -144,7 +151,7 @@ def finish(params, cell, inputs, files, history, started, clock, status="done", 
         cell.folder / MANIFEST,
         provenance.manifest(
             params,
-            cell=vars(cell),
+            cell={name: value for name, value in vars(cell).items() if value is not None},
             inputs=inputs,
             started=started,
             seconds=round(time.perf_counter() - clock, 1),

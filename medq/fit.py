@@ -25,6 +25,7 @@ from medq.errors import UserError
 from medq.evaluate import probabilities
 
 RESUME = "resume.pt"
+HISTORY = ["epoch", "train_loss", "train_accuracy", "accuracy", "seconds"]
 TOO_LITTLE = ("CUDA out of memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")  # what a full GPU is called
 SHOW_EVERY = 10  # batches between two updates of what the progress bar says
 
@@ -79,7 +80,7 @@ def fit(model, partition, schedule, folder):
     """Train `model` in place on `partition` and leave its best weights in it; return the history.
 
     The best weights are those of the highest accuracy on the selection rows (section 2.5); training stops after
-    `patience` epochs without an improvement of more than `min_improvement`. After each epoch all that is needed to go
+    `patience` epochs without an improvement of more than `min_improvement`; 0 epochs leave the model as it is. After each epoch all that is needed to go
     on lies in `folder`. History columns: epoch, train_loss, train_accuracy, accuracy, seconds.
     Raises `UserError` naming the epoch when the loss is no longer finite, and the key when a GPU's memory is too small.
     """
@@ -99,6 +100,8 @@ def fit(model, partition, schedule, folder):
 
 def _fit(model, partition, schedule, folder):
     model.to(schedule.device, memory_format=torch.channels_last)
+    if not schedule.epochs:
+        return pd.DataFrame(columns=HISTORY)
     optimizer = torch.optim.Adam(
         model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
     )

@@ -229,10 +229,11 @@ def source(params, backbone, image_size):
     without any prepared images the calibration images are noise. `facts` says which.
     """
     spec, fold = profiles.backbones()[backbone], 0 if params.folds == "all" else params.folds[0]
+    seed = params.seeds_of(backbone)[0]
     trained = [
         cell
         for dataset in params.datasets
-        if artefacts.is_finished((cell := paths.Cell(params.profile, dataset, backbone, "fp32", fold)).folder)
+        if artefacts.is_finished((cell := paths.Cell(params.profile, dataset, backbone, "fp32", fold, seed)).folder)
     ]
     if not trained:
         images = np.random.default_rng(params.seed).integers(0, 256, (64, image_size, image_size, 3), dtype=np.uint8)
@@ -254,7 +255,7 @@ def source(params, backbone, image_size):
     else:
         checkpoint = cell.folder / finetune.CHECKPOINT
         model, weights = (
-            backbones.create(backbone, len(part.classes), image_size, str(checkpoint)),
+            backbones.create(backbone, len(part.classes), image_size, str(checkpoint), trained=True),
             f"trained on {cell.dataset}",
         )
     return Source(

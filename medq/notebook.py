@@ -20,7 +20,7 @@ PARAMETERS = {
 }
 _PTQ, _QAT = (tuple(name for name in profiles.REGIMES if name.startswith(method)) for method in ("ptq", "qat"))
 REGIMES = {
-    "finetune": ("fp32", "fp16", "fp32-continued"),
+    "finetune": ("fp32", "fp16", *profiles.CONTROLS),
     "quantize": _PTQ + _QAT,
     "diagnosis": _PTQ + _QAT,
     "calibration_size": _PTQ,
@@ -35,7 +35,7 @@ def start(namespace, stage):
     run then goes to a folder of its own, so that a batch's cells are never overwritten). Fields of the cell that the
     stage does not have are empty. Raises `UserError` for a parameter, dataset, backbone or regime that does not exist.
     """
-    known = ("profile", "changes", *PARAMETERS[stage])
+    known = ("profile", "changes", *PARAMETERS[stage], *(("seed",) if "fold" in PARAMETERS[stage] else ()))
     given = {name: value for name, value in namespace.items() if _is_parameter(name, value)}
     for name in given:
         one_of("parameter", name, known)
@@ -58,12 +58,14 @@ def start(namespace, stage):
         raise UserError(f"MEDQ_THREADS: must be a whole number, not {os.environ['MEDQ_THREADS']!r}.")
     if slots.per_gpu() and params.device != "cpu" and slots.trains(stage, given.get("regime", "")):
         slots.acquire()
-    fold = given.get("fold", 0)
-    if not isinstance(fold, int) or isinstance(fold, bool) or fold < 0:
-        raise UserError(f"fold: must be a whole number from 0, not {fold!r}.")
-    return params, paths.Cell(
-        params.profile, given.get("dataset", ""), given.get("backbone", ""), given.get("regime", ""), fold
-    )
+    fold, backbone = given.get("fold", 0), given.get("backbone", "")
+    seed = given.get("seed")
+    if seed is None and "fold" in PARAMETERS[stage]:
+        seed = params.seeds_of(backbone)[0]
+    for name, number in (("fold", fold), ("seed", seed or 0)):
+        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            raise UserError(f"{name}: must be a whole number from 0, not {number!r}.")
+    return params, paths.Cell(params.profile, given.get("dataset", ""), backbone, given.get("regime", ""), fold, seed)
 
 
 def _is_parameter(name, value):

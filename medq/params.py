@@ -16,7 +16,7 @@ from medq.datasets.spec import DatasetSpec
 from medq.errors import UserError, one_of
 
 REGIMES = ("fp32", "fp16", "ptq-fbgemm", "ptq-qnnpack", "qat-fbgemm", "qat-qnnpack")
-CONTROLS = ("fp32-continued",)
+CONTROLS = ("fp32-continued", "fp32-autocast")  # made from the FP32 model; `medq.finetune` says how
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
@@ -24,16 +24,16 @@ Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class Subset(Model):
-    """At most this many images of each part, stratified, groups kept together."""
+    """At most this many images of each part, stratified, groups kept together; without `held_out` all of that part."""
 
     train: Positive | None = None
     held_out: Positive | None = None
 
 
 class Train(Model):
-    """Section 2.5 of the paper."""
+    """Section 2.5 of the paper; with 0 epochs `weights` are models that are trained already, taken as they are."""
 
-    epochs: Positive = 50
+    epochs: Annotated[int, Field(ge=0)] = 50
     batch_size: Annotated[int, Field(ge=2)] = 32
     learning_rate: Rate = 1e-4
     weight_decay: Annotated[float, Field(ge=0, lt=1)] = 1e-4
@@ -118,15 +118,32 @@ class Study(Model):
     recipes: list[str] | None = None
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Weights = Annotated[str, Field(min_length=1)]
+
+
 class Override(Model):
     """What differs for one backbone."""
 
     train: dict[str, Any] = {}
     qat: dict[str, Any] = {}
+    weights: Weights | None = None
+    seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
+
+    @field_validator("train")
+    @classmethod
+    def _one_selection(cls, value):
+        if "selection" in value:
+            raise ValueError("`selection` divides the images and is the same for every backbone; set `train.selection`")
+        return value
 
 
 class Params(Model):
-    """A profile, complete and checked. `data_root` and a file of `weights` are looked for beside the profile's own file."""
+    """A profile, complete and checked. `data_root` and files of `weights` are looked for beside the profile's own file.
+
+    `seed` draws folds, subsets and calibration images, and trains. With several `seeds` every cell is trained once
+    with each, on the same images; the studies are made for the first.
+    """
 
     profile: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     about: str = ""
@@ -134,13 +151,14 @@ class Params(Model):
     datasets: Annotated[list[str], Field(min_length=1)]
     backbones: Annotated[list[str], Field(min_length=1)]
     regimes: Annotated[list[str], Field(min_length=1)] = list(REGIMES)
-    controls: list[str] = list(CONTROLS)
+    controls: list[str] = ["fp32-continued"]
     folds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | Literal["all"] = "all"
     image_size: Annotated[int, Field(ge=32, le=1024)] = 224
     subset: Subset = Subset()
     deduplicate: bool = False
-    weights: Annotated[str, Field(min_length=1)] = "imagenet"
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    weights: Weights = "imagenet"
+    seed: Seed = 42
+    seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool = False  # train compiled, except QAT: benchmarks/gpu.py says where that pays
     threads: Annotated[int, Field(gt=0, le=1024)] | None = None
@@ -158,7 +176,7 @@ class Params(Model):
     def _composed(cls, value):
         return [unicodedata.normalize("NFC", name) for name in value]  # as `config.check_name` returns them
 
-    @field_validator("datasets", "backbones", "regimes", "controls", "folds")
+    @field_validator("datasets", "backbones", "regimes", "controls", "folds", "seeds")
     @classmethod
     def _no_repeats(cls, value):
         if isinstance(value, list) and len(set(value)) < len(value):
@@ -167,9 +185,24 @@ class Params(Model):
 
     @model_validator(mode="after")
     def _overrides_are_valid(self):
-        for backbone in self.overrides:
+        for backbone, override in self.overrides.items():
             self.training(backbone), self.quantization(backbone)
+            if override.seeds and not self.seeds:
+                raise ValueError(f"overrides.{backbone}.seeds: the profile has one seed; give `seeds` there first")
+        for backbone in self.backbones:
+            if self.training(backbone).epochs == 0 and self.weights_of(backbone) == "none":
+                raise ValueError(
+                    f"train.epochs: 0 takes {backbone} as `weights` has it, and `none` is random; give a trained model"
+                )
         return self
+
+    def weights_of(self, backbone):
+        """`imagenet`, `none`, or the path of the file or folder that one backbone starts from."""
+        return getattr(self.overrides.get(backbone), "weights", None) or self.weights
+
+    def seeds_of(self, backbone):
+        """Seeds that one backbone is trained with: [None] where the profile has `seed` alone."""
+        return getattr(self.overrides.get(backbone), "seeds", None) or self.seeds or [None]
 
     def training(self, backbone):
         """The `Train` settings of one backbone."""
@@ -251,15 +284,22 @@ def profile_path(name):
 
 
 def _beside(path, value):
-    """`value` with `data_root` and a file of `weights` as absolute paths: a notebook runs in another folder than the command."""
-    found = {
-        key: value[key] for key in ("data_root", "weights") if value.get(key) and value[key] not in ("imagenet", "none")
-    }
-    return value | {
-        key: str(path.absolute().parent / os.path.expanduser(given))
-        for key, given in found.items()
-        if isinstance(given, str)
-    }
+    """`value` with `data_root` and files of `weights` as absolute paths: a notebook runs in another folder than the command."""
+
+    def absolute(found, *keys):
+        given = {key: found[key] for key in keys if isinstance(found.get(key), str)} if isinstance(found, dict) else {}
+        return {
+            key: os.path.normpath(path.absolute().parent / os.path.expanduser(name))
+            for key, name in given.items()
+            if name and name not in ("imagenet", "none")
+        }
+
+    value = value | absolute(value, "data_root", "weights")
+    overrides = value.get("overrides")
+    if isinstance(overrides, dict):
+        overrides = {name: (o | absolute(o, "weights")) if isinstance(o, dict) else o for name, o in overrides.items()}
+        value = value | {"overrides": overrides}
+    return value
 
 
 def load(path, replaced=None, /, **changes):

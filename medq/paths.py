@@ -1,10 +1,11 @@
 """Every path of the project, in one place.
 
-`runs/<profile>/<dataset>/<backbone>/<regime>/fold<k>/` is one cell of a batch; `results/<profile>/` is what the book reads.
+`runs/<profile>/<dataset>/<backbone>/<regime>/[seed<n>/]fold<k>/` is one cell of a batch; `results/<profile>/` is what the
+book reads.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,25 +21,31 @@ def runs():
 
 @dataclass(frozen=True)
 class Cell:
-    """One unit of work: what is trained or quantized, on which data, in which fold."""
+    """One unit of work: what is trained or quantized, on which data, in which fold, and from which of several seeds."""
 
     profile: str
     dataset: str
     backbone: str
     regime: str
     fold: int = 0
+    seed: int | None = None
+
+    @property
+    def place(self):
+        """The last part of its path: `fold<k>`, below `seed<n>` where the profile has several."""
+        return f"fold{self.fold}" if self.seed is None else f"seed{self.seed}/fold{self.fold}"
 
     @property
     def folder(self):
         """Where everything that this cell writes lives."""
-        return runs() / self.profile / self.dataset / self.backbone / self.regime / f"fold{self.fold}"
+        return runs() / self.profile / self.dataset / self.backbone / self.regime / self.place
 
     def of(self, regime):
-        """The cell of another regime with the same images, backbone and fold."""
-        return Cell(self.profile, self.dataset, self.backbone, regime, self.fold)
+        """The cell of another regime with the same images, backbone, fold and seed."""
+        return replace(self, regime=regime)
 
     def __str__(self):
-        return f"{self.dataset}/{self.backbone}/{self.regime}/fold{self.fold}"
+        return f"{self.dataset}/{self.backbone}/{self.regime}/{self.place}"
 
 
 def data_folder(profile, dataset):

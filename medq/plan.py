@@ -138,7 +138,7 @@ def part_sizes(params, spec):
 
 def epochs(params, backbone, regime):
     """Epochs that a regime trains at most."""
-    if regime.startswith("ptq"):
+    if regime.startswith("ptq") or regime == "fp32-autocast":
         return 0
     if regime.startswith("qat") or regime == "fp32-continued":
         return params.quantization(backbone).epochs

@@ -102,8 +102,11 @@ def manifest(params, **facts):
     """Everything section 2.9 asks to be logged, with `facts` of the stage beside it."""
     import torch
 
+    parameters = params.model_dump(mode="json")
+    for settings in (parameters, *parameters["overrides"].values()):  # the file is known by its checksum, not its place
+        settings["weights"] = settings["weights"] and Path(settings["weights"]).name
     return {
-        "parameters": params.model_dump(mode="json"),
+        "parameters": parameters,
         "versions": versions(),
         "platform": platform.platform(),
         "cpu": cpu(),

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from medq import artefacts, params as profiles, paths
+from medq.errors import UserError
 
 PACKAGE = Path(__file__).parent
 _TRAIN = ("fit", "augment", "evaluate", "backbones", "datasets/partition", "datasets/folds")
@@ -96,7 +97,7 @@ def _sources(stage):
         yield from sorted(package.glob("*.py")) if package.is_dir() else [PACKAGE / f"{name}.py"]
 
 
-def parameters(params, stage, dataset, backbone=None, regime=None):
+def parameters(params, stage, dataset, backbone=None, regime=None, seed=None):
     """The values of the profile and the catalogues that a stage reads, by dotted name."""
     spec = profiles.datasets()[dataset].model_dump(
         mode="json",
@@ -106,7 +107,12 @@ def parameters(params, stage, dataset, backbone=None, regime=None):
     values = {"dataset": spec, "image_size": params.image_size, "seed": params.seed}
     if stage == "datasets":
         return values
-    values |= {"weights": _weights(params.weights), "deduplicate": params.deduplicate, "device": params.device}
+    values |= {} if seed is None else {"training_seed": seed}
+    values |= {
+        "weights": _weights(params.weights_of(backbone), backbone),
+        "deduplicate": params.deduplicate,
+        "device": params.device,
+    }
     values |= {"compile": params.compile, "subset": params.subset.model_dump()}
     values["backbone"] = profiles.backbones()[backbone].model_dump(exclude={"title"})
     values["train"] = params.training(backbone).model_dump()
@@ -127,11 +133,16 @@ def parameters(params, stage, dataset, backbone=None, regime=None):
     return values
 
 
-def _weights(name):
+def _weights(weights, backbone):
     """`imagenet`, `none`, or what a file of weights holds: replaced under its name, it makes its cells stale."""
-    path = Path(name)
-    if name in ("imagenet", "none") or not path.is_file():
-        return name
+    from medq.backbones import weights_file
+
+    try:
+        path = weights_file(weights, backbone)
+    except UserError:
+        return Path(weights).name  # what is not there is refused where it is loaded
+    if path is None:
+        return weights
     stat = path.stat()
     return f"sha256 {_digest(path, stat.st_mtime_ns, stat.st_size)}"
 
@@ -166,10 +177,10 @@ def inputs(params, stage, cell, key_of=None):
         )
     before = upstream(cell) if stage in ("finetune", "quantize") else cell.of("fp32")
     value = {
-        "parameters": parameters(params, stage, cell.dataset, cell.backbone, cell.regime),
+        "parameters": parameters(params, stage, cell.dataset, cell.backbone, cell.regime, cell.seed),
         "code": code(stage),
         "images": key_of(paths.data_folder(cell.profile, cell.dataset)),
-        "cell": [cell.dataset, cell.backbone, cell.regime, cell.fold],
+        "cell": [cell.dataset, cell.backbone, cell.regime, cell.fold, *([] if cell.seed is None else [cell.seed])],
     }
     if before is not None and before != cell:
         value["starts from"] = key_of(before.folder)

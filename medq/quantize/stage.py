@@ -125,7 +125,7 @@ def study_name(stage, regime):
 def float_model(params, cell, part):
     """The trained FP32 model of a cell, on the CPU, in evaluation mode."""
     path = cell.of("fp32").folder / finetune.CHECKPOINT
-    return backbones.create(cell.backbone, len(part.classes), params.image_size, str(path)).eval()
+    return backbones.create(cell.backbone, len(part.classes), params.image_size, str(path), trained=True).eval()
 
 
 def calibration_rows(part, n, seed, draw=0):
