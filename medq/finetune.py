@@ -50,12 +50,12 @@ def _train(params, cell, part, inputs):
     history = fit.fit(model, part, schedule, cell.folder)
     probability = evaluate.probabilities(model, part.images[part.held_out], device=device, autocast=schedule.autocast)
     artefacts.write_parquet(cell.folder / PREDICTIONS, held_out_table(part, cell.fold, probability))
-    files = [PREDICTIONS]
+    artefacts.write_csv(cell.folder / HISTORY, history)
+    files = [PREDICTIONS, HISTORY]
     if cell.regime != "fp32-autocast":
         facts = {"backbone": cell.backbone, "n_classes": len(part.classes), "image_size": params.image_size}
         save_weights(model, cell.folder / CHECKPOINT, **facts)
-        artefacts.write_csv(cell.folder / HISTORY, history)
-        files += [CHECKPOINT, HISTORY]
+        files.append(CHECKPOINT)
     finish(
         params,
         cell,

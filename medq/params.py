@@ -190,9 +190,10 @@ class Params(Model):
             if override.seeds and not self.seeds:
                 raise ValueError(f"overrides.{backbone}.seeds: the profile has one seed; give `seeds` there first")
         for backbone in self.backbones:
-            if self.training(backbone).epochs == 0 and self.weights_of(backbone) == "none":
+            if self.training(backbone).epochs == 0 and self.weights_of(backbone) in ("imagenet", "none"):
                 raise ValueError(
-                    f"train.epochs: 0 takes {backbone} as `weights` has it, and `none` is random; give a trained model"
+                    f"train.epochs: 0 takes {backbone} as `weights` has it, which is {self.weights_of(backbone)}; "
+                    "give a file or folder of trained models there"
                 )
         return self
 
@@ -213,8 +214,8 @@ class Params(Model):
         return _merged(Qat, self.qat, self.overrides, backbone, "qat")
 
     def root(self):
-        """Folder of the images: `MEDQ_DATA`, else the profile's `data_root`, else None."""
-        return os.environ.get("MEDQ_DATA") or self.data_root
+        """Folder of the images: `MEDQ_DATA`, else the profile's `data_root` (a manifest has it from the repository), else None."""
+        return os.environ.get("MEDQ_DATA") or (self.data_root and os.path.normpath(paths.ROOT / self.data_root))
 
 
 def _merged(kind, base, overrides, backbone, key):
@@ -244,7 +245,7 @@ class Recipe(Model):
 
     title: str
     weights: Literal["per-tensor", "per-channel"] | None = None
-    activations: Literal["minmax", "moving-average", "histogram"] | None = None
+    activations: Literal["minmax", "moving-average", "histogram", "percentile"] | None = None
     reduce_range: bool | None = None
     batch_norm: Literal["traced", "fused", "unfused"] = "traced"
     training_mode: bool = False

@@ -105,6 +105,8 @@ def manifest(params, **facts):
     parameters = params.model_dump(mode="json")
     for settings in (parameters, *parameters["overrides"].values()):  # the file is known by its checksum, not its place
         settings["weights"] = settings["weights"] and Path(settings["weights"]).name
+    if params.data_root:
+        parameters["data_root"] = os.path.relpath(params.data_root, paths.ROOT)
     return {
         "parameters": parameters,
         "versions": versions(),

@@ -19,6 +19,7 @@ _QUANTIZE = (
     *_TRAIN,
     "finetune",
     "quantize/engines",
+    "quantize/observers",
     "quantize/static",
     "quantize/dynamic",
     "quantize/kernels",

@@ -1,5 +1,6 @@
 """Backbones at any size, and weights that are refused in one sentence."""
 
+import hashlib
 import re
 
 import pytest
@@ -53,6 +54,9 @@ class Evil:
 
 def wrong_weights(tmp_path):
     model = backbones.create("resnet18", 3, 32)
+    state, weight = model.state_dict(), model.conv1.weight.detach()
+    without = {key: value for key, value in state.items() if key != "layer1.0.bn1.bias"}
+    quantized = torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8)
     truncated = tmp_path / "truncated.pt"
     truncated.write_bytes((tmp_path / saved(tmp_path, model.state_dict())).read_bytes()[:10_000])
     return {
@@ -60,7 +64,11 @@ def wrong_weights(tmp_path):
         "damaged": str(truncated),
         "pickled code": saved(tmp_path, Evil(), "evil.pt"),
         "state dict": saved(tmp_path, [1, 2], "list.pt"),
-        "does not hold the weights of resnet18 with 5 classes": saved(tmp_path, model.state_dict(), "three.pt"),
+        "'fc.weight' is of shape (3, 64)": saved(tmp_path, state | {"fc.weight": torch.zeros(3, 64)}, "head.pt"),
+        "'layer1.0.bn1.bias' is absent": saved(tmp_path, without, "part.safetensors"),
+        "'conv1.weight' is quantized": saved(tmp_path, state | {"conv1.weight": quantized}, "int8.pt"),
+        "'conv1.weight' is a meta tensor": saved(tmp_path, state | {"conv1.weight": weight.to("meta")}, "meta.pt"),
+        "'conv1.weight' is sparse": saved(tmp_path, state | {"conv1.weight": weight.to_sparse()}, "sparse.pt"),
         "unknown": saved(tmp_path, backbones.create("resnet50", 5, 32).state_dict(), "other.safetensors"),
     }
 
@@ -72,6 +80,46 @@ def test_wrong_weights_are_refused_by_name(tmp_path, monkeypatch):
             backbones.create("resnet18", 5, 32, path)
         assert sentence in str(caught.value) and path in str(caught.value)
     assert not (tmp_path / "executed").exists()
+
+
+def folder_of(tmp_path, *names, n_classes=7, size=32):
+    """A folder of weights under timm's names, and what was put there."""
+    models = {name: backbones.create(name, n_classes, size) for name in names}
+    for name, model in models.items():
+        save_file(model.state_dict(), tmp_path / f"{params.backbones()[name].timm}.safetensors")
+    return str(tmp_path), models
+
+
+def test_a_folder_gives_each_backbone_its_own_file_and_a_fresh_head(tmp_path):
+    folder, models = folder_of(tmp_path, "resnet18", "mobilenetv2")
+    for name, head in (("resnet18", "fc"), ("mobilenetv2", "classifier")):
+        given, model = models[name].state_dict(), backbones.create(name, 5, 32, folder)
+        other = [key for key, value in model.state_dict().items() if not torch.equal(value, given.get(key, value + 1))]
+        assert other == [f"{head}.weight", f"{head}.bias"] == model.loaded["replaced"]
+        file = tmp_path / model.loaded["file"]
+        assert model.loaded["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+        same = backbones.create(name, 7, 32, folder)
+        assert same.loaded["replaced"] == [] and torch.equal(same.state_dict()[f"{head}.bias"], given[f"{head}.bias"])
+        with pytest.raises(UserError, match=f"{file.name}.*{head}.weight"):
+            backbones.create(name, 5, 32, folder, trained=True)
+    with pytest.raises(UserError, match="resnet50.*resnet50.safetensors"):
+        backbones.create("resnet50", 5, 32, folder)
+
+
+@pytest.mark.parametrize(
+    "name, entry", [("vit_base", "pos_embed"), ("swin_tiny", "layers.2.blocks.0.attn.relative_position_bias_table")]
+)
+def test_positions_are_resampled_as_timm_does_it(tmp_path, name, entry):
+    folder, models = folder_of(tmp_path, name, n_classes=3, size=64)
+    model = backbones.create(name, 3, 96, folder)
+    spec, file = params.backbones()[name], str(tmp_path / model.loaded["file"])
+    expected = backbones._timm().create_model(
+        spec.timm, pretrained=True, pretrained_cfg_overlay={"file": file, "num_classes": 3}, num_classes=3, img_size=96
+    )
+    for key, value in expected.state_dict().items():
+        assert torch.equal(value, model.state_dict()[key]), key
+    assert entry in model.loaded["resampled"] and model.loaded["replaced"] == []
+    assert model.state_dict()[entry].shape != models[name].state_dict()[entry].shape
 
 
 def test_weights_from_a_hub_that_cannot_be_reached(monkeypatch):
@@ -88,10 +136,10 @@ def test_weights_from_a_hub_that_cannot_be_reached(monkeypatch):
     [
         ({"timm": "resnet81"}, "has no model 'resnet81'; did you mean resnet18"),
         ({"timm": "?"}, "timm.list_models()"),
-        ({"options": {"depth_of_everything": 3}}, "mend `options`"),
-        ({"sized": True}, "mend `options`, `scratch` or `sized`"),
+        ({"options": {"depth_of_everything": 3}}, "correct `options`"),
+        ({"sized": True}, "correct `options`, `scratch` or `sized`"),
         ({"timm": "resnet18.nope"}, "has no weights 'nope' for resnet18: known are resnet18."),
-        ({"options": {"checkpoint_path": "/nowhere"}}, "mend `options`"),
+        ({"options": {"checkpoint_path": "/nowhere"}}, "correct `options`"),
     ],
 )
 def test_an_entry_that_timm_cannot_build_is_refused_in_a_sentence(change, said, monkeypatch):

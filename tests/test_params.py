@@ -101,6 +101,12 @@ def test_the_paper_profile_is_the_papers_protocol():
         ({"calibration": {"sizes": []}}, "calibration.sizes"),
         ({"seed": 2**32}, "seed"),
         ({"weights": ""}, "weights"),
+        ({"train": {"epochs": 0}, "weights": "none"}, "train.epochs"),
+        ({"seeds": []}, "seeds"),
+        ({"seeds": [1, 1]}, "twice"),
+        ({"overrides": {"resnet18": {"seeds": [1]}}}, "overrides.resnet18.seeds"),
+        ({"overrides": {"resnet18": {"train": {"selection": "inner"}}}}, "train.selection"),
+        ({"overrides": {"resnet18": {"weights": ""}}}, "overrides.resnet18.weights"),
     ],
 )
 def test_mistakes_name_the_file_and_the_key(tmp_path, change, said):
@@ -169,7 +175,7 @@ def test_paths_in_a_profile_are_beside_it(tmp_path, monkeypatch):
     loaded = params.load(
         write(tmp_path / "params", GOOD | {"data_root": "../data", "weights": "w.pt"}).relative_to(tmp_path)
     )
-    assert (loaded.root(), loaded.weights) == (f"{tmp_path}/params/../data", f"{tmp_path}/params/w.pt")
+    assert (loaded.root(), loaded.weights) == (f"{tmp_path}/data", f"{tmp_path}/params/w.pt")
     assert params.load(write(tmp_path, GOOD | {"data_root": "/data", "weights": "none"})).model_dump(
         include={"data_root", "weights"}
     ) == {"data_root": "/data", "weights": "none"}

@@ -98,17 +98,40 @@ def lock(folder):
 def training_sizes(params, spec, frame, numbers):
     """{fold: images to train on} of the folds `numbers` of an index; with `deduplicate` there may be fewer."""
     assigned = folds(frame, spec, seed=params.seed)
-    return {
-        fold: len(_parts(params, subset(assigned, params.subset.model_dump(), fold, params.seed))["train"])
-        for fold in numbers
-    }
+    return {fold: len(_parts(params, assigned, None, fold)["train"]) for fold in numbers}
 
 
-def _parts(params, chosen):
-    """{train, selection, held_out: rows} of a subset of one fold."""
+def _parts(params, assigned, twins, fold):
+    """{train, selection, held_out: rows} of one fold, as the profile's subset, `deduplicate` and selection say.
+
+    `twins` is the audit's table of images that are copies of each other, or None where it is not known yet. Copies
+    never stand on both sides of the inner split, as the images of a group do not.
+    """
+    if params.deduplicate and twins is not None:
+        assigned = assigned[~assigned["image_id"].isin(twins_to_remove(twins, assigned, fold))]
+    chosen = subset(assigned, params.subset.model_dump(), fold, params.seed)
     train, held_out = chosen[chosen["part"] == "train"], chosen[chosen["part"] == "held_out"]
-    train, selection = inner_split(train, seed=params.seed) if params.train.selection == "inner" else (train, held_out)
+    selection = held_out
+    if params.train.selection == "inner":
+        grouped = train if twins is None else train.assign(group=_with_twins(train, twins))
+        train, selection = inner_split(grouped, seed=params.seed)
     return {"train": train, "selection": selection, "held_out": held_out}
+
+
+def _with_twins(rows, twins):
+    """The group of each of `rows`, groups that share copies made one: named after the first of them."""
+    of_image = rows.set_index("image_id")["group"]
+    joined = {}
+
+    def first(group):
+        while group in joined:
+            group = joined[group]
+        return group
+
+    for _, images in twins[twins["image_id"].isin(of_image.index)].groupby("group_id")["image_id"]:
+        one, *others = sorted({first(group) for group in of_image[images]})
+        joined |= dict.fromkeys(others, one)
+    return rows["group"].map(first)
 
 
 def partition(params, dataset, fold):
@@ -120,13 +143,10 @@ def partition(params, dataset, fold):
     spec = profiles.datasets()[one_of("dataset", dataset, list(profiles.datasets()))]
     folder = _prepared(params, dataset)
     assigned = pd.read_csv(folder / FOLDS, dtype={"image_id": str, "group": str}, keep_default_na=False)
-    if params.deduplicate:
-        twins = twins_to_remove(pd.read_csv(folder / AUDIT, dtype={"image_id": str}), assigned, fold)
-        chosen = subset(assigned[~assigned["image_id"].isin(twins)], params.subset.model_dump(), fold, params.seed)
-    else:
-        chosen = subset(assigned, params.subset.model_dump(), fold, params.seed)
+    twins = pd.read_csv(folder / AUDIT, dtype={"image_id": str}, keep_default_na=False)
     position = pd.Series(np.arange(len(assigned)), index=assigned["image_id"])
-    rows = {name: np.sort(position[part["image_id"]].to_numpy()) for name, part in _parts(params, chosen).items()}
+    parts = _parts(params, assigned, twins, fold)
+    rows = {name: np.sort(position[part["image_id"]].to_numpy()) for name, part in parts.items()}
     images = np.load(paths.runs() / artefacts.record(folder)["pixels"], mmap_mode="r")
     return Partition(
         images, assigned["label"].to_numpy(), assigned["image_id"].to_numpy(dtype=str), spec.classes, **rows

@@ -1,6 +1,7 @@
 """Everything that touches `torch.ao.quantization`.
 
 engines    the global engine state, and models tied to their engine
+observers  ranges of activations that torch.ao does not offer
 static     FX graph mode for convolutional backbones, recipes as data
 dynamic    dynamic Linear for transformers, and its simulation
 kernels    does the engine compute what the simulation says?

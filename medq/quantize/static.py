@@ -18,11 +18,13 @@ from torch.ao.quantization.quantize_fx import convert_fx, convert_to_reference_f
 
 from medq.quantize import kernels
 from medq.quantize.engines import Quantized, engine, refusals
+from medq.quantize.observers import PercentileObserver
 
 _ACTIVATIONS = {
     "minmax": observers.MinMaxObserver,
     "moving-average": observers.MovingAverageMinMaxObserver,
     "histogram": observers.HistogramObserver,
+    "percentile": PercentileObserver,
 }
 _WEIGHTS = {
     "per-tensor": observers.default_weight_observer,
