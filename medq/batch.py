@@ -15,22 +15,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from medq import artefacts, params as profiles, paths, slots, stages
+from medq import artefacts, params as profiles, paths, regimes, slots, stages
 from medq.errors import UserError, one_of
-from medq.stages import PER_ENGINE
 
-STUDIES = ("calibration_size", "ablation", "diagnosis", "remedies", "peers")
-CALIBRATED = ("quantize", "ablation", "diagnosis", "remedies", "peers")  # stages that take `calibration.images`
-STATIC = ("calibration_size", "ablation")  # studies of static quantization: they have nothing to show for a transformer
-TIMINGS = ("latency", "peers")  # nothing else of a batch runs beside them
-PARAMETERS = {
-    "datasets": ("dataset",),
-    "latency": ("backbone",),
-    "collect": ("results",),
-    "ablation": ("dataset", "backbone", "fold"),
-    "peers": ("dataset", "backbone", "fold"),
-}
-CELL = ("dataset", "backbone", "regime", "fold")
+_ROWS = stages.STAGES.values()
+STUDIES = tuple(row.name for row in _ROWS if row.study and row.name != "latency")
+PER_ENGINE = tuple(row.name for row in _ROWS if "{engine}" in row.folder)
+TIMINGS = tuple(row.name for row in _ROWS if row.timed)
 MEMORY_MB = 3000  # of one job, with ample room
 CANCEL = 30  # seconds that an interrupted batch has to take its jobs off a cluster
 NEW, AGAIN, SHOWN = "new", "again", "notebook"  # why a job runs: never made, to be made again, only its notebook
@@ -83,7 +74,7 @@ def jobs(params, only=None):
     needed = dict.fromkeys([before.after for before in needed if before] + [*needed])
     wanted = {job for job in [*needed, *chosen] if job}
     wanted |= {job.after for job in wanted if job.after}
-    order = list(stages.MODULES)
+    order = list(stages.STAGES)
     return sorted(wanted, key=lambda job: (job.cell.regime in profiles.CONTROLS, order.index(job.stage)))
 
 
@@ -93,7 +84,7 @@ def _all(params):
         raise UserError(
             f"folds: no dataset of {params.profile} has fold {', '.join(map(str, params.folds))}; a fixed split has fold 0."
         )
-    ptq = [name for name in params.regimes if name.startswith("ptq")]
+    ptq = [name for name in params.regimes if regimes.method(name) == "ptq"]
     for dataset in params.datasets:
         found.append(Job("datasets", paths.Cell(params.profile, dataset, "", "")))
         for backbone in params.backbones:
@@ -102,12 +93,12 @@ def _all(params):
                     paths.Cell(params.profile, dataset, backbone, "fp32", fold, seed)
                     for seed in params.seeds_of(backbone)
                 )
-                regimes = dict.fromkeys(["fp32", *params.regimes, *params.controls])
-                found += [Job(stages.stage_of(r), cell.of(r)) for cell in (first, *others) for r in regimes]
-                for study in STUDIES:
-                    if _studied(params, study, backbone) and not (study in STATIC and known[backbone].family != "cnn"):
-                        regimes = (ptq if study == "diagnosis" else ptq[:1]) if study in PER_ENGINE else [""]
-                        found += [Job(study, first.of(regime)) for regime in regimes]
+                names = dict.fromkeys(["fp32", *params.regimes, *params.controls])
+                found += [Job(regimes.REGIMES[r].stage, cell.of(r)) for cell in (first, *others) for r in names]
+                for study in (stages.STAGES[name] for name in STUDIES):
+                    if _studied(params, study.name, backbone) and not (study.cnn and known[backbone].family != "cnn"):
+                        engines = ptq if study.every_engine else ptq[:1]
+                        found += [Job(study.name, first.of(r)) for r in (engines if study.name in PER_ENGINE else [""])]
     return found + [
         Job("latency", paths.Cell(params.profile, "", b, ""))
         for b in params.backbones
@@ -152,7 +143,7 @@ def parts(params):
         "backbone": params.backbones,
         "regime": [*dict.fromkeys(["fp32", *params.regimes, *params.controls])],
         "fold": sorted({str(k) for name in params.datasets for k in folds(params, profiles.datasets()[name])}, key=int),
-        "stage": list(stages.MODULES),
+        "stage": list(stages.STAGES),
         **({"seed": [*map(str, seeds)]} if seeds else {}),
     }
 
@@ -184,7 +175,7 @@ def plan(params, only=None, look=True):
 
 
 def _expected(job, inputs, kind):
-    """What later jobs will find of a job (`stages.made`): of images that are only looked at again, what was found before."""
+    """What later jobs will find of a job (`stages.content_key`): of images that are only looked at again, what was found before."""
     record = artefacts.record(job.folder)
     same = (
         job.stage == "datasets"
@@ -193,7 +184,7 @@ def _expected(job, inputs, kind):
         and all(record["inputs"].get(name) == inputs[name] for name in ("images", "parameters"))
     )
     if same or record and kind is None:
-        return stages.made(record)
+        return stages.content_key(record)
     return stages.key(inputs) if inputs else None
 
 
@@ -298,7 +289,7 @@ def arguments(profile, stage, values, wildcards=None):
         given["regime"] = f"ptq-{given.pop('engine')}"
     if "place" in given:  # `fold0`, or `seed42/fold0`
         given |= {name: number for name, number in re.findall(r"(seed|fold)(\d+)", given.pop("place"))}
-    names = ["profile", *PARAMETERS.get(stage, CELL), *(["seed"] if "seed" in given else [])]
+    names = [name for name in stages.notebook_parameters(stage) if name in given]
     words = [["-p" if name in ("fold", "seed") else "-r", name, str(given[name])] for name in names]
     return [word for triple in words for word in triple]
 
@@ -433,7 +424,7 @@ def _look_for_images(params, chosen):
     from medq.datasets.partition import training_sizes
 
     wrong = []
-    calibrated = {job.cell.dataset for job in chosen if job.stage in CALIBRATED}
+    calibrated = {job.cell.dataset for job in chosen if stages.STAGES[job.stage].calibrates}
     for job in chosen:
         if job.stage == "datasets":
             try:

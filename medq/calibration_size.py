@@ -4,7 +4,7 @@ import copy
 
 import pandas as pd
 
-from medq import evaluate, metrics, params as profiles
+from medq import evaluate, metrics, params as profiles, regimes
 from medq.errors import UserError
 from medq.quantize import static
 from medq.quantize.engines import Unsupported
@@ -21,7 +21,7 @@ def run(params, cell):
     Sizes are `params.calibration.sizes` as far as the training part reaches, each drawn `params.calibration.subsets`
     times. For a transformer the table is empty and `done.json` says why.
     """
-    if not cell.regime.startswith("ptq"):
+    if regimes.method(cell.regime) != "ptq":
         raise UserError(f"regime: the calibration set belongs to ptq-fbgemm and ptq-qnnpack, not to {cell.regime!r}.")
     return study(
         params,

@@ -14,37 +14,21 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from medq import artefacts, paths
+from medq import artefacts, paths, regimes, stages
 from medq.errors import UserError
 
-REGIMES = ("fp32", "fp16", "ptq-fbgemm", "ptq-qnnpack", "qat-fbgemm", "qat-qnnpack", "fp32-continued")
+REGIMES = tuple(regimes.REGIMES)
 VARIANTS = {  # file of a cell: (what the result's file is called after, recipe, form; None: float or converted)
     "predictions.parquet": ("", "default", None),
     "predictions.fake-quant.parquet": (".fake-quant", "default", "fake-quant"),
     "predictions.mended.parquet": (".mended", "mended", "converted"),
 }
-STUDIES = {  # what study cells write as it stands in results/: the stage that makes it
-    "calibration_size.csv": "calibration_size",
-    "ablation.csv": "ablation",
-    "layers.csv": "diagnosis",
-    "remedies.csv": "remedies",
-    "peers.csv": "peers",
-    "peers_raw.parquet": "peers",
-    "latency.csv": "latency",
-    "latency_raw.parquet": "latency",
-}
+STUDIES = stages.TABLES  # what study cells write as it stands in results/: the stage that makes it
 PEERS, CONDITIONS = "peers", "conditions.csv"
 PEER_FILE = re.compile(r"predictions\.([a-z0-9-]+)\.parquet")
 PART = re.compile(r"[^/]+/data|latency/[^/]+|[^/]+/[^/]+/[^/]+/fold\d+")  # what a batch writes, by its path there
 SHARED = ("image_size", "weights", "subset", "deduplicate", "seed")  # never mixed within a result folder
-PAIRS = (
-    ("fp32", "fp16"),
-    *((a, f"{b}-{e}") for e in ("fbgemm", "qnnpack") for a, b in (("fp32", "ptq"), ("fp32", "qat"))),
-    *((f"ptq-{e}", f"qat-{e}") for e in ("fbgemm", "qnnpack")),
-    ("fp32", "fp32-continued"),
-    *(("fp32-continued", f"qat-{e}") for e in ("fbgemm", "qnnpack")),
-    *((f"{method}-fbgemm", f"{method}-qnnpack") for method in ("ptq", "qat")),
-)
+PAIRS = regimes.pairs()
 INTERVALS = ("auroc", "auprc", "ece", "ece_top_label", "brier", "accuracy")
 COMPARED = ("auprc", "auroc", "ece", "ece_top_label", "brier")
 LEAK = ("auroc", "auprc", "ece", "ece_top_label", "brier", "accuracy")
@@ -83,10 +67,9 @@ def add_arguments(parser):
 
 def run(args):
     """Collect, and say what was taken and what was left out."""
-    from medq import stages
     from medq.batch import parse_only
 
-    only = parse_only(args.only, {"stage": list(stages.MODULES), "dataset": None, "backbone": None})
+    only = parse_only(args.only, {"stage": list(stages.STAGES), "dataset": None, "backbone": None})
     left_out = collect(args.runs, args.results, only=only)
     for name, reason in left_out.items():
         print(f"left out {name}: {reason}", file=sys.stderr)
@@ -95,7 +78,7 @@ def run(args):
 def _wanted(name, only):
     """Whether `only` asks for the finished folder `name`."""
     parts = name.split("/")
-    stage = _stage_of(name)
+    stage = stages.stage_of(name)
     facts = {"stage": stage, "dataset": "" if stage == "latency" else parts[0], "backbone": parts[1]}
     return all(facts[key] in names for key, names in only.items())
 
@@ -105,18 +88,6 @@ def _chosen(taken, only):
     found = [t for t in taken if _wanted(t.name, only)]
     images = {f"{t.name.split('/')[0]}/data" for t in found}
     return found + [t for t in taken if t.name in images and t not in found]
-
-
-def _stage_of(name):
-    """The stage that makes a folder of a batch; empty for a folder that none makes."""
-    from medq import stages
-
-    parts = name.split("/")
-    if len(parts) < 4:
-        return "latency" if parts[0] == "latency" else "datasets"
-    if parts[2] in REGIMES:
-        return stages.stage_of(parts[2])
-    return next((stage for stage in stages.MODULES if parts[2] == stage or parts[2].startswith(f"{stage}-")), "")
 
 
 def collect(runs, results, only=None):
@@ -129,8 +100,6 @@ def collect(runs, results, only=None):
     does not fit them (other settings, images or FP32 model) is left out.
     Raises `UserError` where `runs` holds no finished cell, or `results` cannot be written, holds `runs` or is damaged.
     """
-    from medq.stages import made
-
     runs, results = Path(runs), Path(results).absolute()
     if not runs.is_dir():
         known = ", ".join(sorted(p.name for p in paths.runs().glob("[!.]*"))) or "none"
@@ -164,7 +133,7 @@ def collect(runs, results, only=None):
             taken, standard = _with_earlier(results, scratch, taken, finished, left_out, failed)
             _check_some(taken, runs, only, left_out)
         standard = standard or _newest(taken)
-        keys = {t.name: made(t.record) for t in [*taken, *finished]}
+        keys = {t.name: stages.content_key(t.record) for t in [*taken, *finished]}
         kept = [t for t in taken if scratch in t.folder.parents]
         taken = kept + _consistent([t for t in taken if t not in kept], standard, keys, left_out, images=taken)
         taken = sorted(taken, key=lambda t: Path(t.name))
@@ -271,8 +240,6 @@ def stage(params, results=""):
 
     Leaves a completion record, so that a batch knows whether the tables are those of its cells.
     """
-    from medq import stages
-
     runs = paths.runs() / params.profile
     results = Path(results) if results else paths.RESULTS / params.profile
     folder, key = stages.folder("collect", paths.Cell(params.profile, "", "", "")), state(runs, results)
@@ -285,8 +252,6 @@ def stage(params, results=""):
 def state(runs, results):
     """A hash of all that the tables in `results` depend on: completion and failure records, and the code."""
     import hashlib
-
-    from medq import stages
 
     digest = hashlib.sha256(f"{Path(results).absolute()} {stages.code('collect')}".encode())
     for path in sorted(path for name in (artefacts.DONE, artefacts.FAILED) for path in Path(runs).rglob(name)):
@@ -372,7 +337,7 @@ def _differing(taken, newest):
     own, parts = taken.manifest["parameters"], taken.name.split("/")
     found = [key for key in SHARED if own.get(key) != newest.get(key)]
     if len(parts) == 4:
-        qat = parts[2].startswith("qat") or parts[2] == "fp32-continued"
+        qat = parts[2] in regimes.REGIMES and regimes.REGIMES[parts[2]].schedule == "qat"
         for key in ("train", "qat") if qat else ("train",):
             budget, wanted = (
                 (p.get(key), (p.get("overrides") or {}).get(parts[1], {}).get(key)) for p in (own, newest)
@@ -502,7 +467,7 @@ def _take_predictions(taken, predictions):
 def _form(regime, suffix):
     """(recipe, form) of a variant of a regime."""
     _, recipe, form = next(v for v in VARIANTS.values() if v[0] == suffix)
-    return recipe, form or ("converted" if regime.startswith(("ptq", "qat")) else "float")
+    return recipe, form or ("converted" if regime in regimes.INT8 else "float")
 
 
 def _arrays(frame):
@@ -881,7 +846,7 @@ def _conditions(taken, parameters):
 
 def _condition(timing):
     parts, facts, cpu = timing.name.split("/"), timing.manifest["machine"], timing.manifest.get("cpu") or {}
-    stage = _stage_of(timing.name)
+    stage = stages.stage_of(timing.name)
     row = {
         "stage": stage,
         "dataset": "" if stage == "latency" else parts[0],
@@ -918,7 +883,8 @@ def _provenance(newest, taken, cells, data):
         }
     machines = _machines(cells or taken)
     studied = {
-        stage: _machines([t for t in taken if _stage_of(t.name) == stage]) for stage in sorted({*STUDIES.values()})
+        stage: _machines([t for t in taken if stages.stage_of(t.name) == stage])
+        for stage in sorted({*STUDIES.values()})
     }
     studied = {stage: found for stage, found in studied.items() if found and found != machines}
     hashes = {h for t in taken for h in t.manifest.get("commits", [(t.manifest.get("commit") or {}).get("hash")])} - {

@@ -9,7 +9,7 @@ import time
 import torch
 from safetensors.torch import save_file
 
-from medq import artefacts, backbones, evaluate, fit, params as profiles, provenance, stages
+from medq import artefacts, backbones, evaluate, fit, params as profiles, provenance, regimes, stages
 from medq.datasets.partition import lock, partition
 from medq.errors import UserError
 
@@ -17,6 +17,7 @@ CHECKPOINT = "checkpoint.safetensors"
 PREDICTIONS = "predictions.parquet"
 HISTORY = "history.csv"
 MANIFEST = "manifest.json"
+TRAINED_ON = "trained_on.csv"  # ids of the training images
 
 
 def run(params, cell):
@@ -51,7 +52,8 @@ def _train(params, cell, part, inputs):
     probability = evaluate.probabilities(model, part.images[part.held_out], device=device, autocast=schedule.autocast)
     artefacts.write_parquet(cell.folder / PREDICTIONS, held_out_table(part, cell.fold, probability))
     artefacts.write_csv(cell.folder / HISTORY, history)
-    files = [PREDICTIONS, HISTORY]
+    artefacts.write_text(cell.folder / TRAINED_ON, "image_id\n" + "".join(f"{i}\n" for i in part.image_id[part.train]))
+    files = [PREDICTIONS, HISTORY, TRAINED_ON]
     if cell.regime != "fp32-autocast":
         facts = {"backbone": cell.backbone, "n_classes": len(part.classes), "image_size": params.image_size}
         save_weights(model, cell.folder / CHECKPOINT, **facts)
@@ -76,7 +78,7 @@ def schedule_of(params, cell, device, key):
     """The `fit.Schedule` of a cell: section 2.5, or QAT's where the cell is QAT or its control."""
     train = params.training(cell.backbone)
     values = {
-        "compiled": params.compile and not cell.regime.startswith("qat"),
+        "compiled": params.compile and regimes.method(cell.regime) != "qat",
         "epochs": train.epochs,
         "batch_size": train.batch_size,
         "learning_rate": train.learning_rate,
@@ -91,7 +93,7 @@ def schedule_of(params, cell, device, key):
         values["autocast"] = torch.float16 if device == "cuda" else torch.bfloat16
     if cell.regime == "fp32-autocast":
         values["epochs"] = 0
-    if cell.regime.startswith("qat") or cell.regime == "fp32-continued":
+    if regimes.REGIMES[cell.regime].schedule == "qat":
         qat = params.quantization(cell.backbone)
         freeze_at = round(qat.freeze_batch_norm * qat.epochs)
         values |= {

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from scipy.stats import binom
 
-from medq import artefacts, backbones, finetune, fit, params as profiles, paths, provenance, stages
+from medq import artefacts, backbones, finetune, fit, params as profiles, paths, provenance, regimes, stages
 from medq.augment import normalise
 from medq.datasets.partition import lock, partition
 from medq.errors import UserError
@@ -300,7 +300,7 @@ def variants(params, made):
         f"fp32 {name}": lambda name=name: baseline(made.model, name, made.images, sizes)
         for name in params.latency.baselines
     }
-    for regime in profiles.REGIMES[2:]:
+    for regime in regimes.INT8:
         if regime in params.regimes:
             jobs[regime] = lambda regime=regime: integer(made, regime)
     if params.device != "cpu" and torch.cuda.is_available():
@@ -476,16 +476,16 @@ def _run(params, backbone, target, given):
 
 def _leaner(params, family):
     """`params` without the regimes whose integer graph another one has already."""
-    keep = [r for r in params.regimes if not (family == "transformer" and r.startswith("qat"))]
+    keep = [r for r in params.regimes if not (family == "transformer" and regimes.method(r) == "qat")]
     return params.model_copy(update={"regimes": keep})
 
 
-def _with_training(frame, regimes):
+def _with_training(frame, wanted):
     """`frame` with the rows of PTQ once more as those of QAT."""
     frame = pd.DataFrame(frame)
-    again = frame[frame["regime"].str.startswith("ptq")]
+    again = frame[frame["regime"].isin(regimes.of("ptq"))]
     again = again.assign(regime=again["regime"].str.replace("ptq", "qat"))
-    return pd.concat([frame, again[again["regime"].isin(regimes)]], ignore_index=True)
+    return pd.concat([frame, again[again["regime"].isin(wanted)]], ignore_index=True)
 
 
 @contextlib.contextmanager

@@ -2,30 +2,8 @@
 
 import os
 
-from medq import params as profiles, paths, slots
+from medq import params as profiles, paths, regimes, slots, stages
 from medq.errors import UserError, one_of
-
-# Parameters of each stage's notebook, beside `profile` and `changes`.
-PARAMETERS = {
-    "datasets": ("dataset",),
-    "finetune": ("dataset", "backbone", "regime", "fold"),
-    "quantize": ("dataset", "backbone", "regime", "fold"),
-    "calibration_size": ("dataset", "backbone", "regime", "fold"),
-    "ablation": ("dataset", "backbone", "fold"),
-    "diagnosis": ("dataset", "backbone", "regime", "fold"),
-    "remedies": ("dataset", "backbone", "regime", "fold"),
-    "latency": ("backbone",),
-    "peers": ("dataset", "backbone", "fold"),
-    "collect": ("results",),
-}
-_PTQ, _QAT = (tuple(name for name in profiles.REGIMES if name.startswith(method)) for method in ("ptq", "qat"))
-REGIMES = {
-    "finetune": ("fp32", "fp16", *profiles.CONTROLS),
-    "quantize": _PTQ + _QAT,
-    "diagnosis": _PTQ + _QAT,
-    "calibration_size": _PTQ,
-    "remedies": _PTQ,
-}
 
 
 def start(namespace, stage):
@@ -35,7 +13,7 @@ def start(namespace, stage):
     run then goes to a folder of its own, so that a batch's cells are never overwritten). Fields of the cell that the
     stage does not have are empty. Raises `UserError` for a parameter, dataset, backbone or regime that does not exist.
     """
-    known = ("profile", "changes", *PARAMETERS[stage], *(("seed",) if "fold" in PARAMETERS[stage] else ()))
+    known = stages.notebook_parameters(stage)
     given = {name: value for name, value in namespace.items() if _is_parameter(name, value)}
     for name in given:
         one_of("parameter", name, known)
@@ -48,7 +26,7 @@ def start(namespace, stage):
     for kind, names in (
         ("dataset", profiles.datasets()),
         ("backbone", profiles.backbones()),
-        ("regime", REGIMES.get(stage, profiles.REGIMES)),
+        ("regime", regimes.of(*stages.STAGES[stage].methods)),
     ):
         if kind in given:
             one_of(kind, given[kind], list(names))
@@ -60,7 +38,7 @@ def start(namespace, stage):
         slots.acquire()
     fold, backbone = given.get("fold", 0), given.get("backbone", "")
     seed = given.get("seed")
-    if seed is None and "fold" in PARAMETERS[stage]:
+    if seed is None and "fold" in known:
         seed = params.seeds_of(backbone)[0]
     for name, number in (("fold", fold), ("seed", seed or 0)):
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:

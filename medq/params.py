@@ -10,13 +10,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from medq import paths
+from medq import paths, regimes
 from medq.config import Model, catalogue, read_yaml, validate
 from medq.datasets.spec import DatasetSpec
 from medq.errors import UserError, one_of
 
-REGIMES = ("fp32", "fp16", "ptq-fbgemm", "ptq-qnnpack", "qat-fbgemm", "qat-qnnpack")
-CONTROLS = ("fp32-continued", "fp32-autocast")  # made from the FP32 model; `medq.finetune` says how
+REGIMES, CONTROLS = regimes.PAPER, regimes.CONTROLS
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]

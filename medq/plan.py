@@ -6,7 +6,7 @@ tell a night from a month, not an hour from two.
 
 from collections import Counter
 
-from medq import artefacts, backbones, batch, params as profiles, paths
+from medq import artefacts, backbones, batch, params as profiles, paths, regimes
 from medq.batch import uses_gpu
 
 # ms per training step of 32 images of 64 × 64 pixels on two cores (AVX512-VNNI): FP32, QAT
@@ -90,7 +90,7 @@ def estimate(params):
         if job.stage in ("finetune", "quantize"):
             n_train, n_held_out = part_sizes(params, catalogue[job.cell.dataset])
             trained = epochs(params, backbone, regime) * n_train
-            kind = "qat" if regime.startswith("qat") else "fp16" if regime == "fp16" else "fp32"
+            kind = rate_of(regime)
             seconds["gpu" if gpu and trained else "cpu"] += trained / rate(params, backbone, kind, gpu, own)
             seconds["cpu" if job.stage == "quantize" or not gpu else "gpu"] += (
                 3 * n_held_out * (step_seconds(params, backbone, "fp32") / 3)
@@ -122,6 +122,11 @@ def study_seconds(params, job, catalogue):
     return 60 * STUDY_MINUTES[job.stage] * images * (params.image_size / 224) ** 2
 
 
+def rate_of(regime):
+    """The kind of training whose rate a regime has: `fp32`, `fp16` or `qat`."""
+    return regime if regime == "fp16" else "qat" if regimes.method(regime) == "qat" else "fp32"
+
+
 def n_images(spec):
     """(training, held-out) images of one fold of a release."""
     if set(spec.release) == {"train", "held_out"}:
@@ -138,11 +143,8 @@ def part_sizes(params, spec):
 
 def epochs(params, backbone, regime):
     """Epochs that a regime trains at most."""
-    if regime.startswith("ptq") or regime == "fp32-autocast":
-        return 0
-    if regime.startswith("qat") or regime == "fp32-continued":
-        return params.quantization(backbone).epochs
-    return params.training(backbone).epochs
+    schedule = {"train": params.training, "qat": params.quantization}.get(regimes.REGIMES[regime].schedule)
+    return schedule(backbone).epochs if schedule else 0
 
 
 def step_seconds(params, backbone, kind):
@@ -171,7 +173,7 @@ def measured(params):
         record = artefacts.record(job.folder) if job.stage in ("finetune", "quantize") else None
         if record and record.get("train_seconds"):
             manifest = json.loads((job.folder / "manifest.json").read_text(encoding="utf-8"))
-            kind = "qat" if job.cell.regime.startswith("qat") else "fp16" if job.cell.regime == "fp16" else "fp32"
+            kind = rate_of(job.cell.regime)
             images[job.cell.backbone, kind] += record["epochs"] * manifest["n_train"]
             seconds[job.cell.backbone, kind] += record["train_seconds"]
     return {key: images[key] / seconds[key] for key in images}

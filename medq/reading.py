@@ -6,7 +6,7 @@ is missing. Nothing here is typed about any result.
 
 import math
 
-from medq import tables
+from medq import regimes, tables
 from medq.claims.evidence import rank_correlation
 from medq.results import CELL, REGIMES, class_title, family, scores, title
 
@@ -174,7 +174,7 @@ def _regimes(results, metric, published):
         return MISSING
     changes = {kind: 100 * _change(results, metric, regimes) for kind, regimes in KINDS.items()}
     said = [f"{kind} by {c.min():+.1f} to {c.max():+.1f}" for kind, c in changes.items() if len(c)]
-    cells = data[(data["backbone"] != "mean") & data["regime"].str.startswith("ptq")]
+    cells = data[(data["backbone"] != "mean") & data["regime"].isin(regimes.of("ptq"))]
     worst = cells.loc[cells["value"].idxmin()] if len(cells) else None
     second = (
         f" The lowest cell under PTQ is {title(worst['backbone'])} on {title(worst['dataset'])} "

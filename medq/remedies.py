@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from medq import diagnosis, evaluate, metrics, params as profiles
+from medq import diagnosis, evaluate, metrics, params as profiles, regimes
 from medq.errors import UserError
 from medq.params import Recipe
 from medq.quantize import dynamic, kernels, static
@@ -40,7 +40,7 @@ def run(params, cell):
     The rows `none` (PTQ as it is) and `fp32` are what the others are held against. A remedy that the engine refuses or
     that does not apply to the backbone has no row; `done.json` says why.
     """
-    if not cell.regime.startswith("ptq"):
+    if regimes.method(cell.regime) != "ptq":
         raise UserError(f"regime: remedies without retraining mend ptq-fbgemm and ptq-qnnpack, not {cell.regime!r}.")
     return study(
         params, cell, "remedies", study_name("remedies", cell.regime), lambda part: measure(params, cell, part)

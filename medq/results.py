@@ -15,33 +15,18 @@ from typing import Annotated
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from medq import paths
+from medq import paths, regimes, stages
 from medq.config import read_yaml
 from medq.errors import UserError
 from medq.params import Positive
 
-REGIMES = {  # name: label as in the paper's tables; the last is our control, not one of the paper's six
-    "fp32": "FP32",
-    "fp16": "FP16",
-    "ptq-fbgemm": "INT8-PTQ (FBGEMM)",
-    "ptq-qnnpack": "INT8-PTQ (QNNPACK)",
-    "qat-fbgemm": "INT8-QAT (FBGEMM)",
-    "qat-qnnpack": "INT8-QAT (QNNPACK)",
-    "fp32-continued": "FP32 continued",
-}
+REGIMES = {name: row.title for name, row in regimes.REGIMES.items()}  # the paper's titles, and our controls'
 CONTROL = "fp32-continued"
 PEER_REFERENCE = "pytorch-fp32"  # the runtime that the others of the same checkpoint are compared with
-STUDY_TITLES = {
-    "calibration_size": "calibration sizes",
-    "ablation": "recipes",
-    "diagnosis": "layers",
-    "remedies": "remedies",
-    "peers": "other runtimes",
-    "latency": "timings",
-}
+STUDY_TITLES = {name: row.title for name, row in stages.STAGES.items() if row.title}
 RUNTIMES = {"pytorch": "PyTorch", "inductor": "Inductor", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 PHANTOM = "phantom-"
-ENGINES = ("fbgemm", "qnnpack")
+ENGINES = regimes.ENGINES
 METRICS = {
     "auroc": "ROC-AUC",
     "auprc": "AUPRC",

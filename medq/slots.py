@@ -9,7 +9,7 @@ import os
 import socket
 import time
 
-from medq import paths
+from medq import paths, regimes
 from medq.errors import UserError
 
 USABLE = 0.9  # of a GPU's memory; the rest is for what CUDA itself keeps for each process
@@ -18,7 +18,8 @@ _held = []  # the lock lives as long as the process
 
 def trains(stage, regime):
     """Whether a cell trains, and so needs a GPU where there is one; all else is computed on the CPU."""
-    return stage == "finetune" or stage == "quantize" and regime.startswith("qat")
+    known = regimes.REGIMES.get(regime)
+    return stage == "finetune" or stage == "quantize" and known is not None and bool(known.schedule)
 
 
 def per_gpu():

@@ -1,101 +1,221 @@
-"""What each stage depends on, as data: the parameters it reads, the code it runs, the stages before it.
+"""The stages: one table of the steps of a batch, and what the result of each depends on.
 
-The answer for one cell is its `inputs`; a hash of them is the cell's key, stored in `done.json`. A cell whose stored
-inputs differ from today's is stale, and `changes` says in which of them.
+A stage is one notebook, one module and one rule of the Snakefile, all of its name. Everything that its result for one
+cell depends on is its `inputs`; a hash of them is the key that `done.json` stores. A cell whose stored inputs differ
+from today's is stale, and `changes` says in which of them.
 """
 
 import ast
 import hashlib
 import json
+import re
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from medq import artefacts, params as profiles, paths
+from medq import artefacts, params as profiles, paths, regimes
 from medq.errors import UserError
 
 PACKAGE = Path(__file__).parent
-_TRAIN = ("fit", "augment", "evaluate", "backbones", "datasets/partition", "datasets/folds")
-_QUANTIZE = (
-    *_TRAIN,
-    "finetune",
-    "quantize/engines",
-    "quantize/observers",
-    "quantize/static",
-    "quantize/dynamic",
-    "quantize/kernels",
-    "quantize/storage",
-    "quantize/stage",
-)
+CELL = "{dataset}/{backbone}/{regime}/{place}"
 
-MODULES = {
-    "datasets": (
-        "datasets/index",
-        "datasets/folds",
-        "datasets/pixels",
-        "datasets/audit",
-        "datasets/phantoms",
-        "datasets/partition",
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a batch."""
+
+    name: str
+    folder: str  # where it writes, below the folder of the batch
+    needs: str = ""  # the stage that must be done before it, for the same dataset, backbone and fold
+    module: str = ""  # of medq, where it is not the stage's name
+    methods: tuple = ()  # regimes that its notebook takes, by method; empty: it takes none
+    tables: tuple = ()  # files that it writes and that a result folder holds for all cells together
+    title: str = ""  # what the banner of results calls it
+    calibrates: bool = False  # needs `calibration.images` training images
+    cnn: bool = False  # has nothing to show for a transformer
+    every_engine: bool = False  # a study of each PTQ regime of the profile, not of the first alone
+    timed: bool = False  # measures time: nothing else runs beside it
+
+    @property
+    def study(self):
+        """Whether it analyses trained cells of the backbones that the profile names under `study`."""
+        return self.name not in ("datasets", "finetune", "quantize", "collect")
+
+    @property
+    def output(self):
+        """The executed notebook, which is what the Snakefile's rule makes."""
+        return f"{self.folder}/{self.name}.ipynb"
+
+
+_STUDY = "{dataset}/{backbone}/%s/{place}"
+_PER_ENGINE = "{dataset}/{backbone}/%s-{engine}/{place}"
+_ROWS = (
+    Stage("datasets", "{dataset}/data", module="datasets.partition"),
+    Stage("finetune", CELL, "datasets", methods=("float",)),
+    Stage("quantize", CELL, "finetune", "quantize.stage", ("ptq", "qat"), calibrates=True),
+    Stage(
+        "calibration_size",
+        _PER_ENGINE % "calibration_size",
+        "finetune",
+        methods=("ptq",),
+        tables=("calibration_size.csv",),
+        title="calibration sizes",
+        cnn=True,
     ),
-    "finetune": (*_TRAIN, "finetune"),
-    "quantize": _QUANTIZE,
-    "calibration_size": (*_QUANTIZE, "calibration_size"),
-    "ablation": (*_QUANTIZE, "ablation"),
-    "diagnosis": (*_QUANTIZE, "diagnosis"),
-    "remedies": (*_QUANTIZE, "remedies"),
-    "latency": (*_QUANTIZE, "latency"),
-    "peers": (*_QUANTIZE, "latency", "peers"),
-    "collect": ("collect", "metrics", "bootstrap"),
-}
-PER_ENGINE = ("calibration_size", "diagnosis", "remedies")  # studies with a folder per engine
+    Stage(
+        "ablation",
+        _STUDY % "ablation",
+        "finetune",
+        tables=("ablation.csv",),
+        title="recipes",
+        calibrates=True,
+        cnn=True,
+    ),
+    Stage(
+        "diagnosis",
+        _PER_ENGINE % "diagnosis",
+        "finetune",
+        methods=("ptq", "qat"),
+        tables=("layers.csv",),
+        title="layers",
+        calibrates=True,
+        every_engine=True,
+    ),
+    Stage(
+        "remedies",
+        _PER_ENGINE % "remedies",
+        "finetune",
+        methods=("ptq",),
+        tables=("remedies.csv",),
+        title="remedies",
+        calibrates=True,
+    ),
+    Stage(
+        "latency",
+        "latency/{backbone}",
+        "finetune",
+        tables=("latency.csv", "latency_raw.parquet"),
+        title="timings",
+        timed=True,
+    ),
+    Stage(
+        "peers",
+        _STUDY % "peers",
+        "finetune",
+        tables=("peers.csv", "peers_raw.parquet"),
+        title="other runtimes",
+        calibrates=True,
+        timed=True,
+    ),
+    Stage("collect", "collect"),
+)
+STAGES = {row.name: row for row in _ROWS}  # in an order in which they can run
+STUDIES = tuple(row.name for row in _ROWS if row.study)
+TABLES = {table: row.name for row in _ROWS for table in row.tables}
 
-
-def stage_of(regime):
-    """The stage that makes a regime's predictions."""
-    return "quantize" if regime.startswith(("ptq", "qat")) else "finetune"
+# How cells are configured, stored and shown. What of it bears on a number is among a stage's parameters.
+CONTROL = frozenset(
+    "artefacts batch config errors figures notebook params paths provenance regimes results slots stages tables".split()
+)
+# What these make of the images is hashed as the content of the stage `datasets`.
+IMAGES = frozenset(f"datasets.{name}" for name in "audit fetch index phantoms pixels spec".split())
 
 
 def folder(stage, cell):
     """Where a stage writes what it makes of a cell; studies lie beside the regimes, timings and the collection apart."""
-    if stage == "datasets":
-        return paths.data_folder(cell.profile, cell.dataset)
-    if stage == "latency":
-        return paths.runs() / cell.profile / "latency" / cell.backbone
-    if stage == "collect":
-        return paths.runs() / cell.profile / "collect"
-    if stage in PER_ENGINE:
-        return cell.of(f"{stage}-{cell.regime.removeprefix('ptq-')}").folder
-    return cell.folder if stage in ("finetune", "quantize") else cell.of(stage).folder
+    names = vars(cell) | {"place": cell.place, "engine": cell.regime.removeprefix("ptq-")}
+    return paths.runs() / cell.profile / STAGES[stage].folder.format(**names)
 
 
-def upstream(cell):
-    """The cell whose checkpoint this one starts from, or None."""
-    return None if cell.regime in ("fp32", "fp16") else cell.of("fp32")
+def stage_of(name):
+    """The stage that makes a folder of a batch, from the folder's path there; empty for one that none makes."""
+    parts = re.sub(r"/seed\d+(?=/fold)", "", name).split("/")
+    if len(parts) == 4 and parts[2] in regimes.REGIMES:
+        return regimes.REGIMES[parts[2]].stage
+    for row in _ROWS:
+        known = row.folder.split("/")
+        if len(known) == len(parts) and row.folder != CELL:
+            fixed = [k.partition("{")[0] for k in known]
+            if all(part == k if "{" not in k else part.startswith(f) for part, k, f in zip(parts, known, fixed)):
+                return row.name
+    return ""
+
+
+@cache
+def notebook_parameters(stage):
+    """Names of the parameters that a stage's notebook declares."""
+    import papermill
+
+    return tuple(papermill.inspect_notebook(str(paths.NOTEBOOKS / f"{stage}.ipynb")))
+
+
+# --- the code that a stage runs -----------------------------------------------------------------------------------------
 
 
 @cache
 def code(stage):
-    """Digest of the code of a stage's modules; comments, blank lines and docstrings do not count."""
+    """Digest of the code that a stage imports; comments, blank lines and docstrings do not count."""
     digest = hashlib.sha256()
-    for path in _sources(stage):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+    for name in modules(stage):
+        tree = ast.parse(_source(name).read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
-            if (
-                isinstance(body, list)
-                and body
-                and isinstance(body[0], ast.Expr)
-                and isinstance(body[0].value, ast.Constant)
-            ):
-                body[0].value = ast.Constant("")
+            first = body[0] if isinstance(body, list) and body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                first.value = ast.Constant("")
         digest.update(ast.dump(tree).encode())
     return digest.hexdigest()[:16]
 
 
-def _sources(stage):
-    """Files of a stage's modules and packages."""
-    for name in sorted(set(MODULES[stage])):
-        package = PACKAGE / name
-        yield from sorted(package.glob("*.py")) if package.is_dir() else [PACKAGE / f"{name}.py"]
+@cache
+def modules(stage):
+    """Names of the package's modules that bear on a stage's numbers: what its own imports, without `CONTROL`.
+
+    For later stages the modules of `IMAGES` do not count: their outcome is hashed instead.
+    """
+    left_out = CONTROL if stage in ("datasets", "collect") else CONTROL | IMAGES
+    found, ahead = set(), [STAGES[stage].module or stage]
+    while ahead:
+        name = ahead.pop()
+        if name not in found and name.split(".")[0] not in left_out and name not in left_out:
+            found.add(name)
+            ahead += imports(name)
+    return sorted(found)
+
+
+@cache
+def imports(name):
+    """Names of the package's modules that a module of it imports, at its top or within a function."""
+    found = set()
+    for node in ast.walk(ast.parse(_source(name).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "medq":
+            base = node.module.partition(".")[2]
+            found |= {_defined_in(base, alias.name) for alias in node.names}
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[2] for alias in node.names if alias.name.startswith("medq.")}
+    return sorted(found - {name, ""})
+
+
+def _source(name):
+    """The file of a module."""
+    path = PACKAGE / name.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+@cache
+def _defined_in(base, name):
+    """The module that `from medq.<base> import <name>` reads: a submodule, or where a package has the name from."""
+    inner = f"{base}.{name}".strip(".")
+    if _source(inner).is_file():
+        return inner
+    if base and (PACKAGE / base.replace(".", "/")).is_dir():
+        for node in ast.parse(_source(base).read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and name in [alias.asname or alias.name for alias in node.names]:
+                return node.module.partition(".")[2]
+    return base
+
+
+# --- inputs -----------------------------------------------------------------------------------------------------------
 
 
 def parameters(params, stage, dataset, backbone=None, regime=None, seed=None):
@@ -109,17 +229,14 @@ def parameters(params, stage, dataset, backbone=None, regime=None, seed=None):
     if stage == "datasets":
         return values
     values |= {} if seed is None else {"training_seed": seed}
-    values |= {
-        "weights": _weights(params.weights_of(backbone), backbone),
-        "deduplicate": params.deduplicate,
-        "device": params.device,
-    }
+    values |= {"weights": _weights(params.weights_of(backbone), backbone)}
+    values |= {"deduplicate": params.deduplicate, "device": params.device}
     values |= {"compile": params.compile, "subset": params.subset.model_dump()}
     values["backbone"] = profiles.backbones()[backbone].model_dump(exclude={"title"})
     values["train"] = params.training(backbone).model_dump()
-    if regime == "fp32-continued" or "qat" in (regime or ""):
+    if regime in regimes.REGIMES and regimes.REGIMES[regime].schedule == "qat":
         values["qat"] = params.quantization(backbone).model_dump()
-    if stage not in ("finetune", "datasets"):
+    if stage != "finetune":
         values["calibration"] = params.calibration.model_dump(
             exclude=None if stage == "calibration_size" else {"sizes", "subsets"}
         )
@@ -135,13 +252,13 @@ def parameters(params, stage, dataset, backbone=None, regime=None, seed=None):
 
 
 def _weights(weights, backbone):
-    """`imagenet`, `none`, or what a file of weights holds: replaced under its name, it makes its cells stale."""
+    """`imagenet`, `none`, or a digest of the file of weights: a file replaced under its name makes its cells stale."""
     from medq.backbones import weights_file
 
     try:
         path = weights_file(weights, backbone)
     except UserError:
-        return Path(weights).name  # what is not there is refused where it is loaded
+        return Path(weights).name  # a file that is not there is refused where it is loaded
     if path is None:
         return weights
     stat = path.stat()
@@ -165,26 +282,24 @@ def _timed(params, backbone):
 
 
 def inputs(params, stage, cell, key_of=None):
-    """Everything the result of `stage` for `cell` depends on, as a JSON-able mapping.
+    """Everything the result of `stage` for `cell` depends on, as a mapping of plain data.
 
-    `key_of` gives what `made` says of the folder of an earlier stage; without it, what stands there is asked.
+    `key_of(folder)` gives the content key of the folder of an earlier stage; by default it is read from the disk.
     """
-    key_of = key_of or _key
+    key_of = key_of or (lambda path: content_key(artefacts.record(path)))
     if stage == "latency":
-        return json.loads(
-            json.dumps(
-                {"parameters": _timed(params, cell.backbone), "code": code(stage), "cell": ["", cell.backbone, "", 0]}
-            )
-        )
-    before = upstream(cell) if stage in ("finetune", "quantize") else cell.of("fp32")
+        value = {"parameters": _timed(params, cell.backbone), "code": code(stage), "cell": ["", cell.backbone, "", 0]}
+        return json.loads(json.dumps(value))
+    own = regimes.REGIMES.get(cell.regime) if stage in ("finetune", "quantize") else None
+    start = own.start if own else "fp32"
     value = {
         "parameters": parameters(params, stage, cell.dataset, cell.backbone, cell.regime, cell.seed),
         "code": code(stage),
         "images": key_of(paths.data_folder(cell.profile, cell.dataset)),
         "cell": [cell.dataset, cell.backbone, cell.regime, cell.fold, *([] if cell.seed is None else [cell.seed])],
     }
-    if before is not None and before != cell:
-        value["starts from"] = key_of(before.folder)
+    if start:
+        value["starts from"] = key_of(cell.of(start).folder)
     return json.loads(json.dumps(value))
 
 
@@ -193,15 +308,8 @@ def key(value):
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _key(folder):
-    return made(artefacts.record(folder))
-
-
-def made(record):
-    """What later cells depend on in a finished folder: of images, what was found in them; otherwise the folder's key.
-
-    So that images that are looked at again by other code make no cell stale as long as pixels, folds and twins are the same.
-    """
+def content_key(record):
+    """Key of a finished folder that dependants store: the content hash for datasets, else the folder's key."""
     return (record.get("content") or record.get("key")) if record else None
 
 

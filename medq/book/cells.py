@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from medq import paths
+from medq import paths, regimes
 from medq.book.show import asset, beside, building, download, figure, files, joined, repository_url, table, text
 from medq.results import CELL, class_title, title
 
@@ -249,7 +249,7 @@ def cell_training(results, dataset, backbone, regime):
     """Training curve; for PTQ, whose model was trained in another cell, a link to that."""
     from medq import figures
 
-    if regime.startswith("ptq"):
+    if regimes.method(regime) == "ptq":
         there = (dataset, backbone, "fp32") in chosen(results)
         fp32 = f"[the FP32 cell]({page_name(dataset, backbone, 'fp32')}.md)" if there else "the FP32 cell"
         return text(f"Nothing was trained: the weights are those of {fp32}.")
@@ -294,7 +294,7 @@ def cell_files(results, dataset, backbone, regime):
         path, uri = asset(f"{stem}-{k}{source.suffix}")
         shutil.copyfile(source, path)
         lines.append(f"- {{download}}`{name} <{uri}>`")
-    stage = "quantize" if regime.startswith(("ptq", "qat")) else "finetune"
+    stage = regimes.REGIMES[regime].stage
     profile = results.provenance.get("profile", results.name)
     lines.append(f"- Parameterised notebook: [{stage}.ipynb]({repository_url(f'notebooks/{stage}.ipynb')})")
     lines.append(

@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
+from medq import regimes
 from medq.claims.evidence import (
     CONTRADICTED,
     NAN,
@@ -194,7 +195,7 @@ def conversion_keeps(results):
             scores(results, metric, form=s).set_index(CELL)["value"] for s in ("fake-quant", "converted")
         )
         change = (deployed - simulated).dropna()
-        change = change[change.index.get_level_values("regime").str.startswith(("ptq", "qat"))]
+        change = change[change.index.get_level_values("regime").isin(regimes.INT8)]
         for cell, value in change.items():  # the same weights on the same images: exact, without an interval
             entries.append(Entry(", ".join(map(title, cell)), value, value, value))
     return both(*(judge(e, low=-2 * CLOSE[m], high=2 * CLOSE[m], unit="signed") for m, e in found.items()))
@@ -372,7 +373,7 @@ def _speedups(results, regime):
 def faster(results, regime="ptq-fbgemm"):
     """INT8 is faster than FP32 at batch 1 on every backbone."""
     table, note = _speedups(results, regime), ""
-    if table.empty and regime.startswith("qat"):
+    if table.empty and regimes.method(regime) == "qat":
         table, note = _speedups(results, regime.replace("qat", "ptq")), " Timed as PTQ: the same kernels."
     found = judge([_ratio(table, b) for b in results.backbones], low=1, unit="times")
     return found if table.empty else found._replace(evidence=found.evidence + note)
@@ -537,7 +538,7 @@ def conversion(results, regimes, kind=None, *, high):
 
 def calibration_dominates(results, factor=10):
     """Converting a CNN by PTQ takes at least `factor` times what converting a transformer takes (medians)."""
-    t = results.latency[results.latency["regime"].str.startswith("ptq") & results.latency["convert_seconds"].notna()]
+    t = results.latency[results.latency["regime"].isin(regimes.of("ptq")) & results.latency["convert_seconds"].notna()]
     kinds = [b if b in ("cnn", "transformer") else family(b) for b in t["backbone"]]
     seconds = t.assign(kind=kinds).groupby("kind")["convert_seconds"].median()
     if not {"cnn", "transformer"} <= set(seconds.index):

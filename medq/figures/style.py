@@ -8,17 +8,10 @@ and leave the hues alone.
 
 from matplotlib.figure import Figure
 
+from medq.regimes import REGIMES
 from medq.results import title
 
-REGIME_COLOURS = {
-    "fp32": "#575d6d",
-    "fp16": "#34bcf6",
-    "ptq-fbgemm": "#ce0e17",
-    "ptq-qnnpack": "#f18102",
-    "qat-fbgemm": "#428364",
-    "qat-qnnpack": "#a0b88d",
-    "fp32-continued": "#8a58d0",
-}
+REGIME_COLOURS = {name: row.colour for name, row in REGIMES.items()}
 BACKBONE_STYLES = {  # colour, marker
     "resnet18": ("#f08d33", "o"),
     "resnet50": ("#c74953", "s"),

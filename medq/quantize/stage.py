@@ -7,7 +7,7 @@ import time
 import numpy as np
 import torch
 
-from medq import artefacts, backbones, evaluate, finetune, fit, params as profiles, provenance, stages
+from medq import artefacts, backbones, evaluate, finetune, fit, params as profiles, provenance, regimes, stages
 from medq.augment import normalise
 from medq.datasets.partition import lock, partition
 from medq.errors import UserError
@@ -19,7 +19,7 @@ QUANTIZED = "quantized.safetensors"
 CALIBRATION = "calibration.csv"
 KERNELS = "kernels.csv"
 BATCH = 32
-INT8 = tuple(name for name in profiles.REGIMES if name.startswith(("ptq", "qat")))
+INT8 = regimes.INT8
 DEFAULT = Recipe(title="What PyTorch gives for the engine")
 
 
@@ -42,7 +42,7 @@ def run(params, cell):
 def _quantize(params, cell, part, inputs):
     started, clock = provenance.now(), time.perf_counter()
     finetune.set_threads(params)
-    method, engine_name = cell.regime.split("-")
+    method, engine_name = regimes.REGIMES[cell.regime].method, regimes.REGIMES[cell.regime].engine
     family = profiles.backbones()[cell.backbone].family
     files, history, facts = [], None, {"family": family, "engine": engine_name}
     try:

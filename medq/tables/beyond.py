@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from medq import regimes
 from medq.results import CELL, CONTROL, LOWER_IS_BETTER, counterpart, means, peer_means, scores, title, variant
 from medq.results import published as paper_results
 from medq.tables.entries import by_key, captioned, cell_state
@@ -26,7 +27,7 @@ def engine_check(results, metric="brier"):
     sign, rows = 1 if metric in LOWER_IS_BETTER else -1, []
     for cell in results.status.to_dict("records"):
         key = tuple(cell[c] for c in CELL)
-        if not key[2].startswith(("ptq", "qat")):
+        if key[2] not in regimes.INT8:
             continue
         value = {
             n: f.get(key, {}).get("value", math.nan)

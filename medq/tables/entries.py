@@ -4,10 +4,11 @@ import math
 
 import pandas as pd
 
-from medq.results import CONTROL, REGIMES, title
+from medq import regimes
+from medq.results import title
 
 FIELDS = ("ours", "low", "high", "paper", "state")
-PAPER_REGIMES = [r for r in REGIMES if r != CONTROL]
+PAPER_REGIMES = list(regimes.PAPER)
 DISAGREES = "kernels disagree with their simulation"
 
 
