@@ -1,6 +1,7 @@
 """Catalogue, index, folds and subsets: what is found, how it is split, and what is refused how."""
 
 import os
+import unicodedata
 import warnings
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from medq.datasets import DatasetWarning, dataset_root, folds, index, inner_split, load_catalogue, subset
 from medq.datasets.spec import DatasetSpec
@@ -281,9 +283,9 @@ def test_what_the_pattern_passes_over_is_said(root):
     )
     n, said = left_out(spec, root)
     assert n == 3 and sorted(said) == [
-        "Own: left out in 'cat', that do not match '*.png': '3.jpg'",
-        "Own: left out in 'dog', in a format that is not read (.dcm); save them as PNG: '4.dcm'",
-        "Own: left out in 'dog', in folders below; the pattern looks at one level: 'more'",
+        "Own: left out in 'cat', as they do not match '*.png': '3.jpg'",
+        "Own: left out in 'dog', as they do not match '*.png': '4.dcm'",
+        "Own: left out in 'dog', in folders below; the pattern covers one level: 'more'",
         "Own: left out, since they are no class: 'wolf'",
     ]
     assert left_out(folder_spec(pattern="{class}/*.png", release={"all": {"cat": 2, "dog": 1}}), root) == (3, [])
@@ -295,7 +297,7 @@ def test_what_the_pattern_passes_over_is_said(root):
         (["Cat/images/1.png"], "no folder 'cat'; in its place: 'Cat', 'dog'"),
         (["cat/pictures/1.png"], "no folder 'cat/images'; in its place: 'pictures'"),
         (["cat"], "no folder 'cat'; in its place: 'dog'"),
-        (["cat/images/1.dcm", "cat/images/2.txt"], "'cat/images' holds 2 files and folders, none of them an image"),
+        (["cat/images/1.nii.gz", "cat/images/2.txt"], "'cat/images' holds 2 files and folders, none of them an image"),
     ],
 )
 def test_an_empty_class_says_what_was_looked_for(root, files, said):
@@ -308,7 +310,7 @@ def test_an_empty_class_says_what_was_looked_for(root, files, said):
 def test_a_pipe_is_no_image(root):
     touch(root, "cat/images/1.png", "dog/images/1.png")
     os.mkfifo(root / "cat" / "images" / "2.png")
-    with pytest.raises(UserError, match=r"2.png \(no file\)"):
+    with pytest.raises(UserError, match=r"2.png \(not a file\)"):
         index(folder_spec(), root)
 
 
@@ -343,9 +345,78 @@ def test_fewer_images_than_the_release_warns_with_both_counts(root):
     touch(root, "cat/images/1.png", "dog/images/1.png", "dog/images/2.png")
     with pytest.warns(DatasetWarning, match="3 images, the release has 9: cat 1 of 7"):
         index(folder_spec(release={"all": {"cat": 7, "dog": 2}}), root)
+    with pytest.warns(DatasetWarning, match="3 images, the release has 2: dog 2 of 1"):
+        index(folder_spec(release={"all": {"cat": 1, "dog": 1}}), root)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        index(folder_spec(release={"all": {"cat": 1, "dog": 1}}), root)
+        index(folder_spec(release={"all": {"cat": 1, "dog": 2}}), root)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_accents_may_be_written_in_either_normal_form(root, form):
+    written = {name: unicodedata.normalize(form, name) for name in ("bénin", "malin", "données", "étude", "Ångström")}
+    other = unicodedata.normalize({"NFC": "NFD", "NFD": "NFC"}[form], "bénin")
+    touch(root, *(f"{written['données']}/{written[name]}/{k}.png" for name in ("bénin", "malin") for k in "12"))
+    frame = index(folder_spec(classes=[other, "malin"], folder=["données"], pattern="{class}/*"), root)
+    assert frame["label"].tolist() == [0, 0, 1, 1] and frame["image_id"][0] == "bénin/1"
+    touch(root, f"{written['étude']}/{written['Ångström']} 1.png", f"{written['étude']}/2.png")
+    write_table(root, [f"L1,{unicodedata.normalize('NFC', 'Ångström')} 1,{other}", "L2,2,malin"])
+    spec = table_spec(classes=["bénin", "malin"], table={"folders": ["étude"]})
+    assert index(spec, root)["image_id"].tolist() == ["2", "Ångström 1"]
+
+
+@pytest.mark.parametrize("name", ["scans [1]", "a*b", "what?", "[!x]", "{own}", "~own", "$HOME", "#1", "-own", "<own>"])
+def test_a_folder_with_signs_is_found_from_outside_and_inside(tmp_path, name, monkeypatch):
+    monkeypatch.setenv("MEDQ_DATA", str(tmp_path))
+    touch(tmp_path / name, "cat/images/1.png", "dog/images/1.png")
+    spec = folder_spec(folder=[name])
+    assert dataset_root(spec) == tmp_path / name
+    assert index(spec, tmp_path / name).equals(index(spec, dataset_root(spec))) and len(index(spec)) == 2
+
+
+def test_an_archive_unpacked_into_a_folder_of_its_own_name_is_found_once(tmp_path, root):
+    touch(root / "own", "cat/images/1.png", "dog/images/1.png")
+    (root / "notes").mkdir()
+    for start in (tmp_path, root, root / "own"):
+        assert dataset_root(folder_spec(), start) == root / "own" == dataset_root(folder_spec(), root / "own")
+        assert len(index(folder_spec(), start)) == 2
+    touch(root, "cat/images/2.png")  # the outer folder holds a class itself
+    assert dataset_root(folder_spec(), tmp_path) == root == dataset_root(folder_spec(), root)
+
+
+def test_home_in_a_root_is_expanded(tmp_path, root, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    touch(root, "cat/images/1.png", "dog/images/1.png")
+    assert len(index(folder_spec(), "~")) == len(index(folder_spec(), "~/own")) == 2
+
+
+def test_a_folder_of_a_dot_is_the_data_root(root):
+    touch(root, "cat/images/1.png", "dog/images/1.png")
+    assert len(index(folder_spec(folder=["."]), root)) == 2
+    with pytest.raises(ValueError, match="folder must list 'pets'"):
+        folder_spec(folder=["."], kaggle="someone/pets")
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "jpe", "pgm", "ppm", "jp2", "tga", "webp", "pcx", "avif", "ico", ""])
+def test_all_that_pillow_reads_is_an_image(root, suffix):
+    formats = {"jfif": "JPEG", "jpe": "JPEG", "": "PNG"}
+    for name in ("cat", "dog"):
+        touch(root, f"{name}/images/plain.png")
+        Image.new("L", (16, 16), 9).save(
+            (root / name / "images" / "1.2.840.5").with_suffix(f".{suffix}" if suffix else ".77"), formats.get(suffix)
+        )
+    n, said = left_out(folder_spec(), root)
+    assert n == 4 and said == []
+
+
+def test_what_is_not_read_is_named_by_suffix_and_count(root):
+    touch(root, "cat/images/1.png", "dog/images/1.png", *(f"cat/images/{k}.nii.gz" for k in range(3)))
+    touch(root, "cat/images/scan.mha", "cat/images/IM0001", "cat/images/IM0002", "cat/images/film.mpg")
+    expected = "in formats that are not read: 2 without a suffix, 1 .mha, 1 .mpg, 3 .nii.gz"
+    assert left_out(folder_spec(), root) == (2, [f"Own: left out in 'cat/images', {expected}"])
+    touch(root, "a/1.png", "a/2.png", "a/2.nrrd")
+    write_table(root, ["L1,1,cat", "L2,2,dog"])
+    assert left_out(table_spec(), root) == (2, ["Own: left out in 'a', in formats that are not read: 1 .nrrd"])
 
 
 # Tables
@@ -423,12 +494,16 @@ def test_offenders_are_capped_and_counted(root):
         (b"lesion,image_id,dx,dx\nL1,1,cat,dog\n", "'dx' twice"),
         (
             b"lesion,image_id,dx\nL1,1,cat,more,and,more\n",
-            "Expected 3 fields in line 2, saw 6.; every row needs as many entries",
+            "more than 3 entries in 'row 2'.*every row needs as many entries",
         ),
         (b"lesion,image_id,dx\n", "no images of 'cat', 'dog' .no usable row has 'cat' as its dx"),
-        (b"lesion;image_id;dx\nL1;1;cat\n", "separated by ';'; save it with commas"),
+        (b"lesion;image_id;dx\nL1;1;cat;\n\n;;wolf\n", "no lesion in 'row 4'.*unknown values of dx: 'wolf'"),
+        (b"\n\nlesion,image_id,dx\n\n,1,cat\n", "no lesion in 'row 5'"),
+        (b"PK\3\4xl/workbook.xml", "Excel workbook.*CSV"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "Excel workbook.*CSV"),
+        (b"\x1f\x8b\x08", "compressed"),
         (b"lesion,Image_ID,dx\nL1,1,cat\n", "case-sensitive"),
-        (b"lesion,image_id,dx\nL1,a/1.JPG,cat\n", "without folder and in the same case, such as '1.jpg'"),
+        (b"lesion,image_id,dx\nL1,a/1.JPG,cat\n", "without folder and in the same case; '1.jpg' is there"),
     ],
 )
 def test_tables_that_cannot_be_read(root, content, expected):
@@ -447,6 +522,94 @@ def test_empty_rows_are_no_rows(root):
 def test_a_missing_table(root):
     with pytest.raises(UserError, match="'meta.csv' is missing"):
         index(table_spec(), root)
+    touch(root, "meta.xlsx")
+    with pytest.raises(UserError, match="'meta.csv' is missing; 'meta.xlsx' is a workbook: save its sheet as a CSV"):
+        index(table_spec(), root)
+
+
+@pytest.mark.parametrize("suffix", [".tab", ".tsv", ".txt"])
+@pytest.mark.parametrize("separator", ["\t", ",", ";", "|"])
+def test_tables_with_other_suffixes_and_separators(root, suffix, separator):
+    touch(root, "a/1.jpg", "a/2.jpg")
+    lines = [("lesion", "image_id", "dx"), ("L1, left", "1", "cat"), ("L2", "2", "dog")]
+    (root / f"meta{suffix}").write_text("\n".join(separator.join(f'"{cell}"' for cell in line) for line in lines))
+    frame = index(table_spec(), root)
+    assert frame[["image_id", "group"]].to_numpy().tolist() == [["1", "L1, left"], ["2", "L2"]]
+
+
+def test_a_missing_image_folder_is_named_for_what_it_is(root):
+    touch(root, "pictures/1.jpg")
+    write_table(root, ["L1,1,cat", "L2,2,dog"])
+    with pytest.raises(UserError, match="the image folder 'a' or 'b' is missing.*There are 'pictures'") as error:
+        index(table_spec(), root)
+    assert "without a file" not in str(error.value)
+
+
+def test_the_exact_name_wins_over_a_name_without_suffix(root):
+    touch(root, "a/s0.jpg", "a/s0.jpg.png", "b/s0.jpg", "b/s1.png.tif", "a/s2.jpg", "a/s2.png")
+    write_table(root, ["L0,s0.jpg,cat", "L1,s1.png,dog", "L2,s2.png,dog", "L3,s2.jpg,cat"])
+    frame = index(table_spec(), root).set_index("image_id")
+    assert {name: Path(path).relative_to(root).as_posix() for name, path in frame["path"].items()} == {
+        "s0.jpg": "a/s0.jpg",
+        "s1.png": "b/s1.png.tif",
+        "s2.png": "a/s2.png",
+        "s2.jpg": "a/s2.jpg",
+    }
+
+
+@pytest.mark.parametrize(
+    "names", [["NA", "nan", "null", "None", "NULL", "n/a"], ["1e5", "007", "7", "1.0", "True", "-"]]
+)
+def test_image_ids_are_text(root, names):
+    names = [name for name in names if "/" not in name]
+    touch(root, *(f"a/{name}.png" for name in names))
+    write_table(root, [f"{name},{name},{'cat' if k % 2 else 'dog'}" for k, name in enumerate(names)])
+    frame = index(table_spec(), root)
+    assert frame["image_id"].tolist() == frame["group"].tolist() == sorted(names)
+    assert {Path(path).name for path in frame["path"]} == {f"{name}.png" for name in names}
+
+
+@pytest.mark.parametrize(
+    ("file", "written", "reason"),
+    [
+        ("00001.png", "1", "zeros or a decimal point"),
+        ("1.png", "1.0", "zeros or a decimal point"),
+        ("s007.png", "s7", "zeros or a decimal point"),
+        ("100000.png", "1e5", "zeros or a decimal point"),
+        ("s1.png", "s1.jpg", "another suffix"),
+        ("S1.PNG", "s1.png", "in the same case"),
+        ("s1.png", "C:\\scans\\s1.png", "without folder"),
+        ("s 1.png", "s_1", "spaces or signs"),
+        ("patient17.png", "patient71", "nearest"),
+    ],
+)
+def test_ids_that_nearly_fit_come_with_a_hint(root, file, written, reason):
+    touch(root, f"a/{file}", "a/x.png")
+    write_table(root, [f"L1,{written},cat", "L2,x,dog"])
+    with pytest.raises(UserError, match=reason) as error:
+        index(table_spec(), root)
+    assert f"'{Path(file).stem}" in str(error.value) and repr(written) in str(error.value)
+
+
+def test_groups_on_both_sides_of_a_tables_own_split_are_named(root):
+    spec = table_spec(
+        table={"split": "part"}, splits={"train": "tr", "held_out": "te"}, folds={"scheme": "fixed", "n": 1}
+    )
+    touch(root, *(f"a/{k}.jpg" for k in range(6)))
+    rows = ["P1,0,cat,tr", "P2,1,dog,tr", "P1,2,cat,te", "P3,3,dog,te", "P4,4,cat,tr", "P4,5,cat,tr"]
+    write_table(root, rows, "lesion,image_id,dx,part")
+    with pytest.raises(UserError, match="lesion 'P1' on both sides of its part.*stratified-group") as error:
+        index(spec, root)
+    assert "P4" not in str(error.value)
+
+
+def test_a_group_column_needs_folds_by_group():
+    with pytest.raises(ValueError, match="stratified-group"):
+        table_spec(folds={"scheme": "stratified", "n": 2})
+    fixed = table_spec(
+        table={"split": "part"}, splits={"train": "tr", "held_out": "te"}, folds={"scheme": "fixed", "n": 1}
+    )
+    assert fixed.grouped and table_spec().grouped and not folder_spec().grouped
 
 
 # Random structures: a DataFrame or a UserError, never another exception
@@ -619,6 +782,32 @@ def test_inner_split_is_disjoint_by_group_and_holds_all_classes():
         inner_split(frame_of([0, 0, 0, 1]))
     with pytest.raises(ValueError, match="between 0 and 1"):
         inner_split(train, fraction=1.5)
+
+
+def mixed_frame(kinds, seed):
+    """Groups with the classes of one of `kinds` each, in an order that hides the rare ones behind the common."""
+    rng = np.random.default_rng(seed)
+    groups = [(f"g{k:03d}", sorted(kinds[k % len(kinds)])) for k in rng.permutation(60)]
+    rows = [(f"{name}/{label}", label, name) for name, labels in groups for label in labels]
+    return pd.DataFrame(rows, columns=["image_id", "label", "group"])
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [[{0}] * 5 + [{0, 1}], [{0, 1}], [{0, 1}, {0, 2}, {1, 2}], [{0}] * 9 + [{0, 1, 2}], [{0}, {1}, {1}, {0, 1, 2, 3}]],
+)
+def test_groups_of_several_classes_lose_no_class(kinds):
+    for seed in range(20):
+        frame = mixed_frame(kinds, seed)
+        classes, n = set(frame["label"]), len(set(frame["label"]))
+        both = pd.concat([frame.assign(fold=-1), frame.assign(fold=0, group="h" + frame["group"])])
+        chosen = subset(both, {"train": n, "held_out": 10}, 0, seed)
+        fit, selection = inner_split(frame, 0.2, seed)
+        for part in (chosen[chosen["part"] == "train"], chosen[chosen["part"] == "held_out"], fit, selection):
+            assert set(part["label"]) == classes
+        assert not set(fit["group"]) & set(selection["group"]) and len(selection) < len(fit)
+        whole = both.groupby("group").size()
+        assert all(whole[name] == images for name, images in chosen.groupby("group").size().items())
 
 
 # Real images

@@ -210,19 +210,20 @@ def test_check_reports_counts_warnings_and_every_error(tmp_path):
     assert len(check(SPEC, tmp_path, decode=False).errors) == 1
 
 
-def test_check_points_out_what_is_left_out_and_what_will_be_black(tmp_path):
+@pytest.mark.parametrize("bits", [10, 12, 14, 15])
+def test_check_points_out_what_is_left_out_and_what_will_be_dark(tmp_path, bits):
     folder = tmp_path / "own"
-    for name, brightest in (("cat", 4095), ("dog", 65535)):
+    for name, brightest in (("cat", 2**bits - 1), ("dog", 65535)):
         (folder / name).mkdir(parents=True)
         for k in range(2):
             Image.fromarray(np.linspace(0, brightest, 16).astype(np.uint16).reshape(4, 4)).save(
                 folder / name / f"{k}.png"
             )
-    (folder / "dog" / "scan.dcm").touch()
+    (folder / "dog" / "scan.nii").touch()
     report = check(SPEC.model_copy(update={"release": {}}), tmp_path)
     left_out, dark = report.warnings
-    assert report.errors == () and "'scan.dcm'" in left_out
-    assert "multiply 12-bit values by 16 first" in dark and str(folder / "cat" / "1.png") in dark and "dog" not in dark
+    assert report.errors == () and "1 .nii" in left_out
+    assert "2 images" in dark and f"{bits} bits" in dark and str(folder / "cat") in dark and "dog" not in dark
 
 
 def test_check_reports_what_index_refuses(tmp_path):

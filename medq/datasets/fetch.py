@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import pandas as pd
 
 from medq.datasets.folds import folds
-from medq.datasets.index import DatasetWarning, below, counts, index, named
-from medq.datasets.pixels import each, is_dim, read_image, refuse
+from medq.datasets.index import DatasetWarning, below, counts, index
+from medq.datasets.pixels import each, bits_used, read_image, refuse
 from medq.errors import UserError
 
 
@@ -50,24 +50,22 @@ def check(spec, root=None, decode=True):
         try:
             looked_at = list(each(_look, paths, "check"))
             refuse(paths, looked_at)
-            dim = [path for path, found in zip(paths, looked_at, strict=True) if found]
-            notes += (
-                [
-                    f"{spec.name}: 16-bit images that use less than an eighth of their range will be almost black; multiply 12-bit "
-                    f"values by 16 first: {named(dim)}"
-                ]
-                if dim
-                else []
-            )
+            dark = [(bits, path) for path, bits in zip(paths, looked_at, strict=True) if bits]
+            if dark:
+                bits, path = max(dark)
+                notes.append(
+                    f"{spec.name}: {len(dark)} images with 16 bits use the lower {bits} bits or fewer and will be dark: "
+                    f"multiply their values to fill the range first; one is {path!r}"
+                )
         except UserError as error:
             errors.append(str(error))
     return Report(spec.name, counts(spec, frame), tuple(notes), tuple(errors))
 
 
 def _look(path):
-    """Decode an image; returns whether it is a 16-bit one that is almost black."""
+    """Decode an image; returns what `bits_used` does."""
     read_image(path, 1)
-    return is_dim(path)
+    return bits_used(path)
 
 
 def fetch(spec, root=None):

@@ -7,19 +7,19 @@ import numpy as np
 import pandas as pd
 
 from medq.datasets.index import DatasetWarning
+from medq.datasets.spec import SPLITS
 from medq.errors import UserError
 
-PARTS = ("train", "held_out")
+ATTEMPTS = 100  # draws of an inner split before it is given up
 
 
 def folds(index, spec, seed=42, n=None):
-    """The held-out part each image stands in: DataFrame [image_id, label, group, fold], in the index's order.
+    """The fold in which each image is held out: DataFrame [image_id, label, group, fold], in the index's order.
 
-    `index` is a frame of medq.datasets.index; `n` the number of folds (default: spec.folds.n). With folds 0 …
-    n - 1, fold k is held out in turn and all others train. A release with a fixed split has the one fold 0,
-    its held-out part; the images of its training part are in no fold and carry -1. Section 2.3: stratified by
-    class, and by group where the dataset has groups (scikit-learn's StratifiedKFold and StratifiedGroupKFold,
-    shuffled with `seed`). Raises UserError for classes with fewer images, or groups, than folds.
+    `index` is a frame of medq.datasets.index; `n` the number of folds (default: spec.folds.n). Each fold 0 …
+    n - 1 is held out in turn and the others train. A release with a fixed split has the one fold 0, its held-out
+    part; images of its training part have -1. Section 2.3: stratified by class, and by group if the dataset has groups
+    (scikit-learn's StratifiedKFold and StratifiedGroupKFold, shuffled with `seed`). Raises UserError for classes with fewer images, or groups, than folds.
     """
     table = index[["image_id", "label", "group"]].reset_index(drop=True)
     if spec.folds.scheme == "fixed":
@@ -34,7 +34,7 @@ def folds(index, spec, seed=42, n=None):
     if few:
         units = "groups" if spec.grouped else "images"
         raise UserError(
-            f"{spec.name}: {n} folds need at least {n} {units} of each class, but there are only "
+            f"{spec.name}: {n} folds need at least {n} {units} of each class, but found only "
             f"{', '.join(few)}: add images or lower folds.n in params/datasets.yaml."
         )
     fold = np.empty(len(table), dtype=np.int64)
@@ -59,16 +59,15 @@ def _splits(table, spec, seed, n):
 def subset(folds, sizes=None, fold=0, seed=42):
     """The images of one cell: DataFrame [image_id, label, group, fold, part], part: "train" or "held_out".
 
-    `sizes` {"train": n or None, "held_out": n or None} limits each part (None: all). A limited part keeps the
-    shares of the classes, at least one image of each, and whole groups; so it may fall short of n by a few
-    images. The choice depends on ids and seed alone. Raises UserError for an unknown fold or a size below the
-    number of classes.
+    `sizes` {"train": n or None, "held_out": n or None} limits each part (None: all). A limited part keeps the shares of
+    the classes, at least one image of each, and whole groups, so it may differ from n by a few images. The choice
+    depends on ids and seed alone. Raises UserError for an unknown fold or a size below the number of classes.
     """
     known = sorted(set(folds["fold"]) - {-1})
     if fold not in known:
         raise UserError(f"unknown fold {fold!r}: known are {', '.join(map(str, known))}.")
     chosen = []
-    for part in PARTS:
+    for part in SPLITS:
         rows = folds[(folds["fold"] == fold) == (part == "held_out")]
         size = (sizes or {}).get(part)
         n_classes = rows["label"].nunique()
@@ -82,29 +81,34 @@ def subset(folds, sizes=None, fold=0, seed=42):
 def inner_split(train, fraction=0.2, seed=42):
     """Split the training rows for model selection inside them: (fit, selection), two frames like `train`.
 
-    `train` has image_id, label and group; about `fraction` of each class goes to the second frame, whole
-    groups only, at least one of each class on either side. Raises UserError for classes with fewer than two
-    groups.
+    `train` has image_id, label and group; about `fraction` of each class goes to the second frame, whole groups only,
+    at least one image of each class on either side. Raises UserError if no such split is found, as for classes with
+    fewer than two groups.
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"fraction must lie between 0 and 1, not {fraction}")
-    lone = sorted(train.groupby("label")["group"].nunique().loc[lambda n: n < 2].index)
-    if lone:
-        raise UserError(
-            "selection: inner needs two images (or groups) of each class in the training part; "
-            f"label {', '.join(map(str, lone))} has one."
-        )
-    taken = _drawn(train, max(train["label"].nunique(), round(fraction * len(train))), seed, leave=1)
-    return train[~taken].reset_index(drop=True), train[taken].reset_index(drop=True)
+        raise ValueError(f"fraction must be between 0 and 1, not {fraction}")
+    size = max(train["label"].nunique(), round(fraction * len(train)))
+    for attempt in range(ATTEMPTS):
+        taken = _drawn(train, size, seed if not attempt else f"{seed}/{attempt}", leave=1)
+        lost = set(train["label"]) - (set(train["label"][taken]) & set(train["label"][~taken]))
+        if not lost:
+            return train[~taken].reset_index(drop=True), train[taken].reset_index(drop=True)
+    raise UserError(
+        "selection: inner needs two images (or groups) of each class in the training part, so that each side of the "
+        f"split has one; none was found for label {', '.join(map(str, sorted(lost)))}."
+    )
 
 
 def _drawn(rows, size, seed, leave=0):
-    """Mask over `rows`: about `size` images in the classes' shares, whole groups, `leave` groups left out.
+    """Mask over `rows`: about `size` images in the classes' shares, whole groups, `leave` groups of each class left out.
 
-    Groups come in the order of a hash of seed and name, so that neither other rows nor a library's generator
-    matter; one that would overshoot its class's share is passed over, unless the class has none yet.
+    A group with several classes counts for the rarest of them. Groups come in the order of a hash of seed and name, so
+    that neither other rows nor a library's generator matter; one that would exceed the share of its class is skipped,
+    unless the class has none yet.
     """
-    groups = rows.groupby("group", sort=True).agg(label=("label", "first"), images=("label", "size"))
+    rarity = rows.groupby("label")["group"].nunique()
+    first = rows.assign(rarity=rows["label"].map(rarity)).sort_values(["rarity", "label"], kind="stable")
+    groups = first.groupby("group", sort=True).agg(label=("label", "first"), images=("label", "size"))
     rank = [hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in groups.index]
     groups = groups.assign(rank=rank).sort_values("rank")
     shares = _shares(groups.groupby("label")["images"].sum(), size)
@@ -117,6 +121,10 @@ def _drawn(rows, size, seed, leave=0):
             if most > 0 and (images <= room or first):
                 taken.add(name)
                 room, most = room - images, most - 1
+    for label in rarity.index:  # a class whose groups all count for rarer ones may still be absent
+        holders = set(rows["group"][rows["label"] == label])
+        if not holders & taken:
+            taken.add(next(name for name in groups.index if name in holders))
     return rows["group"].isin(taken).to_numpy()
 
 

@@ -1,9 +1,14 @@
 """Find the images of a dataset: one row per image, whatever layout its release has."""
 
+import csv
 import difflib
 import errno
+import functools
+import io
 import os
+import re
 import stat
+import unicodedata
 import warnings
 from collections import Counter
 from fnmatch import fnmatch
@@ -11,24 +16,29 @@ from pathlib import Path
 
 import pandas as pd
 
+from medq.datasets import dicom
+from medq.datasets.spec import SPLITS
 from medq.errors import UserError
 
 COLUMNS = ("image_id", "path", "label", "group", "split")
-IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"))
-MEDICAL_SUFFIXES = (".dcm", ".dicom", ".nii", ".nii.gz", ".nrrd", ".mha")  # formats that are not read
+NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # Pillow knows them, but needs another program
+WORKBOOKS = {
+    b"PK\3\4": "an Excel workbook or another archive",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook",
+    b"\x1f\x8b": "compressed",
+}
+IGNORED = ("thumbs.db", "desktop.ini")  # left by operating systems, as are hidden files
 SHOWN = 20  # offenders named in one sentence; the rest are counted
 
 
 class DatasetWarning(UserWarning):
-    """A dataset that can be used but is not what its release holds."""
+    """A dataset that can be used but differs from its release, or holds files that are not used."""
 
 
 def dataset_root(spec, data_root=None):
-    """The folder that holds the dataset's images.
+    """The folder that holds the dataset's images, below `MEDQ_DATA` if it is set, else below `data_root`; see `below`.
 
-    Looks below `MEDQ_DATA` where that is set, else below `data_root` (the profile's), for the first of
-    `spec.folder` that exists; a folder that itself has one of these names is taken as it is. None for a
-    phantom. Raises UserError that names both ways to say where the data is.
+    None for a phantom. Raises UserError that names both ways to say where the data is.
     """
     if spec.layout == "phantom":
         return None
@@ -38,47 +48,78 @@ def dataset_root(spec, data_root=None):
             f"{spec.name} needs images: set the environment variable MEDQ_DATA, or data_root in the profile, "
             f"to the folder that holds {spec.folder[0]!r}."
         )
-    return below(spec, Path(given).expanduser())
+    return below(spec, given)
 
 
 def below(spec, root):
-    """The dataset's own folder: one of `spec.folder` below `root`, or `root` itself if it is one."""
-    for folder in spec.folder:
-        if (root / folder).is_dir():
-            return root / folder
-    if root.is_dir() and any(root.resolve().match(folder) for folder in spec.folder):
-        return root
-    raise UserError(
-        f"{spec.name} is not in {str(root)!r}: expected {' or '.join(map(repr, spec.folder))} there; "
-        "set MEDQ_DATA, or data_root in the profile, to the folder that holds it."
+    """The dataset's own folder: `root` itself if it has the right name, or one of `spec.folder` below it.
+
+    An archive may have been unpacked into a folder of its own name. Of several folders, the first that holds the
+    table or a class folder is taken, so that the result is its own `below`.
+    """
+    root = Path(os.path.expanduser(root))
+    names = [Path(folder).parts for folder in spec.folder]
+    itself = any(
+        way.parts[-len(parts) :] == parts for way in (root.absolute(), root.resolve()) for parts in names if parts
     )
+    places = [*([root] if itself else []), *(at(root, folder) for folder in spec.folder)]
+    places = [found for place in places for found in (place, place / place.name) if found.is_dir()]
+    if not places:
+        raise UserError(
+            f"{spec.name} is not in {str(root)!r}: expected {' or '.join(map(repr, spec.folder))} there; "
+            "set MEDQ_DATA, or data_root in the profile, to the folder that holds it."
+        )
+    return next((place for place in places if _holds(spec, place)), places[0])
+
+
+def _holds(spec, place):
+    if spec.layout == "table":
+        return _table_file(spec, place) is not None
+    return any(
+        _class_folder(spec, place, part, name).is_dir() for part in spec.splits or ("",) for name in spec.classes
+    )
+
+
+def at(root, relative):
+    """`root / relative`, where a file system may spell accents in Unicode's other normal form."""
+    path = Path(root)
+    for part in Path(relative).parts:
+        same = () if (path / part).exists() else [e.name for e in _entries(path) if composed(e.name) == composed(part)]
+        path /= same[0] if same else part
+    return path
+
+
+def composed(name):
+    """`name` in Unicode's composed form (NFC), in which names are compared."""
+    return unicodedata.normalize("NFC", name)
 
 
 def index(spec, root=None):
     """One row per image, sorted by image_id.
 
     Parameters: `spec`, a DatasetSpec; `root`, the data root or the dataset's own folder (default: MEDQ_DATA).
-    Returns a DataFrame [image_id (str, unique, the same wherever the data lies and whatever the files'
-    suffix), path (str), label (int, position in spec.classes), group (str; the image_id where the dataset has
-    no groups), split ("train", "held_out", or "" where the release has no split)]. Files that are no images
-    (masks' folders, text, thumbnails' databases) are passed over; images are not opened. Raises UserError
-    that names every offender at once. Warns (DatasetWarning) of fewer images than the release's; where no release is
-    known, of images in folders that the pattern passes over; and of images that a table does not list.
+    Returns a DataFrame [image_id (str, unique, the same wherever the data lies and whatever the files' suffix),
+    path (str), label (int, position in spec.classes), group (str; the image_id where the dataset has no groups),
+    split ("train", "held_out", or "" where the release has no split)]. Raises UserError that names every offender.
+    Warns (DatasetWarning) of other numbers of images than the release's, of files that are not read, by suffix and
+    count, of images that a table does not list and, where no release is known, of images outside the pattern.
+    Only files without a known suffix are opened.
     """
     if spec.layout == "phantom":
         from medq.datasets import phantoms
 
         return phantoms.index(spec)
-    root = dataset_root(spec) if root is None else below(spec, Path(root))
-    problems = []
-    rows = (_folder_rows if spec.layout == "folders" else _table_rows)(spec, root, problems)
-    # With a problem at hand an empty class is often its consequence; named it is all the same.
-    problems += _empty_classes(spec, rows, root)
+    root = dataset_root(spec) if root is None else below(spec, root)
+    problems, notes = [], []
+    rows = (_folder_rows if spec.layout == "folders" else _table_rows)(spec, root, problems, notes)
+    problems += _empty_classes(spec, rows, root)  # often a consequence of another problem, but named all the same
+    for note in notes:
+        warnings.warn(f"{spec.name}: {note}", DatasetWarning, stacklevel=2)
     if problems:
         raise UserError(f"{spec.name} in {str(root)!r}: {'; '.join(problems)}.")
     frame = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"label": "int64"})
     frame = frame.sort_values("image_id", kind="stable", ignore_index=True)
-    for message in shortfalls(spec, frame):
+    for message in differences(spec, frame):
         warnings.warn(message, DatasetWarning, stacklevel=2)
     return frame
 
@@ -92,141 +133,110 @@ def named(offenders):
 
 def counts(spec, frame):
     """Images found and released: DataFrame [split, class, found, release] (release 0 where unknown)."""
-    parts = list(spec.release) or (["train", "held_out"] if spec.splits else ["all"])
+    parts = list(spec.release) or (list(SPLITS) if spec.splits else ["all"])
     found = Counter(zip(frame["split"].replace("", "all"), frame["label"], strict=True))
-    return pd.DataFrame(
-        [
-            (part, name, found[part, label], spec.release.get(part, {}).get(name, 0))
-            for part in parts
-            for label, name in enumerate(spec.classes)
-        ],
-        columns=["split", "class", "found", "release"],
-    )
+    rows = [
+        (part, name, found[part, label], spec.release.get(part, {}).get(name, 0))
+        for part in parts
+        for label, name in enumerate(spec.classes)
+    ]
+    return pd.DataFrame(rows, columns=["split", "class", "found", "release"])
 
 
-def shortfalls(spec, frame):
-    """Sentences about fewer images than the public release holds: none, or one with both counts."""
+def differences(spec, frame):
+    """Sentences about other numbers of images than the public release's: none, or one with both numbers."""
     table = counts(spec, frame)
-    short = table[table["found"] < table["release"]]
-    if short.empty:
-        return []
+    wrong = table[table["found"] != table["release"]] if spec.release else table[:0]
     where = [
         f"{row['class']}{'' if row['split'] == 'all' else ' (' + row['split'] + ')'} {row['found']} of {row['release']}"
-        for _, row in short.iterrows()
+        for _, row in wrong.iterrows()
     ]
-    return [f"{spec.name}: {table['found'].sum()} images, the release has {table['release'].sum()}: {', '.join(where)}"]
+    totals = f"{table['found'].sum()} images, the release has {table['release'].sum()}"
+    return [f"{spec.name}: {totals}: {', '.join(where)}"] if where else []
 
 
-def _empty_classes(spec, rows, root):
-    parts = ("train", "held_out") if spec.splits else ("",)
-    present = {(row[4], row[2]) for row in rows}
-    for part in parts:
-        empty = [name for label, name in enumerate(spec.classes) if (part, label) not in present]
-        if empty:
-            at = f" in {spec.splits[part]}" if part else ""
-            yield f"no images{at} of {', '.join(map(repr, empty))} ({_why_empty(spec, root, part, empty[0])})"
+# Which files are images
 
 
-def _why_empty(spec, root, part, name):
-    """What was looked for in vain for the class `name`, and what is there instead."""
-    if spec.layout == "table":
-        return f"no usable row has {name!r} as its {spec.table.label}"
-    folder, last = _class_folder(spec, root, part, name), spec.pattern.split("/")[-1]
-    while not folder.parent.is_dir() and folder.parent != root:
-        folder = folder.parent  # the first part of the way that is missing
-    place = folder.relative_to(root).as_posix()
-    if not folder.is_dir():
-        beside = [entry.name for entry in _entries(folder.parent) if os.path.isdir(entry.path)]
-        return f"there is no folder {place!r}; in its place: {named(beside) if beside else 'none'}"
-    return (
-        f"{place!r} holds {len(_entries(folder))} files and folders, none of them an image "
-        f"({', '.join(sorted(IMAGE_SUFFIXES))}) that matches {last!r}"
-    )
+@functools.cache
+def image_suffixes():
+    """Suffixes of the formats that are read: all that Pillow decodes, and DICOM."""
+    from PIL import Image
+
+    known = Image.registered_extensions().items()  # loads Pillow's plugins
+    return {suffix for suffix, name in known if name in Image.OPEN and name not in NOT_DECODED} | set(dicom.SUFFIXES)
 
 
-def _class_folder(spec, root, part, name):
-    """Where the pattern says that images of the class `name` lie."""
-    pieces = spec.pattern.split("/")[:-1]
-    return root.joinpath(*(p.replace("{class}", name).replace("{split}", spec.splits.get(part, "")) for p in pieces))
+def suffix_of(name):
+    """The suffix of a format that is read, in lower case, else an empty string: `1.2.840.5` has none."""
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix if suffix in image_suffixes() else ""
 
 
-def _passed_over(spec, root):
-    """Sentences about what looks like images of the dataset and is not taken: other patterns, formats, levels, classes."""
-    last, found = spec.pattern.split("/")[-1], {}
-    taken = {_class_folder(spec, root, part, name) for part in spec.splits or ("",) for name in spec.classes}
-    for folder in sorted(taken):
-        for entry in _entries(folder):
-            place, suffix = folder.relative_to(root).as_posix(), os.path.splitext(entry.name)[1].lower()
-            if entry.name.startswith("."):
-                continue
-            if entry.name.lower().endswith(MEDICAL_SUFFIXES):
-                found.setdefault((place, f"in a format that is not read ({suffix}); save them as PNG"), []).append(
-                    entry.name
-                )
-            elif os.path.isdir(entry.path) and _holds_images(entry.path):
-                found.setdefault((place, "in folders below; the pattern looks at one level"), []).append(entry.name)
-            elif suffix in IMAGE_SUFFIXES and os.path.isfile(entry.path) and not _matches(entry.name, last):
-                found.setdefault((place, f"that do not match {last!r}"), []).append(entry.name)
-    for (place, why), names in found.items():
-        yield f"{spec.name}: left out in {place!r}, {why}: {named(names)}"
-    pieces = spec.pattern.split("/")
-    if "{class}" in pieces:
-        below = pieces[pieces.index("{class}") + 1 : -1]
-        others = {
-            Path(entry.path)
-            for parent in {folder.parents[len(below)] for folder in taken}
-            for entry in _entries(parent)
-            if not entry.name.startswith(".") and _holds_images(Path(entry.path, *below))
-        }
-        others = [path.relative_to(root).as_posix() for path in others if path.joinpath(*below) not in taken]
-        if others:
-            yield f"{spec.name}: left out, since they are no class: {named(others)}"
+def stem_of(name):
+    """`name` without the suffix of an image format."""
+    return name[: len(name) - len(suffix_of(name))]
+
+
+def _is_image(path):
+    """Whether the suffix, or else the content, is that of a format that is read."""
+    from PIL import Image
+
+    if suffix_of(path):
+        return True
+    try:
+        formats = [name for name, (_, accepts) in Image.OPEN.items() if accepts and name not in NOT_DECODED]
+        if not dicom.is_dicom(path):
+            Image.open(path, formats=formats).close()
+        return True
+    except Exception:  # Pillow's plugins raise almost anything on foreign files
+        return False
 
 
 def _entries(folder):
-    """What lies in `folder`, sorted; nothing where it cannot be read, which `_images` says."""
+    """What lies in `folder`, sorted; nothing if it cannot be read, which `_scan` reports."""
     try:
         return sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError:
         return []
 
 
-def _holds_images(folder):
-    return any(os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES for entry in _entries(folder))
+def _scan(folder, problems, pattern="*"):
+    """What lies directly in `folder`, hidden files apart.
 
-
-def _matches(name, pattern):
-    return fnmatch(name.lower(), pattern.lower())
-
-
-def _images(folder, problems, pattern="*"):
-    """Paths of the images directly in `folder` that match `pattern` (in either case), sorted; [] without such a folder."""
+    Returns {"images": paths that match `pattern` in either case, "unmatched": names of other images, "others": names
+    of files that are not read, "folders": names of folders that hold images}.
+    """
+    found, broken = {"images": [], "unmatched": [], "others": [], "folders": []}, []
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except FileNotFoundError:
-        return []
+        return found
     except OSError as error:
         problems.append(f"{_shown(folder)} cannot be read ({_reason(error)})")
-        return []
-    found, broken = [], []
+        return found
     for entry in entries:
-        suffix = os.path.splitext(entry.name)[1].lower()
-        if suffix not in IMAGE_SUFFIXES or entry.name.startswith(".") or not _matches(entry.name, pattern):
+        if entry.name.startswith(".") or entry.name.lower() in IGNORED:
             continue
+        matches = fnmatch(entry.name.lower(), pattern.lower())
         try:
             if entry.is_dir():
+                found["folders"] += [entry.name] if _holds_images(entry.path) else []
                 continue
             entry.path.encode()
             if not stat.S_ISREG(os.stat(entry.path).st_mode):  # reading a pipe would never end
-                broken.append(f"{_shown(entry.path)} (no file)")
-                continue
+                raise OSError(errno.EINVAL, "not a file")
+            kind = "others" if not _is_image(entry.path) else "images" if matches else "unmatched"
+            found[kind].append(entry.path if kind == "images" else entry.name)
         except (OSError, UnicodeEncodeError) as error:
-            broken.append(f"{_shown(entry.path)} ({_reason(error)})")
-        else:
-            found.append(entry.path)
+            broken += [f"{_shown(entry.path)} ({_reason(error)})"] if suffix_of(entry.name) and matches else []
     if broken:
         problems.append(f"unreadable: {named(broken)}")
     return found
+
+
+def _holds_images(folder):
+    return any(os.path.isfile(entry.path) and _is_image(entry.path) for entry in _entries(folder)[:SHOWN])
 
 
 def _shown(path):
@@ -241,111 +251,256 @@ def _reason(error):
     return "a symbolic link that leads nowhere" if error.errno == errno.ENOENT else error.strerror
 
 
-def _folder_rows(spec, root, problems):
+def _not_read(place, names):
+    """A note on files that are not read: their suffixes and how many there are of each."""
+    suffixes = Counter(
+        "".join(Path(name).suffixes[-2:] if name.endswith(".gz") else Path(name).suffix) for name in names
+    )
+    listed = ", ".join(f"{n} {suffix or 'without a suffix'}" for suffix, n in sorted(suffixes.items()))
+    return [f"left out in {place!r}, in formats that are not read: {listed}"] if names else []
+
+
+# Layout `folders`
+
+
+def _class_folder(spec, root, part, name):
+    """Where the pattern says that images of the class `name` lie."""
+    split = spec.splits.get(part, "")
+    return at(root, "/".join(spec.pattern.split("/")[:-1]).replace("{class}", name).replace("{split}", split))
+
+
+def _folder_rows(spec, root, problems, notes):
     last, files = spec.pattern.split("/")[-1], []
-    for part in ("train", "held_out") if spec.splits else ("",):
-        for label, name in enumerate(spec.classes):
-            files += [(path, label, part) for path in _images(_class_folder(spec, root, part, name), problems, last)]
-    if not spec.release:  # of a known release it is known what is left out
-        for message in _passed_over(spec, root):
-            warnings.warn(message, DatasetWarning, stacklevel=3)
+    taken = {
+        (part, label): _class_folder(spec, root, part, name)
+        for part in (SPLITS if spec.splits else ("",))
+        for label, name in enumerate(spec.classes)
+    }
+    for (part, label), folder in taken.items():
+        found, place = _scan(folder, problems, last), folder.relative_to(root).as_posix()
+        files += [(path, label, part) for path in found["images"]]
+        notes += _not_read(place, found["others"])
+        if spec.release:  # of a known release it is known what else it holds
+            continue
+        if found["folders"]:
+            notes.append(
+                f"left out in {place!r}, in folders below; the pattern covers one level: {named(found['folders'])}"
+            )
+        if found["unmatched"]:
+            notes.append(f"left out in {place!r}, as they do not match {last!r}: {named(found['unmatched'])}")
+    notes += [] if spec.release else _other_classes(spec, root, set(taken.values()))
     ids = _relative_ids([path for path, _, _ in files], root)
     return [(image_id, path, label, image_id, part) for image_id, (path, label, part) in zip(ids, files, strict=True)]
+
+
+def _other_classes(spec, root, taken):
+    """A note on folders with images that stand where class folders do."""
+    pieces = spec.pattern.split("/")
+    below = pieces[pieces.index("{class}") + 1 : -1] if "{class}" in pieces else None
+    if below is None:
+        return []
+    parents = {folder.parents[len(below)] for folder in taken}
+    found = {Path(entry.path) for parent in parents for entry in _entries(parent) if not entry.name.startswith(".")}
+    others = [path for path in found if path.joinpath(*below) not in taken and _holds_images(path.joinpath(*below))]
+    others = [path.relative_to(root).as_posix() for path in others]
+    return [f"left out, since they are no class: {named(others)}"] if others else []
 
 
 def _relative_ids(paths, root):
     """Paths below `root` without suffix, so that re-encoded copies keep their ids; with it if ambiguous."""
     whole = [Path(path).relative_to(root).as_posix() for path in paths]
-    stems = [os.path.splitext(name)[0] for name in whole]
+    stems = [composed(stem_of(name)) for name in whole]
     repeated = Counter(stems)
-    ids = [name if repeated[stem] > 1 else stem for name, stem in zip(whole, stems, strict=True)]
+    ids = [composed(name) if repeated[stem] > 1 else stem for name, stem in zip(whole, stems, strict=True)]
     return ids if len(set(ids)) == len(ids) else whole
 
 
-def _table_rows(spec, root, problems):
-    table = spec.table
-    columns = [name for name in (table.image, table.label, table.group, table.split) if name]
-    file = next((root / name for name in (table.file, *table.alternatives) if (root / name).is_file()), None)
+def _empty_classes(spec, rows, root):
+    present = {(row[4], row[2]) for row in rows}
+    for part in SPLITS if spec.splits else ("",):
+        empty = [name for label, name in enumerate(spec.classes) if (part, label) not in present]
+        if empty:
+            where = f" in {spec.splits[part]}" if part else ""
+            yield f"no images{where} of {', '.join(map(repr, empty))} ({_why_empty(spec, root, part, empty[0])})"
+
+
+def _why_empty(spec, root, part, name):
+    """Where images of the class `name` were expected, and what is there instead."""
+    if spec.layout == "table":
+        return f"no usable row has {name!r} as its {spec.table.label}"
+    folder, last = _class_folder(spec, root, part, name), spec.pattern.split("/")[-1]
+    while not folder.parent.is_dir() and folder.parent != root:
+        folder = folder.parent  # the first part of the way that is missing
+    place = folder.relative_to(root).as_posix()
+    if not folder.is_dir():
+        beside = [entry.name for entry in _entries(folder.parent) if os.path.isdir(entry.path)]
+        return f"there is no folder {place!r}; in its place: {named(beside) if beside else 'none'}"
+    return f"{place!r} holds {len(_entries(folder))} files and folders, none of them an image that matches {last!r}"
+
+
+# Layout `table`
+
+
+def _table_rows(spec, root, problems, notes):
+    table, file = spec.table, _table_file(spec, root)
     if file is None:
         raise UserError(
-            f"{spec.name} in {str(root)!r}: the table {table.file!r} is missing; put it there, or name it in `table.file`."
+            f"{spec.name} in {str(root)!r}: the table {table.file!r} is missing{_other_tables(table, root)}."
         )
-    frame = _read_table(file, columns)
+    frame = _read_table(file, [name for name in (table.image, table.label, table.group, table.split) if name])
     _check_table(spec, file, frame, problems)
-    where = {}
-    for folder in reversed(table.folders):  # the first of the folders listed wins
-        where |= _by_name(folder, _images(root / folder, problems), problems)
-    missing = [name for name in frame[table.image] if name and name not in where]
-    if missing:
-        problems.append(
-            f"{file.name} names images without a file in {' or '.join(table.folders)}: "
-            f"{named(missing)}{_almost(missing, where)}"
+    places = {folder: at(root, folder) for folder in table.folders}
+    if not any(place.is_dir() for place in places.values()):
+        beside = [entry.name for entry in _entries(root) if os.path.isdir(entry.path)]
+        raise UserError(
+            f"{spec.name} in {str(root)!r}: the image folder {' or '.join(map(repr, places))} is missing; put it there, "
+            f"or name it in `table.folders`. There {'are ' + named(beside) if beside else 'is no folder'}."
         )
-    listed = [where[name] for name in frame[table.image].unique() if name in where]
-    twice = [Path(path).name for path, n in Counter(listed).items() if n > 1]
-    if twice:
-        problems.append(f"{file.name} names images with and without their suffix: {named(twice)}")
-    stems = {Path(path).stem for path in listed}
-    unlisted = sorted({Path(path).name for path in where.values() if Path(path).stem not in stems})
+    exact, stems = {}, {}  # of several folders the first that has an image wins
+    for folder, place in places.items():
+        found, of_folder = _scan(place, problems), {}
+        notes += _not_read(folder, found["others"])
+        for path in found["images"]:
+            exact.setdefault(composed(Path(path).name), path)
+            of_folder.setdefault(composed(stem_of(Path(path).name)), []).append(path)
+        stems = of_folder | stems
+    paths = {name: [exact[name]] if name in exact else stems.get(name, []) for name in frame[table.image]}
+    problems += _mismatches(file, table, paths, [*exact, *stems])
+    used = {stem_of(Path(found[0]).name) for found in paths.values() if found}
+    unlisted = {Path(path).name for path in exact.values() if stem_of(Path(path).name) not in used}
     if unlisted and not problems:
-        warnings.warn(
-            f"{spec.name}: left out, since {file.name} has no row for them: {named(unlisted)}",
-            DatasetWarning,
-            stacklevel=3,
-        )
-    labels = {name: label for label, name in enumerate(spec.classes)}
-    parts = {value: part for part, value in spec.splits.items()}
+        notes.append(f"left out, since {file.name} has no row for them: {named(unlisted)}")
+    labels = {composed(name): label for label, name in enumerate(spec.classes)}
+    parts = {composed(value): part for part, value in spec.splits.items()}
     rows = []
     for row in frame.to_dict("records"):
         name, label = row[table.image], labels.get(row[table.label])
         part = parts.get(row[table.split]) if table.split else ""
-        if name in where and label is not None and part is not None:
-            rows.append((name, where[name], label, row[table.group] if table.group else name, part))
+        if paths[name] and label is not None and part is not None:
+            rows.append((name, paths[name][0], label, row[table.group] if table.group else name, part))
     return rows
 
 
-def _almost(missing, where):
-    """A hint where names would be found if they were written as the files are called, or nothing."""
-    lower = {name.lower(): name for name in where}
-    near = next((found for name in missing if (found := lower.get(Path(name).name.lower()))), None)
-    return f" (names are the files' own, without folder and in the same case, such as {near!r})" if near else ""
+def _table_file(spec, root):
+    """The table: by its name, by an alternative, or by its stem with another suffix of a text table."""
+    stem = os.path.splitext(spec.table.file)[0]
+    names = [
+        spec.table.file,
+        *spec.table.alternatives,
+        *(f"{stem}{suffix}" for suffix in (".csv", ".tab", ".tsv", ".txt")),
+    ]
+    return next((path for name in names if (path := at(root, name)).is_file()), None)
+
+
+def _other_tables(table, root):
+    stem = os.path.splitext(table.file)[0]
+    books = [name for suffix in (".xlsx", ".xls", ".ods") if at(root, name := stem + suffix).is_file()]
+    if books:
+        return f"; {books[0]!r} is a workbook: save its sheet as a CSV file called {table.file!r}"
+    return "; put it there, or name it in `table.file`"
+
+
+def _mismatches(file, table, paths, known):
+    """Problems between the names of a table, {name: files}, and the names of files that are `known`."""
+    missing = [name for name, found in paths.items() if name and not found]
+    if missing:
+        folders = " or ".join(table.folders)
+        yield f"{file.name} names images without a file in {folders}: {named(missing)}{_near(missing, known)}"
+    several = [name for name, found in paths.items() if len(found) > 1]
+    if several:
+        yield f"two files for one image: {named(several)}"
+    used = Counter(found[0] for found in paths.values() if found)
+    twice = [Path(path).name for path, n in used.items() if n > 1]
+    if twice:
+        yield f"{file.name} names images with and without their suffix: {named(twice)}"
+
+
+def _bare(name):
+    return re.split(r"[/\\]", name)[-1].lower()
+
+
+def _number(name):
+    """`name` without what spreadsheets change: leading zeros, a decimal point, an exponent."""
+    stem = stem_of(_bare(name))
+    try:
+        return repr(float(stem))
+    except ValueError:
+        return re.sub(r"0+(?=\d)", "", re.sub(r"\.0+$", "", stem))
+
+
+SPELLINGS = (  # what may differ between the name in a table and the file's, and a key that ignores it
+    ("names are the files' own, without folder and in the same case", _bare),
+    ("the files have another suffix", lambda name: stem_of(_bare(name))),
+    ("zeros or a decimal point were changed, as spreadsheets do: save the column as text", _number),
+    ("spaces or signs differ", lambda name: re.sub(r"[\W_]+", "", stem_of(_bare(name)))),
+)
+
+
+def _near(missing, known):
+    """A hint on the first spelling under which a missing name is that of a file, or the nearest name."""
+    for reason, key in SPELLINGS:
+        names = {key(name): name for name in reversed(known)}
+        near = next(((name, names[key(name)]) for name in missing if key(name) in names), None)
+        if near:
+            return f" ({reason}; {near[1]!r} is there, {near[0]!r} is not)"
+    near = difflib.get_close_matches(missing[0], known, n=1, cutoff=0.8)
+    return f" (nearest to {missing[0]!r} is {near[0]!r})" if near else ""
 
 
 def _read_table(file, columns):
-    """The wanted `columns` of a CSV as text, without empty rows. Raises UserError on what is no table or lacks a column."""
+    """The wanted `columns` of a text table as text, indexed by row number, without empty rows.
+
+    Separated by commas, tabs, semicolons or bars. Raises UserError on what is not a table or lacks a column.
+    """
     try:
-        frame = pd.read_csv(file, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        content = file.read_bytes()
+        for magic, what in WORKBOOKS.items():
+            if content.startswith(magic):
+                raise UserError(f"{str(file)!r} is {what}, not text: save its sheet as a CSV file.")
+        rows = _split(content.decode("utf-8-sig"), columns)
     except UnicodeError:
         raise UserError(f"{str(file)!r} is not UTF-8: save it with that encoding.") from None
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        why = " ".join(str(error).split()).removeprefix("Error tokenizing data. C error: ")
-        raise UserError(
-            f"{str(file)!r} is not a readable CSV table ({why}); every row needs as many entries as the first, with "
-            "commas between them and quotes around those that hold a comma."
-        ) from None
-    header = [str(name).strip() for name in frame.iloc[0]]
+    except (OSError, csv.Error) as error:
+        raise UserError(f"{str(file)!r} is not a readable CSV table ({error}).") from None
+    if not rows:
+        raise UserError(f"{str(file)!r} is not a readable CSV table (it is empty).")
+    (_, header), *rows = rows
     lacking = [name for name in columns if name not in header]
     repeated = [name for name in columns if header.count(name) > 1]
     if lacking or repeated:
         problem = f"lacks the column {named(lacking)}" if lacking else f"has {named(repeated)} twice"
-        other = next((sign for sign in (";", "\t", "|") if len(header) == 1 and sign in header[0]), None)
-        near = difflib.get_close_matches(lacking[0].lower(), [name.lower() for name in header], n=1) if lacking else []
-        hint = (
-            f" Its columns are separated by {other!r}; save it with commas."
-            if other
-            else " Column names are case-sensitive; mend `table` in params/datasets.yaml, or the file."
-            if near
-            else ""
-        )
+        near = lacking and difflib.get_close_matches(lacking[0].lower(), [name.lower() for name in header], n=1)
+        hint = " Column names are case-sensitive; change `table` in params/datasets.yaml, or the file." if near else ""
         raise UserError(f"{str(file)!r} {problem}: its columns are {named(header)}.{hint}")
-    frame = frame.iloc[1:].set_axis(header, axis=1).fillna("").apply(lambda column: column.astype(str).str.strip())
-    return frame.loc[(frame != "").any(axis=1), columns]
+    long = [f"row {number}" for number, row in rows if any(row[len(header) :])]
+    if long:
+        raise UserError(
+            f"{str(file)!r} is not a readable CSV table (more than {len(header)} entries in {named(long)}); every row needs "
+            "as many entries as the first, with quotes around those that hold a separator."
+        )
+    cells = [(row + [""] * len(header))[: len(header)] for _, row in rows]
+    return pd.DataFrame(cells, index=[number for number, _ in rows], columns=header, dtype=str)[columns]
+
+
+def _split(text, columns):
+    """[(row number, cells)] of the rows that are not empty, split by the separator that yields most of `columns`."""
+
+    def split(separator):
+        rows = enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=separator), start=1)
+        rows = ((number, [composed(cell.strip()) for cell in row]) for number, row in rows)
+        return ((number, row) for number, row in rows if any(row))
+
+    def fitting(separator):
+        header = next(split(separator), (0, []))[1]
+        return len(set(columns) & set(header)), len(header)
+
+    return list(split(max(",\t;|", key=fitting)))
 
 
 def _check_table(spec, file, frame, problems):
     table = spec.table
     for column in frame.columns:
-        empty = [f"row {number + 1}" for number in frame.index[frame[column] == ""]]
+        empty = [f"row {number}" for number in frame.index[frame[column] == ""]]
         if empty:
             problems.append(f"{file.name} has no {column} in {named(empty)}")
     ids = frame[table.image]
@@ -354,23 +509,22 @@ def _check_table(spec, file, frame, problems):
         problems.append(f"{file.name} names images more than once: {named(repeated)}")
     known = {table.label: spec.classes, table.split: tuple(spec.splits.values())}
     for column, values in known.items():
-        unknown = set(frame[column]) - set(values) - {""} if column else set()
+        unknown = set(frame[column]) - set(map(composed, values)) - {""} if column else set()
         if unknown:
             problems.append(
                 f"{file.name} has unknown values of {column}: {named(unknown)}; known are {', '.join(values)}"
             )
-    if table.group and not table.mixed_groups:
-        kinds = frame[frame[table.group] != ""].groupby(table.group)[table.label].nunique()
-        if (kinds > 1).any():
-            problems.append(
-                f"{file.name} gives more than one {table.label} to the {table.group} {named(kinds.index[kinds > 1])}"
-            )
-
-
-def _by_name(folder, paths, problems):
-    """{name with and without suffix: path}; two images of one name in a folder are a problem."""
-    stems = Counter(Path(path).stem for path in paths)
-    twice = [stem for stem, n in stems.items() if n > 1]
-    if twice:
-        problems.append(f"{folder} has two files for one image: {named(twice)}")
-    return {name: path for path in paths for name in (Path(path).name, Path(path).stem)}
+    if not table.group:
+        return
+    groups = frame[frame[table.group] != ""].groupby(table.group)
+    mixed = groups[table.label].nunique() > 1
+    if mixed.any() and not table.mixed_groups:
+        problems.append(
+            f"{file.name} gives more than one {table.label} to the {table.group} {named(mixed.index[mixed])}"
+        )
+    torn = groups[table.split].nunique() > 1 if spec.folds.scheme == "fixed" else mixed[:0]
+    if torn.any():
+        problems.append(
+            f"{file.name} has the {table.group} {named(torn.index[torn])} on both sides of its {table.split}; the scheme "
+            "stratified-group makes folds that keep groups whole"
+        )

@@ -4,16 +4,19 @@ import hashlib
 import json
 import logging
 import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from medq import artefacts
+from medq.datasets import dicom
 from medq.datasets.index import named
 from medq.errors import UserError
 
-DECODER = 1  # part of the fingerprint: raise it whenever the same file would give other pixels
+DECODER = 1  # part of the fingerprint: raise it if the same file gives other pixels
+TIFF_DECODER = 2  # the same for datasets with TIFFs
 _CHUNK = 256  # images in flight
 _log = logging.getLogger(__name__)
 
@@ -21,8 +24,7 @@ _log = logging.getLogger(__name__)
 def pixels(index, image_size, cache_dir):
     """The images of `index`, in its order: a read-only memory map, uint8 [n, image_size, image_size, 3].
 
-    Section 2.2: decoded by PIL, converted to RGB, resized (bilinear with PIL's antialiasing, aspect not
-    kept). The first call decodes and writes `<cache_dir>/<key>.npy` and, last, its record `<key>.json`; a
+    Section 2.2: decoded by PIL, converted to RGB, resized (bilinear with PIL's antialiasing, aspect not kept). The first call decodes and writes `<cache_dir>/<key>.npy` and, last, its record `<key>.json`; a
     later call maps them. The record holds a fingerprint of the files' contents. Sizes and modification times
     tell whether contents must be read again: a touched file changes nothing, a changed one or a damaged cache
     is decoded anew. Cells that start together decode once (file lock). Raises UserError that names every
@@ -51,17 +53,22 @@ def known_fingerprint(index, image_size, cache_dir):
 
 
 def _stem(ids, paths, image_size, cache_dir):
-    return Path(cache_dir) / f"{image_size}px-{_digest([DECODER, image_size, ids, paths])[:20]}"
+    return Path(cache_dir) / f"{image_size}px-{_digest([_decoder(paths), image_size, ids, paths])[:20]}"
+
+
+def _decoder(paths):
+    return [DECODER, TIFF_DECODER] if any(path.lower().endswith((".tif", ".tiff")) for path in paths) else DECODER
 
 
 def read_image(path, image_size=None):
     """One image as uint8 [height, width, 3], or [image_size, image_size, 3] when a size is given.
 
-    As PIL's `convert("RGB")`: transparency is dropped, palettes are looked up, CMYK is converted, the first
-    frame counts; the orientation noted in EXIF is not applied (the paper's pipeline does not). 16-bit grey
-    values, 0 to 65535, are scaled to 8 bits instead of being clipped to white. A suffix that does not fit the contents
-    does not matter. Raises ValueError for images of more than PIL's limit of pixels (decompression bombs) and
-    for floating-point images and grey values beyond 16 bits, whose white is not defined; whatever PIL raises for a damaged file.
+    As PIL's `convert("RGB")`: transparency is dropped, palettes are looked up, CMYK is converted, the first frame
+    counts; the orientation noted in EXIF is not applied (the paper's pipeline does not). Grey values of 12 or 16 bits
+    are scaled to 8 bits instead of being clipped to white. DICOM is read as `medq.datasets.dicom.read` says. The content
+    decides on the format, not the suffix. Raises ValueError for floating-point images and grey values beyond 16 bits,
+    whose white is not defined; PIL's DecompressionBombError beyond its limit of pixels; whatever PIL raises for a
+    damaged file.
     """
     from PIL import Image
 
@@ -77,31 +84,64 @@ def read_image(path, image_size=None):
 
 
 def _rgb(path):
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
-    with Image.open(path) as image:
-        if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-            raise ValueError(f"{image.width} × {image.height} pixels are too many")
-        if image.mode == "F":
-            raise ValueError("floating-point pixels have no defined white: save it with 8 or 16 bits")
-        if image.mode.startswith("I"):
-            grey = np.asarray(image).astype(np.int64)
-            if grey.min() < 0 or grey.max() > 65535:
-                raise ValueError(
-                    f"values from {grey.min()} to {grey.max()} do not fit 16 bits: save it with values from 0 to 65535"
-                )
-            return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
-        return image.convert("RGB")
+    if dicom.is_dicom(path):
+        return Image.fromarray(dicom.read(path))
+    try:
+        with _opened(path) as image:
+            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError
+            if image.mode == "F":
+                raise ValueError("floating-point pixels have no defined white: save it with 8 or 16 bits")
+            if image.mode == "LAB":
+                from PIL import ImageCms
+
+                profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+                return ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+            if not image.mode.startswith("I"):
+                return image.convert("RGB")
+            grey, white = _grey(image)
+        if grey.min() < 0 or grey.max() > white:
+            raise ValueError(
+                f"values from {grey.min()} to {grey.max()} do not fit 16 bits: save it with values from 0 to 65535"
+            )
+        return Image.fromarray(((grey * 255 + white // 2) // white).astype(np.uint8)).convert("RGB")
+    except UnidentifiedImageError:
+        if path.lower().endswith(dicom.SUFFIXES):  # DICOM without its preamble
+            return Image.fromarray(dicom.read(path))
+        raise
 
 
-def is_dim(path):
-    """Whether the image at `path` is grey with 16 bits and uses less than an eighth of their range, as 12-bit values do."""
-    from PIL import Image
+def _opened(path):
+    """The image at `path`, opened by Pillow; also TIFFs of more than 8 bits whose 0 is white, in either byte order."""
+    from PIL import Image, TiffImagePlugin
 
-    if path.startswith("phantom:"):
-        return False
-    with Image.open(path) as image:
-        return image.mode.startswith("I") and bool(np.asarray(image).max() < 8192)
+    for (order, photometric, *rest), modes in list(TiffImagePlugin.OPEN_INFO.items()):
+        if photometric == 1:
+            TiffImagePlugin.OPEN_INFO.setdefault((order, 0, *rest), modes)  # read as if 0 were black; see `_grey`
+    return Image.open(path)
+
+
+def _grey(image):
+    """(values, white): the integers of an image of more than 8 bits with 0 as black, and the value that is white."""
+    grey, bits = np.asarray(image).astype(np.int64), 16
+    if image.format == "TIFF":
+        bits = image.tag_v2[258][0]
+        if image.tag_v2.get(262, 0) == 0:  # WhiteIsZero; Pillow inverts images of up to 8 bits only
+            grey = 2**bits - 1 - grey
+    return grey, 2 ** min(bits, 16) - 1
+
+
+def bits_used(path):
+    """Bits that the values of a 16-bit grey image need if the highest stay unused, as with 12-bit values; else None."""
+    if path.startswith("phantom:") or dicom.is_dicom(path):
+        return None
+    with _opened(path) as image:
+        if not image.mode.startswith("I"):
+            return None
+        grey, white = _grey(image)
+    return int(grey.max()).bit_length() if grey.max() <= white // 2 else None
 
 
 def _ensure(index, image_size, cache_dir):
@@ -184,7 +224,7 @@ def _content(ids, paths, image_size):
     """The fingerprint, from the contents of all files. Raises UserError naming those that cannot be read."""
     hashed = list(each(_file_digest, paths, "fingerprint"))
     refuse(paths, hashed)
-    return _digest([DECODER, image_size, [list(pair) for pair in zip(ids, hashed, strict=True)]])
+    return _digest([_decoder(paths), image_size, [list(pair) for pair in zip(ids, hashed, strict=True)]])
 
 
 def _file_digest(path):
@@ -218,6 +258,7 @@ def each(function, paths, what):
     Where the function raises, its exception takes the place of the value: one damaged file must not hide
     the others.
     """
+    from PIL import Image
     from tqdm import tqdm
 
     def attempt(path):
@@ -227,6 +268,7 @@ def each(function, paths, what):
             return error
 
     _log.info("%s: %d images", what, len(paths))
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are refused in a sentence
     with ThreadPoolExecutor(_workers()) as pool, tqdm(total=len(paths), desc=what, unit=" images", disable=None) as bar:
         for start in range(0, len(paths), _CHUNK):
             yield from pool.map(attempt, paths[start : start + _CHUNK])
@@ -240,16 +282,18 @@ def refuse(paths, results):
     ]
     if bad:
         raise UserError(
-            f"{len(bad)} unreadable image{'s' if len(bad) > 1 else ''}: {named(bad)}; fetch them again or remove them."
+            f"{len(bad)} unreadable image{'s' if len(bad) > 1 else ''}: {named(bad)}; repair, replace or remove them."
         )
 
 
 def _why(error):
+    from PIL import Image, UnidentifiedImageError
+
     text = " ".join(str(error).split())
-    if type(error).__name__ == "UnidentifiedImageError":
-        return "no image"
-    if type(error).__name__ == "DecompressionBombError":
-        return "too many pixels"
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image, or of a kind that Pillow does not read"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too many pixels: scale it down to at most {Image.MAX_IMAGE_PIXELS:,}"
     return (error.strerror if isinstance(error, OSError) else None) or text or type(error).__name__
 
 

@@ -85,8 +85,8 @@ class DatasetSpec(Model):
 
     @property
     def grouped(self):
-        """Whether images share groups (lesions, patients) that splits and resampling must not tear apart."""
-        return self.folds.scheme == "stratified-group"
+        """Whether images share groups (lesions, patients) that splits and resampling keep whole."""
+        return self.folds.scheme == "stratified-group" or bool(self.table and self.table.group)
 
     def class_titles(self):
         """What tables and figures print for the classes, in label order."""
@@ -120,7 +120,7 @@ def _layout_problems(spec):
     if spec.layout == "table" and spec.table and (spec.table.split is not None) != bool(spec.splits):
         yield "table needs a 'split' column exactly if there are 'splits'"
     download = spec.kaggle.split("/")[1] if spec.kaggle else None
-    if download and download not in [Path(folder).parts[0] for folder in spec.folder]:
+    if download and download not in [part for folder in spec.folder for part in Path(folder).parts[:1]]:
         yield f"folder must list {download!r}, the folder that a download from Kaggle makes"
     paths = [*spec.folder, *([spec.pattern] if spec.pattern else [])]
     paths += [spec.table.file, *spec.table.alternatives, *spec.table.folders] if spec.table else []
@@ -159,6 +159,8 @@ def _split_problems(spec):
         yield "stratified-group folds need a table with a 'group' column"
     if spec.folds.scheme == "stratified-group" and spec.table and spec.table.group is None:
         yield "stratified-group folds need the table's 'group' column"
+    if spec.folds.scheme == "stratified" and spec.table and spec.table.group:
+        yield "the table's 'group' column needs the scheme stratified-group: stratified folds would split groups"
 
 
 def load_catalogue(path=None):
