@@ -751,7 +751,7 @@ def _twins(data, parameters, dataset, folds):
     from medq.datasets import held_out_twins, subset, twins_to_remove
 
     folder = data[dataset].folder
-    audit = pd.read_csv(folder / "audit.csv", dtype={"image_id": str})
+    audit = pd.read_csv(folder / "audit.csv", dtype={"image_id": str}, keep_default_na=False)
     assigned = pd.read_csv(folder / "folds.csv", dtype={"image_id": str, "group": str}, keep_default_na=False)
     found = {"without-identical": set(), "without-twins": set()}
     for fold in folds:

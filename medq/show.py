@@ -132,7 +132,7 @@ def copies(folder):
     """How many images stand in the dataset more than once, and how many of those on both sides of a split."""
     from medq.datasets.audit import summary
 
-    return summary(pd.read_csv(Path(folder) / "audit.csv"))
+    return summary(pd.read_csv(Path(folder) / "audit.csv", dtype={"image_id": str}, keep_default_na=False))
 
 
 def _data(folder):
@@ -141,6 +141,6 @@ def _data(folder):
     from medq import paths
     from medq.params import datasets
 
-    folds = pd.read_csv(Path(folder) / "folds.csv", dtype={"image_id": str})
+    folds = pd.read_csv(Path(folder) / "folds.csv", dtype={"image_id": str}, keep_default_na=False)
     spec = datasets()[Path(folder).parent.name]
     return folds, spec.class_titles(), np.load(paths.runs() / artefacts.record(folder)["pixels"], mmap_mode="r")
