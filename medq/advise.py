@@ -9,6 +9,8 @@ was not measured does not pass.
 import math
 from dataclasses import dataclass
 
+from medq.params import CONTROLS
+
 CANDIDATE = ["dataset", "backbone", "candidate"]
 COLUMNS = [
     *CANDIDATE,
@@ -157,7 +159,7 @@ def _reach(limits):
 def _regimes(results, dataset, backbone, limits):
     """Candidates among the regimes of a cell; FP32 with the fastest of its baselines."""
     for regime in results.regimes:
-        if regime == "fp32-continued":
+        if regime in CONTROLS:
             continue
         state = results.state(dataset, backbone, regime)
         row = {"candidate": regime, "state": state["status"], "reason": state["reason"]} | _time(

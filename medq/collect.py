@@ -26,7 +26,9 @@ VARIANTS = {  # file of a cell: (what the result's file is called after, recipe,
 STUDIES = stages.TABLES  # what study cells write as it stands in results/: the stage that makes it
 PEERS, CONDITIONS = "peers", "conditions.csv"
 PEER_FILE = re.compile(r"predictions\.([a-z0-9-]+)\.parquet")
-PART = re.compile(r"[^/]+/data|latency/[^/]+|[^/]+/[^/]+/[^/]+/fold\d+")  # what a batch writes, by its path there
+PART = re.compile(
+    r"[^/]+/data|latency/[^/]+|[^/]+/[^/]+/[^/]+/(seed\d+/)?fold\d+"
+)  # what a batch writes, by its path there
 SHARED = ("image_size", "weights", "subset", "deduplicate", "seed")  # never mixed within a result folder
 PAIRS = regimes.pairs()
 INTERVALS = ("auroc", "auprc", "ece", "ece_top_label", "brier", "accuracy")
@@ -46,8 +48,18 @@ class Taken:
     @property
     def cell(self):
         """(dataset, backbone, regime, fold), of what is a cell of the grid."""
-        dataset, backbone, regime, fold = self.name.split("/")
+        dataset, backbone, regime, *_, fold = self.name.split("/")
         return dataset, backbone, regime, int(fold.removeprefix("fold"))
+
+    @property
+    def seed(self):
+        """The training seed as text; empty where the profile has one alone."""
+        return _seed(self.name)
+
+
+def _seed(name):
+    found = re.search(r"/seed(\d+)/", name)
+    return found[1] if found else ""
 
 
 def add_arguments(parser):
@@ -262,7 +274,7 @@ def state(runs, results):
 
 def _is_cell(taken):
     parts = taken.name.split("/")
-    return len(parts) == 4 and parts[2] in REGIMES
+    return len(parts) >= 4 and parts[2] in REGIMES
 
 
 def _finished(runs, left_out):
@@ -336,7 +348,7 @@ def _differing(taken, newest):
     """Names of the settings in which what was taken differs from those of the newest cell, as far as they concern it."""
     own, parts = taken.manifest["parameters"], taken.name.split("/")
     found = [key for key in SHARED if own.get(key) != newest.get(key)]
-    if len(parts) == 4:
+    if len(parts) >= 4:
         qat = parts[2] in regimes.REGIMES and regimes.REGIMES[parts[2]].schedule == "qat"
         for key in ("train", "qat") if qat else ("train",):
             budget, wanted = (
@@ -390,18 +402,16 @@ def _write(folder, standard, taken, cells, failed):
     for t in cells:
         _take_predictions(t, predictions)
     for (dataset, backbone, regime, suffix), frames in predictions.items():
-        artefacts.write_parquet(
-            folder / "predictions" / dataset / backbone / f"{regime}{suffix}.parquet",
-            pd.concat([frames[k] for k in sorted(frames)], ignore_index=True),
-        )
+        path = folder / "predictions" / dataset / backbone / f"{regime}{suffix}.parquet"
+        artefacts.write_parquet(path, _pooled(frames))
     peers = _peers(taken)
     for (dataset, backbone, runtime), frame in peers.items():
         artefacts.write_parquet(folder / "predictions" / dataset / backbone / PEERS / f"{runtime}.parquet", frame)
     tables["metrics.csv"] = _metrics(predictions)
-    tables["intervals.csv"], compared = _resampled(predictions, data, parameters)
+    tables["intervals.csv"], compared = _resampled(_first_seed(predictions), data, parameters)
     tables["bootstrap.csv"] = pd.concat([compared, _peer_differences(peers, data, parameters)], ignore_index=True)
-    tables["silent.csv"], tables["flips.csv"] = _decisions(predictions)
-    tables["leak.csv"] = _leak(predictions, data, parameters)
+    tables["silent.csv"], tables["flips.csv"] = _decisions(_first_seed(predictions))
+    tables["leak.csv"] = _leak(_first_seed(predictions), data, parameters)
     tables["history.csv"] = _histories(cells)
     for name in STUDIES:
         tables[name] = _study(name, taken, parameters)
@@ -412,7 +422,8 @@ def _write(folder, standard, taken, cells, failed):
             shutil.copyfile(t.folder / f"{name}.csv", folder / name / f"{dataset}.csv")
     tables = {name: frame for name, frame in tables.items() if len(frame) or name == "cells.csv"}
     for name, frame in tables.items():
-        frame = frame.reindex(columns=SCHEMA[name])
+        columns = [*SCHEMA[name], *(c for c in ("seed", "seed_std") if c in frame and c not in SCHEMA[name])]
+        frame = frame.reindex(columns=columns)
         (artefacts.write_parquet if name.endswith(".parquet") else artefacts.write_csv)(folder / name, frame)
     rows = {name: len(frame) for name, frame in tables.items()}
     artefacts.write_json(folder / "provenance.json", _provenance(standard, taken, cells, data) | {"rows": rows})
@@ -435,6 +446,7 @@ def _cells(cells, failed):
         rows.append(
             (
                 *t.cell,
+                t.seed,
                 facts["status"],
                 facts.get("reason", ""),
                 facts.get("train_seconds", 0.0),
@@ -445,23 +457,46 @@ def _cells(cells, failed):
         )
     for name, reason in failed.items():
         parts = name.split("/")
-        if len(parts) == 4 and parts[2] in REGIMES:
-            rows.append(
-                (*parts[:3], int(parts[3].removeprefix("fold")), "failed", reason, float("nan"), float("nan"), "", "")
-            )
-    frame = pd.DataFrame(rows, columns=_files()["cells.csv"])
-    return frame.sort_values(["dataset", "backbone", "regime", "fold"], ignore_index=True)
+        if len(parts) >= 4 and parts[2] in REGIMES:
+            cell = *parts[:3], int(parts[-1].removeprefix("fold")), _seed(name)
+            rows.append((*cell, "failed", reason, float("nan"), float("nan"), "", ""))
+    columns = _files()["cells.csv"]
+    frame = pd.DataFrame(rows, columns=[*columns[:4], "seed", *columns[4:]])
+    return _without_empty_seed(frame.sort_values(["dataset", "backbone", "regime", "fold", "seed"], ignore_index=True))
+
+
+def _without_empty_seed(frame):
+    """`frame`, its column `seed` only where it says something: with one seed tables have none."""
+    return frame if "seed" in frame and frame["seed"].ne("").any() else frame.drop(columns="seed", errors="ignore")
 
 
 def _take_predictions(taken, predictions):
-    """Add the tables of one cell to {(dataset, backbone, regime, suffix): {fold: DataFrame}}."""
+    """Add the tables of one cell to {(dataset, backbone, regime, suffix): {fold: DataFrame, of several seeds one below the other}}."""
     import pandas as pd
 
     dataset, backbone, regime, fold = taken.cell
     for file, (suffix, _, _) in VARIANTS.items():
         if file in taken.record["files"]:
             frame = pd.read_parquet(taken.folder / file)
-            predictions.setdefault((dataset, backbone, regime, suffix), {})[fold] = frame
+            frames = predictions.setdefault((dataset, backbone, regime, suffix), {})
+            if taken.seed:
+                frame.insert(frame.columns.get_loc("fold") + 1, "seed", int(taken.seed))
+                frame = pd.concat([frames[fold], frame], ignore_index=True) if fold in frames else frame
+            frames[fold] = frame
+
+
+def _by_seed(frames):
+    """{seed: {fold: DataFrame}} of the {fold: DataFrame} of one cell; the seed is "" where the profile has one alone."""
+    found = {}
+    for fold, frame in frames.items():
+        for seed, part in frame.groupby("seed") if "seed" in frame else [("", frame)]:
+            found.setdefault(seed, {})[fold] = part
+    return found
+
+
+def _first_seed(predictions):
+    """{(dataset, backbone, regime, suffix): {fold: DataFrame}} of each cell's first seed."""
+    return {key: next(iter(_by_seed(frames).values())) for key, frames in predictions.items()}
 
 
 def _form(regime, suffix):
@@ -483,7 +518,7 @@ def _pooled(frames):
 
 
 def _metrics(predictions):
-    """Every metric of every variant, for each fold and pooled over folds."""
+    """Every metric of every variant, for each fold and pooled over folds; of several seeds their mean (`seed` `mean`), too."""
     import pandas as pd
 
     from medq.metrics import summary
@@ -491,14 +526,17 @@ def _metrics(predictions):
     parts = []
     for (dataset, backbone, regime, suffix), frames in predictions.items():
         recipe, form = _form(regime, suffix)
-        for fold, frame in [*sorted(frames.items()), ("pooled", _pooled(frames))]:
-            labels, probabilities, classes = _arrays(frame)
-            parts.append(
-                summary(labels, probabilities, classes).assign(
-                    dataset=dataset, backbone=backbone, regime=regime, recipe=recipe, form=form, fold=fold
-                )
-            )
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+        cell = {"dataset": dataset, "backbone": backbone, "regime": regime, "recipe": recipe, "form": form}
+        rows = [
+            summary(*_arrays(frame)).assign(**cell, fold=fold, seed=str(seed))
+            for seed, of_seed in _by_seed(frames).items()
+            for fold, frame in [*sorted(of_seed.items()), ("pooled", _pooled(of_seed))]
+        ]
+        if rows[0]["seed"].any():
+            groups = pd.concat(rows).groupby([*cell, "fold", "metric", "class"], sort=False)["value"]
+            rows.append(groups.agg(value="mean", seed_std="std").reset_index().assign(seed="mean"))
+        parts += rows
+    return _without_empty_seed(pd.concat(parts, ignore_index=True)) if parts else pd.DataFrame()
 
 
 def _groups(data, dataset, image_id):
@@ -808,10 +846,10 @@ def _histories(cells):
             dataset, backbone, regime, fold = t.cell
             parts.append(
                 pd.read_csv(t.folder / "history.csv").assign(
-                    dataset=dataset, backbone=backbone, regime=regime, fold=fold
+                    dataset=dataset, backbone=backbone, regime=regime, fold=fold, seed=t.seed
                 )
             )
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    return _without_empty_seed(pd.concat(parts, ignore_index=True)) if parts else pd.DataFrame()
 
 
 def _study(name, taken, parameters):
@@ -851,7 +889,7 @@ def _condition(timing):
         "stage": stage,
         "dataset": "" if stage == "latency" else parts[0],
         "backbone": parts[1],
-        "fold": "" if stage == "latency" else parts[3].removeprefix("fold"),
+        "fold": "" if stage == "latency" else parts[-1].removeprefix("fold"),
         "cores": " ".join(map(str, facts.get("cores") or [])),
         "governor": facts.get("governor"),
         "cpu": cpu.get("model"),
@@ -907,7 +945,7 @@ def _provenance(newest, taken, cells, data):
         },
         "profile": newest["parameters"]["profile"],
         "data": sets,
-        "seeds": [newest["parameters"]["seed"]],
+        "seeds": newest["parameters"].get("seeds") or [newest["parameters"]["seed"]],
         "commits": sorted(hashes),
         "first_written": min(t.manifest.get("first_written", t.manifest["written"]) for t in taken),
         "machines": machines,

@@ -223,7 +223,25 @@ def _read(path, columns, rows=None):
             frame[column] = "" if column in text else float("nan")
         elif column in numbers:
             frame[column] = _numbers(path, frame[column])
-    return frame[columns]
+    return _of_seeds(frame)[columns]
+
+
+def _of_seeds(frame):
+    """Of a table of several training seeds (column `seed`) the rows of their mean, else those of each cell's first seed.
+
+    What became of the cells concerns them all.
+    """
+    if "seed" not in frame or "status" in frame:
+        return frame
+    seed = frame["seed"].astype("str")
+    if (seed == "mean").any():
+        return frame[seed == "mean"].reset_index(drop=True)
+    first = (
+        frame["seed"].groupby([frame[c] for c in CELL if c in frame]).transform("min")
+        if "backbone" in frame
+        else frame["seed"].min()
+    )
+    return frame[frame["seed"] == first].reset_index(drop=True)
 
 
 def _numbers(path, entries):
@@ -309,14 +327,14 @@ class Results:
         return read_table(path, FOLD_COLUMNS, dtype="str", keep_default_na=False)
 
     def predictions(self, dataset, backbone, regime, variant=""):
-        """Stored predictions of a cell, all folds: image_id, fold, label, `p_<class>` in label order.
+        """Stored predictions of a cell (of several seeds the first), all folds: image_id, fold, label, `p_<class>` in label order.
 
         `variant` is "" (what would be deployed), "fake-quant" or "mended". Empty where the folder lacks them.
         """
         stem = f"{regime}.{variant}" if variant else regime
         path = self.path / "predictions" / dataset / backbone / f"{stem}.parquet"
         if path.is_file():
-            return read_table(path, PREDICTION_COLUMNS)
+            return _of_seeds(read_table(path, PREDICTION_COLUMNS)).drop(columns="seed", errors="ignore")
         return pd.DataFrame(columns=[*PREDICTION_COLUMNS, *(f"p_{c}" for c in self.classes(dataset))])
 
     def classes(self, dataset):
@@ -412,7 +430,7 @@ def _cell_status(rows, measured):
     return {
         "status": status,
         "reason": "; ".join(reasons),
-        "folds_done": states.count("done"),
+        "folds_done": len({row["fold"] for row in rows if row["status"] == "done"}),
         "engine_agrees": False if "false" in agreed else True if "true" in agreed else "",
         "note": "; ".join(n for n in notes if n),
     }

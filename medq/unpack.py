@@ -65,7 +65,7 @@ def unpack(results, runs):
         sizes = {key: data.get(row["dataset"], {}).get(key) for key in ("n_train", "n_held_out", "fingerprint")}
         _cell(results, runs, row, history, manifest | {key: n for key, n in sizes.items() if n is not None})
     for path in sorted((results / "predictions").glob(f"*/*/{collect.PEERS}/*.parquet")):
-        _peer(path, runs)
+        _peer(path, runs, manifest)
     for file in collect.STUDIES:
         if (results / file).is_file():
             elsewhere = provenance.get("studied", {}).get(collect.STUDIES[file])
@@ -182,7 +182,15 @@ def _dataset(results, folder, dataset, manifest):
 
 
 def _place(runs, row):
-    return runs / row["dataset"] / row["backbone"] / row["regime"] / f"fold{row['fold']}"
+    place = paths.Cell("", row["dataset"], row["backbone"], row["regime"], row["fold"], row.get("seed") or None).place
+    return runs / row["dataset"] / row["backbone"] / row["regime"] / place
+
+
+def _first_seed(manifest, backbone):
+    """The seed that studies of a backbone are made for, None where the profile has one alone."""
+    parameters = manifest["parameters"]
+    own = ((parameters.get("overrides") or {}).get(backbone) or {}).get("seeds")
+    return (own or parameters.get("seeds") or [None])[0]
 
 
 def _cell(results, runs, row, history, manifest):
@@ -192,21 +200,15 @@ def _cell(results, runs, row, history, manifest):
         path = results / "predictions" / row["dataset"] / row["backbone"] / f"{row['regime']}{suffix}.parquet"
         frame = pd.read_parquet(path) if path.is_file() else pd.DataFrame({"fold": []})
         frame = frame[frame["fold"] == int(row["fold"])]
+        frame = frame[frame["seed"] == int(row["seed"])].drop(columns="seed") if "seed" in frame else frame
         if len(frame):
             artefacts.write_parquet(folder / name, frame.reset_index(drop=True))
             files.append(name)
-    history = (
-        history[
-            (
-                history[["dataset", "backbone", "regime", "fold"]]
-                == [row[c] for c in ("dataset", "backbone", "regime", "fold")]
-            ).all(axis=1)
-        ]
-        if len(history)
-        else history
-    )
+    keys = [key for key in ("dataset", "backbone", "regime", "fold", "seed") if key in history]
+    if keys:
+        history = history[(history[keys] == [row[key] for key in keys]).all(axis=1)]
     if len(history):
-        artefacts.write_csv(folder / "history.csv", history.drop(columns=["dataset", "backbone", "regime", "fold"]))
+        artefacts.write_csv(folder / "history.csv", history.drop(columns=keys))
         files.append("history.csv")
     facts = {"status": row["status"], "train_seconds": float(row["train_seconds"]), "epochs": int(float(row["epochs"]))}
     facts |= {name: row[name] for name in ("reason", "engine_note") if row[name]}
@@ -215,11 +217,15 @@ def _cell(results, runs, row, history, manifest):
     _finish(folder, files, manifest, **facts)
 
 
-def _peer(path, runs):
+def _peer(path, runs, manifest):
     """The predictions of another runtime, in the folder of each fold; `_studies` completes it."""
     dataset, backbone = path.parts[-4:-2]
     for fold, frame in pd.read_parquet(path).groupby("fold"):
-        folder = runs / dataset / backbone / collect.PEERS / f"fold{fold}"
+        folder = _place(
+            runs,
+            {"dataset": dataset, "backbone": backbone, "regime": collect.PEERS, "fold": fold}
+            | {"seed": _first_seed(manifest, backbone)},
+        )
         artefacts.write_parquet(folder / f"predictions.{path.name}", frame.reset_index(drop=True))
 
 
@@ -234,7 +240,9 @@ def _studies(path, runs, profile, manifest):
     keys = ["backbone"] if stage == "latency" else [c for c in ("dataset", "backbone", "regime", "fold") if c in table]
     for values, rows in table.groupby(keys, sort=False):
         at = {"dataset": "", "regime": "", "fold": "0"} | dict(zip(keys, values))
-        folder = stages.folder(stage, paths.Cell(profile, at["dataset"], at["backbone"], at["regime"], at["fold"]))
+        seed = _first_seed(manifest, at["backbone"])
+        cell = paths.Cell(profile, at["dataset"], at["backbone"], at["regime"], at["fold"], seed)
+        folder = stages.folder(stage, cell)
         folder = runs / folder.relative_to(paths.runs() / profile)
         (artefacts.write_parquet if path.suffix == ".parquet" else artefacts.write_csv)(folder / path.name, rows)
         timed = conditions.get((stage, at["dataset"], at["backbone"], str(at["fold"])), {})

@@ -59,15 +59,19 @@ def manifest(folder, written=WRITTEN, parameters=(), **facts):
     )
 
 
-def add_cell(runs, backbone, regime, fold=0, status="done", written=WRITTEN, parameters=(), start="key-fp32", **facts):
+def add_cell(
+    runs, backbone, regime, fold=0, status="done", written=WRITTEN, parameters=(), start="key-fp32", seed="", **facts
+):
     """A finished cell with made-up predictions."""
-    folder = runs / "BrainMRI" / backbone / regime / f"fold{fold}"
+    folder = runs / "BrainMRI" / backbone / regime / (f"seed{seed}" if seed else "") / f"fold{fold}"
     int8 = regime.startswith(("ptq", "qat"))
     names = ["predictions.parquet"] + (["predictions.fake-quant.parquet"] if int8 else [])
     for name in names if status == "done" else ():
         artefacts.write_parquet(
             folder / name,
-            evaluate.table(ids(fold), fold, np.arange(N) % 4, probabilities(backbone, regime, name, fold), CLASSES),
+            evaluate.table(
+                ids(fold), fold, np.arange(N) % 4, probabilities(backbone, regime, name, fold, seed), CLASSES
+            ),
         )
     files = names if status == "done" else []
     if not regime.startswith("ptq"):
@@ -184,6 +188,50 @@ def test_all_tables_follow_the_schema(found):
     assert (
         found.provenance["data"]["BrainMRI"] | {"n_train": 100, "n_held_out": N} == found.provenance["data"]["BrainMRI"]
     )
+
+
+@pytest.fixture
+def seeded(tmp_path):
+    """Two seeds of one backbone, of which the second has no QAT, and one seed of another."""
+    runs = build(tmp_path, [])
+    for backbone, seeds in (("resnet18", (42, 7)), ("resnet50", (42,))):
+        for seed in seeds:
+            for regime in ("fp32", "ptq-fbgemm", "qat-fbgemm")[: 2 if seed == 7 else 3]:
+                add_cell(runs, backbone, regime, seed=seed, parameters={"seeds": [42, 7]})
+    return runs
+
+
+def test_of_several_seeds_each_stands_in_the_tables_and_their_mean_is_what_pages_read(seeded):
+    left_out, found = collected(seeded)
+    assert not left_out
+    stored = pd.read_csv(found.path / "metrics.csv", dtype={"seed": str}, keep_default_na=False)
+    keys = {"backbone": "resnet18", "regime": "ptq-fbgemm", "form": "fake-quant", "fold": "pooled", "metric": "brier"}
+    rows = stored[(stored[list(keys)] == pd.Series(keys)).all(axis=1) & (stored["class"] == "")].set_index("seed")
+    predictions = pd.read_parquet(found.path / "predictions/BrainMRI/resnet18/ptq-fbgemm.fake-quant.parquet")
+    brier = {}
+    for seed, frame in predictions.groupby("seed"):
+        truth, probability = frame["label"].to_numpy(), frame.filter(regex="^p_").to_numpy()
+        brier[str(seed)] = float(((probability - np.eye(4)[truth]) ** 2).sum(1).mean())
+    assert rows["value"].drop("mean").to_dict() == pytest.approx(brier) and brier["7"] != brier["42"]
+    mean, spread = np.mean(list(brier.values())), np.std(list(brier.values()), ddof=1)
+    assert rows.loc["mean", "value"] == pytest.approx(mean) and float(rows.loc["mean", "seed_std"]) == pytest.approx(
+        spread
+    )
+    score = results.scores(found, "brier", form="fake-quant").set_index(["backbone", "regime"])
+    assert score.loc[("resnet18", "ptq-fbgemm"), "value"] == pytest.approx(mean)
+    assert set(found.predictions("BrainMRI", "resnet18", "fp32")["fold"]) == {0}
+    assert len(found.predictions("BrainMRI", "resnet18", "fp32")) == N
+
+
+def test_results_of_several_seeds_can_be_added_to(seeded):
+    collected(seeded)
+    before = {
+        p.name: p.read_bytes() for p in (seeded.parent.parent / "out").rglob("*.*") if p.name != "provenance.json"
+    }
+    shutil.rmtree(seeded / "BrainMRI" / "resnet18" / "qat-fbgemm")
+    left_out, _ = collected(seeded)
+    after = {p.name: p.read_bytes() for p in (seeded.parent.parent / "out").rglob("*.*") if p.name != "provenance.json"}
+    assert before == after and not left_out
 
 
 def test_numbers_are_those_of_the_predictions(found):
