@@ -4,6 +4,7 @@ their own.
 
 import csv
 import importlib.util
+import json
 import re
 
 import pandas as pd
@@ -413,3 +414,45 @@ def test_worked_example_profile_is_valid(example, monkeypatch):
     monkeypatch.setattr(params, "datasets", lambda *_: {"Retina": None})
     profile = params.load(example / "params" / "mine.yaml")
     assert profile.datasets == ["Retina"] and profile.weights == "imagenet"
+
+
+def test_worked_example_of_a_trained_model_runs(example, runs, monkeypatch):
+    import torch
+    from safetensors.torch import save_file
+
+    from medq import advise, artefacts, backbones, collect, finetune, latency, quantize, results
+    from medq.errors import UserError
+
+    page = (paths.ROOT / "book" / "run" / "own.md").read_text(encoding="utf-8")
+    block = next(b for b in re.findall(r"```yaml\n(.*?)```", page, re.S) if "profile: shipped" in b)
+    (example / "params" / "shipped.yaml").write_text(block)
+    for kind in ("datasets", "backbones"):
+        known = getattr(params, kind)(example / "params")
+        monkeypatch.setattr(params, kind, lambda *_, known=known: known)
+    monkeypatch.setenv("MEDQ_DATA", str(example / "data"))
+    small = {"image_size": 32, "calibration": {"images": 16}, "bootstrap": {"resamples": 100}, "device": "cpu"}
+    small["latency"] = {"image_size": 32, "batch_sizes": [1], "warmup": 1, "seconds": 0.1, "batches": 20}
+    profile = params.load(example / "params" / "shipped.yaml", small)
+    torch.manual_seed(1)
+    model = backbones.create("regnet", 2, 32)
+    (example / "models").mkdir()
+    save_file(model.state_dict(), example / "models" / "regnety_002.safetensors")
+    cell = paths.Cell("shipped", "Retina", "regnet", "fp32")
+    finetune.run(profile, cell)
+    finetune.run(profile, cell.of("fp32-autocast"))
+    for regime in ("ptq-fbgemm", "ptq-qnnpack"):
+        quantize.run(profile, cell.of(regime))
+    latency.run(profile, paths.Cell("shipped", "", "regnet", ""))
+    kept = backbones.read_state(cell.folder / finetune.CHECKPOINT)
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+    assert artefacts.record(cell.folder)["epochs"] == 0
+    manifest = json.loads((cell.folder / finetune.MANIFEST).read_text())
+    assert manifest["loaded"]["file"] == "regnety_002.safetensors" and manifest["loaded"]["replaced"] == []
+    assert str(example) not in json.dumps(manifest["parameters"])
+    collect.collect(runs / "shipped", example / "results")
+    found = results.load(example / "results")
+    assert {*found.metrics["regime"]} == {"fp32", "fp32-autocast", "ptq-fbgemm", "ptq-qnnpack"}
+    assert "ptq-fbgemm" in set(advise.decide(found)["candidate"])
+    save_file(backbones.create("regnet", 5, 32).state_dict(), example / "models" / "regnety_002.safetensors")
+    with pytest.raises(UserError, match="regnety_002.*'head.fc.weight' is of shape"):
+        finetune.run(profile, cell)

@@ -61,6 +61,40 @@ def test_deduplication_takes_twins_out_of_the_training_side_only(runs):
     np.testing.assert_array_equal(usual.held_out, clean.held_out)
 
 
+def twins(*groups):
+    """The audit's table of groups of images that are copies of each other."""
+    rows = [(i, number, "near", False, 0) for number, images in enumerate(groups) for i in images]
+    return pd.DataFrame(rows, columns=["image_id", "group_id", "kind", "spans", "label"])
+
+
+def test_copies_never_stand_on_both_sides_of_the_inner_split(runs):
+    inner = profile(train={"selection": "inner"}, subset={"train": 200})
+    usual = partition(inner, "phantom-ChestXray", 0)
+    folder = paths.data_folder("smoke", "phantom-ChestXray")
+    rng, rows = np.random.default_rng(0), np.concatenate([usual.train, usual.selection])
+    of_class = {label: usual.image_id[rng.permutation(rows[usual.labels[rows] == label])] for label in range(3)}
+    chain = of_class[1]  # pairs that share an image: all four are one group
+    groups = [ids[k : k + 3] for ids in of_class.values() for k in range(4, 22, 3)] + [
+        chain[[0, 1]],
+        chain[[1, 2]],
+        chain[[2, 3]],
+    ]
+    artefacts.write_csv(folder / AUDIT, twins(*groups))
+    part = partition(inner, "phantom-ChestXray", 0)
+    assert {*part.train, *part.selection} == {*rows} and {*part.train}.isdisjoint(part.selection)
+    side = dict.fromkeys(part.image_id[part.train], 0) | dict.fromkeys(part.image_id[part.selection], 1)
+    assert all(len({side[i] for i in group}) == 1 for group in groups)
+    assert 0.1 < len(part.selection) / len(rows) < 0.3 and len({*part.labels[part.selection]}) == 3
+    before = dict.fromkeys(usual.image_id[usual.train], 0) | dict.fromkeys(usual.image_id[usual.selection], 1)
+    assert any(len({before[i] for i in group}) == 2 for group in groups)  # so the split had torn some apart
+
+
+def test_without_a_limit_of_its_own_every_held_out_image_is_evaluated(runs):
+    part, whole = (partition(profile(subset=s), "phantom-BrainMRI", 0) for s in ({"train": 50}, {}))
+    np.testing.assert_array_equal(part.held_out, whole.held_out)
+    assert len(part.train) <= 50 < len(whole.train)
+
+
 def test_preparing_again_changes_nothing_and_a_damaged_folder_is_made_again(small):
     folder = prepare(small, "phantom-BrainMRI")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
