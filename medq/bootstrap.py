@@ -1,30 +1,30 @@
-"""Paired bootstrap (section 3.5, equations 1 to 3), intervals for single models, and Holm's correction.
+"""Paired bootstrap (section 3.5, equations 1 to 3), intervals of single models, and Holm's correction.
 
-A resample draws n images with replacement. With `groups` (lesions) it draws as many groups as there are,
-with replacement, and all images of a group come along as often as the group is drawn. Both methods, and all
-backbones of a pooled comparison, are evaluated on the same resamples. These depend on `seed` and on the
-number of images (or the groups) alone: not on threads, metric or models; a longer run begins with the
-resamples of a shorter one.
+A resample draws n images with replacement. With `groups` (lesions, near-duplicate images) it draws as many groups as
+there are, with replacement, and a group brings all of its images. Both methods, and all backbones of a pooled
+comparison, are evaluated on the same resamples. These depend only on `seed` and on the number of images (or the
+groups): not on threads, metrics or models; a longer run begins with the resamples of a shorter one.
 
-**How it is fast.** A resample is held as how often each image is in it. Images are sorted once per class; a
-compiled kernel then sweeps them, adding up counts for LANES resamples side by side. Every metric but
-`ece_adaptive` goes this way. Its bins move with the resample, so it is evaluated on one resample after the
-other, some hundred times slower.
+**Speed.** A resample is stored as how often each image is in it. For AUROC and AUPRC images are sorted once per class,
+and a compiled kernel sweeps them, counting for LANES resamples side by side; means over images are matrix products.
 
-**A class absent from a resample** has no AUPRC (and no AUROC) in it: NaN for the class, and the macro mean
-is over the classes present, which are the same for both methods. Replicates that are NaN altogether are left
-out of percentiles and p-values; `n_defined` says how many remain. If none does, the results are NaN.
+**A class that is missing from a resample** has no AUPRC in it, and a mean over fewer classes is another quantity. Such
+resamples are left out: percentiles and p-values are conditional on every class of the sample being drawn, and
+`n_defined` is the number of resamples that remain. **Too few images of a class**: below the numbers of groups in
+FEWEST percentile intervals and p-values of AUROC and AUPRC fail in simulation, and `tables` gives none (NaN).
+
+**No interval for calibration errors.** The percentiles of a binned ECE miss its true value in up to all samples, and no
+interval tried for the debiased error reached 93 to 97 % everywhere (page *Metrics*); the Brier score and the negative
+log-likelihood are tested instead.
 
 Compiled kernels are cached beside this file, or in the user's cache folder if that is read-only; the
-environment variable NUMBA_CACHE_DIR names another place. Where none can be written each process compiles
-anew (two seconds).
+environment variable NUMBA_CACHE_DIR names another place. Without a writable cache each process compiles
+again (two seconds).
 """
 
 import os
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 
 import numba
 import numpy as np
@@ -34,20 +34,21 @@ from medq import metrics as m
 LANES = 64  # resamples that a kernel handles side by side, and that share one random stream
 LEVEL = 0.95
 DRAWN_AT_ONCE = 2**20  # images; bounds the memory of a draw
-# A resample is noisier than the sample, and these rise with noise: `interval` moves their percentiles.
-RECENTRED = ("ece", "ece_top_label", "ece_adaptive", "brier_calibration", "brier_refinement")
+# Metric: groups that a class, and its complement, need for an interval of its own; and the rarest for that of the mean
+FEWEST = {"auroc": (60, 20), "auprc": (10, 10)}
+RANKED = ("auroc", "auprc")
+TESTED = (*RANKED, "brier", "nll", "accuracy")  # metrics that have intervals and p-values
+FLOORS = {"ece_floor": "one-vs-rest", "ece_top_label_floor": "top-label"}
 
 
 @dataclass(frozen=True)
 class PairedDifference:
     """Method A minus method B, in percentage points: 100 x the metric's own unit.
 
-    `delta` is the point estimate on the images themselves, `low` and `high` the percentile interval
-    (equation 2), `p_value` equation 3, `replicates` [n_resamples] the differences of equation 1. Two methods
-    that agree on every resample get p = 0 from equation 3, as no replicate lies below 0. `p_conservative` is
-    the same test with ties on both sides and one added to each count and to B: then never 0, and 1 for such
-    methods. `bias` is mean(replicates) - delta: about 0, except for calibration errors (RECENTRED), whose
-    noise hides part of a difference; their intervals and p-values then err towards no difference.
+    `delta` is the difference on the images themselves, `low` and `high` its percentile interval (equation 2),
+    `replicates` [n_resamples] the differences of equation 1. `p_value` counts ties on both sides and adds one to
+    each count and to B, as a Monte Carlo test must (Davison and Hinkley, 1997, section 4.2): it is never 0, and 1 for
+    identical methods. `p_equation3` is the paper's equation 3, which is 0 for identical methods.
     """
 
     metric: str
@@ -55,21 +56,19 @@ class PairedDifference:
     low: float
     high: float
     p_value: float
-    p_conservative: float
-    bias: float
+    p_equation3: float
     n_defined: int
     replicates: np.ndarray = field(repr=False)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A metric and its interval, in the metric's own unit; `bias` is mean(replicates) - value."""
+    """A metric and its interval, in the metric's own unit."""
 
     metric: str
     value: float
     low: float
     high: float
-    bias: float
     n_defined: int
     replicates: np.ndarray = field(repr=False)
 
@@ -80,106 +79,221 @@ def paired_auprc(y_true, prob_a, prob_b, *, n_resamples=10_000, groups=None, see
 
 
 def paired(y_true, prob_a, prob_b, metric="auprc", *, n_resamples=10_000, groups=None, seed=42, threads=None):
-    """Paired bootstrap of any metric of `medq.metrics.METRICS`: a PairedDifference, in percentage points.
+    """Paired bootstrap of one of the metrics TESTED: a PairedDifference, in percentage points.
 
     `y_true` [n]; `prob_a` and `prob_b` [n, classes], or a sequence of such arrays each (backbones, in the
-    same order): these are pooled, as the mean difference over the pairs on the same resamples. `groups` [n]:
-    what to resample instead of images. `threads`: all processors without it. Raises ValueError for what
-    `medq.metrics.validate` refuses, sequences of unequal length, missing groups, an unknown metric, and numbers
+    same order), which are pooled: the mean difference over the pairs on the same resamples. `groups` [n]:
+    what to resample instead of images. `threads`: by default all processors. Raises ValueError for what
+    `medq.metrics.validate` rejects, sequences of unequal length, missing groups, a metric without a test, and numbers
     of resamples or threads below 1.
     """
     first, second = _as_models(prob_a), _as_models(prob_b)
     if len(first) != len(second):
         raise ValueError(f"prob_a holds {len(first)} models and prob_b {len(second)}, but they go in pairs.")
-    values, points = _evaluate(
-        y_true, first + second, metric, n_resamples=n_resamples, groups=groups, seed=seed, threads=threads
-    )
+    points, draws = _evaluate(y_true, first + second, metric, n_resamples, groups, seed, threads)
     pairs = len(first)
-    return difference(metric, values[:, :pairs], values[:, pairs:], points[:pairs], points[pairs:])
+    # pair by pair, so that the difference of equal methods is exactly 0
+    delta = float((points[:pairs] - points[pairs:]).mean())
+    return difference(metric, delta, (draws[:, :pairs] - draws[:, pairs:]).mean(axis=1))
 
 
-def difference(metric, values_a, values_b, points_a, points_b):
-    """The PairedDifference of replicates [n_resamples, pairs] and values [pairs] that are at hand already.
-
-    For whoever compares many pairs of the same models: `replicates` and `medq.metrics.combine` give both.
-    """
-    # pair by pair, so that equal methods differ by exactly 0
-    differences = 100 * (values_a - values_b).mean(axis=1)
-    delta = float(100 * (points_a - points_b).mean())
-    defined = differences[~np.isnan(differences)]
+def difference(metric, delta, draws):
+    """The PairedDifference of a difference and its replicates [n_resamples], both in the metric's unit."""
+    draws = 100 * draws
+    defined = draws[~np.isnan(draws)]
+    n = len(defined)
     low, high = _percentiles(defined)
-    return PairedDifference(
-        metric,
-        delta,
-        low,
-        high,
-        _p_value(defined),
-        _p_conservative(defined),
-        _bias(defined, delta),
-        len(defined),
-        differences,
-    )
+    above, below, ties = np.sum(defined > 0), np.sum(defined < 0), np.sum(defined == 0)
+    paper = min(1.0, 2 * min(above + ties, below) / n) if n else np.nan
+    p_value = min(1.0, 2 * (1 + min(above, below) + ties) / (1 + n)) if n else np.nan
+    return PairedDifference(metric, 100 * delta, low, high, float(p_value), float(paper), n, draws)
 
 
 def interval(y_true, y_prob, metric="auprc", *, n_resamples=10_000, groups=None, seed=42, threads=None):
-    """95 % bootstrap interval of a metric of one model [n, classes], or of its mean over several models.
+    """95 % percentile interval of a metric of one model [n, classes], or of its mean over several models.
 
-    Its ends are percentiles of the replicates, for calibration errors (RECENTRED) moved by -bias and not
-    below 0. An ECE rises with noise and a resample is noisier than the sample, so that the value of a
-    well-calibrated model lies below all its replicates. What is shown is the spread of the estimate at this
-    number of images; its own bias remains, so compare calibration errors on the same images only. Other
-    arguments as in `paired`.
+    Arguments as in `paired`. The metric must be one of TESTED.
     """
-    values, points = _evaluate(
-        y_true, _as_models(y_prob), metric, n_resamples=n_resamples, groups=groups, seed=seed, threads=threads
-    )
-    return percentile_interval(metric, float(points.mean()), values.mean(axis=1))
+    points, draws = _evaluate(y_true, _as_models(y_prob), metric, n_resamples, groups, seed, threads)
+    return _interval(metric, points.mean(), draws.mean(axis=1))
 
 
-def intervals(y_true, models, metrics=None, *, classes=None, n_resamples=10_000, groups=None, seed=42, threads=None):
-    """Intervals of many metrics and models on the same resamples, as tidy rows.
+def _evaluate(y_true, models, metric, n_resamples, groups, seed, threads):
+    """Values [models] and replicates [n_resamples, models] of one metric."""
+    labels, models = _validate(y_true, models)
+    options = {"n_resamples": n_resamples, "groups": groups, "seed": seed, "threads": threads}
+    values = replicates(labels, models, [metric], **options)[metric]
+    return np.array([m.combine(metric, m.COLUMNS[metric](labels, p)) for p in models]), _macro(metric, values)
 
-    `models`: {backbone: probabilities [n, classes]}; `metrics`: names, without it all but the slow
-    `ece_adaptive`. Returns a DataFrame with backbone, metric, class (empty for the macro value), value, low,
-    high, between_std: for each backbone, and for `mean`, the mean over backbones; `between_std` is the
-    standard deviation between the backbones' values (n - 1), given beside `mean` only. Class rows as in
-    `medq.metrics.per_class`. Raises ValueError for what `paired` refuses, and for a backbone named `mean`.
+
+def _macro(metric, values):
+    """One number from replicates per class [..., models, columns]; NaN where a class of the sample was not drawn."""
+    present = ~np.isnan(values).all(axis=(0, 1))
+    if not present.any():
+        return np.full(values.shape[:-1], np.nan)
+    kept = values[..., present]
+    return kept.sum(axis=-1) if metric in m.SUMMED else kept.mean(axis=-1)
+
+
+def _interval(metric, value, draws):
+    defined = draws[~np.isnan(draws)]
+    return Interval(metric, float(value), *_percentiles(defined), len(defined), draws)
+
+
+def tables(y_true, models, pairs=(), *, classes=None, groups=None, n_resamples=100_000, seed=42, threads=None):
+    """Rows of intervals.csv and bootstrap.csv of all models that were evaluated on the same images.
+
+    `models` {(backbone, regime): probabilities [n, classes], or [trainings, n, classes] where a model was trained with
+    several seeds}; `pairs`: regimes (a, b) to compare. Other arguments as in `paired`. Returns two DataFrames:
+
+    - intervals: backbone, regime, metric (each of TESTED), class (empty: the macro value), value, low, high,
+      between_std, n_models, trainings. One row for each backbone, and for `mean`, the mean over the `n_models` backbones
+      of a regime, whose standard deviation (n - 1) is `between_std`. The rows `ece_floor` and `ece_top_label_floor` are
+      the binned ECE that the model would show if it were calibrated, and its 95 % band (`metrics.calibration_floor`).
+    - differences: backbone (`all`: pooled over the `n_models` backbones that have both), method_a, method_b, metric,
+      n_resamples, delta_pp, low_pp, high_pp, p_value, p_equation3, n_models, trainings.
+
+    With several trainings the value is their mean, and intervals and p-values cover another training as well as other
+    images: a draw of Student's t with trainings - 1 degrees of freedom, scaled by the standard error between the
+    trainings, is added to each replicate; differences pair the trainings in their order. With one training an interval
+    covers other images alone. Ends and p-values are NaN where a class has too few groups (FEWEST).
     """
     import pandas as pd
 
-    if not isinstance(models, Mapping):
-        raise ValueError(f"models must map names to probabilities, but is a {type(models).__name__}.")
-    if "mean" in models:
-        raise ValueError("models holds the name 'mean', which is that of the mean over models; choose another name.")
-    metrics = list(PLANS) if metrics is None else list(metrics)
-    values = replicates(
-        y_true, models.values(), metrics, n_resamples=n_resamples, groups=groups, seed=seed, threads=threads
+    models = {key: np.asarray(p) if np.ndim(p) == 3 else np.asarray(p)[None] for key, p in models.items()}
+    options = {"n_resamples": n_resamples, "groups": groups, "seed": seed, "threads": threads}
+    intervals, differences, means, pooled = [], [], {}, {}
+    for k, backbone in enumerate(dict.fromkeys(backbone for backbone, _ in models)):
+        rng = np.random.default_rng([seed, k])
+        own = {regime: p for (b, regime), p in models.items() if b == backbone}
+        found, rows = _estimates(y_true, own, classes, options, rng)
+        intervals += [(backbone, *row) for row in rows]
+        for key, (points, draws) in found.items():
+            means.setdefault(key, []).append((points, _with_trainings(points, draws, rng)))
+        for a, b in pairs:
+            for metric in TESTED if {a, b} <= own.keys() else ():
+                estimate = _minus(found[a, metric], found[b, metric], rng)
+                differences.append(_difference_row(backbone, a, b, metric, *estimate, 1))
+                pooled.setdefault((a, b, metric), []).append(estimate)
+    for (regime, metric), parts in means.items():
+        values = [points.mean() for points, _ in parts]
+        i = _interval(metric, np.mean(values), _mean_of(parts))
+        spread = float(np.std(values, ddof=1)) if len(parts) > 1 else np.nan
+        intervals.append(("mean", regime, metric, "", i.value, i.low, i.high, spread, len(parts), len(parts[0][0])))
+    for (a, b, metric), parts in pooled.items():
+        delta = np.mean([points.mean() for points, _ in parts], keepdims=True)
+        row = _difference_row("all", a, b, metric, delta, _mean_of(parts), len(parts))
+        differences.append((*row[:-1], len(parts[0][0])))
+    names = "backbone regime metric class value low high between_std n_models trainings"
+    of_pairs = "backbone method_a method_b metric n_resamples delta_pp low_pp high_pp p_value p_equation3"
+    return (
+        pd.DataFrame(intervals, columns=names.split()),
+        pd.DataFrame(differences, columns=[*of_pairs.split(), "n_models", "trainings"]),
     )
-    labels, probs = _validate(y_true, models.values())
-    names = m.class_names(classes, probs[0])
-    rows = []
-    for metric in metrics:
-        points = np.array([m.COLUMNS[metric](labels, p) for p in probs])
-        parts = [("", m.combine(metric, points), m.combine(metric, values[metric]))]
-        if metric in m.PER_CLASS:
-            parts += [(name, points[:, c], values[metric][:, :, c]) for c, name in enumerate(names)]
-        for name, point, replicate in parts:
-            spread = float(np.std(point, ddof=1)) if len(point) > 1 else np.nan
-            found = [
-                (backbone, percentile_interval(metric, float(point[k]), replicate[:, k]), np.nan)
-                for k, backbone in enumerate(models)
-            ]
-            mean = percentile_interval(metric, float(point.mean()), replicate.mean(axis=1))
-            found.append(("mean", mean, spread))
-            rows += [(backbone, metric, name, i.value, i.low, i.high, std) for backbone, i, std in found]
-    return pd.DataFrame(rows, columns=["backbone", "metric", "class", "value", "low", "high", "between_std"])
+
+
+def _estimates(y_true, models, classes, options, rng):
+    """({(regime, metric): (macro values [trainings], replicates)}, rows of intervals) of the regimes of one backbone."""
+    labels, flat = _validate(y_true, [p for trainings in models.values() for p in trainings])
+    names, sizes = m.class_names(classes, flat[0]), _sizes(labels, flat[0].shape[1], options["groups"])
+    drawn, start, found, rows = replicates(labels, flat, TESTED, **options), 0, {}, []
+    for regime, trainings in models.items():
+        part = slice(start, start := start + len(trainings))
+        for metric in TESTED:
+            columns = np.array([m.COLUMNS[metric](labels, p) for p in flat[part]])
+            own = drawn[metric][:, part]
+            of_class, of_mean = FEWEST.get(metric, (0, 0))
+            draws = _macro(metric, own).mean(axis=1) + (0.0 if sizes.min() >= of_mean else np.nan)
+            found[regime, metric] = m.combine(metric, columns), draws
+            parts = [("", *found[regime, metric])]
+            for c, name in enumerate(names if metric in m.PER_CLASS else []):
+                few = 0.0 if sizes[c] >= of_class else np.nan
+                parts.append((name, columns[:, c], own[:, :, c].mean(axis=1) + few))
+            for name, points, draws in parts:
+                i = _interval(metric, points.mean(), _with_trainings(points, draws, rng))
+                rows.append((regime, metric, name, i.value, i.low, i.high, np.nan, 1, len(points)))
+        for metric, kind in FLOORS.items():
+            draws = np.mean([m.calibration_floor(p, kind).draws for p in flat[part]], axis=0)
+            i = _interval(metric, draws.mean(), draws)
+            found[regime, metric] = np.array([i.value]), draws
+            rows.append((regime, metric, "", i.value, i.low, i.high, np.nan, 1, len(trainings)))
+    return found, rows
+
+
+def _sizes(labels, n_classes, groups):
+    """Groups [classes] with images of each class, or of the other classes where those are fewer."""
+    member = np.arange(len(labels)) if groups is None else _group_numbers(groups, len(labels))
+    count = [[len(np.unique(member[(labels == c) == own])) for own in (True, False)] for c in range(n_classes)]
+    return np.min(count, axis=1)
+
+
+def _with_trainings(points, draws, rng):
+    """Replicates that also cover another training, from values [trainings] and replicates of their mean."""
+    n = len(points)
+    return draws if n == 1 else draws + rng.standard_t(n - 1, len(draws)) * np.std(points, ddof=1) / np.sqrt(n)
+
+
+def _minus(a, b, rng):
+    """(differences [trainings], replicates) of two estimates; trainings go in pairs if there are as many of both."""
+    if len(a[0]) == len(b[0]):
+        return (points := a[0] - b[0]), _with_trainings(points, a[1] - b[1], rng)
+    return a[0].mean(keepdims=True) - b[0].mean(), _with_trainings(*a, rng) - _with_trainings(*b, rng)
+
+
+def _mean_of(parts):
+    return np.mean([draws for _, draws in parts], axis=0)
+
+
+def _difference_row(backbone, a, b, metric, points, draws, n_models):
+    d = difference(metric, float(points.mean()), draws)
+    numbers = d.delta, d.low, d.high, d.p_value, d.p_equation3
+    return backbone, a, b, metric, len(draws), *numbers, n_models, len(points)
+
+
+def with_holm(differences):
+    """The frame of differences with `p_holm`: Holm's correction of `p_value`.
+
+    A family is all comparisons of one metric, in all datasets; those pooled over backbones, and those with a simulated
+    model (a method such as `ptq-fbgemm.fake-quant`), are families of their own.
+    """
+    simulated = differences["method_a"].str.contains(".", regex=False) | differences["method_b"].str.contains(
+        ".", regex=False
+    )
+    family = [differences["metric"], differences["backbone"].eq("all"), simulated]
+    adjusted = differences.groupby(family)["p_value"].transform(lambda p: holm(p.to_numpy()))
+    return differences.assign(p_holm=adjusted)
+
+
+def connected(image_id, *memberships):
+    """Group number [n] of each image: images that share an entry of any membership are one group.
+
+    `memberships`: arrays [n] such as lesion or patient identifiers, or DataFrames with the columns `image_id` and
+    `group_id` (as `medq.datasets.audit` returns: near-duplicates). Groups that overlap are joined.
+    """
+    import pandas as pd
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    place = pd.Series(np.arange(len(image_id)), index=np.asarray(image_id))
+    images, groups, start = [place.to_numpy()], [place.to_numpy()], len(place)
+    for member in memberships:
+        if isinstance(member, pd.DataFrame):
+            rows = member[member["image_id"].isin(place.index)]
+            at, of = place[rows["image_id"]].to_numpy(), pd.factorize(rows["group_id"])[0]
+        else:
+            at, of = place.to_numpy(), _group_numbers(member, len(place))
+        images.append(at), groups.append(of + start)
+        start += int(of.max(initial=-1)) + 1
+    images, groups = np.concatenate(images), np.concatenate(groups)
+    edges = coo_array((np.ones(len(images)), (images, len(place) + groups)), shape=2 * [len(place) + start])
+    return connected_components(edges, directed=False)[1][: len(place)]
 
 
 def holm(p_values):
     """Holm's step-down correction over a family of comparisons: adjusted p-values in the order given.
 
-    NaN (a comparison that could not be made) stays NaN and does not count in the family. Raises ValueError for what
-    is not a list of probabilities.
+    NaN (a comparison that could not be made) stays NaN and does not count in the family. Raises ValueError for
+    anything but a list of probabilities.
     """
     p_values = m.array("p_values", p_values).astype(np.float64)
     if p_values.ndim != 1:
@@ -196,34 +310,51 @@ def holm(p_values):
 def replicates(y_true, models, metrics, *, n_resamples=10_000, groups=None, seed=42, threads=None):
     """Metrics of several models [n, classes] on the same resamples: {metric: [n_resamples, models, columns]}.
 
-    Columns are classes, or one for a metric without values per class; `medq.metrics.combine` makes one
-    number of them. The other functions here are built on this one.
+    Columns are classes, or one for a metric without values per class. All other functions are built on this one.
     """
     labels, models = _validate(y_true, models)
     if threads is not None:
         m.check_count("threads", threads)
-    plans = {m.known_metric(metric): [_plan(metric, labels, probs) for probs in models] for metric in metrics}
+    for metric in metrics:
+        if m.known_metric(metric) not in TESTED:
+            raise ValueError(f"{metric} has no bootstrap interval or test; metrics that have: {', '.join(TESTED)}.")
     draw, n_chunks = _drawing(len(labels), n_resamples, groups, seed)
-    classes = models[0].shape[1]
-    values = {
-        metric: np.empty((n_chunks * LANES, len(models), classes if metric in m.PER_CLASS else 1)) for metric in plans
-    }
+    n_classes = models[0].shape[1]
+    ranked = [_sweeps(labels, probs) for probs in models] if set(metrics) & set(RANKED) else []
+    scores = [_image_scores(labels, probs) for probs in models] if set(metrics) - set(RANKED) else []
+    width = {metric: n_classes if metric in m.PER_CLASS else 1 for metric in metrics}
+    values = {metric: np.empty((n_chunks * LANES, len(models), width[metric])) for metric in metrics}
 
     def work(chunk):
-        counts = draw(chunk)
-        totals = counts.sum(axis=0, dtype=np.float64)
-        for metric, evaluations in plans.items():
-            for k, evaluate in enumerate(evaluations):
-                values[metric][chunk * LANES : (chunk + 1) * LANES, k] = evaluate(counts, totals).T
+        counts, lanes = draw(chunk), slice(chunk * LANES, (chunk + 1) * LANES)
+        for k, sweeps in enumerate(ranked):
+            areas = np.empty((n_classes, 2, LANES))
+            for sweep, out in zip(sweeps, areas):
+                _areas(counts, counts.sum(axis=0, dtype=np.float64), *sweep, out)
+            for area, metric in enumerate(RANKED):
+                if metric in values:
+                    values[metric][lanes, k] = areas[:, area].T
+        weights = counts.T / counts.sum(axis=0, dtype=np.float64)[:, None] if scores else None
+        for k, columns in enumerate(scores):  # one product for each model, so that equal models have equal values
+            found = weights @ columns
+            for metric, part in (("brier", slice(-2)), ("nll", slice(-2, -1)), ("accuracy", slice(-1, None))):
+                if metric in values:
+                    values[metric][lanes, k] = found[:, part]
 
-    # kernels and draws release the interpreter lock
+    # kernels, draws and products release the interpreter lock
     with ThreadPoolExecutor(threads or _processors()) as pool:
         list(pool.map(work, range(n_chunks)))
     return {metric: array[:n_resamples] for metric, array in values.items()}
 
 
+def _image_scores(labels, probs):
+    """Squared error of each class, negative log-likelihood and correctness of each image [n, classes + 2]."""
+    squares = (probs - np.eye(probs.shape[1])[labels]) ** 2
+    return np.column_stack([squares, m.image_nll(labels, probs), probs.argmax(axis=1) == labels])
+
+
 def resample_counts(n, n_resamples, *, groups=None, seed=42):
-    """The resamples that all functions here use, one by one: how often each image is in it, uint8 [n]."""
+    """The resamples that all functions here use, one after the other: how often each image is in it, uint8 [n]."""
     m.check_count("n", n)
     draw, n_chunks = _drawing(n, n_resamples, groups, seed)
     return (counts for chunk in range(n_chunks) for counts in draw(chunk).T[: n_resamples - chunk * LANES])
@@ -246,47 +377,11 @@ def _validate(y_true, models):
     return checked[0][0], [probs for _, probs in checked]
 
 
-def _evaluate(y_true, models, metric, **options):
-    """Replicates [n_resamples, models] and values [models] of one metric."""
-    labels, models = _validate(y_true, models)
-    values = replicates(labels, models, [metric], **options)[metric]
-    points = np.array([m.combine(metric, m.COLUMNS[metric](labels, probs)) for probs in models])
-    return m.combine(metric, values), points
-
-
-def percentile_interval(metric, value, replicate):
-    """The Interval of a value whose replicates [n_resamples] are at hand already, as `interval` gives it."""
-    defined = replicate[~np.isnan(replicate)]
-    low, high = _percentiles(defined)
-    bias = _bias(defined, value)
-    if metric in RECENTRED:
-        low, high = np.maximum(low - bias, 0.0), np.maximum(high - bias, 0.0)
-    return Interval(metric, value, float(low), float(high), bias, len(defined), replicate)
-
-
-def _bias(defined, value):
-    return float(defined.mean() - value) if len(defined) else np.nan
-
-
 def _percentiles(defined):
     if not len(defined):
         return np.nan, np.nan
     low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
-
-
-def _p_value(defined):
-    """Equation 3."""
-    if not len(defined):
-        return np.nan
-    return min(1.0, 2 * min(float(np.mean(defined >= 0)), float(np.mean(defined < 0))))
-
-
-def _p_conservative(defined):
-    if not len(defined):
-        return np.nan
-    extreme = min(np.sum(defined >= 0), np.sum(defined <= 0))
-    return min(1.0, 2 * (1 + float(extreme)) / (1 + len(defined)))
 
 
 def _processors():
@@ -336,23 +431,11 @@ def _group_numbers(groups, n):
     return numbers
 
 
-# Plans: sort once per model, and return a function (counts [n, LANES], totals [LANES]) -> [columns, LANES]
+# Kernels: images are sorted once per model
 
 
-def _plan(metric, labels, probs):
-    return PLANS[metric](labels, probs) if metric in PLANS else _one_by_one(metric, labels, probs)
-
-
-def _ranked(labels, probs, area):
-    sweeps = [_sweep(column, labels == c) for c, column in enumerate(probs.T)]
-
-    def evaluate(counts, totals):
-        areas = np.empty((len(sweeps), 2, LANES))
-        for sweep, out in zip(sweeps, areas):
-            _areas(counts, totals, *sweep, out)
-        return areas[:, area]
-
-    return evaluate
+def _sweeps(labels, probs):
+    return [_sweep(column, labels == c) for c, column in enumerate(probs.T)]
 
 
 def _sweep(score, positive):
@@ -367,77 +450,6 @@ def _sweep(score, positive):
     place = 3 * step + np.where(positive, 2, has_positive[group])
     ends = np.cumsum(np.bincount(place, minlength=3 * has_positive.sum()))[: 3 * has_positive.sum()]
     return np.argsort(place, kind="stable").astype(np.uint32), ends.reshape(-1, 3)
-
-
-def _binned(labels, probs, kind="one-vs-rest", squared=False):
-    """Calibration error: |error| summed over bins / n; `squared`, Brier's: error**2 / images in the bin."""
-    bins = [
-        (*_order_by(m.bin_index(probability)), probability - hit)
-        for probability, hit in m.calibration_events(labels, probs, kind)
-    ]
-
-    def evaluate(counts, totals):
-        gaps = np.empty((len(bins), m.N_BINS, LANES))
-        for (order, ends, error), out in zip(bins, gaps):
-            _sums(counts, order, ends, error, out)
-            if squared:
-                images = np.empty_like(out)
-                _sums(counts, order, ends, np.ones(len(order)), images)
-                out[:] = out**2 / np.maximum(images, 1)
-        return np.abs(gaps).sum(axis=1) / totals
-
-    return evaluate
-
-
-def _order_by(place):
-    ends = np.cumsum(np.bincount(place, minlength=m.N_BINS))
-    return np.argsort(place, kind="stable").astype(np.uint32), ends
-
-
-def _averaged(scores):
-    """Means over images of scores [n, columns]."""
-    order, ends = np.arange(len(scores), dtype=np.uint32), np.array([len(scores)])
-
-    def evaluate(counts, totals):
-        sums = np.empty((scores.shape[1], 1, LANES))
-        for score, out in zip(np.ascontiguousarray(scores.T), sums):
-            _sums(counts, order, ends, score, out)
-        return sums[:, 0] / totals
-
-    return evaluate
-
-
-def _squared_errors(labels, probs):
-    return _averaged((probs - np.eye(probs.shape[1])[labels]) ** 2)
-
-
-def _refinement(labels, probs):
-    whole, calibration = _squared_errors(labels, probs), _binned(labels, probs, squared=True)
-    return lambda counts, totals: whole(counts, totals) - calibration(counts, totals)
-
-
-def _one_by_one(metric, labels, probs):
-    def evaluate(counts, totals):
-        drawn = (np.repeat(np.arange(len(labels)), lane) for lane in counts.T)
-        return np.stack([m.COLUMNS[metric](labels[images], probs[images]) for images in drawn], axis=1)
-
-    return evaluate
-
-
-PLANS = {
-    "auroc": partial(_ranked, area=0),
-    "auprc": partial(_ranked, area=1),
-    "ece": _binned,
-    "ece_top_label": partial(_binned, kind="top-label"),
-    "brier": _squared_errors,
-    "brier_calibration": partial(_binned, squared=True),
-    "brier_refinement": _refinement,
-    "nll": lambda labels, probs: _averaged(m.image_nll(labels, probs)[:, None]),
-    "accuracy": lambda labels, probs: _averaged((probs.argmax(axis=1) == labels)[:, None].astype(np.float64)),
-}
-
-
-# Kernels
 
 
 def _compiled(function):
@@ -480,16 +492,3 @@ def _areas(counts, totals, order, ends, out):
     for r in range(LANES):
         out[0, r] = 1.0 - out[0, r] / (found[r] * (totals[r] - found[r]))
         out[1, r] /= found[r]
-
-
-@_compiled
-def _sums(counts, order, ends, weight, out):
-    """Sum of weight [n] x count over the images of each bin, [bins, LANES]; bins are stretches of `order`."""
-    out[:] = 0.0
-    start = 0
-    for b in range(ends.shape[0]):
-        for i in range(start, ends[b]):
-            image, factor, total = counts[order[i]], weight[order[i]], out[b]
-            for r in range(LANES):
-                total[r] += factor * image[r]
-        start = ends[b]

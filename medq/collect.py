@@ -31,8 +31,12 @@ PART = re.compile(
 )  # what a batch writes, by its path there
 SHARED = ("image_size", "weights", "subset", "deduplicate", "seed")  # never mixed within a result folder
 PAIRS = regimes.pairs()
-INTERVALS = ("auroc", "auprc", "ece", "ece_top_label", "brier", "accuracy")
-COMPARED = ("auprc", "auroc", "ece", "ece_top_label", "brier")
+SIMULATED = ".fake-quant"  # behind the name of a regime: its fake-quantized form, among the methods of bootstrap.csv
+COMPARED = (
+    *PAIRS,
+    *(tuple(r + SIMULATED * (r in regimes.INT8) for r in pair) for pair in PAIRS if set(pair) & set(regimes.INT8)),
+    *((regime + SIMULATED, regime) for regime in regimes.INT8),
+)
 LEAK = ("auroc", "auprc", "ece", "ece_top_label", "brier", "accuracy")
 
 
@@ -540,116 +544,71 @@ def _metrics(predictions):
 
 
 def _groups(data, dataset, image_id):
-    """What to resample in place of images (lesions), or None where every image stands for itself."""
+    """What to resample in place of images: groups (lesions) and near-duplicates of the audit, joined; None without any."""
+    import numpy as np
     import pandas as pd
+
+    from medq.bootstrap import connected
 
     if dataset not in data:
         return None
     folds = pd.read_csv(data[dataset].folder / "folds.csv", dtype=str, keep_default_na=False)
-    if folds["group"].is_unique:
-        return None
-    return folds.set_index("image_id")["group"].reindex(image_id).to_numpy()
+    audit = pd.read_csv(data[dataset].folder / "audit.csv", dtype={"image_id": str})
+    groups = connected(image_id, folds.set_index("image_id")["group"].reindex(image_id).to_numpy(), audit)
+    return groups if len(np.unique(groups)) < len(groups) else None
 
 
 def _resampled(predictions, data, parameters):
-    """Intervals of single models and paired differences, from the same resamples (section 3.5)."""
-    import pandas as pd
-
-    intervals, differences = [], []
-    for dataset in dict.fromkeys(key[0] for key in predictions):
-        models = {key[1:]: _pooled(frames) for key, frames in predictions.items() if key[0] == dataset}
-        kept = {}
-        for images, members in _by_images(models).items():
-            for regime, suffix in dict.fromkeys((regime, suffix) for _, regime, suffix in members):
-                chosen = {b: models[b, r, s] for b, r, s in members if (r, s) == (regime, suffix)}
-                rows, replicates = _intervals(chosen, _groups(data, dataset, images), parameters)
-                recipe, form = _form(regime, suffix)
-                if recipe == "default":
-                    intervals.append(rows.assign(dataset=dataset, regime=regime, form=form))
-                if not suffix:
-                    kept[images, regime] = replicates
-        differences += _differences(dataset, kept, parameters["bootstrap"]["resamples"])
-    intervals = pd.concat(intervals, ignore_index=True) if intervals else pd.DataFrame()
-    if len(intervals):  # a mean belongs to the set of images that most backbones were evaluated on
-        means = intervals[intervals["backbone"] == "mean"].sort_values("size", ascending=False, kind="stable")
-        means = means.drop_duplicates(["dataset", "regime", "form", "metric", "class"])
-        intervals = pd.concat([intervals[intervals["backbone"] != "mean"], means])
+    """intervals.csv and rows of bootstrap.csv: all regimes and forms of a dataset on the same images (section 3.5)."""
+    models = {
+        (dataset, backbone, regime + suffix): _pooled(frames)
+        for (dataset, backbone, regime, suffix), frames in predictions.items()
+        if suffix in ("", SIMULATED)
+    }
+    intervals, differences = _tables(models, COMPARED, data, parameters)
+    if len(intervals):
+        simulated = intervals["regime"].str.endswith(SIMULATED)
+        intervals["regime"] = intervals["regime"].str.removesuffix(SIMULATED)
+        intervals["form"] = ["fake-quant" if s else _form(r, "")[1] for r, s in zip(intervals["regime"], simulated)]
         intervals = intervals.sort_values(["dataset", "regime", "form"], kind="stable")
-    return intervals, _with_holm(pd.DataFrame(differences, columns=_files()["bootstrap.csv"]))
+    return intervals, differences
 
 
-def _by_images(models):
-    """Models that were evaluated on the same images: {image ids: [(backbone, regime, suffix)]}."""
-    found = {}
-    for key, frame in models.items():
-        found.setdefault(tuple(frame["image_id"]), []).append(key)
-    return found
-
-
-def _intervals(chosen, groups, parameters):
-    """(rows of intervals.csv, {metric: (replicates [resamples, models], values [models], backbones)}) of one regime."""
+def _tables(models, pairs, data, parameters):
+    """`medq.bootstrap.tables` of models {(dataset, backbone, method): predictions}, and Holm's correction."""
     import numpy as np
     import pandas as pd
 
-    from medq import bootstrap, metrics
-
-    labels, _, classes = _arrays(next(iter(chosen.values())))
-    probabilities = [_arrays(frame)[1].astype(np.float64) for frame in chosen.values()]
-    values = bootstrap.replicates(
-        labels,
-        probabilities,
-        INTERVALS,
-        n_resamples=parameters["bootstrap"]["resamples"],
-        groups=groups,
-        seed=parameters["seed"],
-    )
-    rows, kept = [], {}
-    for metric in INTERVALS:
-        points = np.array([metrics.COLUMNS[metric](labels, p) for p in probabilities])
-        macro, replicates = metrics.combine(metric, points), metrics.combine(metric, values[metric])
-        kept[metric] = replicates, macro, tuple(chosen)
-        parts = [("", macro, replicates)]
-        if metric in metrics.PER_CLASS:
-            parts += [(name, points[:, c], values[metric][:, :, c]) for c, name in enumerate(classes)]
-        for name, point, replicate in parts:
-            spread = float(np.std(point, ddof=1)) if len(point) > 1 else np.nan
-            alone = [(b, point[k], replicate[:, k], np.nan) for k, b in enumerate(chosen)]
-            for backbone, value, draws, std in [*alone, ("mean", point.mean(), replicate.mean(axis=1), spread)]:
-                i = bootstrap.percentile_interval(metric, float(value), draws)
-                rows.append((backbone, metric, name, i.value, i.low, i.high, std, len(point)))
-    return pd.DataFrame(
-        rows, columns=["backbone", "metric", "class", "value", "low", "high", "between_std", "size"]
-    ), kept
-
-
-def _differences(dataset, kept, resamples):
-    """Rows of bootstrap.csv for one dataset: each pair of regimes, per backbone and over all that have both."""
     from medq import bootstrap
 
-    rows, pooled = [], {}
-    for images in dict.fromkeys(images for images, _ in kept):
-        for a, b in PAIRS:
-            if (images, a) not in kept or (images, b) not in kept:
-                continue
-            for metric in COMPARED:
-                (values_a, points_a, names_a), (values_b, points_b, names_b) = (
-                    kept[images, regime][metric] for regime in (a, b)
-                )
-                both = [name for name in names_a if name in names_b]
-                i, j = [names_a.index(n) for n in both], [names_b.index(n) for n in both]
-                for k, name in enumerate(both):
-                    found = bootstrap.difference(
-                        metric,
-                        values_a[:, i[k : k + 1]],
-                        values_b[:, j[k : k + 1]],
-                        points_a[i[k : k + 1]],
-                        points_b[j[k : k + 1]],
-                    )
-                    rows.append(_difference_row(dataset, name, a, b, found, resamples))
-                if both and len(both) > pooled.get((a, b, metric), (0, None))[0]:
-                    found = bootstrap.difference(metric, values_a[:, i], values_b[:, j], points_a[i], points_b[j])
-                    pooled[a, b, metric] = len(both), _difference_row(dataset, "all", a, b, found, resamples)
-    return rows + [row for _, row in pooled.values()]
+    alike, found = {}, [[], []]  # models of a dataset that were evaluated on the same images
+    for key, frame in models.items():
+        trainings = [part for _, part in frame.groupby("seed", sort=False)] if "seed" in frame else [frame]
+        alike.setdefault((key[0], tuple(trainings[0]["image_id"])), {})[key[1:]] = trainings
+    for (dataset, images), chosen in alike.items():
+        labels, _, classes = _arrays(next(iter(chosen.values()))[0])
+        made = bootstrap.tables(
+            labels,
+            {key: np.stack([_arrays(part)[1] for part in trainings]) for key, trainings in chosen.items()},
+            pairs,
+            classes=classes,
+            groups=_groups(data, dataset, images),
+            n_resamples=parameters["bootstrap"]["resamples"],
+            seed=parameters["seed"],
+        )
+        for frames, frame in zip(found, made):
+            frames.append(frame.assign(dataset=dataset))
+    intervals, differences = (
+        _of_most_models(pd.concat(frames, ignore_index=True)) if frames else pd.DataFrame() for frames in found
+    )
+    return intervals, bootstrap.with_holm(differences) if len(differences) else differences
+
+
+def _of_most_models(frame):
+    """Where backbones were evaluated on different images, a mean is over the images that most backbones share."""
+    keys = [c for c in ("dataset", "backbone", "regime", "method_a", "method_b", "metric", "class") if c in frame]
+    first = frame.sort_values("n_models", ascending=False, kind="stable").drop_duplicates(keys).index
+    return frame.loc[sorted(first)]
 
 
 def _peers(taken):
@@ -668,69 +627,13 @@ def _peers(taken):
 
 
 def _peer_differences(peers, data, parameters):
-    """Rows of bootstrap.csv: every runtime against `PEER_REFERENCE`, which runs the same checkpoint; a family of their own."""
-    import pandas as pd
-
-    from medq import bootstrap, metrics
+    """Rows of bootstrap.csv: every runtime against `PEER_REFERENCE`, which runs the same checkpoint; families of their own."""
     from medq.results import PEER_REFERENCE
 
-    rows = []
-    for dataset, backbone in dict.fromkeys(key[:2] for key in peers):
-        frames = {r: frame for (d, b, r), frame in peers.items() if (d, b) == (dataset, backbone)}
-        if PEER_REFERENCE not in frames:
-            continue
-        images = frames[PEER_REFERENCE]["image_id"]
-        frames = {r: frame for r, frame in frames.items() if frame["image_id"].equals(images)}
-        labels = frames[PEER_REFERENCE]["label"].to_numpy()
-        arrays = [_arrays(frame)[1].astype(float) for frame in frames.values()]
-        values = bootstrap.replicates(
-            labels,
-            arrays,
-            COMPARED,
-            n_resamples=parameters["bootstrap"]["resamples"],
-            groups=_groups(data, dataset, images),
-            seed=parameters["seed"],
-        )
-        names = list(frames)
-        a = names.index(PEER_REFERENCE)
-        for metric in COMPARED:
-            draws = metrics.combine(metric, values[metric])
-            points = metrics.combine(metric, [metrics.COLUMNS[metric](labels, p) for p in arrays])
-            for b in (k for k in range(len(names)) if k != a):
-                found = bootstrap.difference(metric, draws[:, [a]], draws[:, [b]], points[[a]], points[[b]])
-                rows.append(
-                    _difference_row(
-                        dataset, backbone, PEER_REFERENCE, names[b], found, parameters["bootstrap"]["resamples"]
-                    )
-                )
-    return _with_holm(pd.DataFrame(rows, columns=_files()["bootstrap.csv"]))
-
-
-def _difference_row(dataset, backbone, a, b, found, resamples):
-    return (
-        dataset,
-        backbone,
-        a,
-        b,
-        found.metric,
-        resamples,
-        found.delta,
-        found.low,
-        found.high,
-        found.p_value,
-        float("nan"),
-    )
-
-
-def _with_holm(frame):
-    """Holm's correction; a family is all comparisons of one metric, those pooled over backbones apart."""
-    from medq.bootstrap import holm
-
-    for metric in frame["metric"].unique():
-        for pooled in (True, False):
-            family = (frame["metric"] == metric) & (frame["backbone"].eq("all") == pooled)
-            frame.loc[family, "p_holm"] = holm(frame.loc[family, "p_value"])
-    return frame
+    pairs = [
+        (PEER_REFERENCE, runtime) for runtime in dict.fromkeys(key[2] for key in peers) if runtime != PEER_REFERENCE
+    ]
+    return _tables(peers, pairs, data, parameters)[1]
 
 
 def _decisions(predictions):

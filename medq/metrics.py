@@ -1,14 +1,16 @@
 """Discrimination, calibration and decision metrics (section 2.7): pure functions of labels and probabilities.
 
 Every function takes the truth first: `y_true` holds integer labels [n], `y_prob` probabilities [n, classes],
-one row per image, columns in label order. All is computed in float64. `validate` says what is refused.
+one row per image, columns in label order. All computations use float64. `validate` lists what is rejected.
 
-**What is undefined is NaN.** AUROC of a class needs an image of it and an image of another class, AUPRC an
-image of it. A macro average is the mean over the classes for which the metric is defined, and NaN where it is
+**Undefined values are NaN.** The AUROC of a class needs an image of it and an image of another class, its AUPRC an
+image of it. A macro average is the mean over the classes for which the metric is defined, and NaN if it is
 defined for none. Calibration errors and Brier scores are defined for every class, even one without images.
 
-**Bins** of equal width are closed on the right, (lower, upper], as in Guo et al. (2017); a probability of
-exactly 0 belongs to the first bin. Edges are the float64 numbers k / n_bins.
+**Bins of equal width** are closed on the right, (lower, upper], as in Guo et al. (2017); a probability of
+exactly 0 belongs to the first bin. Edges are the float64 numbers k / n_bins. **Bins of equal mass** are cut by rank,
+so that each holds about n / n_bins images; images of equal probability share a bin (by their mean rank), so that the
+order of the images does not matter.
 """
 
 from functools import partial
@@ -17,14 +19,25 @@ from typing import NamedTuple
 import numpy as np
 
 N_BINS = 15
+
 TOLERANCE = 1e-3  # a row of float16 probabilities, each rounded to nearest, sums to 1 within 2**-11
 
 
 class BrierDecomposition(NamedTuple):
-    """Classwise parts of the Brier score, [classes] each; together they add up to it."""
+    """Classwise parts of the Brier score, [classes] each: Brier = reliability - resolution + uncertainty."""
 
-    calibration: np.ndarray
-    refinement: np.ndarray
+    reliability: np.ndarray
+    resolution: np.ndarray
+    uncertainty: np.ndarray
+
+
+class CalibrationFloor(NamedTuple):
+    """Binned ECE of a perfectly calibrated model: mean, 2.5th and 97.5th percentile, and the draws [n_draws]."""
+
+    mean: float
+    low: float
+    high: float
+    draws: np.ndarray
 
 
 class ReliabilityCurve(NamedTuple):
@@ -38,11 +51,11 @@ class ReliabilityCurve(NamedTuple):
 
 
 def validate(y_true, y_prob):
-    """Return (labels int64 [n], probabilities float64 [n, classes]), or raise ValueError with a sentence.
+    """Return (labels int64 [n], probabilities float64 [n, classes]); ValueError for anything else.
 
-    Refused are shapes that do not match, ragged rows, no image or fewer than two classes, labels that are not integers or
-    not in 0 .. classes - 1, and probabilities that are not finite, lie outside 0 .. 1 or do not sum to 1 in a
-    row. A row may miss 1 by 1e-3, which float16 and float32 rounding need; it is not normalised again.
+    Rejected are mismatched shapes, ragged rows, no image, fewer than two classes, labels that are not integers in
+    0 .. classes - 1, and probabilities that are not finite, lie outside 0 .. 1 or do not sum to 1 in each row. A row
+    sum may differ from 1 by 1e-3, which float16 rounding needs; rows are not renormalised.
     """
     labels, probs = array("y_true", y_true), array("y_prob", y_prob)
     if probs.ndim != 2 or probs.shape[1] < 2:
@@ -72,7 +85,7 @@ def validate(y_true, y_prob):
 
 
 def array(name, value):
-    """`value` as a NumPy array, or ValueError with a sentence where its rows differ in length."""
+    """`value` as a NumPy array; ValueError if its rows differ in length."""
     try:
         return np.asarray(value)
     except ValueError:
@@ -80,7 +93,7 @@ def array(name, value):
 
 
 def check_count(name, value):
-    """Raise ValueError with a sentence unless `value` is a whole number from 1 up."""
+    """Raise ValueError unless `value` is a positive integer (a bool is not one)."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise ValueError(f"{name} must be a whole number from 1 up, but is {value!r}.")
 
@@ -91,7 +104,7 @@ def _refuse_rows(wrong, what):
 
 
 def defined_mean(values):
-    """Mean over the last axis of the values that are not NaN; NaN where none is left."""
+    """Mean over the last axis, ignoring NaN; NaN if all values are."""
     values = np.asarray(values, dtype=np.float64)
     defined = ~np.isnan(values)
     total, count = np.where(defined, values, 0.0).sum(axis=-1), defined.sum(axis=-1)
@@ -109,14 +122,14 @@ def auroc(y_true, y_prob):
 def auprc(y_true, y_prob):
     """Macro one-vs-rest area under the precision-recall curve (section 2.7).
 
-    It is average precision: precision times the step in recall, summed over the distinct scores, without
+    This is average precision: precision times the step in recall, summed over the distinct scores, without
     interpolation.
     """
     return float(defined_mean(_auprc(*validate(y_true, y_prob))))
 
 
 def accuracy(y_true, y_prob):
-    """Share of images whose most probable class is the true one; of equals the first counts."""
+    """Share of images whose most probable class is the true one; ties go to the first class."""
     return float(_accuracy(*validate(y_true, y_prob))[0])
 
 
@@ -158,22 +171,75 @@ def _accuracy(labels, probs):
 
 
 def expected_calibration_error(y_true, y_prob, n_bins=N_BINS, kind="one-vs-rest"):
-    """Expected calibration error over equal-width bins (section 2.7; Guo et al., 2017).
+    """Binned ECE: expected calibration error over equal-width bins (section 2.7; Guo et al., 2017).
 
-    It is the mean over bins, weighted by their images, of |mean probability - observed frequency|. `kind`:
-    `one-vs-rest` compares each class's probability with whether the image is of that class, and averages over
-    classes (the paper's text); `top-label` compares the largest probability with whether its class is right.
+    The mean over bins, weighted by their images, of |mean probability - observed frequency|. `kind`:
+    `one-vs-rest` compares the probability of each class with whether the image is of that class, and averages over
+    classes (the paper's text); `top-label` compares the largest probability with whether its class is correct.
+    The estimator is biased upwards at finite n: a perfectly calibrated model has a positive value
+    (`calibration_floor`), and a real difference between two models is shrunk. `squared_calibration_error` is not.
     """
     return float(defined_mean(_ece(*validate(y_true, y_prob), n_bins, kind)))
 
 
 def adaptive_calibration_error(y_true, y_prob, n_bins=N_BINS):
-    """One-vs-rest calibration error over bins of equal mass, averaged over classes (Nixon et al., 2019).
-
-    Bins are cut by rank, so that each holds about n / n_bins images. Images of equal probability share a bin
-    (by their mean rank), so that the order of the images does not matter.
-    """
+    """One-vs-rest calibration error over bins of equal mass, averaged over classes (Nixon et al., 2019)."""
     return float(defined_mean(_adaptive_ece(*validate(y_true, y_prob), n_bins)))
+
+
+def squared_calibration_error(y_true, y_prob, n_bins=N_BINS):
+    """Debiased squared calibration error, one-vs-rest over bins of equal mass, mean over classes.
+
+    The squared gap of a bin is estimated by the mean of d_i d_j over its pairs of different images, with
+    d = probability - outcome, so that noise does not add to it. This is the debiased estimator of Kumar et al.
+    (2019, marginal calibration error), the bias-corrected reliability of Ferro and Fricker (2012), and the unbiased
+    kernel estimator of Widmann et al. (2019) whose kernel is "in the same bin". It can be negative for a
+    well-calibrated model. Its square root, where positive, is on the scale of the ECE.
+    `medq.bootstrap.calibration_interval` gives its interval. Pairs need two images; a bin of one counts as 0.
+    """
+    return float(defined_mean(_ce2(*validate(y_true, y_prob), n_bins)))
+
+
+def calibration_floor(y_prob, kind="one-vs-rest", *, n_bins=N_BINS, n_draws=1000, seed=42):
+    """Binned ECE that a perfectly calibrated model with these probabilities shows: a CalibrationFloor.
+
+    Labels are drawn `n_draws` times from the model's own probabilities [n, classes], so that every value above 0 is
+    the estimator's bias and noise at this number of images.
+    """
+    errors = [
+        np.abs(hits - bin_sums).sum(axis=1) / len(y_prob)
+        for hits, bin_sums, _ in _calibrated_draws(y_prob, kind, n_bins, n_draws, seed)
+    ]
+    draws = np.mean(errors, axis=0)
+    return CalibrationFloor(float(draws.mean()), *map(float, np.quantile(draws, [0.025, 0.975])), draws)
+
+
+def consistency_band(y_prob, kind="top-label", *, n_bins=N_BINS, n_draws=1000, seed=42):
+    """Where a calibrated model's bins of a reliability diagram would lie: (low, high) of the observed frequency.
+
+    The 2.5th and 97.5th percentiles of each bin over labels drawn from the model's own probabilities (Bröcker and
+    Smith, 2007), [bins], or [classes, bins] for one-vs-rest; NaN where a bin is empty.
+    """
+    bands = [
+        np.quantile(np.where(count, hits / np.maximum(count, 1), np.nan), [0.025, 0.975], axis=0)
+        for hits, _, count in _calibrated_draws(y_prob, kind, n_bins, n_draws, seed)
+    ]
+    low, high = np.array(bands if kind == "one-vs-rest" else bands[0]).swapaxes(0, -2)
+    return low, high
+
+
+def _calibrated_draws(y_prob, kind, n_bins, n_draws, seed):
+    """Per event: hits in each bin [n_draws, bins], the bins' sums of probabilities and numbers of images [bins]."""
+    check_count("n_draws", n_draws)
+    _, probs = validate(np.zeros(len(y_prob), dtype=int), y_prob)
+    cumulated = np.cumsum(probs, axis=1)
+    uniform = np.random.default_rng(seed).random((n_draws, len(probs))) * cumulated[:, -1]
+    drawn = (uniform[:, :, None] >= cumulated[:, :-1]).sum(axis=2, dtype=np.int16)
+    top = probs.argmax(axis=1)
+    for c, (probability, _) in enumerate(calibration_events(top, probs, kind)):
+        member = np.eye(n_bins)[bin_index(probability, n_bins)]
+        hit = drawn == (top if kind == "top-label" else c)
+        yield hit @ member, probability @ member, member.sum(axis=0)
 
 
 def brier_score(y_true, y_prob):
@@ -182,21 +248,22 @@ def brier_score(y_true, y_prob):
 
 
 def brier_decomposition(y_true, y_prob, n_bins=N_BINS):
-    """Split the Brier score of each class into calibration + refinement over equal-width bins, exactly.
+    """Murphy's (1973) decomposition of the Brier score of each class over equal-width bins.
 
-    Within a bin the mean squared error is the mean error squared (calibration: what shifting the bin's
-    probabilities would mend) plus the error's variance (refinement: what is left). Where the images of a bin
-    share one probability, refinement is observed frequency x (1 - observed frequency), as in Murphy (1973).
+    Reliability is the mean squared gap between a bin's mean probability and its observed frequency, uncertainty
+    the prevalence x (1 - prevalence). Resolution is the generalised one of Stephenson et al. (2008), which includes
+    the variation within bins, so that Brier = reliability - resolution + uncertainty holds exactly.
     """
     labels, probs = validate(y_true, y_prob)
-    return BrierDecomposition(_brier_calibration(labels, probs, n_bins), _brier_refinement(labels, probs, n_bins))
+    parts = _reliability(labels, probs, n_bins), _uncertainty(labels, probs)
+    return BrierDecomposition(parts[0], parts[0] + parts[1] - _brier(labels, probs), parts[1])
 
 
 def negative_log_likelihood(y_true, y_prob):
     """Mean of -ln(probability of the true class), in nats.
 
-    A probability below float64's epsilon (2.2e-16), 0 among them, counts as that, as in scikit-learn's
-    log_loss: no image counts for more than 36.04.
+    Probabilities are clipped at float64's epsilon (2.2e-16), as in scikit-learn's log_loss, so that no image
+    contributes more than 36.04.
     """
     return float(_nll(*validate(y_true, y_prob))[0])
 
@@ -229,7 +296,7 @@ def _edges(n_bins):
 
 
 def calibration_events(labels, probs, kind):
-    """What a kind of calibration compares, of validated arrays: pairs of probability [n] and hit [n]."""
+    """Pairs of probability [n] and outcome [n] that a kind of calibration compares; the arrays must be validated."""
     if kind == "one-vs-rest":
         return [(column, labels == c) for c, column in enumerate(probs.T)]
     if kind == "top-label":
@@ -250,13 +317,26 @@ def _ece(labels, probs, n_bins=N_BINS, kind="one-vs-rest"):
     )
 
 
-def _adaptive_ece(labels, probs, n_bins=N_BINS):
-    _edges(n_bins)  # refuses a wrong number of bins
+def mass_bins(probability, n_bins):
+    """Number of the equal-mass bin, 0 .. n_bins - 1, of each probability."""
+    check_count("n_bins", n_bins)
+    _, group, size = np.unique(probability, return_inverse=True, return_counts=True)
+    twice_middle = 2 * np.cumsum(size) - size  # of the ranks, in 0 .. n, that each distinct probability takes up
+    return (twice_middle * n_bins // (2 * len(probability)))[group]
 
+
+def _adaptive_ece(labels, probs, n_bins=N_BINS):
     def one(probability, hit):
-        _, group, size = np.unique(probability, return_inverse=True, return_counts=True)
-        twice_middle = 2 * np.cumsum(size) - size  # of each distinct probability's stretch of ranks in 0 .. n
-        return _calibration_error(probability, hit, (twice_middle * n_bins // (2 * len(hit)))[group])
+        return _calibration_error(probability, hit, mass_bins(probability, n_bins))
+
+    return _one_vs_rest(one, labels, probs)
+
+
+def _ce2(labels, probs, n_bins=N_BINS):
+    def one(probability, hit):
+        place, error = mass_bins(probability, n_bins), probability - hit
+        count, total, squares = (np.bincount(place, weights=w) for w in (np.ones(len(hit)), error, error**2))
+        return ((total**2 - squares) / np.maximum(count - 1, 1)).sum() / len(hit)
 
     return _one_vs_rest(one, labels, probs)
 
@@ -265,7 +345,7 @@ def _brier(labels, probs):
     return np.mean((probs - np.eye(probs.shape[1])[labels]) ** 2, axis=0)
 
 
-def _brier_calibration(labels, probs, n_bins=N_BINS):
+def _reliability(labels, probs, n_bins=N_BINS):
     def one(probability, hit):
         place = bin_index(probability, n_bins)
         error = np.bincount(place, weights=probability - hit, minlength=n_bins)
@@ -274,8 +354,9 @@ def _brier_calibration(labels, probs, n_bins=N_BINS):
     return _one_vs_rest(one, labels, probs)
 
 
-def _brier_refinement(labels, probs, n_bins=N_BINS):
-    return _brier(labels, probs) - _brier_calibration(labels, probs, n_bins)
+def _uncertainty(labels, probs):
+    prevalence = np.bincount(labels, minlength=probs.shape[1]) / len(labels)
+    return prevalence * (1 - prevalence)
 
 
 def image_nll(labels, probs):
@@ -289,42 +370,39 @@ def _nll(labels, probs):
 
 # By name
 
-METRICS = {
-    "auroc": auroc,
-    "auprc": auprc,
-    "ece": expected_calibration_error,
-    "ece_top_label": partial(expected_calibration_error, kind="top-label"),
-    "ece_adaptive": adaptive_calibration_error,
-    "brier": brier_score,
-    "brier_calibration": lambda y_true, y_prob: float(brier_decomposition(y_true, y_prob).calibration.sum()),
-    "brier_refinement": lambda y_true, y_prob: float(brier_decomposition(y_true, y_prob).refinement.sum()),
-    "nll": negative_log_likelihood,
-    "accuracy": accuracy,
-}
-# The columns [classes], or [1], that `combine` makes one number of; they take validated arrays.
+# Values per class [classes], or [1], of validated arrays; `combine` makes one number of them.
 COLUMNS = {
     "auroc": _auroc,
     "auprc": _auprc,
     "ece": _ece,
     "ece_top_label": partial(_ece, kind="top-label"),
     "ece_adaptive": _adaptive_ece,
+    "ce2": _ce2,
     "brier": _brier,
-    "brier_calibration": _brier_calibration,
-    "brier_refinement": _brier_refinement,
+    "brier_reliability": _reliability,
+    "brier_resolution": lambda y, p: _reliability(y, p) + _uncertainty(y, p) - _brier(y, p),
+    "brier_uncertainty": _uncertainty,
     "nll": _nll,
     "accuracy": _accuracy,
 }
-SUMMED = ("brier", "brier_calibration", "brier_refinement")
+SUMMED = tuple(name for name in COLUMNS if name.startswith("brier"))
 PER_CLASS = tuple(name for name in COLUMNS if name not in ("ece_top_label", "nll", "accuracy"))
 
 
 def combine(metric, columns):
-    """One number of a metric's columns [..., classes or 1]: sum for Brier, else mean of the defined."""
+    """One number from the values per class [..., classes or 1]: the sum for Brier, else the mean of the defined ones."""
     return np.sum(columns, axis=-1) if metric in SUMMED else defined_mean(columns)
 
 
+def _whole(y_true, y_prob, metric):
+    return float(combine(metric, COLUMNS[metric](*validate(y_true, y_prob))))
+
+
+METRICS = {name: partial(_whole, metric=name) for name in COLUMNS}  # name: function of (y_true, y_prob)
+
+
 def known_metric(metric):
-    """Return `metric` if METRICS has that name, or raise ValueError with a sentence that lists the names."""
+    """`metric`, if METRICS has that name; otherwise a ValueError that lists the names."""
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}: known are {', '.join(METRICS)}.")
     return metric
@@ -333,10 +411,10 @@ def known_metric(metric):
 def per_class(y_true, y_prob, metric="auprc"):
     """One-vs-rest values of a metric for each class [classes] (section 2.7, Table 3); NaN where undefined.
 
-    The macro value is the mean of the defined ones; for `brier` and its two parts it is the sum.
+    The macro value is the mean of the defined values, and the sum for `brier` and its parts.
     """
     if known_metric(metric) not in PER_CLASS:
-        raise ValueError(f"{metric} has no value per class; these have: {', '.join(PER_CLASS)}.")
+        raise ValueError(f"{metric} has no value per class; metrics that have one: {', '.join(PER_CLASS)}.")
     return COLUMNS[metric](*validate(y_true, y_prob))
 
 
@@ -356,30 +434,30 @@ def summary(y_true, y_prob, classes=None):
 
 
 def class_names(classes, probs):
-    """Names of the columns of `probs` as strings: `classes`, or 0, 1, ... without them."""
+    """Names of the columns of `probs` as strings: `classes`, by default 0, 1, ..."""
     names = [str(c) for c in (range(probs.shape[1]) if classes is None else classes)]
     if len(names) != probs.shape[1]:
         raise ValueError(f"{len(names)} class names were given for {probs.shape[1]} classes.")
     return names
 
 
-# Decisions: what becomes of an image when one model takes another's place
+# Decisions that change when one model replaces another
 
 
 def threshold_crossings(y_true, prob_reference, prob_other, *, sensitivity=0.95, thresholds=None, classes=None):
-    """What happens at a threshold fixed on the reference model (FP32) when the other (INT8) takes its place.
+    """Images that cross a threshold fixed on the reference model (FP32) when another (INT8) replaces it.
 
-    For each class an image is flagged where its probability is at least the threshold. `thresholds` (one
-    number, or one per class) are used as given; without them a class's threshold is the highest at which the
-    reference reaches `sensitivity` on these images. Chosen on the same images, it flatters the reference a
-    little; a threshold from other images judges both models alike.
+    An image is flagged for a class if its probability is at least the threshold. `thresholds` (one number, or one
+    per class) are used as given; by default the threshold of a class is the highest at which the reference reaches
+    `sensitivity` on these images. Chosen on the same images, it favours the reference slightly; a threshold from other
+    images treats both models alike.
 
-    Returns a DataFrame, one row per class: class, threshold, n, n_positive; the images that cross, by
+    Returns a DataFrame with one row per class: class, threshold, n, n_positive; the images that cross, by
     direction and truth: up_positive (of the class, flagged by the other model only), up_negative (a new false
     alarm), down_positive (a silent miss), down_negative, and crossed, their sum; then sensitivity,
     specificity and prevalence (share flagged), each as _reference, _other and _shift (other - reference).
-    Undefined is NaN: sensitivity without an image of the class, specificity without another, all without a
-    threshold.
+    Undefined values are NaN: sensitivity without an image of the class, specificity without an image of another,
+    everything without a threshold.
     """
     import pandas as pd
 

@@ -30,16 +30,18 @@ ENGINES = regimes.ENGINES
 METRICS = {
     "auroc": "ROC-AUC",
     "auprc": "AUPRC",
-    "ece": "ECE",
-    "ece_top_label": "ECE (top label)",
+    "ece": "Binned ECE",
+    "ece_top_label": "Binned ECE (top label)",
     "brier": "Brier",
     "accuracy": "Accuracy",
-    "ece_adaptive": "ECE (equal mass)",
+    "ece_adaptive": "Binned ECE (equal mass)",
+    "ce2": "Squared calibration error (debiased)",
     "nll": "Negative log-likelihood",
-    "brier_calibration": "Brier: calibration",
-    "brier_refinement": "Brier: refinement",
+    "brier_reliability": "Brier: reliability",
+    "brier_resolution": "Brier: resolution",
+    "brier_uncertainty": "Brier: uncertainty",
 }
-LOWER_IS_BETTER = {"ece", "ece_top_label", "ece_adaptive", "brier", "nll", "brier_calibration", "brier_refinement"}
+LOWER_IS_BETTER = {"ece", "ece_top_label", "ece_adaptive", "ce2", "brier", "nll", "brier_reliability"}
 
 # File -> columns. This is the one place that defines the tidy files. Columns in KEYS are text and must be
 # there, as must those in NEEDED; the others are numbers (or text where named in TEXT) and read as missing where
@@ -51,11 +53,12 @@ SCHEMA = {
     for file, columns in {
         "cells.csv": "dataset backbone regime fold status reason train_seconds epochs engine_agrees engine_note",
         "metrics.csv": "dataset backbone regime recipe form fold metric class value",
-        "intervals.csv": "dataset backbone regime form metric class value low high between_std",
+        "intervals.csv": "dataset backbone regime form metric class value low high between_std n_models trainings",
         "latency.csv": "dataset backbone regime baseline engine device batch_size threads n_batches mean_ms p50_ms p50_low "
         "p50_high p90_ms p99_ms p99_low p99_high throughput convert_seconds size_mb",
         "latency_raw.parquet": "dataset backbone regime baseline batch_size batch ms",
-        "bootstrap.csv": "dataset backbone method_a method_b metric n_resamples delta_pp low_pp high_pp p_value p_holm",
+        "bootstrap.csv": "dataset backbone method_a method_b metric n_resamples delta_pp low_pp high_pp p_value p_equation3 p_holm "
+        "n_models trainings",
         "calibration_size.csv": "dataset backbone regime fold n_calibration subset auprc",
         "ablation.csv": "dataset backbone recipe engine run_engine fold form weights activations reduce_range fused "
         "training_mode normalised auprc auroc ece ece_top_label brier",

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from medq.bootstrap import TESTED
 from medq.results import SCHEMA, Results
 
 CLASSES = {
@@ -240,14 +241,16 @@ def _cell(folder, cell, dataset, world, wrong, predictions):
                     *key,
                     v,
                     max(0, v - 0.01),
-                    min(2, v + 0.01) if key[0] == "brier" else min(1, v + 0.01),
+                    v + 0.01 if key[0] in ("brier", "nll") else min(1, v + 0.01),
                     np.nan,
+                    1,
+                    1,
                 )
                 for key, v in values.items()
-                if key[0] not in ("accuracy", "nll")
+                if key[0] in TESTED
             ]
-            if form != "fake-quant":
-                out["scores"][cell] = values
+            out["intervals"].append((*cell, form, "ece_floor", "", 0.02, 0.01, 0.03, np.nan, 1, 1))
+            out["scores"][(*cell[:2], f"{regime}.fake-quant" if form == "fake-quant" else regime)] = values
         if predictions:
             target = folder / "predictions" / name / backbone
             target.mkdir(parents=True, exist_ok=True)
@@ -274,8 +277,10 @@ def _mean_intervals(intervals):
             "",
             r.mean,
             max(0, r.mean - 0.004),
-            min(1, r.mean + 0.004) if r.metric != "brier" else r.mean + 0.004,
+            r.mean + 0.004 if r.metric in ("brier", "nll") else min(1, r.mean + 0.004),
             r.std,
+            8,
+            1,
         )
         for r in mean.itertuples(index=False)
     ]
@@ -285,11 +290,15 @@ def _bootstrap(scores, named, backbones):
     pairs = [("fp32", "fp16")] + [
         (a, f"{b}-{e}") for a, b in (("fp32", "ptq"), ("fp32", "qat")) for e in ("fbgemm", "qnnpack")
     ]
-    pairs += [(f"ptq-{e}", f"qat-{e}") for e in ("fbgemm", "qnnpack")] + [("fp32-continued", "qat-fbgemm")]
+    pairs += [(f"ptq-{e}", f"qat-{e}") for e in ("fbgemm", "qnnpack")]
+    pairs += [(f"{k}-fbgemm", f"{k}-qnnpack") for k in ("ptq", "qat")]
+    pairs += [("fp32-continued", f"qat-{e}") for e in ("fbgemm", "qnnpack")]
+    pairs += [(a if "32" in a else f"{a}.fake-quant", f"{b}.fake-quant") for a, b in pairs[1:]]
+    pairs += [(f"{r}.fake-quant", r) for r in (f"{k}-{e}" for k in ("ptq", "qat") for e in ("fbgemm", "qnnpack"))]
     rows = []
     for name in named:
         for a, b in pairs:
-            for metric in ("auprc", "auroc", "ece", "brier"):
+            for metric in TESTED:
                 deltas = {
                     k: 100 * (scores[name, k, a][metric, ""] - scores[name, k, b][metric, ""])
                     for k in backbones
@@ -300,7 +309,8 @@ def _bootstrap(scores, named, backbones):
                 for who, delta in deltas.items():
                     half = 0.6 if who == "all" else 1.0
                     p = 0.0005 if abs(delta) > half else 0.4
-                    rows.append((name, who, a, b, metric, 2000, delta, delta - half, delta + half, p, min(1, p * 8)))
+                    n, ends = len(deltas) - 1 if who == "all" else 1, (delta - half, delta + half)
+                    rows.append((name, who, a, b, metric, 2000, delta, *ends, p, p, min(1, p * 8), n, 1))
     return rows
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn import config_context
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -67,7 +68,7 @@ def test_replicates_equal_the_loop_over_sklearn(metric, grouped, ties):
     assert result.delta == pytest.approx(difference(slice(None)))
 
 
-@pytest.mark.parametrize("metric", metrics.METRICS)
+@pytest.mark.parametrize("metric", bootstrap.TESTED)
 @pytest.mark.parametrize("ties", [False, True])
 def test_replicates_equal_the_metric_on_each_resample(metric, ties):
     """Every metric by name, each class and combined, among them a class that many resamples lack."""
@@ -144,26 +145,27 @@ def test_both_methods_see_the_same_resamples():
     assert (swapped.replicates == -result.replicates).all() and swapped.delta == -result.delta
 
 
-def test_equations_2_and_3_to_the_letter():
+def test_equations_2_and_3_to_the_letter_and_the_p_value_that_is_tested():
     for seed in range(5):
         labels, a, b, _ = two_models(seed=seed)
         result = bootstrap.paired_auprc(labels, a, b, n_resamples=200)
         at_least_0 = sum(1 for difference in result.replicates if difference >= 0) / 200
         below_0 = sum(1 for difference in result.replicates if difference < 0) / 200
-        assert result.p_value == min(1, 2 * min(at_least_0, below_0))
+        assert result.p_equation3 == min(1, 2 * min(at_least_0, below_0))
+        extreme = min(np.sum(result.replicates >= 0), np.sum(result.replicates <= 0))
+        assert result.p_value == min(1, 2 * (1 + extreme) / 201)
         assert (result.low, result.high) == pytest.approx(np.percentile(result.replicates, [2.5, 97.5]))
-        assert result.bias == pytest.approx(result.replicates.mean() - result.delta)
-    assert bootstrap._p_value(np.array([0.0, -1.0, 1.0, 2.0])) == 0.5  # 0 counts as not below
-    assert bootstrap._p_value(np.array([-1.0, 1.0])) == 1
+    tie = bootstrap.difference("auprc", 0.0, np.array([0.0, -1.0, 1.0, 2.0]))
+    assert tie.p_equation3 == 0.5 and tie.p_value == 1  # equation 3 counts 0 as not below
 
 
 def test_methods_that_agree_everywhere():
     labels, a, _, _ = two_models()
     result = bootstrap.paired_auprc(labels, a, a, n_resamples=RESAMPLES)
     assert (result.replicates == 0).all() and result.delta == result.low == result.high == 0
-    assert result.p_value == 0 and result.p_conservative == 1
+    assert result.p_equation3 == 0 and result.p_value == 1
     worst = bootstrap.paired_auprc(labels, a, softmax(np.zeros_like(a)), n_resamples=199)
-    assert worst.p_value == 0 and worst.p_conservative == pytest.approx(2 / 200)
+    assert worst.p_equation3 == 0 and worst.p_value == pytest.approx(2 / 200)
 
 
 def test_pooling_is_the_mean_over_pairs_on_the_same_resamples():
@@ -178,27 +180,25 @@ def test_pooling_is_the_mean_over_pairs_on_the_same_resamples():
     assert (stacked.replicates == pooled.replicates).all()
 
 
-def test_a_class_absent_from_a_resample():
+def test_a_resample_without_a_class_does_not_change_the_quantity():
+    """It is left out, so that every replicate is a mean over the same classes."""
     labels, a, b, _ = two_models(n=30, n_classes=3)
     labels[labels == 2] = 0
     labels[3] = 2
     absent = np.array([2 not in labels[i] for i in resampled(30)])
-    values = bootstrap.replicates(labels, [a], ["auprc", "auroc"], n_resamples=RESAMPLES)
-    for metric, replicate in values.items():
-        assert 0 < absent.sum() < RESAMPLES
-        assert (np.isnan(replicate[:, 0, 2]) == absent).all(), metric
-        assert not np.isnan(metrics.combine(metric, replicate)).any()
-    rows = bootstrap.intervals(labels, {"net": a}, ["auprc"], n_resamples=RESAMPLES)
-    rare = rows[(rows["class"] == "2") & (rows["backbone"] == "net")].iloc[0]
-    present = values["auprc"][~absent, 0, 2]
-    assert (rare["low"], rare["high"]) == pytest.approx(tuple(np.percentile(present, [2.5, 97.5])))
+    assert 0 < absent.sum() < RESAMPLES
+    result = bootstrap.interval(labels, a, "auprc", n_resamples=RESAMPLES)
+    assert (np.isnan(result.replicates) == absent).all() and result.n_defined == (~absent).sum()
+    assert (result.low, result.high) == pytest.approx(tuple(np.percentile(result.replicates[~absent], [2.5, 97.5])))
+    pair = bootstrap.paired_auprc(labels, a, b, n_resamples=RESAMPLES)
+    assert pair.n_defined == (~absent).sum()
 
 
 def test_what_is_undefined_stays_nan():
     labels, probs = np.zeros(5, dtype=int), np.full((5, 2), 0.5)
     result = bootstrap.paired(labels, probs, probs, "auroc", n_resamples=10)
     assert result.n_defined == 0
-    assert np.isnan([result.delta, result.low, result.high, result.p_value, result.p_conservative]).all()
+    assert np.isnan([result.delta, result.low, result.high, result.p_value, result.p_equation3]).all()
     one_image = bootstrap.paired([1], [[0.3, 0.7]], [[0.2, 0.8]], "brier", n_resamples=10)
     assert one_image.low == one_image.high == pytest.approx(one_image.delta) == pytest.approx(10)
     # three images, one of another class: AUROC is undefined wherever that one is missing or alone
@@ -207,44 +207,113 @@ def test_what_is_undefined_stays_nan():
     )
     assert some.n_defined == np.sum(~np.isnan(some.replicates)) == pytest.approx(500 * (1 - 9 / 27), abs=50)
     assert (some.low, some.high) == pytest.approx(tuple(np.nanpercentile(some.replicates, [2.5, 97.5])))
-    assert some.p_value == 2 * min(np.sum(some.replicates >= 0), np.sum(some.replicates < 0)) / some.n_defined
+    assert some.p_equation3 == 2 * min(np.sum(some.replicates >= 0), np.sum(some.replicates < 0)) / some.n_defined
 
 
-def test_intervals_are_tidy_and_those_of_interval():
-    labels, a, b, groups = two_models()
+OF_INTERVALS = "backbone regime metric class value low high between_std n_models trainings".split()
+
+
+def test_tables_hold_the_intervals_and_differences_of_each_model():
+    labels, a, b, groups = two_models(n=200)
     options = {"n_resamples": RESAMPLES, "groups": groups}
-    rows = bootstrap.intervals(labels, {"x": a, "y": b}, classes=["k", "l", "m", "n"], **options)
-    assert list(rows.columns) == ["backbone", "metric", "class", "value", "low", "high", "between_std"]
-    assert set(rows["metric"]) == set(metrics.METRICS) - {"ece_adaptive"}
-    rows = rows.set_index(["backbone", "metric", "class"])
-    for metric in ("auprc", "ece_top_label", "brier"):
-        for backbone, probs in (("x", a), ("y", b), ("mean", [a, b])):
-            alone = bootstrap.interval(labels, probs, metric, **options)
-            row = rows.loc[(backbone, metric, "")]
+    models = {("x", "fp32"): a, ("x", "ptq"): b, ("y", "fp32"): b, ("y", "ptq"): a, ("z", "fp32"): b}
+    rows, differences = bootstrap.tables(labels, models, [("fp32", "ptq")], classes=["k", "l", "m", "n"], **options)
+    assert list(rows.columns) == OF_INTERVALS and set(rows["metric"]) == {*bootstrap.TESTED, *bootstrap.FLOORS}
+    rows = rows.set_index(["backbone", "regime", "metric", "class"])
+    for metric in bootstrap.TESTED:
+        for backbone, regime, probs in (("x", "fp32", a), ("x", "ptq", b), ("mean", "fp32", [a, b, b])):
+            alone, row = (
+                bootstrap.interval(labels, probs, metric, **options),
+                rows.loc[(backbone, regime, metric, "")],
+            )
             assert tuple(row[["value", "low", "high"]]) == pytest.approx((alone.value, alone.low, alone.high))
-            assert alone.low <= alone.value <= alone.high
-        points = [metrics.METRICS[metric](labels, probs) for probs in (a, b)]
-        assert rows.loc[("mean", metric, ""), "between_std"] == pytest.approx(np.std(points, ddof=1))
-        assert np.isnan(rows.loc[("x", metric, ""), "between_std"])
-    for metric in ("auroc", "brier"):
-        point = [rows.loc[("y", metric, name), "value"] for name in "klmn"]
+        points = [metrics.METRICS[metric](labels, probs) for probs in (a, b, b)]
+        assert rows.loc[("mean", "fp32", metric, ""), "between_std"] == pytest.approx(np.std(points, ddof=1))
+        assert rows.loc[("mean", "fp32", metric, ""), "n_models"] == 3
+        for backbone, first, second in (("x", a, b), ("all", [a, b], [b, a])):
+            d = bootstrap.paired(labels, first, second, metric, **options)
+            row = differences.query("backbone == @backbone and metric == @metric").iloc[0]
+            found = row[["delta_pp", "low_pp", "high_pp", "p_value", "p_equation3"]].astype(float).tolist()
+            assert found == pytest.approx([d.delta, d.low, d.high, d.p_value, d.p_equation3], abs=1e-9)
+            assert row["n_models"] == (2 if backbone == "all" else 1) and row["trainings"] == 1
+    floor, drawn = rows.loc[("mean", "fp32", "ece_floor", "")], [metrics.calibration_floor(p).draws for p in (a, b, b)]
+    assert floor["value"] == pytest.approx(np.mean(drawn))
+    assert floor["high"] == pytest.approx(np.quantile(np.mean(drawn, axis=0), 0.975))
+    for metric in ("auprc", "brier"):
+        point = [rows.loc[("x", "ptq", metric, name), "value"] for name in "klmn"]
         assert point == pytest.approx(metrics.per_class(labels, b, metric))
-        drawn = [metrics.per_class(labels[i], b[i], metric) for i in resampled(120, groups)]
+        drawn = [metrics.per_class(labels[i], b[i], metric) for i in resampled(200, groups)]
         for end, percentile in (("low", 2.5), ("high", 97.5)):
-            ends = [rows.loc[("y", metric, name), end] for name in "klmn"]
+            ends = [rows.loc[("x", "ptq", metric, name), end] for name in "klmn"]
             assert ends == pytest.approx(np.percentile(drawn, percentile, axis=0))
-    assert bootstrap.intervals(labels, {"x": a}, ["nll"], n_resamples=5)["between_std"].isna().all()
 
 
-def test_interval_of_a_calibration_error_holds_its_value():
-    """A well-calibrated model's ECE lies below every replicate; the interval is moved to hold it."""
-    rng = np.random.default_rng(0)
-    probs = rng.dirichlet(np.ones(3), size=400)
-    labels = (rng.random(400)[:, None] > probs.cumsum(axis=1)).sum(axis=1)
-    result = bootstrap.interval(labels, probs, "ece", n_resamples=500)
-    assert np.percentile(result.replicates, 2.5) > result.value and result.bias > 0
-    assert 0 <= result.low < result.value < result.high
-    assert result.high - result.low == pytest.approx(np.ptp(np.percentile(result.replicates, [2.5, 97.5])))
+def test_a_class_of_few_groups_has_no_interval():
+    labels, a, _, _ = two_models(n=300, n_classes=3)
+    labels[labels == 2] = 1
+    labels[:20] = 2
+    _, pair = bootstrap.tables(labels, {("x", "fp32"): a, ("x", "ptq"): a}, [("fp32", "ptq")], n_resamples=RESAMPLES)
+    assert pair.query("metric == 'auprc'")["p_value"].tolist() == [1, 1]
+    for groups, enough in ((None, True), (np.r_[np.repeat(np.arange(9), 3)[:20], np.arange(100, 380)], False)):
+        rows, _ = bootstrap.tables(labels, {("x", "fp32"): a}, n_resamples=RESAMPLES, groups=groups)
+        rows = rows[rows["backbone"] == "x"].set_index(["metric", "class"]).sort_index()
+        for name in ("", "2"):
+            assert np.isfinite(rows.loc[("auprc", name), "low"]) == enough and rows.loc[("auprc", name), "value"] > 0
+        assert np.isnan(rows.loc[("auroc", "2"), "high"]) and np.isfinite(rows.loc[("auroc", "0"), "high"])
+        assert rows["low"].drop(["auroc", "auprc"]).notna().all()
+
+
+def test_several_trainings_widen_intervals_by_their_spread():
+    labels, a, b, _ = two_models(n=200)
+    options = {"n_resamples": 2000}
+    one, _ = bootstrap.tables(labels, {("x", "fp32"): a}, **options)
+    same, pairs = bootstrap.tables(
+        labels, {("x", "fp32"): [a, a, a], ("x", "ptq"): [b] * 3}, [("fp32", "ptq")], **options
+    )
+    same = same[same["regime"] == "fp32"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(one.drop(columns="trainings"), same.drop(columns="trainings"))
+    assert set(same.loc[same["metric"].isin(bootstrap.TESTED), "trainings"]) == set(pairs["trainings"]) == {3}
+    spread, moved = bootstrap.tables(
+        labels, {("x", "fp32"): [a, b], ("x", "ptq"): [b, a]}, [("fp32", "ptq")], **options
+    )
+    wide, narrow = (f.query("backbone == 'x' and metric == 'auprc' and `class` == ''").iloc[0] for f in (spread, one))
+    gap = abs(metrics.auprc(labels, a) - metrics.auprc(labels, b)) / 2
+    # Student's t with one degree of freedom: its 97.5th percentile is 12.7
+    assert wide["high"] - wide["low"] == pytest.approx(2 * 12.7 * gap, rel=0.2) and wide["value"] != narrow["value"]
+    row = moved.query("backbone == 'x' and metric == 'auprc'").iloc[0]
+    assert row["delta_pp"] == pytest.approx(0, abs=1e-9) and row["p_value"] > 0.2
+
+
+def test_holm_within_families():
+    frame = pd.DataFrame(
+        {
+            "backbone": ["x", "y", "all", "x"],
+            "metric": ["auprc", "auprc", "auprc", "auroc"],
+            "method_a": "fp32",
+            "method_b": "ptq",
+            "p_value": [0.01, 0.04, 0.03, 0.02],
+        }
+    )
+    assert bootstrap.with_holm(frame)["p_holm"].tolist() == pytest.approx([0.02, 0.04, 0.03, 0.02])
+    frame["method_b"] = ["ptq", "ptq.fake-quant", "ptq", "ptq"]
+    assert bootstrap.with_holm(frame)["p_holm"].tolist() == pytest.approx([0.01, 0.04, 0.03, 0.02])
+
+
+def test_images_that_are_connected_are_one_group():
+    """A lesion, an audit group and a chain of both, in any order, against a plain search."""
+    ids, lesions = list("abcdefgh"), ["1", "1", "2", "3", "4", "5", "5", "6"]
+    audit = pd.DataFrame({"image_id": list("bchzh"), "group_id": [0, 0, 7, 7, 9]})
+    groups = bootstrap.connected(ids, lesions, audit)
+    assert [sorted(i for i, g in zip(ids, groups) if g == k) for k in dict.fromkeys(groups)] == [
+        ["a", "b", "c"],
+        ["d"],
+        ["e"],
+        ["f", "g"],
+        ["h"],
+    ]
+    assert len(set(bootstrap.connected(ids))) == 8
+    with pytest.raises(ValueError, match="groups"):
+        bootstrap.connected(ids, lesions[:3])
 
 
 @pytest.mark.parametrize("true_difference", [False, True])
@@ -322,8 +391,7 @@ def test_refuses_with_a_sentence(change, sentence):
 @pytest.mark.parametrize(
     "call, sentence",
     [
-        (lambda p: bootstrap.intervals([0, 1], {"mean": p}), "choose another name"),
-        (lambda p: bootstrap.intervals([0, 1], [p]), "models must map names"),
+        (lambda p: bootstrap.interval([0, 1], p, "ece"), "metrics that have"),
         (lambda p: bootstrap.holm(0.5), "must be a list"),
         (lambda p: bootstrap.holm(p), "must be a list"),
         (lambda p: bootstrap.holm([0.5, 1.5, np.nan]), "run from 0.5 to 1.5"),

@@ -248,15 +248,19 @@ def test_numbers_are_those_of_the_predictions(found):
 def test_intervals_and_differences_are_those_of_the_bootstrap(found):
     a, b = (found.predictions("BrainMRI", "resnet50", regime) for regime in ("fp32", "qat-fbgemm"))
     arrays = [frame.filter(regex="^p_").to_numpy().astype(float) for frame in (a, b)]
-    expected = bootstrap.paired_auprc(a["label"].to_numpy(), *arrays, n_resamples=128, seed=42)
+    audit = pd.read_csv(found.path / "audit" / "BrainMRI.csv", dtype={"image_id": str})
+    groups = bootstrap.connected(a["image_id"], audit)  # near-duplicates are drawn together
+    assert len(set(groups)) < len(groups)
+    options = {"n_resamples": 128, "seed": 42, "groups": groups}
+    expected = bootstrap.paired(a["label"].to_numpy(), *arrays, "brier", **options)
     row = found.bootstrap.query(
-        "backbone == 'resnet50' and method_b == 'qat-fbgemm' and method_a == 'fp32' and metric == 'auprc'"
+        "backbone == 'resnet50' and method_b == 'qat-fbgemm' and method_a == 'fp32' and metric == 'brier'"
     ).iloc[0]
     assert (row["delta_pp"], row["low_pp"], row["high_pp"], row["p_value"]) == pytest.approx(
         (expected.delta, expected.low, expected.high, expected.p_value)
     )
-    alone = bootstrap.interval(a["label"].to_numpy(), arrays[0], "ece", n_resamples=128, seed=42)
-    row = found.intervals.query("backbone == 'resnet50' and regime == 'fp32' and metric == 'ece'")
+    alone = bootstrap.interval(a["label"].to_numpy(), arrays[0], "brier", **options)
+    row = found.intervals.query("backbone == 'resnet50' and regime == 'fp32' and metric == 'brier'")
     row = row[row["class"] == ""].iloc[0]
     assert (row["value"], row["low"], row["high"]) == pytest.approx((alone.value, alone.low, alone.high))
     assert {"all", "resnet18", "resnet50"} == set(found.bootstrap["backbone"])
@@ -267,8 +271,17 @@ def test_intervals_and_differences_are_those_of_the_bootstrap(found):
         ("fp32", "fp16"),
         ("fp32", "fp32-continued"),
         ("fp32-continued", "qat-fbgemm"),
+        ("fp32", "ptq-fbgemm.fake-quant"),
+        ("ptq-fbgemm.fake-quant", "qat-fbgemm.fake-quant"),
+        ("qat-fbgemm.fake-quant", "qat-fbgemm"),
     } <= set(zip(found.bootstrap["method_a"], found.bootstrap["method_b"]))
-    assert (found.bootstrap["p_holm"] >= found.bootstrap["p_value"]).all()
+    tested = found.bootstrap.dropna(subset="p_value")
+    assert (tested["p_holm"] >= tested["p_value"]).all() and (tested["p_value"] > 0).all()
+    assert set(found.intervals.query("regime == 'qat-fbgemm' and metric == 'brier'")["form"]) == {
+        "fake-quant",
+        "converted",
+    }
+    assert (found.intervals.query("metric == 'ece_floor'")["low"] > 0).all()
     mean = found.intervals.query("backbone == 'mean' and regime == 'fp32' and metric == 'auprc'")
     assert mean[mean["class"] == ""]["between_std"].notna().all()
 
@@ -450,10 +463,13 @@ def test_other_runtimes_are_compared_with_the_model_they_run(made):
         for name in RUNTIMES[:2]
     )
     arrays = [frame.filter(regex="^p_").to_numpy().astype(float) for frame in (a, b)]
-    expected = bootstrap.paired_auprc(a["label"].to_numpy(), *arrays, n_resamples=128, seed=42)
+    groups = bootstrap.connected(
+        a["image_id"], pd.read_csv(found.path / "audit" / "BrainMRI.csv", dtype={"image_id": str})
+    )
+    expected = bootstrap.paired(a["label"].to_numpy(), *arrays, "brier", n_resamples=128, seed=42, groups=groups)
     rows = found.bootstrap[found.bootstrap["method_a"] == "pytorch-fp32"]
-    assert set(rows["method_b"]) == set(RUNTIMES[1:]) and len(rows) == 10
-    row = rows[(rows["method_b"] == RUNTIMES[1]) & (rows["metric"] == "auprc")].iloc[0]
+    assert set(rows["method_b"]) == set(RUNTIMES[1:]) and len(rows) == 2 * 2 * len(bootstrap.TESTED)
+    row = rows[(rows["method_b"] == RUNTIMES[1]) & (rows["metric"] == "brier")].iloc[0]
     assert (row["delta_pp"], row["low_pp"], row["high_pp"], row["p_value"]) == pytest.approx(
         (expected.delta, expected.low, expected.high, expected.p_value)
     )

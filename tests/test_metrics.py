@@ -75,8 +75,28 @@ def loop_calibration(score, hit):
     return sum((score[b] - hit[b]).mean() ** 2 * b.mean() for b in loop_bins(score) if b.any())
 
 
-def loop_refinement(score, hit):
-    return sum((score[b] - hit[b]).var() * b.mean() for b in loop_bins(score) if b.any())
+def loop_resolution(score, hit):
+    """Murphy's resolution and the variation within bins that Stephenson et al. (2008) add to it."""
+    found = 0.0
+    for b in loop_bins(score):
+        if b.any():
+            deviations = (score[b] - score[b].mean(), hit[b] - hit[b].mean())
+            within = 2 * np.mean(deviations[0] * deviations[1]) - np.mean(deviations[0] ** 2)
+            found += b.mean() * ((hit[b].mean() - hit.mean()) ** 2 + within)
+    return found
+
+
+def pairs_ce2(score, hit):
+    """The mean of d_i d_j over all pairs of different images in the same bin of equal mass."""
+    n, place = len(score), {}
+    for i, rank in enumerate(rankdata(score)):
+        place.setdefault(int(2 * rank - 1) * 15 // (2 * n), []).append(i)
+    found = 0.0
+    for b in place.values():
+        error = score[b] - hit[b]
+        products = [error[i] * error[j] for i in range(len(b)) for j in range(len(b)) if i != j]
+        found += len(b) / n * np.mean(products) if products else 0.0
+    return found
 
 
 ORACLES = {
@@ -85,8 +105,10 @@ ORACLES = {
     "ece": loop_ece,
     "ece_adaptive": loop_adaptive,
     "brier": loop_brier,
-    "brier_calibration": loop_calibration,
-    "brier_refinement": loop_refinement,
+    "brier_reliability": loop_calibration,
+    "brier_resolution": loop_resolution,
+    "brier_uncertainty": lambda score, hit: hit.mean() * (1 - hit.mean()),
+    "ce2": pairs_ce2,
 }
 
 
@@ -218,8 +240,49 @@ def test_brier_decomposition_adds_up(cases):
     for labels, probs in cases[:200]:
         parts = metrics.brier_decomposition(labels, probs)
         whole = metrics.per_class(labels, probs, "brier")
-        assert parts.calibration + parts.refinement == pytest.approx(whole, abs=1e-15)
-        assert (parts.calibration >= 0).all() and (parts.refinement > -1e-15).all()
+        assert parts.reliability - parts.resolution + parts.uncertainty == pytest.approx(whole, abs=1e-15)
+        assert (parts.reliability >= 0).all() and (parts.resolution <= parts.uncertainty + 1e-15).all()
+        base = np.full_like(np.asarray(probs, dtype=float), 1 / probs.shape[1])
+        constant = metrics.brier_decomposition(labels, base)  # one forecast for all images resolves nothing
+        assert constant.resolution == pytest.approx(np.zeros(probs.shape[1]), abs=1e-12)
+
+
+def calibrated(n, n_classes=4, seed=0, temperature=1.0):
+    """Labels drawn from probabilities, and these probabilities sharpened (temperature below 1) or as they are."""
+    rng = np.random.default_rng(seed)
+    logits = 2 * rng.normal(size=(n, n_classes))
+    probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = (rng.random(n)[:, None] > probs.cumsum(axis=1)[:, :-1]).sum(axis=1)
+    powers = probs ** (1 / temperature)
+    return labels, powers / powers.sum(axis=1, keepdims=True)
+
+
+def test_the_debiased_error_of_a_calibrated_model_is_zero_on_average_and_the_binned_ece_is_not():
+    found = [calibrated(300, seed=seed) for seed in range(200)]
+    ce2 = np.array([metrics.squared_calibration_error(*case) for case in found])
+    assert abs(ce2.mean()) < 3 * ce2.std() / np.sqrt(len(ce2)) and ce2.min() < 0
+    assert np.mean([metrics.expected_calibration_error(*case) for case in found]) > 0.03
+
+
+def test_the_floor_is_the_ece_of_labels_drawn_from_the_model():
+    """Against draws one by one, of numpy's own categorical distribution."""
+    _, probs = calibrated(200, n_classes=3, seed=1, temperature=0.5)
+    rng = np.random.default_rng(0)
+    drawn = [np.array([rng.choice(3, p=row) for row in probs]) for _ in range(200)]
+    for kind in ("one-vs-rest", "top-label"):
+        floor = metrics.calibration_floor(probs, kind)
+        expected = [metrics.expected_calibration_error(labels, probs, kind=kind) for labels in drawn]
+        assert floor.mean == pytest.approx(np.mean(expected), abs=4 * np.std(expected) / np.sqrt(200))
+        assert (floor.low, floor.high) == pytest.approx(tuple(np.quantile(expected, [0.025, 0.975])), rel=0.15)
+        assert floor.draws.shape == (1000,) and floor.low < floor.mean < floor.high
+        assert (metrics.calibration_floor(probs, kind).draws == floor.draws).all()
+        low, high = metrics.consistency_band(probs, kind, n_bins=5)
+        curves = [metrics.reliability_curve(labels, probs, n_bins=5, kind=kind).frequency for labels in drawn]
+        assert low.shape == curves[0].shape and (np.isnan(low) == np.isnan(curves[0])).all()
+        outside = np.mean([(c < low - 1e-12) | (c > high + 1e-12) for c in curves], axis=0)
+        assert outside.max() < 0.12
+    with pytest.raises(ValueError, match="n_draws"):
+        metrics.calibration_floor(probs, n_draws=0)
 
 
 def test_summary_is_tidy_and_complete(cases):
@@ -233,9 +296,11 @@ def test_summary_is_tidy_and_complete(cases):
         "ece",
         "ece_top_label",
         "ece_adaptive",
+        "ce2",
         "brier",
-        "brier_calibration",
-        "brier_refinement",
+        "brier_reliability",
+        "brier_resolution",
+        "brier_uncertainty",
         "nll",
         "accuracy",
     ]
