@@ -18,6 +18,7 @@ import pandas as pd
 from medq.bootstrap import TESTED
 from medq.results import SCHEMA, Results
 
+STILL = ("ece", "ece_top_label")  # claims and advice read intervals of these
 CLASSES = {
     "BrainMRI": (["glioma", "meningioma", "notumor", "pituitary"], [0.23, 0.23, 0.31, 0.23]),
     "ChestXray": (["COVID", "Normal", "Viral Pneumonia"], [0.33, 0.54, 0.13]),
@@ -247,7 +248,7 @@ def _cell(folder, cell, dataset, world, wrong, predictions):
                     1,
                 )
                 for key, v in values.items()
-                if key[0] in TESTED
+                if key[0] in (*TESTED, *STILL)
             ]
             out["intervals"].append((*cell, form, "ece_floor", "", 0.02, 0.01, 0.03, np.nan, 1, 1))
             out["scores"][(*cell[:2], f"{regime}.fake-quant" if form == "fake-quant" else regime)] = values
@@ -298,7 +299,7 @@ def _bootstrap(scores, named, backbones):
     rows = []
     for name in named:
         for a, b in pairs:
-            for metric in TESTED:
+            for metric in (*TESTED, *STILL):
                 deltas = {
                     k: 100 * (scores[name, k, a][metric, ""] - scores[name, k, b][metric, ""])
                     for k in backbones
