@@ -140,7 +140,8 @@ def _extras():
     wanted = {
         "batch": ("snakemake",),
         "book": ("jupyter-book", "plotly", "itables"),
-        "fetch": ("kaggle",),
+        "fetch": ("kagglehub",),
+        "dicom": ("pydicom", "gdcm"),
         "peers": PACKAGES,
     }
     return {extra: {name: _version(name) for name in names} for extra, names in wanted.items()}

@@ -1,16 +1,19 @@
 """Fetching a release: what is needed, what is refused, what is left behind; and checking what lies there."""
 
-import stat
+import errno
+import importlib
+import io
 import sys
-import types
+import tarfile
 import zipfile
+from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from medq.datasets import check, fetch, load_catalogue
-from medq.datasets.fetch import unpack
 from medq.datasets.spec import DatasetSpec
 from medq.errors import UserError
 
@@ -36,16 +39,20 @@ def no_credentials(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
 
-def kaggle_with(monkeypatch, download, authenticate=lambda: None):
-    """A stand-in for Kaggle's package whose client calls `download(slug, folder)`."""
+def kaggle_with(monkeypatch, archive):
+    """kagglehub as it is, but what it asks the network for is `archive(path)`, which writes a ZIP file. Returns handles."""
+    asked = []
 
-    def dataset_download_files(slug, path, unzip, quiet):
-        download(slug, path)
+    def download_file(response, path, handle, *more, **options):
+        asked.append(f"{handle.owner}/{handle.dataset}")
+        archive(path)
 
-    api = types.SimpleNamespace(authenticate=authenticate, dataset_download_files=dataset_download_files)
-    monkeypatch.setitem(sys.modules, "kaggle", types.SimpleNamespace(api=api))
-    monkeypatch.setenv("KAGGLE_USERNAME", "me")
-    monkeypatch.setenv("KAGGLE_KEY", "secret")
+    resolver = importlib.import_module("kagglehub.http_resolver")
+    monkeypatch.setattr(resolver, "build_kaggle_client", MagicMock())
+    monkeypatch.setattr(resolver, "_get_current_version", lambda *_: 1)
+    monkeypatch.setattr(resolver, "_list_dataset_files", lambda *_: ([], True), raising=False)
+    monkeypatch.setattr(resolver, "download_file", download_file)
+    return asked
 
 
 def release(path, members=MEMBERS):
@@ -62,63 +69,72 @@ def left(folder):
 # Fetching
 
 
-def test_without_credentials_it_says_what_is_needed(tmp_path):
-    with pytest.raises(UserError) as error:
+def test_without_the_client_it_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
+    with pytest.raises(UserError, match=r"pip install 'medq\[fetch\]'"):
         fetch(SPEC, tmp_path)
-    for part in ("~/.kaggle/kaggle.json", "KAGGLE_USERNAME", "KAGGLE_KEY", "https://example.org/pets"):
-        assert part in str(error.value)
     assert left(tmp_path) == []
 
 
-def test_without_the_client_it_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setenv("KAGGLE_API_TOKEN", "x")
-    monkeypatch.setitem(sys.modules, "kaggle", None)
-    with pytest.raises(UserError, match=r"pip install 'medq\[fetch\]'"):
-        fetch(SPEC, tmp_path)
-
-
-def test_a_refused_login_is_one_sentence(tmp_path, monkeypatch):
-    def refuse():
-        raise SystemExit("bad token\nlong help")
-
-    kaggle_with(monkeypatch, None, refuse)
-    with pytest.raises(UserError, match=r"refused \(bad token\)"):
-        fetch(SPEC, tmp_path)
-
-
 def test_it_downloads_unpacks_and_finds(tmp_path, monkeypatch):
-    asked = []
-
-    def download(slug, folder):
-        asked.append(slug)
-        release(f"{folder}/pets.zip")
-
-    kaggle_with(monkeypatch, download)
+    asked = kaggle_with(monkeypatch, release)
     root = tmp_path / "new data"
     assert fetch(SPEC, root) == root / "pets" / "inner"
-    assert left(root) == ["pets"] and asked == ["someone/pets"]
+    assert left(root) == ["pets"] and left(root / "pets") == ["inner"] and asked == ["someone/pets"]
     assert fetch(SPEC, root) == root / "pets" / "inner" and len(asked) == 1  # it is there: not fetched again
     assert check(SPEC, root, decode=False).counts["found"].tolist() == [2, 3]
 
 
-def test_a_failed_download_leaves_nothing(tmp_path, monkeypatch):
-    def fail(slug, folder):
-        (tmp_path / "seen").write_text(folder)
-        raise ConnectionError("no route\nto host")
+@pytest.mark.parametrize(
+    "raised", [ConnectionError("no route\nto host"), ValueError("401"), zipfile.BadZipFile("no route")]
+)
+def test_a_failed_download_says_what_is_needed_and_leaves_nothing(tmp_path, monkeypatch, raised):
+    def fail(path):
+        raise raised
 
     kaggle_with(monkeypatch, fail)
-    root = tmp_path / "data"
-    with pytest.raises(UserError, match="could not download someone/pets: no route;"):
-        fetch(SPEC, root)
-    assert left(root) == []
-    kaggle_with(monkeypatch, lambda slug, folder: None)
-    with pytest.raises(UserError, match="left no archive"):
-        fetch(SPEC, root)
+    with pytest.raises(UserError, match="could not download someone/pets") as error:
+        fetch(SPEC, tmp_path / "data")
+    for part in ("~/.kaggle/kaggle.json", "KAGGLE_USERNAME", "KAGGLE_KEY", SPEC.source, str(raised).split("\n")[0]):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value) and left(tmp_path / "data") == []
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4 cut short", b"not an archive"])
+def test_damaged_archives_leave_nothing(tmp_path, monkeypatch, content):
+    kaggle_with(monkeypatch, lambda path: Path(path).write_bytes(content))
+    with pytest.raises(UserError, match="could not download someone/pets"):
+        fetch(SPEC, tmp_path / "data")
+    assert left(tmp_path / "data") == []
+
+
+@pytest.mark.parametrize("member", ["../evil", "a/../../evil", "/tmp/medq-evil", "C:\\evil", "..\\evil"])
+def test_nothing_is_written_outside_the_folder(tmp_path, monkeypatch, member):
+    kaggle_with(monkeypatch, lambda path: release(path, [*MEMBERS, member]))
+    fetch(SPEC, tmp_path / "data" / "deep")
+    assert left(tmp_path / "data") == ["deep"] and left(tmp_path / "data" / "deep") == ["pets"]
+    assert not Path("/tmp/medq-evil").exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "outside"])
+def test_tar_archives_with_links_or_outer_paths_are_refused(tmp_path, monkeypatch, kind):
+    def archive(path):
+        with tarfile.open(path, "w") as members:
+            item = tarfile.TarInfo("inner/cat" if kind == "link" else "../evil")
+            item.type, item.linkname = (tarfile.SYMTYPE if kind == "link" else tarfile.REGTYPE), "dog"
+            members.addfile(item, io.BytesIO())
+
+    kaggle_with(monkeypatch, archive)
+    with pytest.raises(UserError, match="link" if kind == "link" else "could not download"):
+        fetch(SPEC, tmp_path / "data")
+    assert left(tmp_path) == ["data"] and left(tmp_path / "data") == []
 
 
 def test_an_archive_with_something_else_in_it(tmp_path, monkeypatch):
-    kaggle_with(monkeypatch, lambda slug, folder: release(f"{folder}/pets.zip", ["other/cat/1.png"]))
+    kaggle_with(monkeypatch, lambda path: release(path, ["other/cat/1.png"]))
     with pytest.raises(UserError, match="'own' or 'pets/inner'"):
+        fetch(SPEC, tmp_path / "data")
+    with pytest.raises(UserError, match="pets' exists already"):
         fetch(SPEC, tmp_path / "data")
 
 
@@ -132,64 +148,16 @@ def test_nothing_to_fetch(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
-    kaggle_with(monkeypatch, None)
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    kaggle_with(monkeypatch, full)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         fetch(SPEC, tmp_path / "file")
-
-
-# Archives
-
-
-@pytest.mark.parametrize("member", ["../evil", "a/../../evil", "/tmp/evil", "C:\\evil", "..\\evil", "C:evil", "\\evil"])
-def test_archives_that_would_write_outside_are_refused(tmp_path, member):
-    archive = release(tmp_path / "a.zip", ["fine.png", member])
-    with pytest.raises(UserError, match="refused, nothing was unpacked"):
-        unpack(archive, tmp_path / "target")
-    assert left(tmp_path) == ["a.zip"]
-    assert not (tmp_path.parent / "evil").exists()
-
-
-@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFBLK])
-def test_archives_with_links_or_devices_are_refused(tmp_path, kind):
-    member = zipfile.ZipInfo("link.png")
-    member.external_attr = (kind | 0o777) << 16
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr(member, "/etc/passwd")
-    with pytest.raises(UserError, match="link.png.*plain file"):
-        unpack(tmp_path / "a.zip", tmp_path / "target")
-    assert left(tmp_path) == ["a.zip"]
-
-
-def test_damaged_archives_leave_nothing(tmp_path):
-    archive = release(tmp_path / "a.zip")
-    whole = archive.read_bytes()
-    for content in (b"", whole[:60], whole.replace(b"pngx", b"pngy", 1)):
-        archive.write_bytes(content)
-        with pytest.raises(UserError, match="damaged"):
-            unpack(archive, tmp_path / "target")
-        assert left(tmp_path) == ["a.zip"]
-
-
-def test_archives_too_large_for_the_disk_are_refused(tmp_path, monkeypatch):
-    import shutil
-
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=3))
-    with pytest.raises(UserError, match="are free"):
-        unpack(release(tmp_path / "a.zip"), tmp_path / "target")
-    assert left(tmp_path) == ["a.zip"]
-
-
-def test_an_existing_folder_is_not_overwritten(tmp_path):
-    (tmp_path / "target").mkdir()
-    with pytest.raises(UserError, match="exists already"):
-        unpack(release(tmp_path / "a.zip"), tmp_path / "target")
-
-
-def test_a_sound_archive(tmp_path):
-    unpack(release(tmp_path / "a.zip"), tmp_path / "target")
-    assert (tmp_path / "target" / "inner" / "dog" / "3.png").read_bytes() == b"x"
-    assert left(tmp_path) == ["a.zip", "target"]
+    with pytest.raises(UserError, match="cannot be written.*No space left"):
+        fetch(SPEC, tmp_path / "data")
+    assert left(tmp_path / "data") == []
 
 
 # Checking

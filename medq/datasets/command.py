@@ -9,7 +9,7 @@ def add_arguments(parser):
         "action",
         choices=("check", "audit", "fetch"),
         help="check: counts and readable files; audit: identical and near-identical images, and those "
-        "on both sides of a split; fetch: download with Kaggle's own client",
+        "on both sides of a split; fetch: download from Kaggle",
     )
     parser.add_argument("name", metavar="NAME", help="a dataset of params/datasets.yaml")
     parser.add_argument("--root", metavar="DIR", help="folder that holds the datasets (default: MEDQ_DATA)")

@@ -1,20 +1,17 @@
-"""Download a public release with Kaggle's own client, and check what lies in its folder."""
+"""Download a public release from Kaggle, and check what lies in its folder."""
 
 import os
 import shutil
-import stat
-import sys
 import tempfile
 import warnings
-import zipfile
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import pandas as pd
 
 from medq.datasets.folds import folds
 from medq.datasets.index import DatasetWarning, below, counts, index
-from medq.datasets.pixels import each, bits_used, read_image, refuse
+from medq.datasets.pixels import bits_used, each, read_image, refuse
 from medq.errors import UserError
 
 
@@ -69,35 +66,34 @@ def _look(path):
 
 
 def fetch(spec, root=None):
-    """Download the release of `spec` below `root` (default: MEDQ_DATA) and return the dataset's folder.
+    """Download the release of `spec` below `root` (default: MEDQ_DATA) with kagglehub and return the dataset's folder.
 
-    Nothing is downloaded where the dataset is there already. The archive is unpacked beside its place and
-    renamed into it, so that the folder is whole or absent. Raises UserError where there is nothing to fetch,
-    the `kaggle` package or credentials are missing, the download fails, or the archive is damaged, does not
-    fit on the disk or would write outside its folder.
+    Nothing is downloaded if the dataset is there already. It is unpacked beside its place and renamed into it, so that
+    the folder is whole or absent. Raises UserError if there is nothing to fetch, `kagglehub` is missing, the download
+    fails, the disk is full, or the archive holds links.
     """
     if spec.layout == "phantom":
         raise UserError(f"{spec.name} is drawn when it is needed: there is nothing to fetch.")
     root = root or os.environ.get("MEDQ_DATA")
     if not root:
-        raise UserError(f"where shall {spec.name} go? Give a folder (--root) or set MEDQ_DATA.")
-    root = Path(root).expanduser()
+        raise UserError(f"{spec.name} needs a folder to be put into: give --root or set MEDQ_DATA.")
+    root = Path(os.path.expanduser(root))
     try:
         return below(spec, root)
     except UserError:
         pass  # not there yet
+    by_hand = f"download it by hand from {spec.source or f'https://www.kaggle.com/datasets/{spec.kaggle}'}"
     if spec.kaggle is None:
         raise UserError(
-            f"{spec.name} has no 'kaggle' key in params/datasets.yaml: "
-            f"get it by hand{' from ' + spec.source if spec.source else ''}."
+            f"{spec.name} has no 'kaggle' key in params/datasets.yaml{': ' + by_hand if spec.source else ''}."
         )
-    client = _client(spec)
-    scratch = None
+    target, scratch = root / spec.kaggle.split("/")[1], None
+    if target.exists():
+        raise UserError(f"{str(target)!r} exists already, but does not hold {spec.name}: move it away first.")
     try:
         root.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".fetch-", dir=root))
-        archive = _download(client, spec, scratch)
-        unpack(archive, root / spec.kaggle.split("/")[1])
+        os.replace(_download(spec, scratch / target.name, by_hand), target)
     except OSError as error:
         raise UserError(
             f"{spec.name} cannot be written below {str(root)!r}: {error.strerror or error}; "
@@ -109,100 +105,25 @@ def fetch(spec, root=None):
     return below(spec, root)
 
 
-def unpack(archive, target):
-    """Unpack the ZIP file `archive` as the new folder `target`, whole or not at all.
-
-    Raises UserError if any member would land outside (absolute path, `..`, drive letter), is a symbolic link
-    or no plain file, if the archive is damaged, if it needs more space than there is, or if `target` exists.
-    """
-    if target.exists():
-        raise UserError(f"{str(target)!r} exists already: move it away first.")
-    scratch = Path(tempfile.mkdtemp(prefix=".unpack-", dir=target.parent))
+def _download(spec, folder, by_hand):
     try:
-        with zipfile.ZipFile(archive) as members:
-            bad = [member.filename for member in members.infolist() if not _harmless(member)]
-            if bad:
-                raise UserError(
-                    f"{archive.name} is refused, nothing was unpacked: {bad[0]!r} would not stay "
-                    f"a plain file inside its folder ({len(bad)} such)."
-                )
-            needed = sum(member.file_size for member in members.infolist())
-            free = shutil.disk_usage(scratch).free
-            if needed > free:
-                raise UserError(
-                    f"{archive.name} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free "
-                    f"in {str(target.parent)!r}."
-                )
-            members.extractall(scratch)
-        scratch.chmod(0o755)
-        os.replace(scratch, target)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise UserError(f"{archive.name} is damaged or unknown ({error}): fetch it again.") from None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _harmless(member):
-    posix, windows = PurePosixPath(member.filename), PureWindowsPath(member.filename)
-    kind = stat.S_IFMT(member.external_attr >> 16)
-    return (
-        not posix.is_absolute()
-        and not windows.drive
-        and not windows.root
-        and ".." not in windows.parts
-        and kind in (0, stat.S_IFREG, stat.S_IFDIR)
-    )
-
-
-def _client(spec):
-    """Kaggle's client, logged in. Raises UserError that says what is needed."""
-    needs = (
-        f"fetching {spec.name} needs an account at kaggle.com: put its API token at "
-        "~/.kaggle/kaggle.json, or set KAGGLE_USERNAME and KAGGLE_KEY; or download "
-        f"{spec.source or spec.kaggle} by hand"
-    )
-    if not _has_credentials():
-        raise UserError(f"{needs}.")
+        import kagglehub
+    except ImportError:
+        raise UserError("fetching needs kagglehub, which is not installed: pip install 'medq[fetch]'.") from None
     try:
-        import kaggle  # logs in when imported; older versions leave the interpreter where that fails
-
-        kaggle.api.authenticate()
-    except ImportError as error:
+        kagglehub.dataset_download(spec.kaggle, output_dir=str(folder))
+    except Exception as error:  # of kagglehub, requests and zipfile
+        if isinstance(error, OSError) and error.errno:  # of the disk: requests' own errors have no number
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"fetching needs Kaggle's client, and {error.name!r} is not installed: pip install 'medq[fetch]'."
+            f"kagglehub could not download {spec.kaggle} ({reason}); check the network and that the account may see the "
+            "dataset (API token in ~/.kaggle/kaggle.json or KAGGLE_USERNAME and KAGGLE_KEY), or " + by_hand + "."
         ) from None
-    except (SystemExit, Exception) as error:  # whatever its version raises, it means that the log-in failed
-        raise UserError(f"{needs}; the credentials found were refused ({_first_line(error)}).") from None
-    return kaggle.api
-
-
-def _has_credentials():
-    given = os.environ.get
-    if given("KAGGLE_API_TOKEN") or (given("KAGGLE_USERNAME") and given("KAGGLE_KEY")):
-        return True
-    folders = [given("KAGGLE_CONFIG_DIR"), "~/.kaggle", "~/.config/kaggle"]
-    return any(
-        (Path(folder).expanduser() / name).is_file()
-        for folder in folders
-        if folder
-        for name in ("kaggle.json", "access_token", "credentials.json")
-    )
-
-
-def _download(client, spec, folder):
-    try:
-        quiet = not sys.stderr.isatty()
-        client.dataset_download_files(spec.kaggle, path=str(folder), unzip=False, quiet=quiet)
-    except (SystemExit, Exception) as error:  # the client's exceptions differ between versions
+    shutil.rmtree(folder / ".complete", ignore_errors=True)  # kagglehub's mark
+    links = [path.name for path in folder.rglob("*") if path.is_symlink()]
+    if links:
         raise UserError(
-            f"Kaggle's client could not download {spec.kaggle}: {_first_line(error)}; check the "
-            "network and that the account may see the dataset."
-        ) from None
-    archives = sorted(folder.glob("*.zip"))
-    if not archives:
-        raise UserError(f"Kaggle's client left no archive of {spec.kaggle}: fetch it again.")
-    return archives[0]
-
-
-def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+            f"the archive of {spec.kaggle} is refused: {links[0]!r} is a link, which may lead outside its folder."
+        )
+    return folder
