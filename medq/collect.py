@@ -823,6 +823,8 @@ def _provenance(newest, taken, cells, data):
             **{key: max((m[key] for m in ours if key in m), default=None) for key in ("n_train", "n_held_out")},
         }
     machines = _machines(cells or taken)
+    loaded = {c.cell[1]: c.manifest.get("loaded") or {} for c in cells if c.cell[2] == "fp32"}
+    weights = {backbone: facts for backbone, facts in sorted(loaded.items()) if "sha256" in facts}
     studied = {
         stage: _machines([t for t in taken if stages.stage_of(t.name) == stage])
         for stage in sorted({*STUDIES.values()})
@@ -853,6 +855,7 @@ def _provenance(newest, taken, cells, data):
         "first_written": min(t.manifest.get("first_written", t.manifest["written"]) for t in taken),
         "machines": machines,
         "studied": studied,
+        **({"weights": weights} if weights else {}),
         "train_hours": round(sum(c.record.get("train_seconds", 0) for c in cells) / 3600, 3),
     }
 

@@ -108,6 +108,7 @@ PROVENANCE = {
     "machines": "[{cpu, gpu}] of all machines that cells were made on",
     "studied": "{stage: [{cpu, gpu}]} of the studies that were made on others",
     "rows": "{file: rows of that table}: a table cut at the end of a line cannot be told otherwise",
+    "weights": "{backbone: {file, sha256, replaced, resampled}} of weights from files",
     "train_hours": "hours spent training, all cells together",
     "source": "only where nothing was run: a sentence that says where the numbers are from",
 }

@@ -63,7 +63,9 @@ def unpack(results, runs):
         artefacts.write_json(_place(runs, row) / artefacts.FAILED, {"reason": row["reason"]})
     for row in cells[cells["status"].isin(artefacts.STATUSES)].to_dict("records"):
         sizes = {key: data.get(row["dataset"], {}).get(key) for key in ("n_train", "n_held_out", "fingerprint")}
-        _cell(results, runs, row, history, manifest | {key: n for key, n in sizes.items() if n is not None})
+        loaded = provenance.get("weights", {}).get(row["backbone"])
+        facts = {key: n for key, n in (sizes | {"loaded": loaded}).items() if n is not None}
+        _cell(results, runs, row, history, manifest | facts)
     for path in sorted((results / "predictions").glob(f"*/*/{collect.PEERS}/*.parquet")):
         _peer(path, runs, manifest)
     for file in collect.STUDIES:

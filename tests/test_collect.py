@@ -88,7 +88,7 @@ def add_cell(
             ),
         )
         files = [*files, "history.csv"]
-    manifest(folder, written, parameters)
+    manifest(folder, written, parameters, **{key: facts.pop(key) for key in ("loaded",) if key in facts})
     inputs = {"images": "key-data"} | ({"starts from": start} if regime not in ("fp32", "fp16") else {})
     artefacts.finish(
         folder,
@@ -197,7 +197,8 @@ def seeded(tmp_path):
     for backbone, seeds in (("resnet18", (42, 7)), ("resnet50", (42,))):
         for seed in seeds:
             for regime in ("fp32", "ptq-fbgemm", "qat-fbgemm")[: 2 if seed == 7 else 3]:
-                add_cell(runs, backbone, regime, seed=seed, parameters={"seeds": [42, 7]})
+                loaded = {"file": f"{backbone}.pth", "sha256": "ab", "replaced": ["fc.bias"], "resampled": []}
+                add_cell(runs, backbone, regime, seed=seed, parameters={"seeds": [42, 7]}, loaded=loaded)
     return runs
 
 
@@ -224,12 +225,15 @@ def test_of_several_seeds_each_stands_in_the_tables_and_their_mean_is_what_pages
 
 
 def test_results_of_several_seeds_can_be_added_to(seeded):
-    collected(seeded)
+    _, found = collected(seeded)
+    weights = found.provenance["weights"]
+    assert {name: facts["file"] for name, facts in weights.items()} == {b: f"{b}.pth" for b in ("resnet18", "resnet50")}
     before = {
         p.name: p.read_bytes() for p in (seeded.parent.parent / "out").rglob("*.*") if p.name != "provenance.json"
     }
     shutil.rmtree(seeded / "BrainMRI" / "resnet18" / "qat-fbgemm")
-    left_out, _ = collected(seeded)
+    left_out, again = collected(seeded)
+    assert again.provenance["weights"] == weights
     after = {p.name: p.read_bytes() for p in (seeded.parent.parent / "out").rglob("*.*") if p.name != "provenance.json"}
     assert before == after and not left_out
 
