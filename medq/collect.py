@@ -412,7 +412,7 @@ def _write(folder, standard, taken, cells, failed):
     for (dataset, backbone, runtime), frame in peers.items():
         artefacts.write_parquet(folder / "predictions" / dataset / backbone / PEERS / f"{runtime}.parquet", frame)
     tables["metrics.csv"] = _metrics(predictions)
-    tables["intervals.csv"], compared = _resampled(_first_seed(predictions), data, parameters)
+    tables["intervals.csv"], compared = _resampled(predictions, data, parameters)
     tables["bootstrap.csv"] = pd.concat([compared, _peer_differences(peers, data, parameters)], ignore_index=True)
     tables["silent.csv"], tables["flips.csv"] = _decisions(_first_seed(predictions))
     tables["leak.csv"] = _leak(_first_seed(predictions), data, parameters)

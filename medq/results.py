@@ -62,8 +62,8 @@ SCHEMA = {
         "calibration_size.csv": "dataset backbone regime fold n_calibration subset auprc",
         "ablation.csv": "dataset backbone recipe engine run_engine fold form weights activations reduce_range fused "
         "training_mode normalised auprc auroc ece ece_top_label brier",
-        "layers.csv": "dataset backbone regime fold layer operator sqnr_db saturation weight_range_ratio kernel_sqnr_db "
-        "kernel_max_steps",
+        "layers.csv": "dataset backbone regime fold layer operator sqnr_db saturation weight_range_ratio channel_range_ratio "
+        "kernel_sqnr_db kernel_max_steps",
         "remedies.csv": "dataset backbone regime fold remedy auprc ece ece_top_label brier p50_ms",
         "silent.csv": "dataset backbone regime form fold class threshold sensitivity_reference sensitivity "
         "specificity_reference specificity prevalence_reference prevalence crossed_up crossed_down n",
