@@ -24,7 +24,8 @@ from medq.quantize.static import float_weights
 from medq.quantize.twin import SideBySide
 
 LAYERS = "layers.csv"
-COLUMNS = ["layer", "operator", "sqnr_db", "saturation", "weight_range_ratio", "kernel_sqnr_db", "kernel_max_steps"]
+OWN = ["layer", "operator", "sqnr_db", "saturation", "weight_range_ratio", "channel_range_ratio"]
+COLUMNS = [*OWN, "kernel_sqnr_db", "kernel_max_steps"]
 MOVES = ("Identity", "Dropout", "Flatten", "flatten", "reshape", "view", "permute", "contiguous", "getattr")
 
 
@@ -36,6 +37,7 @@ def layers(float_model, quantized, batch):
         all layers before it too;
     saturation: share of the twin's outputs that lie more than half a step outside the layer's grid and are clipped;
     weight_range_ratio: widest over narrowest non-zero range of the weights of an output channel;
+    channel_range_ratio: widest over median range of the channels of the twin's output, which share one scale;
     kernel_sqnr_db, kernel_max_steps: the layer's integer kernel against floating point on its own inputs
         (`medq.quantize.agreement`).
     What a layer lacks is NaN; layers that only move values are left out. `float_model` is the FP32 model that was
@@ -46,10 +48,10 @@ def layers(float_model, quantized, batch):
     run = _static if isinstance(quantized.model, fx.GraphModule) else _dynamic
     with engine(quantized.engine), refusals(), torch.inference_mode():
         rows = run(float_model, quantized.model, batch)
-    frame = pd.DataFrame(rows, columns=COLUMNS[:5])
+    frame = pd.DataFrame(rows, columns=OWN)
     for table in (frame, agreement):
         table["call"] = table.groupby("layer").cumcount()  # a module may be called more than once
-    frame = frame.merge(agreement[["layer", "call", *COLUMNS[5:]]], on=["layer", "call"], how="left")
+    frame = frame.merge(agreement[["layer", "call", *COLUMNS[len(OWN) :]]], on=["layer", "call"], how="left")
     return frame[~frame["operator"].isin(MOVES)][COLUMNS].reset_index(drop=True)
 
 
@@ -72,9 +74,8 @@ def _static(float_model, model, batch):
         ratio = math.nan
         if isinstance(module, kernels.WEIGHTED):
             ratio = weight_range_ratio(weights.get(layer, (module.weight().dequantize(),))[0])
-        rows.append(
-            (layer, operator, kernels.sqnr_db(exact, integer.dequantize() - exact), clipped(integer, exact), ratio)
-        )
+        noise = kernels.sqnr_db(exact, integer.dequantize() - exact)
+        rows.append((layer, operator, noise, clipped(integer, exact), ratio, channel_range_ratio(exact)))
 
     SideBySide(model, weights, visit).run(batch)
     return rows
@@ -102,6 +103,14 @@ def weight_range_ratio(weight):
     return float(ranges.max() / ranges.min()) if len(ranges) else math.nan
 
 
+def channel_range_ratio(values):
+    """Widest over median range (maximum - minimum, zero included) of the channels of `values` [n, channels, …]."""
+    flat = values.detach().transpose(0, 1).flatten(1) if values.ndim > 1 else values[None]
+    ranges = flat.amax(1).clamp_min(0) - flat.amin(1).clamp_max(0)
+    middle = float(ranges.median())
+    return float(ranges.max()) / middle if middle else math.nan
+
+
 def _dynamic(float_model, model, batch):
     """Each dynamic Linear: its output in the quantized model against that of the same layer in the FP32 model."""
     names = [name for name, module in model.named_modules() if isinstance(module, kernels.DYNAMIC)]
@@ -113,7 +122,7 @@ def _dynamic(float_model, model, batch):
             weight = (model if float_model is None else float_model).get_submodule(name).weight
             weight = weight if isinstance(weight, nn.Parameter) else weight().dequantize()
             ratio = math.nan if wanted is None else kernels.sqnr_db(wanted, got - wanted)
-            rows.append((name, "Linear (dynamic)", ratio, math.nan, weight_range_ratio(weight)))
+            rows.append((name, "Linear (dynamic)", ratio, math.nan, weight_range_ratio(weight), math.nan))
     return rows
 
 

@@ -79,6 +79,13 @@ def test_saturation_is_the_share_of_values_off_the_grid():
     assert diagnosis.layers(model, quantized, batch(8)).iloc[0]["saturation"] < 0.01
 
 
+def test_channel_range_ratio():
+    values = torch.zeros(2, 3, 2, 2)
+    values[0, 0, 0, 0], values[1, 0, 1, 1], values[0, 1] = 8.0, -2.0, 0.5  # ranges 10, 0.5 (with zero in it), 0
+    assert diagnosis.channel_range_ratio(values) == pytest.approx(10 / 0.5)
+    assert np.isnan(diagnosis.channel_range_ratio(torch.zeros(2, 3, 2)))
+
+
 def test_weight_range_ratio():
     weight = torch.tensor([[1.0, -1.0], [0.5, 0.25], [0.0, 0.0]])
     assert diagnosis.weight_range_ratio(weight) == pytest.approx(2.0 / 0.5)  # ranges 2, 0.5 (with zero in it), none
