@@ -1,0 +1,108 @@
+"""Under the paper's protocol: does PTQ collapse as the margins of the page *What we expect* define it, and what brings it?
+
+The margins stand here and on that page, and were there before the first result.
+"""
+
+import math
+
+import pandas as pd
+
+from medq import paths, results as found
+
+SIMULATED = ".fake-quant"
+NONE = {"brier": 0.02, "auroc": 0.01}  # a change whose whole interval is smaller than this is none
+SHARE = 0.5  # of the paper's own rise of the Brier score: a change above it is the paper's collapse
+DESIGN = (  # weights, pixels: results of one dataset and backbone on the same training images
+    ("ImageNet", 224, "pretrained"),
+    ("ImageNet", 64, "pretrained-64"),
+    ("none", 224, "pretrained-scratch-224"),
+    ("none", 64, "pretrained-scratch-64"),
+)
+CHANGES = [f"{metric}{end}" for metric in ("brier", "auroc") for end in ("", "_low", "_high")]
+
+
+def margin(dataset, published=None, regime="ptq-fbgemm"):
+    """Half of the paper's own rise of the mean Brier score on `dataset` (Table 1); NaN where the paper has none."""
+    means = found.means(published or found.published(), "brier", form="fake-quant")
+    value = means[means["dataset"] == found.counterpart(dataset)].set_index("regime")["value"]
+    return SHARE * (value[regime] - value["fp32"]) if {regime, "fp32"} <= {*value.index} else math.nan
+
+
+def verdict(change, least, of_seeds=()):
+    """`collapse`, `none` or `undecided` of a change against FP32.
+
+    `change` {brier, brier_low, …, auroc_high}: PTQ minus FP32 with the ends of its intervals; `least`: what the Brier
+    score must rise by (`margin`); `of_seeds`: the change of the Brier score of each seed, all on the mean's side.
+    """
+    if change["brier_low"] > least and change["auroc_high"] < -NONE["auroc"] and all(v > least for v in of_seeds):
+        return "collapse"
+    small = all(max(abs(change[f"{m}_low"]), abs(change[f"{m}_high"])) <= margin for m, margin in NONE.items())
+    return "none" if small and all(abs(v) <= NONE["brier"] for v in of_seeds) else "undecided"
+
+
+def changes(results, regime):
+    """PTQ minus FP32 of each dataset and backbone: columns `dataset`, `backbone` and `CHANGES`, from bootstrap.csv."""
+    rows = results.bootstrap
+    rows = rows[(rows["method_a"] == "fp32") & (rows["method_b"] == regime) & (rows["backbone"] != "all")]
+    out = {}
+    for row in rows[rows["metric"].isin(NONE)].to_dict("records"):
+        ends = (
+            -row["delta_pp"] / 100,
+            -row["high_pp"] / 100,
+            -row["low_pp"] / 100,
+        )  # stored is FP32 minus PTQ, in points
+        out.setdefault((row["dataset"], row["backbone"]), {}).update(
+            {f"{row['metric']}{end}": value for end, value in zip(("", "_low", "_high"), ends)}
+        )
+    frame = pd.DataFrame([dict(zip(("dataset", "backbone"), key)) | values for key, values in out.items()])
+    return frame.reindex(columns=["dataset", "backbone", *CHANGES])
+
+
+def _of_seeds(results, dataset, backbone, regime):
+    """Change of the Brier score of each seed, from metrics.csv; empty where there is one seed."""
+    path = results.path / "metrics.csv"
+    frame = pd.read_csv(path, dtype={"seed": "str", "fold": "str"}, keep_default_na=False)
+    if "seed" not in frame:
+        return ()
+    frame = frame.query("metric == 'brier' and fold == 'pooled' and seed not in ('', 'mean')")
+    frame = frame[(frame["class"] == "") & (frame["dataset"] == dataset) & (frame["backbone"] == backbone)]
+    name, _, simulated = regime.partition(".")
+    after = frame[(frame["regime"] == name) & (frame["form"] == (simulated or "converted"))].set_index("seed")["value"]
+    before = frame[frame["regime"] == "fp32"].set_index("seed")["value"]
+    return tuple((after.astype(float) - before.astype(float)).dropna())
+
+
+def under_protocol(results, regimes=("ptq-fbgemm", "ptq-qnnpack"), form="fake-quant"):
+    """FP32, the change under PTQ and what it counts as, for every dataset and backbone.
+
+    Columns: dataset, backbone, regime, fp32_brier, fp32_auroc, `CHANGES`, seeds, verdict. The hypothesis is about
+    `ptq-fbgemm`, simulated; other rows get no verdict.
+    """
+    rows = []
+    before = {m: found.scores(results, m).set_index(["dataset", "backbone", "regime"])["value"] for m in NONE}
+    for regime in regimes:
+        method = regime + (SIMULATED if form == "fake-quant" else "")
+        for change in changes(results, method).to_dict("records"):
+            key = change["dataset"], change["backbone"]
+            seeds = _of_seeds(results, *key, method)
+            decides = regime == "ptq-fbgemm" and form == "fake-quant"
+            rows.append(
+                {"dataset": key[0], "backbone": key[1], "regime": regime}
+                | {f"fp32_{m}": before[m].get((*key, "fp32"), math.nan) for m in NONE}
+                | {name: change[name] for name in CHANGES}
+                | {"seeds": max(1, len(seeds)), "verdict": verdict(change, margin(key[0]), seeds) if decides else ""}
+            )
+    columns = ["dataset", "backbone", "regime", "fp32_brier", "fp32_auroc", *CHANGES, "seeds", "verdict"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def weights_by_resolution(folder=paths.RESULTS, backbone="mobilenetv2", regime="ptq-fbgemm"):
+    """The same change for {ImageNet weights, none} × {64, 224} pixels: columns weights, pixels and those of `under_protocol`."""
+    parts = []
+    for weights, pixels, name in DESIGN:
+        if (folder / name / "metrics.csv").is_file():
+            part = under_protocol(found.Results(name, folder / name), [regime]).query("backbone == @backbone")
+            parts.append(part.assign(weights=weights, pixels=pixels))
+    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["dataset"])
+    shared = table[table["dataset"].isin(["BrainMRI", "SkinCancer"])] if len(table) else table
+    return shared.reindex(columns=["dataset", "weights", "pixels", "fp32_brier", "fp32_auroc", *CHANGES, "verdict"])

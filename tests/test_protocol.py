@@ -1,0 +1,65 @@
+"""Under the paper's protocol: verdicts follow the margins that were written before the results."""
+
+import math
+import re
+
+import pandas as pd
+import pytest
+
+from medq import artefacts, paths, results
+from medq.tables import protocol
+
+BIG = {"brier": 0.6, "brier_low": 0.5, "brier_high": 0.7, "auroc": -0.1, "auroc_low": -0.12, "auroc_high": -0.08}
+SMALL = {"brier": 0.0, "brier_low": -0.01, "brier_high": 0.01, "auroc": 0.0, "auroc_low": -0.005, "auroc_high": 0.005}
+
+
+@pytest.mark.parametrize(
+    "change, seeds, expected",
+    [
+        (BIG, (), "collapse"),
+        (BIG, (0.5, 0.6, 0.7), "collapse"),
+        (BIG, (0.2, 0.8, 0.8), "undecided"),  # one seed on the other side of the margin
+        (BIG | {"brier_low": 0.2}, (), "undecided"),
+        (BIG | {"auroc_high": 0.0}, (), "undecided"),  # calibration alone
+        (SMALL, (), "none"),
+        (SMALL | {"brier_high": 0.03}, (), "undecided"),
+        (SMALL | {"auroc_low": -0.02}, (), "undecided"),
+        (SMALL, (0.01, 0.05), "undecided"),
+        (BIG | {"brier_low": math.nan}, (), "undecided"),
+        (SMALL | {"auroc_low": math.nan}, (), "undecided"),
+    ],
+)
+def test_what_counts_as_what(change, seeds, expected):
+    assert protocol.verdict(change, 0.256, seeds) == expected
+
+
+def test_the_margins_are_those_of_the_page_that_was_written_first():
+    page = (paths.ROOT / "book" / "beyond" / "hypothesis.md").read_text(encoding="utf-8")
+    for dataset in ("BrainMRI", "ChestXray", "SkinCancer"):
+        stated = float("0" + re.search(rf"(\.\d+) on\s+{dataset}", page.split("What counts as what")[1])[1])
+        assert protocol.margin(dataset) == pytest.approx(stated, abs=5e-4)
+    assert "within ±.02" in page and "within ±.01" in page and protocol.NONE == {"brier": 0.02, "auroc": 0.01}
+
+
+def test_changes_are_ptq_minus_fp32_with_their_interval_the_right_way_round(tmp_path):
+    rows = [
+        ("BrainMRI", "mobilenetv2", "fp32", "ptq-fbgemm.fake-quant", metric, delta, low, high)
+        for metric, delta, low, high in (("brier", -60.0, -70.0, -50.0), ("auroc", 10.0, 8.0, 12.0))
+    ]
+    columns = ["dataset", "backbone", "method_a", "method_b", "metric", "delta_pp", "low_pp", "high_pp"]
+    artefacts.write_csv(tmp_path / "bootstrap.csv", pd.DataFrame(rows, columns=columns).assign(p_value=0.0))
+    cells = [("fp32", "float", "42", 0.1), ("ptq-fbgemm", "fake-quant", "42", 0.7)]
+    metrics = pd.DataFrame(cells, columns=["regime", "form", "seed", "value"])
+    metrics = pd.concat([metrics, metrics.assign(seed="mean")]).assign(
+        dataset="BrainMRI", backbone="mobilenetv2", recipe="default", fold="pooled", metric="brier", **{"class": ""}
+    )
+    artefacts.write_csv(tmp_path / "metrics.csv", metrics)
+    table = protocol.under_protocol(results.Results("pretrained", tmp_path))
+    row = table.iloc[0]
+    assert len(table) == 1 and row["verdict"] == "collapse" and row["fp32_brier"] == pytest.approx(0.1)
+    assert {name: row[name] for name in BIG} == pytest.approx(BIG)
+
+
+def test_results_that_are_not_there_give_empty_tables(tmp_path):
+    assert protocol.under_protocol(results.Results("none", tmp_path)).empty
+    assert protocol.weights_by_resolution(tmp_path).empty
