@@ -27,6 +27,7 @@ class Partition:
     train: np.ndarray  # positions, ascending
     selection: np.ndarray  # positions that early stopping looks at
     held_out: np.ndarray  # positions that predictions are reported for
+    group: np.ndarray | None = None  # str [n], what folds keep together
 
 
 def prepare(params, dataset):
@@ -148,6 +149,5 @@ def partition(params, dataset, fold):
     parts = _parts(params, assigned, twins, fold)
     rows = {name: np.sort(position[part["image_id"]].to_numpy()) for name, part in parts.items()}
     images = np.load(paths.runs() / artefacts.record(folder)["pixels"], mmap_mode="r")
-    return Partition(
-        images, assigned["label"].to_numpy(), assigned["image_id"].to_numpy(dtype=str), spec.classes, **rows
-    )
+    ids, group = (assigned[name].to_numpy(dtype=str) for name in ("image_id", "group"))
+    return Partition(images, assigned["label"].to_numpy(), ids, spec.classes, **rows, group=group)
