@@ -112,6 +112,7 @@ class Study(Model):
     ablation: list[str] | None = None
     diagnosis: list[str] | None = None
     remedies: list[str] | None = None
+    attention: list[str] | None = None
     latency: list[str] | None = None
     peers: list[str] | None = []
     recipes: list[str] | None = None
