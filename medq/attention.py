@@ -145,12 +145,10 @@ def summarised(frame, groups, n_resamples, seed):
         relation = rank_correlation(-moved, change, np.ones((1, len(moved))))[0]
         blocks = np.array_split(counts[:, known[:, 0]], math.ceil(n_resamples / 500))  # bounds the memory
         relations = np.concatenate([rank_correlation(-moved, change, block) for block in blocks])
-    found = [(name, frame[name].mean(), means[:, i], known[:, i].sum()) for i, name in enumerate(frame)]
-    rows = []
-    for name, value, replicates, n in [*found, ("relation", relation, relations, len(moved))]:
-        interval = bootstrap.percentile_interval(name, value, replicates)
-        rows.append((name, n, value, interval.low, interval.high))
-    return pd.DataFrame(rows, columns=COLUMNS[-5:])
+    replicates = pd.DataFrame(means, columns=frame.columns).assign(relation=relations)
+    low, high = replicates.quantile([(1 - bootstrap.LEVEL) / 2, (1 + bootstrap.LEVEL) / 2]).to_numpy()
+    n, value = [*known.sum(0), len(moved)], [*frame.mean(), relation]
+    return pd.DataFrame({"measure": replicates.columns, "n": n, "value": value, "low": low, "high": high})
 
 
 def rank_correlation(x, y, counts):
