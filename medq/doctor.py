@@ -141,7 +141,7 @@ def _extras():
         "batch": ("snakemake",),
         "book": ("jupyter-book", "plotly", "itables"),
         "fetch": ("kagglehub",),
-        "dicom": ("pydicom", "gdcm"),
+        "dicom": ("pydicom", "python-gdcm"),
         "peers": PACKAGES,
     }
     return {extra: {name: _version(name) for name in names} for extra, names in wanted.items()}

@@ -329,10 +329,15 @@ def _score_tables(facts, scores, reference, spec):
         for m in ("auroc", "auprc", "ece", "ece_top_label", "brier", "accuracy")
     )
     classes = "\n".join(
-        f"| {spec.titles.get(c, c)} | {score(scores, 'auprc', c)} | {score(scores, 'auroc', c)} |"
+        f"| {_table_text(spec.titles.get(c, c))} | {score(scores, 'auprc', c)} | {score(scores, 'auroc', c)} |"
         for c in facts["classes"]
     )
     return macro, classes
+
+
+def _table_text(text):
+    """`text` for a cell of a Markdown table."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
 
 
 def card(facts, scores, reference, spec):

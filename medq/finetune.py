@@ -131,12 +131,9 @@ def pick_device(device):
 
 
 def set_threads(params):
-    """Use as many threads as the profile says; a batch that shares the machine sets `MEDQ_THREADS`."""
-    import os
-
-    threads = os.environ.get("MEDQ_THREADS") or params.threads
-    if threads:
-        torch.set_num_threads(int(threads))
+    """Use as many threads as `params.thread_count` says."""
+    if threads := params.thread_count():
+        torch.set_num_threads(threads)
 
 
 def save_weights(model, path, **facts):

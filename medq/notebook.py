@@ -1,7 +1,5 @@
 """What every notebook begins with: its parameters checked, its profile loaded, its cell named."""
 
-import os
-
 from medq import params as profiles, paths, regimes, slots, stages
 from medq.errors import UserError, one_of
 
@@ -29,11 +27,10 @@ def start(namespace, stage):
         ("regime", regimes.of(*stages.STAGES[stage].methods)),
     ):
         if kind in given:
-            one_of(kind, given[kind], list(names))
+            given[kind] = _as_text(kind, given[kind], list(names))
     if not isinstance(given.get("results", ""), str):
         raise UserError(f"results: must be the path of a folder, not {given['results']!r}.")
-    if not (os.environ.get("MEDQ_THREADS") or "1").isdecimal():
-        raise UserError(f"MEDQ_THREADS: must be a whole number, not {os.environ['MEDQ_THREADS']!r}.")
+    params.thread_count()  # refused here, before any work
     if slots.per_gpu() and params.device != "cpu" and slots.trains(stage, given.get("regime", "")):
         slots.acquire()
     fold, backbone = given.get("fold", 0), given.get("backbone", "")
@@ -44,6 +41,13 @@ def start(namespace, stage):
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
             raise UserError(f"{name}: must be a whole number from 0, not {number!r}.")
     return params, paths.Cell(params.profile, given.get("dataset", ""), backbone, given.get("regime", ""), fold, seed)
+
+
+def _as_text(kind, given, known):
+    """The one of `known` that is meant: papermill's `-p dataset 2024` gives a number."""
+    if isinstance(given, str) or str(given) in known:
+        return one_of(kind, str(given), known)
+    raise UserError(f"{kind}: {given!r} is not text; papermill keeps text as it is with -r {kind} NAME.")
 
 
 def _is_parameter(name, value):

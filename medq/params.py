@@ -112,6 +112,7 @@ class Study(Model):
     ablation: list[str] | None = None
     diagnosis: list[str] | None = None
     remedies: list[str] | None = None
+    attention: list[str] | None = None
     latency: list[str] | None = None
     peers: list[str] | None = []
     recipes: list[str] | None = None
@@ -211,6 +212,15 @@ class Params(Model):
     def quantization(self, backbone):
         """The `Qat` settings of one backbone."""
         return _merged(Qat, self.qat, self.overrides, backbone, "qat")
+
+    def thread_count(self):
+        """Threads of a process: `MEDQ_THREADS` (a batch shares the machine), else the profile's `threads`, else None."""
+        given = os.environ.get("MEDQ_THREADS")
+        if given and not (given.isdecimal() and 1 <= int(given) <= 1024):
+            raise UserError(
+                f"MEDQ_THREADS: must be a whole number from 1 to 1024, not {given!r}; unset it for all cores."
+            )
+        return int(given) if given else self.threads
 
     def root(self):
         """Folder of the images: `MEDQ_DATA`, else the profile's `data_root` (a manifest has it from the repository), else None."""

@@ -45,7 +45,7 @@ CHECKPOINT_MB = {
 OTHER_MB, OTHER_STEP, OTHER_TRAIN = 100, (600, 1200), 800  # a backbone that the tables do not know
 START_SECONDS = 5  # of a notebook, its kernel and its imports
 # minutes of the studies at 224 pixels with 1,500 held-out images, two cores
-STUDY_MINUTES = {"calibration_size": 12, "ablation": 40, "diagnosis": 5, "remedies": 15, "datasets": 3}
+STUDY_MINUTES = {"calibration_size": 12, "ablation": 40, "diagnosis": 5, "remedies": 15, "attention": 8, "datasets": 3}
 PEER_MODELS, PEER_MINUTES = 12, 6  # of one comparison of runtimes; conversion, whatever the size
 
 

@@ -65,6 +65,8 @@ SCHEMA = {
         "layers.csv": "dataset backbone regime fold layer operator sqnr_db saturation weight_range_ratio channel_range_ratio "
         "kernel_sqnr_db kernel_max_steps",
         "remedies.csv": "dataset backbone regime fold remedy auprc ece ece_top_label brier p50_ms",
+        "attention.csv": "dataset backbone regime form view fold method grid measure n value low high",
+        "gallery.csv": "dataset backbone regime form view fold moved place image_id rank_correlation change image map_fp32 map",
         "silent.csv": "dataset backbone regime form fold class threshold sensitivity_reference sensitivity "
         "specificity_reference specificity prevalence_reference prevalence crossed_up crossed_down n",
         "flips.csv": "dataset backbone regime_a regime_b fold flipped flipped_to_right flipped_to_wrong n",
@@ -80,11 +82,12 @@ SCHEMA = {
 }
 KEYS = set(
     "dataset backbone regime regime_a regime_b method_a method_b fold recipe stage form metric class "
-    "subset remedy layer runtime precision".split()
+    "subset remedy layer runtime precision view measure moved image_id".split()
 )
 TEXT = set(
     "status reason engine_agrees engine_note baseline engine run_engine device operator note weights "
-    "activations reduce_range fused training_mode normalised cores governor cpu instructions commit written".split()
+    "activations reduce_range fused training_mode normalised cores governor cpu instructions commit written "
+    "method image map_fp32 map".split()
 )
 NEEDED = set("status batch_size value delta_pp low_pp high_pp p_value".split())
 MEASURED = set("ms mean_ms p50_ms p50_low p50_high p90_ms p99_ms p99_low p99_high throughput size_mb".split())
@@ -294,6 +297,8 @@ class Results:
     ablation = _file("ablation.csv")
     layers = _file("layers.csv")
     remedies = _file("remedies.csv")
+    attention = _file("attention.csv")
+    gallery = _file("gallery.csv")
     silent = _file("silent.csv")
     flips = _file("flips.csv")
     leak = _file("leak.csv")

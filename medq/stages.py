@@ -91,6 +91,15 @@ _ROWS = (
         calibrates=True,
     ),
     Stage(
+        "attention",
+        _STUDY % "attention",
+        "finetune",
+        tables=("attention.csv", "gallery.csv"),
+        title="class activation maps",
+        calibrates=True,
+        cnn=True,
+    ),
+    Stage(
         "latency",
         "latency/{backbone}",
         "finetune",
@@ -240,6 +249,9 @@ def parameters(params, stage, dataset, backbone=None, regime=None, seed=None):
         values["calibration"] = params.calibration.model_dump(
             exclude=None if stage == "calibration_size" else {"sizes", "subsets"}
         )
+    if stage == "attention":
+        values |= {"qat": params.quantization(backbone).model_dump(), "bootstrap": params.bootstrap.model_dump()}
+        values["regimes"] = sorted({*params.regimes, *params.controls})
     if stage == "peers":
         values["latency"] = params.latency.model_dump()
     if stage == "ablation":

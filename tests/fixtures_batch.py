@@ -29,7 +29,7 @@ PROFILE = {
     "train": {"epochs": 3, "learning_rate": 1e-3},
     "calibration": {"images": 32},
     "bootstrap": {"resamples": 64},
-    "study": {"calibration_size": [], "ablation": [], "diagnosis": [], "remedies": [], "latency": []},
+    "study": {"calibration_size": [], "ablation": [], "diagnosis": [], "remedies": [], "attention": [], "latency": []},
 }
 
 

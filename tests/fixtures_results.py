@@ -6,6 +6,8 @@ FP32, PTQ degrades, most of all MobileNetV2 and EfficientNet-B0. Arguments bend 
 can see a verdict or a picture change.
 """
 
+import base64
+import io
 import json
 import tempfile
 import zlib
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from medq.bootstrap import TESTED
 from medq.results import SCHEMA, Results
@@ -368,6 +371,8 @@ def _studies(scores, named, backbones):
             "ablation.csv",
             "layers.csv",
             "remedies.csv",
+            "attention.csv",
+            "gallery.csv",
             "silent.csv",
             "flips.csv",
             "leak.csv",
@@ -385,6 +390,7 @@ def _studies(scores, named, backbones):
                 _sweep(tables["calibration_size.csv"], name, backbone, ptq["auprc", ""])
                 _ablation(tables["ablation.csv"], name, backbone, fp)
                 _layers(tables["layers.csv"], name, backbone)
+                _attention(tables["attention.csv"], tables["gallery.csv"], name, backbone)
             _remedies(tables["remedies.csv"], name, backbone, fp, ptq)
             for regime in ("ptq-fbgemm", "qat-fbgemm"):
                 if (name, backbone, regime) in scores:
@@ -491,6 +497,26 @@ def _remedies(rows, name, backbone, fp, ptq):
         closed = {m: ptq[m, ""] + share * (fp[m, ""] - ptq[m, ""]) for m in ("auprc", "ece", "ece_top_label", "brier")}
         closed["auprc"] = ptq["auprc", ""] if remedy == "temperature" else closed["auprc"]
         rows.append((name, backbone, "ptq-fbgemm", 0, remedy, *closed.values(), 5.0 * cost))
+
+
+def _attention(rows, shown, name, backbone):
+    models = [("fp32", "float", "flip"), ("fp32-continued", "float", "")]
+    models += [("ptq-fbgemm", "fake-quant", ""), ("ptq-fbgemm", "converted", "")]
+    for k, key in enumerate(models):
+        values = {"rank_correlation": 0.95 - 0.1 * k * FRAGILITY[backbone], "overlap": 0.8, "peak_shift": 3.0}
+        values |= {"change": -0.02, "absolute_change": 0.05, "relation": 0.3}
+        for measure, value in values.items():
+            low, high = value - 0.02, value + 0.02
+            rows.append((name, backbone, *key, 0, "Grad-CAM", 4, measure, 150, value, low, high))
+    if backbone == "resnet18":
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
+        image = base64.b64encode(buffer.getvalue()).decode()
+        for moved, value in (("most", 0.2), ("least", 0.9)):
+            for place in (1, 2):
+                maps = [" ".join(str(k % n) for k in range(16)) for n in (3, 5)]
+                row = (name, backbone, *models[-1], 0, moved, place, f"i{place}", value, -0.1, image, *maps)
+                shown.append(row)
 
 
 def _peers(rows, name, backbone, fp):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from fixtures_batch import ROOT, environment, finished, killed, snapshot, start_batch, write_profile  # noqa: F401
 
-from medq import artefacts, batch, cli, notebook, params, paths, results, slots, stages
+from medq import artefacts, batch, cli, finetune, notebook, params, paths, results, slots, stages
 from medq.errors import UserError
 
 FP32, PTQ = "phantom-BrainMRI/resnet18/fp32/fold0", "phantom-BrainMRI/resnet18/ptq-fbgemm/fold0"
@@ -166,8 +166,25 @@ def test_parameters_of_a_notebook_are_checked_before_it_works(stage, given, said
 @pytest.mark.parametrize("name", ["MEDQ_THREADS", "MEDQ_GPU_SLOTS"])
 def test_numbers_in_the_environment_are_numbers(name, runs, monkeypatch):
     monkeypatch.setenv(name, "two")
-    with pytest.raises(UserError, match=f"{name}: must be a whole number, not 'two'"):
+    with pytest.raises(UserError, match=f"{name}: must be a whole number.*not 'two'"):
         notebook.start({}, "finetune")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "100000"])
+def test_an_impossible_number_of_threads_is_refused(value, runs, monkeypatch):
+    monkeypatch.setenv("MEDQ_THREADS", value)
+    with pytest.raises(UserError, match="MEDQ_THREADS"):
+        notebook.start({}, "finetune")
+    with pytest.raises(UserError, match="MEDQ_THREADS"):
+        finetune.set_threads(params.load("smoke"))
+
+
+def test_a_dataset_whose_name_papermill_reads_as_a_number(runs, monkeypatch):
+    known = params.datasets()
+    monkeypatch.setattr(params, "datasets", lambda *_: known | {"2024": known["phantom-BrainMRI"], "007": None})
+    assert notebook.start({"dataset": 2024}, "datasets")[1].dataset == "2024"
+    with pytest.raises(UserError, match="dataset: 7 is not text.*-r dataset"):
+        notebook.start({"dataset": 7}, "datasets")
 
 
 # --- what a change makes stale ----------------------------------------------------------------------------------------

@@ -246,6 +246,19 @@ def test_pages_of_cells_follow_the_results(tmp_path):
     }
 
 
+@pytest.mark.parametrize("name", ["a#b", "a `b`", "a%20b", "a (b) [c]", "a;b&c", "100 %", "it's"])
+def test_links_to_pages_and_files_of_any_name(tmp_path, monkeypatch, name):
+    from urllib.parse import unquote, urlsplit
+
+    monkeypatch.setenv("MEDQ_BOOK", str(tmp_path))
+    page = book.page_name(name, "resnet18", "fp32")
+    path, uri = book.show.asset(f"files/{name}.csv")
+    assert urlsplit(uri).path == unquote(uri) == uri and str(path) == str(tmp_path) + uri
+    assert urlsplit(f"{page}.md").path == unquote(f"{page}.md") and not set(page) & set("()[]` ")
+    assert page != book.page_name(name + "?", "resnet18", "fp32")
+    assert book.page_name("BrainMRI", "resnet18", "fp32") == "BrainMRI-resnet18-fp32"
+
+
 def test_advice_names_the_fastest_that_passes_and_why_others_did_not(tmp_path):
     from medq.advise import Limits
 

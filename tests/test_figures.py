@@ -45,6 +45,8 @@ FIGURES = {
     "sqnr": lambda r: figures.sqnr_figure(r, "BrainMRI", "mobilenetv2", "ptq-fbgemm"),
     "ablation": lambda r: figures.ablation_figure(r, "BrainMRI"),
     "remedies": lambda r: figures.remedies_figure(r, DATASET),
+    "attention": lambda r: figures.attention_figure(r, DATASET),
+    "gallery": lambda r: figures.attention_gallery(r, DATASET),
     "peers": lambda r: figures.peers_figure(r, DATASET),
     "reliability": lambda r: figures.reliability(predictions(r), regime="ptq-fbgemm"),
     "before_after": lambda r: figures.before_after(predictions(r), predictions(r, "fp32")),
@@ -291,7 +293,7 @@ def test_every_backbone_has_its_own_marker_and_a_stranger_gets_one_too():
 
 def test_a_backbone_looks_the_same_everywhere(gaps):
     colour, marker = figures.BACKBONE_STYLES["mobilenetv2"]
-    for name in ("figure1", "figure5", "summary", "remedies"):
+    for name in ("figure1", "figure5", "summary", "remedies", "attention"):
         seen = {(m, matplotlib.colors.to_hex(c)) for axis in drawn(name, gaps).axes for _, _, m, c in markers(axis)}
         assert (marker, colour) in seen, name
         assert {m for m, c in seen if c == colour} == {marker}

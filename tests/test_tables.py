@@ -22,6 +22,7 @@ TABLES = [
     tables.ablation,
     tables.ablation_means,
     tables.remedies,
+    tables.attention,
     tables.silent,
     tables.flips,
     tables.leak,
@@ -193,6 +194,19 @@ def test_ablation_means_are_nearest_to_the_paper_first(full, paper):
     own = a[(a["dataset"] == "BrainMRI") & (a["recipe"] == row["recipe"]) & (a["form"] == "converted")]
     assert row["ece"] == pytest.approx(own["ece"].mean()) and row["paper_ece"] == 0.2516
     assert row["distance"] == pytest.approx(math.hypot(row["ece"] - 0.2516, row["brier"] - 0.5287))
+
+
+def test_attention_has_a_row_per_model(full):
+    t = tables.attention(full).set_index(["dataset", "backbone", "model"])
+    assert len(t) == 3 * 6 * 4 and set(t["n"]) == {150}
+    own = full.attention.set_index([*CELL, "form", "measure"]).loc["BrainMRI", "resnet50", "ptq-fbgemm", "converted"]
+    row = t.loc["BrainMRI", "resnet50", "INT8-PTQ (FBGEMM), integer"]
+    for measure in ("rank_correlation", "relation"):
+        assert row[measure] == own["value"][measure] and row[f"{measure}_low"] == own["low"][measure]
+    twice = pd.concat([full.attention, full.attention.assign(fold="1", value=full.attention["value"] + 0.04)])
+    t = tables.attention(fixtures.bent(full, attention=twice)).set_index(["dataset", "backbone", "model"])
+    both = t.loc["BrainMRI", "resnet50", "INT8-PTQ (FBGEMM), integer"]
+    assert both["overlap"] == pytest.approx(row["overlap"] + 0.02) and both["n"] == 300
 
 
 def test_remedies_share_of_the_gap(full):

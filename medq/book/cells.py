@@ -7,7 +7,20 @@ from pathlib import Path
 import pandas as pd
 
 from medq import paths, regimes
-from medq.book.show import asset, beside, building, download, figure, files, joined, repository_url, table, text
+from medq.book.show import (
+    asset,
+    beside,
+    building,
+    download,
+    figure,
+    file_name,
+    files,
+    joined,
+    plain,
+    repository_url,
+    table,
+    text,
+)
 from medq.results import CELL, class_title, title
 
 CHOSEN = ("resnet50", "mobilenetv2")  # the paper's example, and the backbone that an engine's defect hits
@@ -77,7 +90,7 @@ book.cell_layers(ours, *cell)
 
 def page_name(dataset, backbone, regime):
     """Name of a cell's page and files."""
-    return f"{dataset}-{backbone}-{regime}"
+    return file_name(f"{dataset}-{backbone}-{regime}")
 
 
 def chosen(results):
@@ -92,7 +105,7 @@ def write_cell_pages(folder, results):
     folder = Path(folder) / "cells"
     wanted = {}
     for cell in chosen(results):
-        heading = " · ".join(title(name) for name in cell)
+        heading = " · ".join(plain(title(name)) for name in cell)
         layers = LAYERS if len(_of(results.layers, *cell)) else ""
         wanted[f"{page_name(*cell)}.md"] = PAGE.format(heading=heading, cell=tuple(cell), layers=layers)
     for old in folder.glob("*-*.md"):
@@ -166,7 +179,7 @@ def cell_head(results, dataset, backbone, regime):
     """What became of the cell, and links to the other regimes of the same images and backbone."""
     state, pages = results.state(dataset, backbone, regime), chosen(results)
     others = [
-        f"**{title(r)}**" if r == regime else f"[{title(r)}]({page_name(dataset, backbone, r)}.md)"
+        f"**{plain(title(r))}**" if r == regime else f"[{plain(title(r))}]({page_name(dataset, backbone, r)}.md)"
         for r in results.regimes
         if r == regime or (dataset, backbone, r) in pages
     ]

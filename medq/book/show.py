@@ -82,9 +82,21 @@ def building():
 
 def asset(name):
     """Path of the asset `name` (its folder is made), and how a page refers to it."""
+    name = "/".join(map(file_name, name.split("/")))
     path = Path(os.environ["MEDQ_BOOK"]) / ASSETS / name
     path.parent.mkdir(parents=True, exist_ok=True)
     return path, f"/{ASSETS}/{name}"
+
+
+def file_name(name):
+    """`name` as it is if a link can hold it; otherwise with _ for other signs, after a hash that keeps names apart."""
+    plain = re.sub(r"[^\w.-]+", "_", name)
+    return name if plain == name else f"{hashlib.sha256(name.encode()).hexdigest()[:6]}-{plain}"
+
+
+def plain(text):
+    """`text` for MyST, in which none of its signs is markup."""
+    return re.sub(r"([\\`*_{}\[\]<>#$|~])", r"\\\1", " ".join(text.split()))
 
 
 def text(markdown):

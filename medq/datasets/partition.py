@@ -27,6 +27,7 @@ class Partition:
     train: np.ndarray  # positions, ascending
     selection: np.ndarray  # positions that early stopping looks at
     held_out: np.ndarray  # positions that predictions are reported for
+    group: np.ndarray | None = None  # str [n], the same for images of one group and for copies of each other
 
 
 def prepare(params, dataset):
@@ -148,6 +149,5 @@ def partition(params, dataset, fold):
     parts = _parts(params, assigned, twins, fold)
     rows = {name: np.sort(position[part["image_id"]].to_numpy()) for name, part in parts.items()}
     images = np.load(paths.runs() / artefacts.record(folder)["pixels"], mmap_mode="r")
-    return Partition(
-        images, assigned["label"].to_numpy(), assigned["image_id"].to_numpy(dtype=str), spec.classes, **rows
-    )
+    ids, group = assigned["image_id"].to_numpy(dtype=str), _with_twins(assigned, twins).to_numpy(dtype=str)
+    return Partition(images, assigned["label"].to_numpy(), ids, spec.classes, **rows, group=group)

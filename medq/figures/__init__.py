@@ -3,6 +3,7 @@
 `figure1` to `figure7` are the paper's, the others go beyond it or explain. `save` writes SVG.
 """
 
+from medq.figures.attention import attention_figure, attention_gallery
 from medq.figures.beyond import (
     ablation_figure,
     before_after,
@@ -34,6 +35,8 @@ __all__ = [
     "REGIME_COLOURS",
     "ablation_figure",
     "alt_text",
+    "attention_figure",
+    "attention_gallery",
     "auprc_explained",
     "auroc_explained",
     "backbone_style",

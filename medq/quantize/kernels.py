@@ -233,7 +233,7 @@ def module_in_float(module, x, weights=None):
 
 def _float_class(kind):
     """The class of `torch.nn` behind a quantized module that keeps its float parameters (LayerNorm, Hardswish, …)."""
-    if not kind.__module__.startswith("torch.ao."):
+    if not kind.__module__.startswith("torch.ao.") or ".reference." in kind.__module__:  # a simulation is in float
         return kind
     for base in kind.__mro__:
         if base.__module__.startswith("torch.nn.modules.") and base is not nn.Module:

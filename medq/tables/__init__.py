@@ -6,6 +6,7 @@ or doubtful. `show` renders any table as HTML, and `data` returns what lies behi
 one row per number.
 """
 
+from medq.tables.attention import attention
 from medq.tables.behind import (
     DATA,
     PAIRS,
@@ -73,6 +74,7 @@ __all__ = [
     "VARIANTS",
     "ablation",
     "ablation_means",
+    "attention",
     "beside_variant",
     "calibration_data",
     "cell_state",

@@ -117,6 +117,7 @@ DATA = {
     "engine_check": lambda r, p: engine_check(r),
     "ablation": lambda r, p: r.ablation,
     "remedies": lambda r, p: remedies(r),
+    "attention": lambda r, p: r.attention,
     "layers": lambda r, p: r.layers,
     "silent": lambda r, p: silent(r),
     "flips": lambda r, p: flips(r),

@@ -1,0 +1,100 @@
+"""How far quantization moves class activation maps, and the images whose maps moved most and least."""
+
+import base64
+import io
+
+import numpy as np
+
+from medq.figures.style import (
+    INK,
+    MUTED,
+    WIDTH,
+    backbone_legend,
+    backbone_style,
+    described,
+    empty,
+    few_ticks,
+    new,
+    styled,
+)
+from medq.results import CELL, title
+from medq.tables.attention import attention_means
+
+PANELS = {
+    "rank_correlation": "Rank correlation",
+    "overlap": "Overlap of the top 20 %",
+    "absolute_change": "|Change of probability|",
+}
+
+
+@styled
+def attention_figure(results, dataset):
+    """Maps of every model against those of FP32: mean and 95 % interval per backbone, a panel per measure."""
+    frame = attention_means(results)
+    frame = frame[frame["dataset"] == dataset]
+    if frame.empty:
+        return empty(f"Class activation maps on {title(dataset)}: missing from these results.")
+    models, backbones = list(frame["model"].unique()), [b for b in results.backbones if b in set(frame["backbone"])]
+    figure, axes = new(1, len(PANELS), height=1.6 + 0.42 * len(models), sharey=True)
+    for axis, (measure, label) in zip(axes[0], PANELS.items()):
+        axis.set_xlabel(label)
+        for row in frame[frame["measure"] == measure].to_dict("records"):
+            colour, marker = backbone_style(row["backbone"])
+            step = 0.6 * ((backbones.index(row["backbone"]) + 0.5) / len(backbones) - 0.5)
+            y = models.index(row["model"]) + step
+            axis.hlines(y, row["low"], row["high"], color=colour)
+            axis.plot(row["value"], y, marker, color=colour, markeredgecolor=INK, markeredgewidth=0.5)
+        axis.axhline(sum(" " in m and m.startswith("FP32") for m in models) - 0.5, color=MUTED, linewidth=0.8)
+        axis.grid(axis="y", visible=False)
+        few_ticks(axis.xaxis, 4)
+    axes[0, 0].set_yticks(range(len(models)), models)
+    axes[0, 0].set_ylim(len(models) - 0.5, -0.5)
+    axes[0, 0].set_xlim(right=1.02)
+    backbone_legend(figure, backbones)
+    mean = frame[frame["measure"] == "rank_correlation"].groupby("model", sort=False)["value"].mean()
+    listed = "; ".join(f"{model} {value:.2f}" for model, value in mean.items())
+    return described(
+        figure,
+        f"How far class activation maps lie from those of FP32 on {title(dataset)}, a row per model and a marker per "
+        f"backbone. Mean rank correlation: {listed}.",
+    )
+
+
+@styled
+def attention_gallery(results, dataset):
+    """The images of a phantom whose map moved most (left) and least (right) in the first cell that stored some.
+
+    Of each the image, the map of FP32 and that of the integer model.
+    """
+    from PIL import Image
+
+    shown = results.gallery[results.gallery["dataset"] == dataset]
+    if shown.empty:
+        return empty(f"Images of {title(dataset)} with their maps: missing from these results.")
+    shown = shown[(shown[[*CELL, "fold"]] == shown[[*CELL, "fold"]].iloc[0]).all(axis=1)]
+    name = ", ".join(title(shown[key].iloc[0]) for key in ("backbone", "regime", "dataset"))
+    n = int(shown["place"].max())
+    figure, axes = new(n, 6, height=0.5 + WIDTH / 6 * 1.15 * n)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for row in shown.to_dict("records"):
+        line = axes[int(row["place"]) - 1, 3 * (row["moved"] == "least") :][:3]
+        line[0].imshow(Image.open(io.BytesIO(base64.b64decode(row["image"]))))
+        line[0].set_title(f"ρ = {row['rank_correlation']:.2f}", fontweight="normal")
+        for axis, values in zip(line[1:], (row["map_fp32"], row["map"])):
+            values = np.array(values.split(), float)
+            values = values.reshape(int(np.sqrt(len(values))), -1)
+            axis.imshow(values, cmap="cividis")
+            y, x = np.unravel_index(values.argmax(), values.shape)
+            axis.plot(x, y, "o", markerfacecolor="none", markeredgecolor=INK)
+        if row["place"] == 1:
+            line[1].set_title("FP32", fontweight="normal")
+            line[2].set_title("INT8", fontweight="normal")
+    figure.suptitle(f"{name}: moved most (left), moved least (right)", x=0, ha="left")
+    ends = shown.groupby("moved")["rank_correlation"].agg(["min", "max"])
+    words = "; ".join(f"{moved} {low:.2f} to {high:.2f}" for moved, low, high in ends.itertuples())
+    return described(
+        figure,
+        f"Generated images of {name} with the class activation maps of FP32 and of the integer model, whose maxima are "
+        f"circled. Rank correlation of the maps that moved: {words}.",
+    )

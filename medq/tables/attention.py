@@ -1,0 +1,40 @@
+"""How far quantization moves class activation maps: what `medq.attention` measured, per model."""
+
+from medq.results import CELL, title
+from medq.tables.entries import captioned
+
+VIEWS = {"flip": "FP32, mirrored image", "brighter": "FP32, image 10 % brighter"}
+FORMS = {"fake-quant": "simulated", "converted": "integer"}
+SHOWN = ["rank_correlation", "rank_correlation_low", "rank_correlation_high", "overlap", "peak_shift"]
+SHOWN += ["absolute_change", "relation", "relation_low", "relation_high"]
+
+
+def attention_means(results):
+    """One row per dataset, backbone, regime, form, view and measure: model (its title), method, grid, n, value, low, high.
+
+    Over several folds all are means, and n is the sum; the interval is then wider than it need be.
+    """
+    keys = [*CELL, "form", "view", "method", "grid", "measure"]
+    kinds = {"n": "sum", "value": "mean", "low": "mean", "high": "mean"}
+    frame = results.attention.groupby(keys, sort=False).agg(kinds).reset_index()
+    words = zip(frame["regime"], frame["form"], frame["view"])
+    models = [VIEWS.get(view) or ", ".join(filter(None, (title(r), FORMS.get(form)))) for r, form, view in words]
+    return frame.assign(model=models)
+
+
+def attention(results):
+    """Maps of each model against those of FP32: dataset, backbone, model, method, grid, n (images with a map), SHOWN."""
+    frame, keys = attention_means(results), ["dataset", "backbone", "model", "method", "grid"]
+    wide = frame.pivot(index=keys, columns="measure", values=["value", "low", "high", "n"])
+    wide.columns = [f"{measure}_{kind}".removesuffix("_value") for kind, measure in wide.columns]
+    wide = wide.reindex(columns=["rank_correlation_n", *SHOWN]).rename(columns={"rank_correlation_n": "n"})
+    rows = frame[keys].drop_duplicates()
+    return captioned(
+        rows.merge(wide.reset_index(), on=keys),
+        "Class activation maps against those of FP32 on the same held-out images",
+        "Means over n images with 95 % intervals. rank correlation: Spearman's, over positions; overlap: of the top 20 % "
+        "of positions, intersection over union; peak shift: of the maximum, in pixels; absolute change: of the "
+        "probability of the class that FP32 predicts; relation: Spearman's, over images, of how far a map moved with "
+        "that change.",
+        formats={None: "{:.2f}", "grid": "{:.0f}", "n": "{:.0f}", "peak_shift": "{:.1f}", "absolute_change": "{:.3f}"},
+    )
