@@ -48,10 +48,14 @@ def test_changes_are_ptq_minus_fp32_with_their_interval_the_right_way_round(tmp_
     ]
     columns = ["dataset", "backbone", "method_a", "method_b", "metric", "delta_pp", "low_pp", "high_pp"]
     artefacts.write_csv(tmp_path / "bootstrap.csv", pd.DataFrame(rows, columns=columns).assign(p_value=0.0))
-    cells = [("fp32", "float", "42", 0.1), ("ptq-fbgemm", "fake-quant", "42", 0.7)]
-    metrics = pd.DataFrame(cells, columns=["regime", "form", "seed", "value"])
+    cells = [
+        (r, f, m, v)
+        for r, f, b, a in (("fp32", "float", 0.1, 0.99), ("ptq-fbgemm", "fake-quant", 0.7, 0.89))
+        for m, v in (("brier", b), ("auroc", a))
+    ]
+    metrics = pd.DataFrame(cells, columns=["regime", "form", "metric", "value"]).assign(seed="42")
     metrics = pd.concat([metrics, metrics.assign(seed="mean")]).assign(
-        dataset="BrainMRI", backbone="mobilenetv2", recipe="default", fold="pooled", metric="brier", **{"class": ""}
+        dataset="BrainMRI", backbone="mobilenetv2", recipe="default", fold="pooled", **{"class": ""}
     )
     artefacts.write_csv(tmp_path / "metrics.csv", metrics)
     table = protocol.under_protocol(results.Results("pretrained", tmp_path))

@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pandas as pd
 
+from medq.regimes import INT8
 from medq.results import CELL, scores
 
+SIMULATED = ".fake-quant"  # behind a regime's name in bootstrap.csv: its fake-quantized form
 SCORES = ("auroc", "auprc", "ece", "ece_top_label", "brier")  # what every study stores of a model
 COLUMNS = [*CELL, "form", "metric", "value", "low", "high", "interval"]
 
@@ -20,7 +22,7 @@ def changes(results, metrics=SCORES, *, form="converted", reference="fp32", klas
     bootstrap), `independent` (both cells' own intervals, as though their images differed: too wide), or empty
     where there is none. `form` chooses among the INT8 models, `klass` a class instead of the macro average.
     """
-    paired = {} if klass or form != "converted" else _paired(results, reference)
+    paired = {} if klass else _paired(results, reference, form)
     rows = []
     for metric in metrics:
         table = scores(results, metric, form=form, klass=klass)
@@ -41,16 +43,19 @@ def changes(results, metrics=SCORES, *, form="converted", reference="fp32", klas
     return pd.concat([frame, mean[COLUMNS]], ignore_index=True) if len(frame) else frame
 
 
-def _paired(results, reference):
-    """{(dataset, backbone, regime, metric): (change, low, high)} of the stored paired bootstrap."""
+def _paired(results, reference, form):
+    """{(dataset, backbone, regime, metric): (change, low, high)} of the stored paired bootstrap of one form."""
     found = {}
     for r in results.bootstrap.to_dict("records"):
-        key = (r["dataset"], r["backbone"])
+        key, methods = (r["dataset"], r["backbone"]), (r["method_a"], r["method_b"])
+        if any(m in INT8 if form == "fake-quant" else m.endswith(SIMULATED) for m in methods):
+            continue  # of the other form
+        a, b = (m.removesuffix(SIMULATED) for m in methods)
         delta, low, high = (r[c] / 100 for c in ("delta_pp", "low_pp", "high_pp"))
-        if r["method_a"] == reference:
-            found[(*key, r["method_b"], r["metric"])] = (-delta, -high, -low)
-        elif r["method_b"] == reference:
-            found[(*key, r["method_a"], r["metric"])] = (delta, low, high)
+        if a == reference:
+            found[(*key, b, r["metric"])] = (-delta, -high, -low)
+        elif b == reference:
+            found[(*key, a, r["metric"])] = (delta, low, high)
     return found
 
 

@@ -8,8 +8,8 @@ import math
 import pandas as pd
 
 from medq import paths, results as found
+from medq.tables.changes import changes
 
-SIMULATED = ".fake-quant"
 NONE = {"brier": 0.02, "auroc": 0.01}  # a change whose whole interval is smaller than this is none
 SHARE = 0.5  # of the paper's own rise of the Brier score: a change above it is the paper's collapse
 DESIGN = (  # weights, pixels: results of one dataset and backbone on the same training images
@@ -40,25 +40,7 @@ def verdict(change, least, of_seeds=()):
     return "none" if small and all(abs(v) <= NONE["brier"] for v in of_seeds) else "undecided"
 
 
-def changes(results, regime):
-    """PTQ minus FP32 of each dataset and backbone: columns `dataset`, `backbone` and `CHANGES`, from bootstrap.csv."""
-    rows = results.bootstrap
-    rows = rows[(rows["method_a"] == "fp32") & (rows["method_b"] == regime) & (rows["backbone"] != "all")]
-    out = {}
-    for row in rows[rows["metric"].isin(NONE)].to_dict("records"):
-        ends = (
-            -row["delta_pp"] / 100,
-            -row["high_pp"] / 100,
-            -row["low_pp"] / 100,
-        )  # stored is FP32 minus PTQ, in points
-        out.setdefault((row["dataset"], row["backbone"]), {}).update(
-            {f"{row['metric']}{end}": value for end, value in zip(("", "_low", "_high"), ends)}
-        )
-    frame = pd.DataFrame([dict(zip(("dataset", "backbone"), key)) | values for key, values in out.items()])
-    return frame.reindex(columns=["dataset", "backbone", *CHANGES])
-
-
-def _of_seeds(results, dataset, backbone, regime):
+def _of_seeds(results, dataset, backbone, regime, form):
     """Change of the Brier score of each seed, from metrics.csv; empty where there is one seed."""
     path = results.path / "metrics.csv"
     frame = pd.read_csv(path, dtype={"seed": "str", "fold": "str"}, keep_default_na=False)
@@ -66,8 +48,7 @@ def _of_seeds(results, dataset, backbone, regime):
         return ()
     frame = frame.query("metric == 'brier' and fold == 'pooled' and seed not in ('', 'mean')")
     frame = frame[(frame["class"] == "") & (frame["dataset"] == dataset) & (frame["backbone"] == backbone)]
-    name, _, simulated = regime.partition(".")
-    after = frame[(frame["regime"] == name) & (frame["form"] == (simulated or "converted"))].set_index("seed")["value"]
+    after = frame[(frame["regime"] == regime) & (frame["form"] == form)].set_index("seed")["value"]
     before = frame[frame["regime"] == "fp32"].set_index("seed")["value"]
     return tuple((after.astype(float) - before.astype(float)).dropna())
 
@@ -78,20 +59,24 @@ def under_protocol(results, regimes=("ptq-fbgemm", "ptq-qnnpack"), form="fake-qu
     Columns: dataset, backbone, regime, fp32_brier, fp32_auroc, `CHANGES`, seeds, verdict. The hypothesis is about
     `ptq-fbgemm`, simulated; other rows get no verdict.
     """
+    frame = changes(results, tuple(NONE), form=form)
+    frame = frame[frame["regime"].isin(regimes) & (frame["backbone"] != "mean")]
+    before = {m: found.scores(results, m).set_index(found.CELL)["value"] for m in NONE}
     rows = []
-    before = {m: found.scores(results, m).set_index(["dataset", "backbone", "regime"])["value"] for m in NONE}
-    for regime in regimes:
-        method = regime + (SIMULATED if form == "fake-quant" else "")
-        for change in changes(results, method).to_dict("records"):
-            key = change["dataset"], change["backbone"]
-            seeds = _of_seeds(results, *key, method)
-            decides = regime == "ptq-fbgemm" and form == "fake-quant"
-            rows.append(
-                {"dataset": key[0], "backbone": key[1], "regime": regime}
-                | {f"fp32_{m}": before[m].get((*key, "fp32"), math.nan) for m in NONE}
-                | {name: change[name] for name in CHANGES}
-                | {"seeds": max(1, len(seeds)), "verdict": verdict(change, margin(key[0]), seeds) if decides else ""}
-            )
+    for (dataset, backbone, regime), part in frame.groupby(found.CELL, sort=False):
+        change = {
+            f"{row['metric']}{end}": row[column]
+            for row in part.to_dict("records")
+            for end, column in (("", "value"), ("_low", "low"), ("_high", "high"))
+        }
+        seeds = _of_seeds(results, dataset, backbone, regime, form)
+        decides = regime == "ptq-fbgemm" and form == "fake-quant" and (part["interval"] == "paired").all()
+        rows.append(
+            {"dataset": dataset, "backbone": backbone, "regime": regime}
+            | {f"fp32_{m}": before[m].get((dataset, backbone, "fp32"), math.nan) for m in NONE}
+            | change
+            | {"seeds": max(1, len(seeds)), "verdict": verdict(change, margin(dataset), seeds) if decides else ""}
+        )
     columns = ["dataset", "backbone", "regime", "fp32_brier", "fp32_auroc", *CHANGES, "seeds", "verdict"]
     return pd.DataFrame(rows, columns=columns)
 
