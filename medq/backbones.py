@@ -227,20 +227,21 @@ def read_state(path):
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path}: must hold a state dict, that is names and tensors; save `model.state_dict()` alone.")
     for name, value in state.items():
-        kind = (
-            "is a meta tensor, without numbers"
-            if value.is_meta
-            else "is quantized"
-            if value.is_quantized
-            else "is sparse"
-            if value.layout is not torch.strided
-            else "holds numbers that are not real and finite"
-            if value.is_complex() or value.is_floating_point() and not torch.isfinite(value).all()
-            else ""
-        )
-        if kind:
-            raise UserError(f"{path}: {name!r} {kind}; save the `state_dict()` of the floating-point model.")
+        if why := _unfit(value):
+            raise UserError(f"{path}: {name!r} {why}; save the `state_dict()` of the floating-point model.")
     return state
+
+
+def _unfit(value):
+    """Why a tensor cannot be a weight, or an empty string."""
+    import torch
+
+    if value.is_meta:
+        return "is a meta tensor, without numbers"
+    if value.is_quantized or value.layout is not torch.strided:
+        return "is quantized" if value.is_quantized else "is sparse"
+    wrong = value.is_complex() or value.is_floating_point() and not torch.isfinite(value).all()
+    return "holds numbers that are not real and finite" if wrong else ""
 
 
 def _first_line(error):

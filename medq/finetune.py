@@ -76,31 +76,21 @@ def _train(params, cell, part, inputs):
 
 def schedule_of(params, cell, device, key):
     """The `fit.Schedule` of a cell: section 2.5, or QAT's where the cell is QAT or its control."""
-    train = params.training(cell.backbone)
-    values = {
+    values = params.training(cell.backbone).model_dump(exclude={"selection"}) | {
         "compiled": params.compile and regimes.method(cell.regime) != "qat",
-        "epochs": train.epochs,
-        "batch_size": train.batch_size,
-        "learning_rate": train.learning_rate,
-        "weight_decay": train.weight_decay,
-        "patience": train.patience,
-        "min_improvement": train.min_improvement,
         "seed": params.seed if cell.seed is None else cell.seed,
         "device": device,
         "key": key,
     }
     if cell.regime in ("fp16", "fp32-autocast"):
         values["autocast"] = torch.float16 if device == "cuda" else torch.bfloat16
-    if cell.regime == "fp32-autocast":
+    if not regimes.REGIMES[cell.regime].schedule:
         values["epochs"] = 0
     if regimes.REGIMES[cell.regime].schedule == "qat":
         qat = params.quantization(cell.backbone)
         freeze_at = round(qat.freeze_batch_norm * qat.epochs)
-        values |= {
-            "epochs": qat.epochs,
-            "learning_rate": qat.learning_rate,
-            "before_epoch": lambda model, epoch: epoch >= freeze_at and freeze_batch_norm(model),
-        }
+        values |= {"epochs": qat.epochs, "learning_rate": qat.learning_rate}
+        values["before_epoch"] = lambda model, epoch: epoch >= freeze_at and freeze_batch_norm(model)
     return fit.Schedule(**values)
 
 

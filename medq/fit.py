@@ -46,9 +46,7 @@ class Schedule:
     compiled: bool = False
     key: str = ""  # what the run was made from: a state saved under another key is not resumed
     before_epoch: object = None  # called with (model in training mode, epoch): the freezing points of QAT
-    after_epoch: object = (
-        None  # called with the model before it is scored: nothing may learn from the images that score
-    )
+    after_epoch: object = None  # called with the model before it is scored, lest it learn from the images that score
 
 
 @contextlib.contextmanager
@@ -123,20 +121,10 @@ def _fit(model, partition, schedule, folder):
         )
         accuracy = float((predicted.argmax(1) == partition.labels[partition.selection]).mean())
         _judge(state, model, accuracy, schedule.min_improvement)
-        state["history"].append(
-            {
-                "epoch": epoch,
-                "train_loss": loss,
-                "train_accuracy": train_accuracy,
-                "accuracy": accuracy,
-                "seconds": round(time.perf_counter() - start, 3),
-            }
-        )
-        print(
-            f"epoch {epoch + 1}/{schedule.epochs}: loss {loss:.3f}, accuracy {accuracy:.3f} "
-            f"(training {train_accuracy:.3f}), {time.perf_counter() - start:.1f} s",
-            file=sys.stderr,
-        )
+        seconds = round(time.perf_counter() - start, 3)
+        state["history"].append(dict(zip(HISTORY, (epoch, loss, train_accuracy, accuracy, seconds))))
+        said = f"loss {loss:.3f}, accuracy {accuracy:.3f} (training {train_accuracy:.3f}), {seconds:.1f} s"
+        print(f"epoch {epoch + 1}/{schedule.epochs}: {said}", file=sys.stderr)
         if len(state["history"]) < schedule.epochs and state["stale"] < schedule.patience:
             _save(folder, state, model, optimizer, scaler, schedule)
     model.load_state_dict(state["best"])
@@ -184,13 +172,22 @@ class Images:
 
 def _epoch(model, images, optimizer, scaler, schedule, epoch):
     """One pass over the training images; mean loss and accuracy on the augmented batches."""
+    from tqdm import tqdm
+
     generator = torch.Generator().manual_seed(schedule.seed * 100_003 + epoch)
     torch.manual_seed(schedule.seed * 100_003 + epoch)  # dropout and stochastic depth
     model.train()
     if schedule.before_epoch:
         schedule.before_epoch(model, epoch)
     total, right, seen = torch.zeros((), device=schedule.device), torch.zeros((), device=schedule.device), 0
-    bar = _progress(images.batches(schedule.batch_size, generator), images, schedule, epoch)
+    bar = tqdm(
+        images.batches(schedule.batch_size, generator),
+        total=-(-len(images.labels) // schedule.batch_size),
+        desc=f"epoch {epoch + 1}/{schedule.epochs}",
+        unit="batch",
+        leave=False,
+        disable=not sys.stderr.isatty(),
+    )
     for number, (x, y) in enumerate(bar, 1):
         with torch.autocast(
             torch.device(schedule.device).type, schedule.autocast, enabled=schedule.autocast is not None
@@ -215,20 +212,6 @@ def _epoch(model, images, optimizer, scaler, schedule, epoch):
     return mean, float(right) / seen
 
 
-def _progress(batches, images, schedule, epoch):
-    from tqdm import tqdm
-
-    count = -(-len(images.labels) // schedule.batch_size)
-    return tqdm(
-        batches,
-        total=count,
-        desc=f"epoch {epoch + 1}/{schedule.epochs}",
-        unit="batch",
-        leave=False,
-        disable=not sys.stderr.isatty(),
-    )
-
-
 def _judge(state, model, accuracy, min_improvement):
     """Keep the best weights and count the epochs without a sufficient improvement."""
     if accuracy > state["best_accuracy"]:
@@ -241,17 +224,10 @@ def _judge(state, model, accuracy, min_improvement):
 
 
 def _save(folder, state, model, optimizer, scaler, schedule):
+    parts = {"model": model, "optimizer": optimizer, "scaler": scaler}
+    saved = {name: part.state_dict() for name, part in parts.items()} | {"schedule": _identity(schedule)}
     with artefacts.replacing(Path(folder) / RESUME) as path:
-        torch.save(
-            state
-            | {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "scaler": scaler.state_dict(),
-                "schedule": _identity(schedule),
-            },
-            path,
-        )
+        torch.save(state | saved, path)
 
 
 def _resume(folder, model, optimizer, scaler, schedule):
@@ -267,9 +243,8 @@ def _resume(folder, model, optimizer, scaler, schedule):
         return fresh
     if saved.pop("schedule", None) != _identity(schedule):
         return fresh
-    model.load_state_dict(saved.pop("model"))
-    optimizer.load_state_dict(saved.pop("optimizer"))
-    scaler.load_state_dict(saved.pop("scaler"))
+    for name, part in {"model": model, "optimizer": optimizer, "scaler": scaler}.items():
+        part.load_state_dict(saved.pop(name))
     return saved
 
 

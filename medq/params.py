@@ -296,20 +296,19 @@ def profile_path(name):
 def _beside(path, value):
     """`value` with `data_root` and files of `weights` as absolute paths: a notebook runs in another folder than the command."""
 
-    def absolute(found, *keys):
-        given = {key: found[key] for key in keys if isinstance(found.get(key), str)} if isinstance(found, dict) else {}
-        return {
-            key: os.path.normpath(path.absolute().parent / os.path.expanduser(name))
-            for key, name in given.items()
-            if name and name not in ("imagenet", "none")
-        }
+    def absolute(key, given):
+        if key == "overrides" and isinstance(given, dict):
+            return {
+                name: beside(override) if isinstance(override, dict) else override for name, override in given.items()
+            }
+        if key not in ("data_root", "weights") or not isinstance(given, str) or given in ("", "imagenet", "none"):
+            return given
+        return os.path.normpath(path.absolute().parent / os.path.expanduser(given))
 
-    value = value | absolute(value, "data_root", "weights")
-    overrides = value.get("overrides")
-    if isinstance(overrides, dict):
-        overrides = {name: (o | absolute(o, "weights")) if isinstance(o, dict) else o for name, o in overrides.items()}
-        value = value | {"overrides": overrides}
-    return value
+    def beside(found):
+        return {key: absolute(key, given) for key, given in found.items()}
+
+    return beside(value)
 
 
 def load(path, replaced=None, /, **changes):
@@ -322,24 +321,20 @@ def load(path, replaced=None, /, **changes):
     params = validate(Params, _beside(path, value), str(path))
     if params.profile != path.stem:
         raise UserError(f"{path}: profile: must be {path.stem!r}, the file's own name, not {params.profile!r}.")
-    known_backbones = list(backbones())
-    checks = [
-        ("datasets", "dataset", list(datasets()), params.datasets),
-        ("overrides", "backbone", known_backbones, params.overrides),
-        ("backbones", "backbone", known_backbones, params.backbones),
-        ("regimes", "regime", REGIMES, params.regimes),
-        ("controls", "control", CONTROLS, params.controls),
-    ]
-    checks += [
-        (f"study.{key}", "recipe", list(recipes()), names)
-        if key == "recipes"
-        else (f"study.{key}", "backbone", known_backbones, names)
-        for key, names in params.study
-    ]
-    for key, kind, known, given in checks:
-        for name in given or ():
+    known = {
+        "dataset": datasets(),
+        "backbone": backbones(),
+        "recipe": recipes(),
+        "regime": REGIMES,
+        "control": CONTROLS,
+    }
+    lists = {f"{kind}s": (kind, getattr(params, f"{kind}s")) for kind in ("dataset", "backbone", "regime", "control")}
+    lists |= {"overrides": ("backbone", params.overrides)}
+    lists |= {f"study.{key}": ("recipe" if key == "recipes" else "backbone", names) for key, names in params.study}
+    for key, (kind, names) in lists.items():
+        for name in names or ():
             try:
-                one_of(kind, name, known)
+                one_of(kind, name, list(known[kind]))
             except UserError as error:
                 raise UserError(f"{path}: {key}: {error}") from None
     return params

@@ -74,11 +74,8 @@ def test_copies_never_stand_on_both_sides_of_the_inner_split(runs):
     rng, rows = np.random.default_rng(0), np.concatenate([usual.train, usual.selection])
     of_class = {label: usual.image_id[rng.permutation(rows[usual.labels[rows] == label])] for label in range(3)}
     chain = of_class[1]  # pairs that share an image: all four are one group
-    groups = [ids[k : k + 3] for ids in of_class.values() for k in range(4, 22, 3)] + [
-        chain[[0, 1]],
-        chain[[1, 2]],
-        chain[[2, 3]],
-    ]
+    groups = [ids[k : k + 3] for ids in of_class.values() for k in range(4, len(ids) - 2, 3)][:14]
+    groups += [chain[[0, 1]], chain[[1, 2]], chain[[2, 3]]]
     artefacts.write_csv(folder / AUDIT, twins(*groups))
     part = partition(inner, "phantom-ChestXray", 0)
     assert {*part.train, *part.selection} == {*rows} and {*part.train}.isdisjoint(part.selection)

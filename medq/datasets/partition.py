@@ -79,13 +79,8 @@ def _prepared(params, dataset):
     folder = paths.data_folder(params.profile, dataset)
     facts = artefacts.record(folder)
     stored = {name: value for name, value in (facts or {}).get("inputs", {}).items() if name != "images"}
-    if (
-        facts
-        and stored == json.loads(json.dumps(_inputs(params, dataset)))
-        and (paths.runs() / facts["pixels"]).is_file()
-    ):
-        return folder
-    return prepare(params, dataset)
+    same = facts and stored == json.loads(json.dumps(_inputs(params, dataset)))
+    return folder if same and (paths.runs() / facts["pixels"]).is_file() else prepare(params, dataset)
 
 
 def lock(folder):
