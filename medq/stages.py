@@ -127,7 +127,7 @@ CONTROL = frozenset(
     "artefacts batch config errors figures notebook params paths provenance regimes results slots stages tables".split()
 )
 # What these make of the images is hashed as the content of the stage `datasets`.
-IMAGES = frozenset(f"datasets.{name}" for name in "audit fetch index phantoms pixels spec".split())
+IMAGES = frozenset(f"datasets.{name}" for name in "audit dicom fetch index phantoms pixels spec".split())
 
 
 def folder(stage, cell):
