@@ -158,22 +158,19 @@ def alternatives(folder, path, known, epochs):
 
 
 def start_up(runs):
-    """(cold, warm) seconds of an empty notebook that imports what a cell imports."""
+    """(cold, forked) seconds of an empty notebook that imports what a cell imports."""
     import nbformat
 
-    from medq import batch as batches
+    from medq import execute
 
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("from medq import finetune, quantize, show")])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, runs / "empty.ipynb")
     words = [str(runs / "empty.ipynb"), str(runs / "out.ipynb"), "--no-progress-bar"]
-
-    def start(command):
-        return timed(lambda: subprocess.run([*command, *words], check=True, capture_output=True, cwd=ROOT))
-
-    cold = min(start([str(Path(sys.executable).with_name("papermill"))]) for _ in range(3))
-    with batches._server(runs / "warm") as warm:
-        return cold, min(start(warm) for _ in range(3))
+    papermill = [str(Path(sys.executable).with_name("papermill")), *words]
+    cold = min(timed(lambda: subprocess.run(papermill, check=True, capture_output=True, cwd=ROOT)) for _ in range(3))
+    forked = [timed(lambda: execute.run(words[0], words[1], {}, runs / "log.ipynb")) for _ in range(4)]
+    return cold, min(forked[1:])  # the first starts the process that the others are forked from
 
 
 def main():
@@ -196,8 +193,8 @@ def main():
         folder = Path(name)
         path = profile(folder, args.backbones, args.epochs)
         write_images(folder)
-        cold, warm = start_up(folder)
-        print(f"start of a cell: {cold:.1f} s cold, {warm:.1f} s forked from a warm process", flush=True)
+        cold, forked = start_up(folder)
+        print(f"start of a cell: {cold:.1f} s cold, {forked:.1f} s forked", flush=True)
         jobs, threads, _ = batches.shares(params.load(path), args.jobs)
         shared = timed(lambda: batch(folder, path, jobs, threads))
         again = timed(lambda: batch(folder, path, jobs, threads))

@@ -28,7 +28,9 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     warnings.formatwarning = _note
     try:
-        args = _parser(argv).parse_args(argv)
+        own, snakemake = _split(argv)
+        args = _parser(own).parse_args(own)
+        args.snakemake = snakemake
         status = args.run(args) or 0
         sys.stdout.flush()
         return status
@@ -41,6 +43,14 @@ def main(argv=None):
     except BrokenPipeError:  # the reader, `head` for one, has had enough
         sys.stderr.close()
         return 0
+
+
+def _split(argv):
+    """(our words, Snakemake's) of a command line: what follows `--` in a batch goes to Snakemake."""
+    if "--" not in argv or "batch" not in argv[: argv.index("--")]:
+        return argv, []
+    end = argv.index("--")
+    return argv[:end], argv[end + 1 :]
 
 
 def _note(message, category, filename, line_number, line=None, plain=warnings.formatwarning):

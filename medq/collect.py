@@ -1,10 +1,12 @@
 """The command `medq collect`, and the stage `collect`: finished cells of a batch become the tidy tables of `medq.results`.
 
-Only cells whose completion record matches their files are taken; what is left out is said, with the reason. The tables
-are a function of the cells alone: collecting twice gives the same bytes, whatever the profile file says by now.
+A result folder keeps what was computed for each cell: its predictions, its rows of the studies' tables and a record
+(`records.json`). Adding a batch to it is a union of cells, from which `medq.aggregate` makes all other tables. Only cells
+whose completion record matches their files are taken; what is left out is named, with the reason.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -15,55 +17,74 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medq import artefacts, paths, regimes, stages
-from medq.errors import UserError
+from medq.errors import UserError, one_of
 
-REGIMES = tuple(regimes.REGIMES)
-VARIANTS = {  # file of a cell: (what the result's file is called after, recipe, form; None: float or converted)
-    "predictions.parquet": ("", "default", None),
-    "predictions.fake-quant.parquet": (".fake-quant", "default", "fake-quant"),
-    "predictions.mended.parquet": (".mended", "mended", "converted"),
-}
-STUDIES = stages.TABLES  # what study cells write as it stands in results/: the stage that makes it
-PEERS, CONDITIONS = "peers", "conditions.csv"
+RECORDS, CHECKSUMS, TRAINED_ON = "records.json", "checksums.json", "trained_on.csv"
 PEER_FILE = re.compile(r"predictions\.([a-z0-9-]+)\.parquet")
-PART = re.compile(
-    r"[^/]+/data|latency/[^/]+|[^/]+/[^/]+/[^/]+/(seed\d+/)?fold\d+"
-)  # what a batch writes, by its path there
+PART = re.compile(r"[^/]+/data|latency/[^/]+|[^/]+/[^/]+/[^/]+/(seed\d+/)?fold\d+")  # what a batch writes, by its path
 SHARED = ("image_size", "weights", "subset", "deduplicate", "seed")  # never mixed within a result folder
-PAIRS = regimes.pairs()
-SIMULATED = ".fake-quant"  # behind the name of a regime: its fake-quantized form, among the methods of bootstrap.csv
-COMPARED = (
-    *PAIRS,
-    *(tuple(r + SIMULATED * (r in regimes.INT8) for r in pair) for pair in PAIRS if set(pair) & set(regimes.INT8)),
-    *((regime + SIMULATED, regime) for regime in regimes.INT8),
+RUN = (
+    "parameters",
+    "versions",
+    "platform",
+    "cpu",
+    "gpu",
+    "commit",
+    "quantized_engines",
+    "threads",
+    "machines",
+    "commits",
 )
-LEAK = ("auroc", "auprc", "ece", "ece_top_label", "brier", "accuracy")
+FACTS = ("written", "first_written", "fingerprint", "n_images", "n_train", "n_held_out", "loaded")  # of a manifest
+OUTCOME = ("status", "reason", "train_seconds", "epochs", "engine_agrees", "engine_note")  # of a completion record
+CELL = ("dataset", "backbone", "regime", "fold", "seed")
+DIRECTORIES = ("predictions", "folds", "audit", "trained_on")
 
 
 @dataclass(frozen=True)
-class Taken:
-    """One finished folder of a batch."""
+class Part:
+    """One finished folder of a batch, or what a result folder keeps of it."""
 
-    folder: Path
-    name: str  # its path below the batch's folder
-    record: dict
-    manifest: dict
+    name: str  # its path below the batch's folder; of a study without the seed, which is the profile's first
+    facts: dict  # `FACTS` and `OUTCOME`
+    run: dict  # `RUN`: the settings and the machine that made it
+    folder: Path | None = None  # where its files are; None for what a result folder keeps
+    files: tuple = ()
+
+    @property
+    def stage(self):
+        """The stage that made it."""
+        return stages.stage_of(self.name)
 
     @property
     def cell(self):
-        """(dataset, backbone, regime, fold), of what is a cell of the grid."""
-        dataset, backbone, regime, *_, fold = self.name.split("/")
-        return dataset, backbone, regime, int(fold.removeprefix("fold"))
+        """(dataset, backbone, regime, fold), or None for what is not a cell of the grid."""
+        parts = self.name.split("/")
+        return (*parts[:3], _fold(self.name)) if len(parts) > 3 and parts[2] in regimes.REGIMES else None
 
     @property
     def seed(self):
-        """The training seed as text; empty where the profile has one alone."""
-        return _seed(self.name)
+        """The training seed of a cell as text; empty where the profile has one alone."""
+        found = re.search(r"/seed(\d+)/", self.name)
+        return found[1] if found else ""
+
+    @property
+    def start(self):
+        """Name of the cell whose checkpoint a cell starts from, or None."""
+        row = regimes.REGIMES.get(self.cell[2]) if self.cell else None
+        return _beside(self.name, row.start) if row and row.start else None
 
 
-def _seed(name):
-    found = re.search(r"/seed(\d+)/", name)
-    return found[1] if found else ""
+def _fold(name):
+    return int(name.rpartition("/fold")[2])
+
+
+def _beside(name, regime):
+    parts = name.split("/")
+    return "/".join([*parts[:2], regime, *parts[3:]])
+
+
+# --- the command and the stage ----------------------------------------------------------------------------------------
 
 
 def add_arguments(parser):
@@ -72,7 +93,7 @@ def add_arguments(parser):
     parser.add_argument(
         "results", metavar="RESULTS", help="folder to write, results/<profile>; what only it holds stays there"
     )
-    parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)  # the default since results are added to
+    parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)  # today the only behaviour
     parser.add_argument(
         "--only",
         nargs="+",
@@ -82,173 +103,27 @@ def add_arguments(parser):
 
 
 def run(args):
-    """Collect, and say what was taken and what was left out."""
-    from medq.batch import parse_only
-
+    """Collect, and print what was left out."""
     only = parse_only(args.only, {"stage": list(stages.STAGES), "dataset": None, "backbone": None})
-    left_out = collect(args.runs, args.results, only=only)
-    for name, reason in left_out.items():
+    for name, reason in collect(args.runs, args.results, only=only).items():
         print(f"left out {name}: {reason}", file=sys.stderr)
 
 
-def _wanted(name, only):
-    """Whether `only` asks for the finished folder `name`."""
-    parts = name.split("/")
-    stage = stages.stage_of(name)
-    facts = {"stage": stage, "dataset": "" if stage == "latency" else parts[0], "backbone": parts[1]}
-    return all(facts[key] in names for key, names in only.items())
+def parse_only(words, known):
+    """`--only dataset=A,B regime=fp32` as {"dataset": ["A", "B"], …}; `UserError` for what is not in `known`.
 
-
-def _chosen(taken, only):
-    """Those of `taken` that `only` asks for, and the images that they were made from."""
-    found = [t for t in taken if _wanted(t.name, only)]
-    images = {f"{t.name.split('/')[0]}/data" for t in found}
-    return found + [t for t in taken if t.name in images and t not in found]
-
-
-def collect(runs, results, only=None):
-    """Write the result folder `results` from the batch in `runs`; returns {what was left out: why}.
-
-    `only` {stage, dataset or backbone: names} takes a part of `runs` alone.
-
-    The folder is written beside its place and moved there when whole; files in it that are not results (a README) stay.
-    Cells and studies of `results` that are not in `runs` stay, too: a grid can be made in several sittings. What is new and
-    does not fit them (other settings, images or FP32 model) is left out.
-    Raises `UserError` where `runs` holds no finished cell, or `results` cannot be written, holds `runs` or is damaged.
+    `known`: {key: names, or None for any}.
     """
-    runs, results = Path(runs), Path(results).absolute()
-    if not runs.is_dir():
-        known = ", ".join(sorted(p.name for p in paths.runs().glob("[!.]*"))) or "none"
-        raise UserError(f"{runs}: no such folder; batches in {paths.runs()}: {known}.")
-    left_out = {}
-    finished = _finished(runs, left_out)
-    taken = _chosen(finished, only) if only else finished
-    for name in [name for name in left_out if only and not _wanted(name, only)]:
-        del left_out[name]
-    _check_some(taken, runs, only, left_out)
-    if results.resolve() in (runs.resolve(), *runs.resolve().parents):
-        raise UserError(
-            f"{results}: holds the batch itself and would be replaced; choose another folder for the tables."
-        )
-    if results.exists() and not results.is_dir():
-        raise UserError(f"{results}: is a file; choose another folder for the tables.")
-    try:
-        results.parent.mkdir(parents=True, exist_ok=True)
-        _recover(results)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{results.name}.", suffix=".part", dir=results.parent))
-    except OSError as error:
-        raise UserError(
-            f"{results}: cannot be written ({error.strerror}); choose another folder for the tables."
-        ) from None
-    try:
-        standard, failed = (
-            None,
-            {name: failure.get("reason", "") for name in left_out if (failure := _failure(runs / name))},
-        )
-        if (results / "provenance.json").exists() or (results / "cells.csv").exists():
-            taken, standard = _with_earlier(results, scratch, taken, finished, left_out, failed)
-            _check_some(taken, runs, only, left_out)
-        standard = standard or _newest(taken)
-        keys = {t.name: stages.content_key(t.record) for t in [*taken, *finished]}
-        kept = [t for t in taken if scratch in t.folder.parents]
-        taken = kept + _consistent([t for t in taken if t not in kept], standard, keys, left_out, images=taken)
-        taken = sorted(taken, key=lambda t: Path(t.name))
-        _check_some(taken, runs, only, left_out)
-        cells = [t for t in taken if _is_cell(t)]
-        _write(scratch / "new", standard, taken, cells, failed)
-        _replace(results, scratch / "new")
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    print(
-        f"{results}: {len(cells)} cells, {len(taken) - len(cells)} other parts"
-        + (f", {len(left_out)} left out" if left_out else "")
-        + "."
-    )
-    return left_out
-
-
-def _check_some(taken, runs, only, left_out):
-    """`UserError` where there is nothing to collect."""
-    if any(t for t in taken if not t.name.endswith("/data")):
-        return
-    why = next((f" ({name}: {reason.rstrip('.')})" for name, reason in left_out.items()), "")
-    if only:
-        words = " ".join(f"{key}={','.join(names)}" for key, names in only.items())
-        raise UserError(f"--only {words}: fits nothing that is finished in {runs}{why}; leave out one of these words.")
-    raise UserError(f"{runs}: holds no finished cell yet{why}; run `medq batch` first, and give runs/<profile>.")
-
-
-def _newest(taken):
-    """The manifest of the newest cell of the grid, or of whatever is newest where there is none."""
-    return max([t for t in taken if _is_cell(t)] or taken, key=lambda t: (t.manifest["written"], t.name)).manifest
-
-
-def _with_earlier(results, scratch, taken, finished, left_out, failed):
-    """(`taken` and what stands in `results` beside it, written out below `scratch`; the manifest that sets the standard, or None).
-
-    A result that was not made again is never removed: what is new and does not fit it (settings, images, or the FP32 model
-    that both start from) is left out. `failed` {name: reason} gets what had failed then.
-    """
-    from medq.unpack import unpack
-
-    unpack(results, scratch / "earlier")
-    lost = {}
-    earlier, ours = ({t.name: t for t in side} for side in (_finished(scratch / "earlier", lost), finished))
-    new = {t.name for t in taken}
-    failed |= {name: reason for name, reason in lost.items() if name not in {*new, *left_out}}
-    for name in earlier:
-        left_out.pop(name, None), failed.pop(name, None)
-    images = {name: t.manifest.get("fingerprint") for name, t in earlier.items() if name.endswith("/data")}
-    staying = [t for name, t in earlier.items() if name not in new and not name.endswith("/data")]
-    datasets = {t.name.split("/")[0] for t in staying}
-    other = {
-        t.name
-        for t in taken
-        if t.name.split("/")[0] in datasets
-        and t.manifest.get("fingerprint") != images.get(t.name, t.manifest.get("fingerprint"))
-    }
-    retrained = {
-        name
-        for name in {*ours} & {*earlier}
-        if name.split("/")[2:3] == ["fp32"] and not _same_predictions(ours[name], earlier[name])
-    }
-    standing = [t for t in staying if _is_cell(t)] or staying
-    blocked = {_start(t) for t in standing} & retrained  # models that cells start from which were not made again
-    blocked |= {name for name in retrained if name not in new}
-    standard = _newest(standing) if standing else None
-    for t in taken:
-        before = _start(t)
-        if t.name in other or f"{t.name.split('/')[0]}/data" in other:
-            left_out[t.name] = f"was made from other images than those of {results}; run all of the dataset again"
-        elif standard and _differing(t, standard["parameters"]):
-            key = _differing(t, standard["parameters"])[0]
-            left_out[t.name] = f"its {key} is not that of the cells in {results}; choose another folder"
-        elif _is_cell(t) and (before in blocked or t.name in blocked):
-            left_out[t.name] = (
-                f"starts from another FP32 model than cells of {results} do: run or collect all of them, or choose another folder"
-            )
-    added = [t for t in taken if t.name not in left_out]
-    kept = [t for name, t in earlier.items() if name not in {t.name for t in added}]
-    for name in other:
-        left_out.pop(name, None)
-    return [*kept, *added], standard
-
-
-def _start(taken):
-    """Name of the FP32 cell that a cell starts from, or None."""
-    parts = taken.name.split("/")
-    return "/".join([*parts[:2], "fp32", *parts[3:]]) if _is_cell(taken) and parts[2] not in ("fp32", "fp16") else None
-
-
-def _same_predictions(a, b):
-    """Whether two cells predict the same, to the last bit."""
-    import pandas as pd
-
-    one, other = (
-        pd.read_parquet(t.folder / "predictions.parquet") if "predictions.parquet" in t.record["files"] else None
-        for t in (a, b)
-    )
-    return one is None and other is None or one is not None and other is not None and one.equals(other)
+    only = {}
+    for word in words or ():
+        key, separator, names = word.partition("=")
+        if not separator or not names:
+            raise UserError(f"--only {word}: write it as key=name,name with one of the keys {', '.join(known)}.")
+        one_of("key of --only", key, list(known))
+        only.setdefault(key, []).extend(names.split(","))
+        for name in only[key] if known[key] else ():
+            one_of(key, name, known[key])
+    return only
 
 
 def stage(params, results=""):
@@ -259,16 +134,15 @@ def stage(params, results=""):
     runs = paths.runs() / params.profile
     results = Path(results) if results else paths.RESULTS / params.profile
     folder, key = stages.folder("collect", paths.Cell(params.profile, "", "", "")), state(runs, results)
-    for name, reason in collect(runs, results).items():
+    left_out = collect(runs, results)
+    for name, reason in left_out.items():
         print(f"left out {name}: {reason}")
-    artefacts.finish(folder, [], key=key)
+    artefacts.finish(folder, [], key=key, left_out=left_out)
     return results
 
 
 def state(runs, results):
     """A hash of all that the tables in `results` depend on: completion and failure records, and the code."""
-    import hashlib
-
     digest = hashlib.sha256(f"{Path(results).absolute()} {stages.code('collect')}".encode())
     for path in sorted(path for name in (artefacts.DONE, artefacts.FAILED) for path in Path(runs).rglob(name)):
         if path.parent.name != "collect":
@@ -276,94 +150,284 @@ def state(runs, results):
     return digest.hexdigest()[:16]
 
 
-def _is_cell(taken):
-    parts = taken.name.split("/")
-    return len(parts) >= 4 and parts[2] in REGIMES
+def collect(runs, results, only=None):
+    """Add the finished cells and studies of the batch in `runs` to the folder `results`; returns {what was left out: why}.
+
+    `only` {stage, dataset or backbone: names} takes a part of `runs` alone. What `results` holds and `runs` does not stays;
+    what is new and does not fit it (settings, images, FP32 model) is left out. The folder is written beside its place and
+    moved there when whole; files in it that are not results (a README) stay.
+
+    A result folder given as both makes its tables again from what it keeps.
+    Raises `UserError` where `runs` holds nothing that can be added, or `results` cannot be written, holds `runs` or is damaged.
+    """
+    runs, results = Path(runs), Path(results).absolute()
+    again = (results / RECORDS).is_file() and runs.resolve() == results.resolve()
+    _check_places(runs, results, again)
+    left_out = {}
+    finished = {} if again else _finished(runs, left_out)
+    new = {name: part for name, part in finished.items() if _wanted(name, only or {})}
+    for dataset in {name.split("/")[0] for name in new if f"{name.split('/')[0]}/data" in finished}:
+        new[f"{dataset}/data"] = finished[f"{dataset}/data"]
+    for name in [name for name in left_out if not _wanted(name, only or {})]:
+        del left_out[name]
+    failed = {name: reason for name in left_out if (reason := _failure(runs / name)) is not None}
+    if not again:
+        _check_some(new, runs, only, left_out)
+    with _scratch(results) as scratch:
+        kept = _kept(results)
+        if not again:
+            new = _fitting(new, finished, kept, results, failed, left_out)
+            if not kept:
+                _check_some(new, runs, only, left_out)
+        for name in [name for name in {*kept} & {*failed} if kept[name].facts["status"] != "failed"]:
+            del failed[name]  # what it gave before is still there
+        parts = kept | {name: _failed_part(name, reason, kept) for name, reason in failed.items()} | new
+        parts = {name: parts[name] for name in sorted(parts, key=Path)}
+        _write(scratch / "new", results, parts)
+        _replace(results, scratch / "new")
+    n = sum(part.cell is not None and part.facts["status"] != "failed" for part in parts.values())
+    others = sum(part.cell is None for part in parts.values())
+    print(f"{results}: {n} cells, {others} other parts" + (f", {len(left_out)} left out" if left_out else "") + ".")
+    return left_out
+
+
+def _check_places(runs, results, again):
+    if not runs.is_dir():
+        known = ", ".join(sorted(p.name for p in paths.runs().glob("[!.]*"))) or "none"
+        raise UserError(f"{runs}: no such folder; batches in {paths.runs()}: {known}.")
+    if not again and results.resolve() in (runs.resolve(), *runs.resolve().parents):
+        raise UserError(
+            f"{results}: holds the batch itself and would be replaced; choose another folder for the tables."
+        )
+    if results.exists() and not results.is_dir():
+        raise UserError(f"{results}: is a file; choose another folder for the tables.")
+
+
+def _wanted(name, only):
+    """Whether `only` asks for the finished folder `name`."""
+    parts, stage = name.split("/"), stages.stage_of(name)
+    facts = {"stage": stage, "dataset": "" if stage == "latency" else parts[0], "backbone": parts[1]}
+    return all(facts[key] in names for key, names in only.items())
+
+
+def _check_some(new, runs, only, left_out):
+    """`UserError` where there is nothing to collect."""
+    if any(not name.endswith("/data") for name in new):
+        return
+    why = next((f" ({name}: {reason.rstrip('.')})" for name, reason in left_out.items()), "")
+    if only:
+        words = " ".join(f"{key}={','.join(names)}" for key, names in only.items())
+        raise UserError(f"--only {words}: fits nothing that is finished in {runs}{why}; leave out one of these words.")
+    raise UserError(
+        f"{runs}: holds no finished cell that can be collected{why}; run `medq batch`, and give runs/<profile>."
+    )
+
+
+# --- parts of a batch and of a result folder --------------------------------------------------------------------------
 
 
 def _finished(runs, left_out):
-    """Every finished folder below `runs`, sorted; what is not finished or damaged goes to `left_out`."""
-    taken = []
-    folders = {
-        path.parent
-        for name in (artefacts.DONE, artefacts.FAILED, "predictions.parquet", "resume.pt")
-        for path in runs.rglob(name)
-    }
-    for folder in sorted(folders):
+    """{name: Part} of every finished folder below `runs`; what is not finished or damaged goes to `left_out`."""
+    found = {}
+    traces = (artefacts.DONE, artefacts.FAILED, "predictions.parquet", "resume.pt")
+    for folder in sorted({path.parent for name in traces for path in runs.rglob(name)}):
         name = folder.relative_to(runs).as_posix()
-        if not PART.fullmatch(name):
+        if not PART.fullmatch(name) or not stages.stage_of(name):
             continue  # the record of an earlier collection, what a study keeps for itself
         record = artefacts.record(folder)
         wanted = [f for f in (record or {}).get("files", {}) if not f.endswith(".safetensors")]
         reason = artefacts.damage(folder, names=wanted)
         if reason:
-            left_out[name] = (_failure(folder) or {}).get("reason") or reason
+            left_out[name] = _failure(folder) or reason
             continue
         try:
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             left_out[name] = "its manifest cannot be read"
             continue
-        taken.append(Taken(folder, name, record, manifest))
-    return taken
+        facts = {key: manifest[key] for key in FACTS if key in manifest}
+        facts |= {key: record[key] for key in OUTCOME if record.get(key) not in (None, "")}
+        inputs = record.get("inputs", {})
+        facts |= {"key": stages.content_key(record)}
+        facts |= {key: inputs[key] for key in ("images", "starts from") if inputs.get(key)}
+        if "machine" in manifest:
+            facts["machine"] = manifest["machine"]
+        run = {key: manifest[key] for key in RUN if key in manifest}
+        if not Part(name, facts, run).cell:
+            facts["model"] = _beside(name, "fp32") if name.count("/") > 2 else None  # a study's, with its seed
+            name = re.sub(r"/seed\d+(?=/fold)", "", name)
+        found[name] = Part(name, facts, run, folder, tuple(record["files"]))
+    return found
 
 
 def _failure(folder):
-    """What a batch noted about a failed cell, or None."""
+    """Why a cell failed, as the batch noted it, or None."""
     try:
-        return json.loads((folder / artefacts.FAILED).read_text(encoding="utf-8"))
+        return json.loads((folder / artefacts.FAILED).read_text(encoding="utf-8")).get("reason", "")
     except (OSError, ValueError):
         return None
 
 
-def _consistent(taken, standard, keys, left_out, images):
-    """Those of `taken` that may stand in one table: the settings and budget of `standard` (a manifest), same images, same FP32 weights.
+def _failed_part(name, reason, kept):
+    run = kept[name].run if name in kept else {}
+    return Part(name, {"status": "failed", "reason": reason}, run)
 
-    `keys` {name: what later cells depend on} knows what stands in the batch, taken or not.
+
+def _kept(results):
+    """{name: Part} of what a result folder holds; `UserError` where it cannot be added to."""
+    if not any((results / name).exists() for name in ("provenance.json", "cells.csv", RECORDS)):
+        return {}
+    way_out = "collect into another folder, or delete this one"
+    try:
+        sums = json.loads((results / CHECKSUMS).read_text(encoding="utf-8"))
+        for name, digest in sums.items():
+            if not (results / name).is_file() or artefacts.sha256(results / name) != digest:
+                what = "does not match its checksum" if (results / name).is_file() else "is missing"
+                raise UserError(f"{results / name}: {what}, so nothing can be added to its folder; {way_out}.")
+        found = json.loads((results / RECORDS).read_text(encoding="utf-8"))
+        return {
+            name: Part(name, facts, found["runs"][facts["run"]] if "run" in facts else {})
+            for name, facts in found["parts"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        file = RECORDS if (results / CHECKSUMS).is_file() else CHECKSUMS
+        raise UserError(
+            f"{results / file}: is missing or damaged, so nothing can be added to its folder; {way_out}."
+        ) from None
+
+
+def _fitting(new, finished, kept, results, failed, left_out):
+    """Those of `new` that can be in one table with what stays of `kept`; the others go to `left_out`.
+
+    A kept cell that failed in this batch under other settings does not stay: what it gave belongs to the old ones.
     """
-    images = {t.name: t.manifest.get("fingerprint") for t in images if t.name.endswith("/data")}
-    kept = []
-    for t in taken:
-        parts, inputs = t.name.split("/"), t.record.get("inputs", {})
-        differing = _differing(t, standard["parameters"])
-        data, before = f"{parts[0]}/data", "/".join([*parts[:2], "fp32", *parts[3:]])
+    newest = _newest(new.values())
+    for name in {*kept} & {*failed} - {*new}:
+        if kept[name].run and _differing(kept[name], newest.run["parameters"]):
+            del kept[name]
+    stays = [
+        p for name, p in kept.items() if name not in new and p.stage != "datasets" and p.facts["status"] != "failed"
+    ]
+    cells = [p for p in stays if p.cell] or stays
+    standard = (_newest(cells) if cells else newest).run["parameters"]
+    where = f"of the cells in {results}" if cells else "of the newest cell"
+    datasets = {part.name.split("/")[0] for part in stays}
+    keys = {name: part.facts["key"] for name, part in finished.items()}
+    retrained = {
+        name
+        for name, part in kept.items()
+        if part.cell
+        and part.cell[2] == "fp32"
+        and name in finished
+        and _predictions(results, part) != _predictions(None, finished[name])
+    }
+    blocked = ({part.start for part in stays} | {name for name in retrained if name not in new}) & retrained
+    fitting = {}
+    for name, part in new.items():
+        dataset, start = name.split("/")[0], part.start
+        data = f"{dataset}/data"
+        images = kept[data] if data in kept and dataset in datasets else new.get(data)
+        differing = _differing(part, standard)
         if differing:
-            left_out[t.name] = f"its {differing[0]} is not that of the newest cell; run the batch again"
-        elif (
-            data in images
-            and t.name != data
-            and (
-                t.manifest.get("fingerprint", images[data]) != images[data]
-                or keys[data]
-                and inputs.get("images", keys[data]) != keys[data]
+            left_out[name] = f"its {differing} is not that {where}; run the batch again, or choose another folder"
+        elif images and part.facts.get("fingerprint", images.facts["fingerprint"]) != images.facts["fingerprint"]:
+            left_out[name] = (
+                f"was made from other images than those {where}; run the batch again, or choose another folder"
             )
+        elif data in finished and part.facts.get("images", keys[data]) != keys[data]:
+            left_out[name] = "was made from other images; run the batch again"
+        elif "starts from" in part.facts and part.facts["starts from"] != keys.get(
+            start or part.facts.get("model"), None if part.cell else part.facts["starts from"]
         ):
-            left_out[t.name] = "was made from other images; run the batch again"
-        elif inputs.get("starts from") and inputs["starts from"] != (
-            keys.get(before) or (None if _is_cell(t) else inputs["starts from"])
-        ):
-            left_out[t.name] = "starts from an FP32 checkpoint that is no longer there; run the batch again"
+            left_out[name] = "starts from an FP32 checkpoint that is no longer there; run the batch again"
+        elif part.cell and (start in blocked or name in blocked):
+            left_out[name] = (
+                f"starts from another FP32 model than cells in {results} do; run or collect all of them, or choose "
+                "another folder"
+            )
         else:
-            kept.append(t)
-    return kept
+            fitting[name] = part
+    for name in [name for name in left_out if name.endswith("/data") and name in kept]:
+        del left_out[name]  # its cells are named
+    return fitting
 
 
-def _differing(taken, newest):
-    """Names of the settings in which what was taken differs from those of the newest cell, as far as they concern it."""
-    own, parts = taken.manifest["parameters"], taken.name.split("/")
-    found = [key for key in SHARED if own.get(key) != newest.get(key)]
-    if len(parts) >= 4:
-        qat = parts[2] in regimes.REGIMES and regimes.REGIMES[parts[2]].schedule == "qat"
-        for key in ("train", "qat") if qat else ("train",):
-            budget, wanted = (
-                (p.get(key), (p.get("overrides") or {}).get(parts[1], {}).get(key)) for p in (own, newest)
-            )
-            found += [key] if budget != wanted else []
-    return found
+def _newest(parts):
+    """The newest cell of the grid, or the newest of all where there is none."""
+    parts = list(parts)
+    return max([p for p in parts if p.cell] or parts, key=lambda part: (part.facts["written"], part.name))
+
+
+def _differing(part, standard):
+    """The first setting in which a part differs from `standard` (parameters), of those that concern it; or an empty string."""
+    own, parts = part.run["parameters"], part.name.split("/")
+    found = [key for key in SHARED if own.get(key) != standard.get(key)]
+    if len(parts) > 2:
+        row = regimes.REGIMES.get(parts[2])
+        for key in ("train", "qat") if row and row.schedule == "qat" else ("train",):
+            both = [(p.get(key), (p.get("overrides") or {}).get(parts[1], {}).get(key)) for p in (own, standard)]
+            found += [key] if both[0] != both[1] else []
+    return found[0] if found else ""
+
+
+def _predictions(results, part):
+    """A digest of a cell's predictions, to the last bit."""
+    import pandas as pd
+
+    frame = _own(part, "predictions.parquet") if part.folder else _stored(results, part, part.cell[2])
+    return None if frame is None else hashlib.sha256(pd.util.hash_pandas_object(frame, index=False).values).hexdigest()
+
+
+def _own(part, file):
+    """A file that a finished folder holds, CSV as text so that it keeps every digit; None where it has no such file."""
+    return _read(part.folder / file) if file in part.files else None
+
+
+def _read(path):
+    import pandas as pd
+
+    return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def _stored(results, part, stem):
+    """The rows of a part in the predictions `<stem>.parquet` of a result folder, or None."""
+    path = Path(results, "predictions", *part.name.split("/")[:2], f"{stem}.parquet")
+    if not path.is_file():
+        return None
+    frame = _read(path)
+    frame = frame[frame["fold"] == _fold(part.name)]
+    if "seed" in frame:
+        frame = frame[frame["seed"].astype(str) == part.seed].drop(columns="seed")
+    return frame.reset_index(drop=True) if len(frame) else None
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+class _scratch:
+    """A folder beside `results` to write in; it is removed in the end. A collection that was killed is recovered first."""
+
+    def __init__(self, results):
+        self.results = results
+
+    def __enter__(self):
+        try:
+            self.results.parent.mkdir(parents=True, exist_ok=True)
+            _recover(self.results)
+            self.path = Path(tempfile.mkdtemp(prefix=f".{self.results.name}.", suffix=".part", dir=self.results.parent))
+        except OSError as error:
+            why = error.strerror
+            raise UserError(
+                f"{self.results}: cannot be written ({why}); choose another folder for the tables."
+            ) from None
+        return self.path
+
+    def __exit__(self, *_):
+        shutil.rmtree(self.path, ignore_errors=True)
 
 
 def _recover(results):
-    """Put back the tables of a collection that was killed between taking the old ones away and giving the new ones their place."""
+    """Restore the previous tables if a collection died mid-swap."""
     ours = re.compile(re.escape(f".{results.name}.") + r"[a-z0-9_]{8}\.old")  # as `_replace` has them made
     for folder in sorted(path for path in results.parent.iterdir() if ours.fullmatch(path.name)):
         if not results.exists() and (folder / "results").is_dir():
@@ -373,7 +437,9 @@ def _recover(results):
 
 def _replace(results, scratch):
     """Put `scratch` in the place of `results`, keeping files there that no collection writes."""
-    ours = {p.name for p in scratch.iterdir()} | {"predictions", "folds", "audit", *_files()}
+    from medq.results import SCHEMA
+
+    ours = {p.name for p in scratch.iterdir()} | {*DIRECTORIES, *SCHEMA}
     if results.is_dir():
         for path in results.iterdir():
             if path.name not in ours:
@@ -387,484 +453,262 @@ def _replace(results, scratch):
     results.chmod(0o755)
 
 
-def _files():
-    from medq.results import SCHEMA
-
-    return SCHEMA
-
-
-def _write(folder, standard, taken, cells, failed):
-    """Every file of a result folder."""
+def _write(folder, results, parts):
+    """Every file of a result folder: what is kept of each part, then the tables made of them."""
     import pandas as pd
 
+    from medq import aggregate
     from medq.results import SCHEMA
 
-    data = {t.name.split("/")[0]: t for t in taken if t.name.endswith("/data") and t.name.count("/") == 1}
-    parameters = standard["parameters"]
-    tables = {"cells.csv": _cells(cells, failed)}
-    predictions = {}
-    for t in cells:
-        _take_predictions(t, predictions)
-    for (dataset, backbone, regime, suffix), frames in predictions.items():
-        path = folder / "predictions" / dataset / backbone / f"{regime}{suffix}.parquet"
-        artefacts.write_parquet(path, _pooled(frames))
-    peers = _peers(taken)
-    for (dataset, backbone, runtime), frame in peers.items():
-        artefacts.write_parquet(folder / "predictions" / dataset / backbone / PEERS / f"{runtime}.parquet", frame)
-    tables["metrics.csv"] = _metrics(predictions)
-    tables["intervals.csv"], compared = _resampled(predictions, data, parameters)
-    tables["bootstrap.csv"] = pd.concat([compared, _peer_differences(peers, data, parameters)], ignore_index=True)
-    tables["silent.csv"], tables["flips.csv"] = _decisions(_first_seed(predictions))
-    tables["leak.csv"] = _leak(_first_seed(predictions), data, parameters)
-    tables["history.csv"] = _histories(cells)
-    for name in STUDIES:
-        tables[name] = _study(name, taken, parameters)
-    tables[CONDITIONS] = _conditions(taken, parameters)
-    for dataset, t in data.items():
-        for name in ("folds", "audit"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(t.folder / f"{name}.csv", folder / name / f"{dataset}.csv")
-    tables = {name: frame for name, frame in tables.items() if len(frame) or name == "cells.csv"}
+    newest = _newest([part for part in parts.values() if part.run and part.facts["status"] != "failed"])
+    parameters = newest.run["parameters"]
+    models, peers = _all_predictions(folder, results, parts)
+    folds, audits, trained = _datasets(folder, results, parts)
+    first = aggregate.first_seed(models)
+    intervals, differences = aggregate.resampled(models, folds, audits, parameters)
+    peer_rows = aggregate.peer_differences(peers, folds, audits, parameters)
+    silent, flips = aggregate.decisions(first)
+    tables = {
+        "cells.csv": _cells(parts),
+        "metrics.csv": aggregate.metric_table(models),
+        "intervals.csv": intervals,
+        "bootstrap.csv": pd.concat([differences, peer_rows], ignore_index=True),
+        "silent.csv": silent,
+        "flips.csv": flips,
+        "leak.csv": aggregate.leak(first, audits, trained),
+        "history.csv": _union("history.csv", results, parts, parameters),
+        "conditions.csv": _conditions(results, parts, parameters),
+        **{name: _union(name, results, parts, parameters) for name in stages.TABLES},
+    }
     for name, frame in tables.items():
-        columns = [*SCHEMA[name], *(c for c in ("seed", "seed_std") if c in frame and c not in SCHEMA[name])]
-        frame = frame.reindex(columns=columns)
-        (artefacts.write_parquet if name.endswith(".parquet") else artefacts.write_csv)(folder / name, frame)
-    rows = {name: len(frame) for name, frame in tables.items()}
-    artefacts.write_json(folder / "provenance.json", _provenance(standard, taken, cells, data) | {"rows": rows})
+        if len(frame) or name == "cells.csv":
+            frame = frame.reindex(columns=[*SCHEMA[name], *(c for c in ("seed", "seed_std") if c in frame)])
+            (artefacts.write_parquet if name.endswith(".parquet") else artefacts.write_csv)(folder / name, frame)
+    artefacts.write_json(folder / "provenance.json", _provenance(newest, parts))
+    _write_records(folder, parts)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    artefacts.write_json(folder / CHECKSUMS, {p.relative_to(folder).as_posix(): artefacts.sha256(p) for p in files})
+
+
+def _write_records(folder, parts):
+    runs, records = [], {}
+    for name, part in parts.items():
+        records[name] = {key: value for key, value in part.facts.items() if key != "run"}
+        if part.run:
+            if part.run not in runs:
+                runs.append(part.run)
+            records[name]["run"] = runs.index(part.run)
+    artefacts.write_json(folder / RECORDS, {"runs": runs, "parts": records})
+
+
+def _all_predictions(folder, results, parts):
+    """Write the predictions of all cells and of other runtimes; returns both as `medq.aggregate` takes them."""
+    import pandas as pd
+
+    from medq import aggregate
+
+    models, peers = {}, {}
+    for part in parts.values():
+        dataset, backbone, kind = (part.name.split("/") + ["", ""])[:3]
+        if part.cell:
+            for suffix in aggregate.VARIANTS:
+                own = part.folder is not None
+                frame = _own(part, f"predictions{suffix}.parquet") if own else _stored(results, part, kind + suffix)
+                if frame is not None:
+                    if part.seed:
+                        frame.insert(frame.columns.get_loc("fold") + 1, "seed", int(part.seed))
+                    frames = models.setdefault((dataset, backbone, kind, suffix), {})
+                    known = [frames[part.cell[3]]] if part.cell[3] in frames else []
+                    frames[part.cell[3]] = pd.concat([*known, frame], ignore_index=True)
+        elif kind == "peers":
+            own = {match[1]: match[0] for match in map(PEER_FILE.fullmatch, part.files) if match}
+            kept = sorted((results / "predictions" / dataset / backbone / "peers").glob("*.parquet"))
+            for runtime in own if part.folder else [path.stem for path in kept]:
+                frame = _own(part, own[runtime]) if part.folder else _stored(results, part, f"peers/{runtime}")
+                if frame is not None:
+                    peers.setdefault((dataset, backbone, runtime), {})[_fold(part.name)] = frame
+    peers = {key: aggregate.pooled(frames) for key, frames in sorted(peers.items())}
+    for (dataset, backbone, regime, suffix), frames in models.items():
+        path = folder / "predictions" / dataset / backbone / f"{regime}{suffix}.parquet"
+        artefacts.write_parquet(path, aggregate.pooled(frames))
+    for (dataset, backbone, runtime), frame in peers.items():
+        artefacts.write_parquet(folder / "predictions" / dataset / backbone / "peers" / f"{runtime}.parquet", frame)
+    return models, peers
+
+
+def _datasets(folder, results, parts):
+    """Write folds, audits and ids of training images; returns ({dataset: folds}, {dataset: audit}, {(dataset, fold): ids})."""
+    import pandas as pd
+
+    folds, audits, trained = {}, {}, {}
+    for dataset in sorted({name.split("/")[0] for name, part in parts.items() if part.stage == "datasets"}):
+        part = parts[f"{dataset}/data"]
+        for kind, into in (("folds", folds), ("audit", audits)):
+            source = part.folder / f"{kind}.csv" if part.folder else results / kind / f"{dataset}.csv"
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, folder / kind / f"{dataset}.csv")
+            into[dataset] = pd.read_csv(source, dtype={"image_id": str, "group": str}, keep_default_na=False)
+        seen, path = {}, results / "trained_on" / f"{dataset}.csv"
+        if path.is_file():
+            table = _read(path)
+            seen = {int(fold): rows for fold, rows in table.groupby("fold")}
+        for cell in [p for p in parts.values() if p.cell and p.cell[0] == dataset and TRAINED_ON in p.files]:
+            seen[cell.cell[3]] = _own(cell, TRAINED_ON).assign(fold=cell.cell[3])
+        if seen:
+            table = pd.concat([seen[k] for k in sorted(seen)])[["fold", "image_id"]]
+            artefacts.write_csv(folder / "trained_on" / f"{dataset}.csv", table)
+        trained |= {(dataset, fold): set(rows["image_id"]) for fold, rows in seen.items()}
+    return folds, audits, trained
+
+
+def _cells(parts):
+    import pandas as pd
+
+    from medq.aggregate import without_empty_seed
+    from medq.results import SCHEMA
+
+    rows = []
+    for part in [part for part in parts.values() if part.cell]:
+        facts = part.facts
+        row = dict(zip(CELL, (*part.cell, part.seed))) | {"status": facts["status"]}
+        if facts["status"] != "failed":
+            row |= {"train_seconds": float(facts.get("train_seconds", 0)), "epochs": float(facts.get("epochs", 0))}
+        row |= {key: str(facts[key]) for key in ("reason", "engine_agrees", "engine_note") if key in facts}
+        rows.append(row)
+    frame = pd.DataFrame(rows, columns=[*SCHEMA["cells.csv"], "seed"])
+    if frame["epochs"].notna().all():
+        frame["epochs"] = frame["epochs"].astype(int)
+    return without_empty_seed(frame.sort_values(list(CELL), ignore_index=True))
+
+
+def _union(name, results, parts, parameters):
+    """A table of all parts: rows that `results` keeps of parts that stay, and the files of that name of the new ones."""
+    import pandas as pd
+
+    from medq.aggregate import without_empty_seed
+    from medq.results import SCHEMA
+
+    stage, tables = stages.TABLES.get(name, ""), {}
+    if (results / name).is_file():
+        old = _read(results / name)
+        keys = ["backbone"] if stage == "latency" else [c for c in CELL if c in old]
+        for values, rows in old.groupby(keys, sort=False):
+            tables[_name_of(stage, dict(zip(keys, values)))] = rows
+        tables = {part: rows for part, rows in tables.items() if part in parts and parts[part].folder is None}
+    for part in parts.values():
+        if part.folder and name in part.files and (stage or part.cell):
+            rows = _own(part, name)
+            rows = rows if stage else rows.assign(**dict(zip(CELL, (*part.cell, part.seed))))
+            missing = "fold" in SCHEMA[name] and "fold" not in rows
+            tables[part.name] = rows.assign(fold=_fold(part.name)) if missing else rows
+    found = [tables[part] for part in parts if part in tables and len(tables[part])]
+    if not found:
+        return pd.DataFrame()
+    frame = pd.concat(found, ignore_index=True)
+    if not stage:
+        return without_empty_seed(frame.fillna({"seed": ""}))
+    by = [c for c in ("dataset", "backbone", "regime") if c in frame]
+    return frame.sort_values(by, key=_rank(parameters), kind="stable", ignore_index=True)
+
+
+def _name_of(stage, at):
+    """Name of the part that rows of a table belong to; `at`: their keys."""
+    seed = int(at["seed"]) if at.get("seed") else None
+    cell = paths.Cell("", at.get("dataset", ""), at["backbone"], at.get("regime", ""), int(at.get("fold") or 0), seed)
+    return stages.folder(stage, cell).relative_to(paths.runs()).as_posix() if stage else str(cell)
 
 
 def _rank(parameters):
     """Sort key of (dataset, backbone, regime, …) rows in the profile's order."""
     order = {name: k for key in ("datasets", "backbones") for k, name in enumerate(parameters.get(key, []))}
-    order |= {name: k for k, name in enumerate(REGIMES)}
+    order |= {name: k for k, name in enumerate(regimes.REGIMES)}
     return lambda column: column.map(lambda name: (order.get(name, len(order)), str(name)))
 
 
-def _cells(cells, failed):
+def _conditions(results, parts, parameters):
+    """conditions.csv: what the machine was doing during each timing (`latency.conditions`), one row for each, all text."""
     import pandas as pd
 
-    rows = []
-    for t in cells:
-        facts = t.record
-        agrees = facts.get("engine_agrees")
-        rows.append(
-            (
-                *t.cell,
-                t.seed,
-                facts["status"],
-                facts.get("reason", ""),
-                facts.get("train_seconds", 0.0),
-                facts.get("epochs", 0),
-                "" if agrees is None else str(agrees),
-                facts.get("engine_note") or "",
-            )
-        )
-    for name, reason in failed.items():
-        parts = name.split("/")
-        if len(parts) >= 4 and parts[2] in REGIMES:
-            cell = *parts[:3], int(parts[-1].removeprefix("fold")), _seed(name)
-            rows.append((*cell, "failed", reason, float("nan"), float("nan"), "", ""))
-    columns = _files()["cells.csv"]
-    frame = pd.DataFrame(rows, columns=[*columns[:4], "seed", *columns[4:]])
-    return _without_empty_seed(frame.sort_values(["dataset", "backbone", "regime", "fold", "seed"], ignore_index=True))
+    from medq.results import SCHEMA
 
-
-def _without_empty_seed(frame):
-    """`frame`, its column `seed` only where it says something: with one seed tables have none."""
-    return frame if "seed" in frame and frame["seed"].ne("").any() else frame.drop(columns="seed", errors="ignore")
-
-
-def _take_predictions(taken, predictions):
-    """Add the tables of one cell to {(dataset, backbone, regime, suffix): {fold: DataFrame, of several seeds one below the other}}."""
-    import pandas as pd
-
-    dataset, backbone, regime, fold = taken.cell
-    for file, (suffix, _, _) in VARIANTS.items():
-        if file in taken.record["files"]:
-            frame = pd.read_parquet(taken.folder / file)
-            frames = predictions.setdefault((dataset, backbone, regime, suffix), {})
-            if taken.seed:
-                frame.insert(frame.columns.get_loc("fold") + 1, "seed", int(taken.seed))
-                frame = pd.concat([frames[fold], frame], ignore_index=True) if fold in frames else frame
-            frames[fold] = frame
-
-
-def _by_seed(frames):
-    """{seed: {fold: DataFrame}} of the {fold: DataFrame} of one cell; the seed is "" where the profile has one alone."""
-    found = {}
-    for fold, frame in frames.items():
-        for seed, part in frame.groupby("seed") if "seed" in frame else [("", frame)]:
-            found.setdefault(seed, {})[fold] = part
-    return found
-
-
-def _first_seed(predictions):
-    """{(dataset, backbone, regime, suffix): {fold: DataFrame}} of each cell's first seed."""
-    return {key: next(iter(_by_seed(frames).values())) for key, frames in predictions.items()}
-
-
-def _form(regime, suffix):
-    """(recipe, form) of a variant of a regime."""
-    _, recipe, form = next(v for v in VARIANTS.values() if v[0] == suffix)
-    return recipe, form or ("converted" if regime in regimes.INT8 else "float")
-
-
-def _arrays(frame):
-    """(labels [n], probabilities [n, classes], class names) of a predictions table."""
-    columns = [name for name in frame if name.startswith("p_")]
-    return frame["label"].to_numpy(), frame[columns].to_numpy(), [name[2:] for name in columns]
-
-
-def _pooled(frames):
-    import pandas as pd
-
-    return pd.concat([frames[k] for k in sorted(frames)], ignore_index=True)
-
-
-def _metrics(predictions):
-    """Every metric of every variant, for each fold and pooled over folds; of several seeds their mean (`seed` `mean`), too."""
-    import pandas as pd
-
-    from medq.metrics import summary
-
-    parts = []
-    for (dataset, backbone, regime, suffix), frames in predictions.items():
-        recipe, form = _form(regime, suffix)
-        cell = {"dataset": dataset, "backbone": backbone, "regime": regime, "recipe": recipe, "form": form}
-        rows = [
-            summary(*_arrays(frame)).assign(**cell, fold=fold, seed=str(seed))
-            for seed, of_seed in _by_seed(frames).items()
-            for fold, frame in [*sorted(of_seed.items()), ("pooled", _pooled(of_seed))]
-        ]
-        if rows[0]["seed"].any():
-            groups = pd.concat(rows).groupby([*cell, "fold", "metric", "class"], sort=False)["value"]
-            rows.append(groups.agg(value="mean", seed_std="std").reset_index().assign(seed="mean"))
-        parts += rows
-    return _without_empty_seed(pd.concat(parts, ignore_index=True)) if parts else pd.DataFrame()
-
-
-def _groups(data, dataset, image_id):
-    """What to resample in place of images: groups (lesions) and near-duplicates of the audit, joined; None without any."""
-    import numpy as np
-    import pandas as pd
-
-    from medq.bootstrap import connected
-
-    if dataset not in data:
-        return None
-    folds = pd.read_csv(data[dataset].folder / "folds.csv", dtype=str, keep_default_na=False)
-    audit = pd.read_csv(data[dataset].folder / "audit.csv", dtype={"image_id": str})
-    groups = connected(image_id, folds.set_index("image_id")["group"].reindex(image_id).to_numpy(), audit)
-    return groups if len(np.unique(groups)) < len(groups) else None
-
-
-def _resampled(predictions, data, parameters):
-    """intervals.csv and rows of bootstrap.csv: all regimes and forms of a dataset on the same images (section 3.5)."""
-    models = {
-        (dataset, backbone, regime + suffix): _pooled(frames)
-        for (dataset, backbone, regime, suffix), frames in predictions.items()
-        if suffix in ("", SIMULATED)
-    }
-    intervals, differences = _tables(models, COMPARED, data, parameters)
-    if len(intervals):
-        simulated = intervals["regime"].str.endswith(SIMULATED)
-        intervals["regime"] = intervals["regime"].str.removesuffix(SIMULATED)
-        intervals["form"] = ["fake-quant" if s else _form(r, "")[1] for r, s in zip(intervals["regime"], simulated)]
-        intervals = intervals.sort_values(["dataset", "regime", "form"], kind="stable")
-    return intervals, differences
-
-
-def _tables(models, pairs, data, parameters):
-    """`medq.bootstrap.tables` of models {(dataset, backbone, method): predictions}, and Holm's correction."""
-    import numpy as np
-    import pandas as pd
-
-    from medq import bootstrap
-
-    alike, found = {}, [[], []]  # models of a dataset that were evaluated on the same images
-    for key, frame in models.items():
-        trainings = [part for _, part in frame.groupby("seed", sort=False)] if "seed" in frame else [frame]
-        alike.setdefault((key[0], tuple(trainings[0]["image_id"])), {})[key[1:]] = trainings
-    for (dataset, images), chosen in alike.items():
-        labels, _, classes = _arrays(next(iter(chosen.values()))[0])
-        made = bootstrap.tables(
-            labels,
-            {key: np.stack([_arrays(part)[1] for part in trainings]) for key, trainings in chosen.items()},
-            pairs,
-            classes=classes,
-            groups=_groups(data, dataset, images),
-            n_resamples=parameters["bootstrap"]["resamples"],
-            seed=parameters["seed"],
-        )
-        for frames, frame in zip(found, made):
-            frames.append(frame.assign(dataset=dataset))
-    intervals, differences = (
-        _of_most_models(pd.concat(frames, ignore_index=True)) if frames else pd.DataFrame() for frames in found
-    )
-    return intervals, bootstrap.with_holm(differences) if len(differences) else differences
-
-
-def _of_most_models(frame):
-    """Where backbones were evaluated on different images, a mean is over the images that most backbones share."""
-    keys = [c for c in ("dataset", "backbone", "regime", "method_a", "method_b", "metric", "class") if c in frame]
-    first = frame.sort_values("n_models", ascending=False, kind="stable").drop_duplicates(keys).index
-    return frame.loc[sorted(first)]
-
-
-def _peers(taken):
-    """{(dataset, backbone, runtime): predictions of all folds} of the other runtimes."""
-    import pandas as pd
-
-    found = {}
-    for t in taken:
-        parts = t.name.split("/")
-        for match in filter(None, map(PEER_FILE.fullmatch, t.record["files"] if parts[2:3] == [PEERS] else ())):
-            found.setdefault((*parts[:2], match[1]), []).append(pd.read_parquet(t.folder / match[0]))
-    return {
-        key: pd.concat(frames).sort_values("fold", kind="stable", ignore_index=True)
-        for key, frames in sorted(found.items())
-    }
-
-
-def _peer_differences(peers, data, parameters):
-    """Rows of bootstrap.csv: every runtime against `PEER_REFERENCE`, which runs the same checkpoint; families of their own."""
-    from medq.results import PEER_REFERENCE
-
-    pairs = [
-        (PEER_REFERENCE, runtime) for runtime in dict.fromkeys(key[2] for key in peers) if runtime != PEER_REFERENCE
-    ]
-    return _tables(peers, pairs, data, parameters)[1]
-
-
-def _decisions(predictions):
-    """silent.csv and flips.csv: each regime against FP32 on the same images, fold by fold."""
-    import pandas as pd
-
-    from medq.metrics import label_flips, threshold_crossings
-
-    silent, flips = [], []
-    for (dataset, backbone, regime, suffix), frames in predictions.items():
-        reference = predictions.get((dataset, backbone, "fp32", ""), {})
-        for fold in sorted(set(frames) & set(reference)) if regime != "fp32" and suffix != ".mended" else ():
-            labels, before, classes = _arrays(reference[fold])
-            if not reference[fold]["image_id"].equals(frames[fold]["image_id"]):
-                continue
-            after, cell = _arrays(frames[fold])[1], (dataset, backbone, regime, _form(regime, suffix)[1], fold)
-            for row in threshold_crossings(labels, before, after, classes=classes).to_dict("records"):
-                rates = [
-                    row[f"{rate}_{of}"]
-                    for rate in ("sensitivity", "specificity", "prevalence")
-                    for of in ("reference", "other")
-                ]
-                silent.append(
-                    (
-                        *cell,
-                        row["class"],
-                        row["threshold"],
-                        *rates,
-                        row["up_positive"] + row["up_negative"],
-                        row["down_positive"] + row["down_negative"],
-                        row["n"],
-                    )
-                )
-            if not suffix:
-                whole = label_flips(labels, before, after, classes=classes).iloc[0]
-                flips.append(
-                    (
-                        dataset,
-                        backbone,
-                        "fp32",
-                        regime,
-                        fold,
-                        whole["flips"],
-                        whole["wrong_to_right"],
-                        whole["right_to_wrong"],
-                        whole["n"],
-                    )
-                )
-    return (pd.DataFrame(silent, columns=_files()["silent.csv"]), pd.DataFrame(flips, columns=_files()["flips.csv"]))
-
-
-def _twins(data, parameters, dataset, folds):
-    """{subset's name: image ids} of held-out images with a copy among the images that were trained on."""
-    import pandas as pd
-
-    from medq.datasets import held_out_twins, subset, twins_to_remove
-
-    folder = data[dataset].folder
-    audit = pd.read_csv(folder / "audit.csv", dtype={"image_id": str}, keep_default_na=False)
-    assigned = pd.read_csv(folder / "folds.csv", dtype={"image_id": str, "group": str}, keep_default_na=False)
-    found = {"without-identical": set(), "without-twins": set()}
-    for fold in folds:
-        left = assigned
-        if parameters.get("deduplicate"):
-            left = assigned[~assigned["image_id"].isin(twins_to_remove(audit, assigned, fold))]
-        chosen = subset(left, parameters["subset"], fold, parameters["seed"])
-        used = audit[audit["image_id"].isin(chosen["image_id"])]
-        found["without-identical"] |= set(held_out_twins(used, chosen, fold, kinds=("identical",)))
-        found["without-twins"] |= set(held_out_twins(used, chosen, fold))
-    return found
-
-
-def _leak(predictions, data, parameters):
-    """Metrics of all held-out images, and without those that have a copy in the training part."""
-    import pandas as pd
-
-    from medq.metrics import METRICS
-
-    rows, twins = [], {}
-    for (dataset, backbone, regime, suffix), frames in predictions.items():
-        if dataset not in data or suffix == ".mended":
-            continue
-        key = dataset, tuple(sorted(frames))
-        if key not in twins:
-            twins[key] = _twins(data, parameters, dataset, key[1])
-        if not any(twins[key].values()):
-            continue
-        frame = _pooled(frames)
-        for name, ids in {"all": set(), **twins[key]}.items():
-            labels, probabilities, _ = _arrays(frame[~frame["image_id"].isin(ids)])
-            rows += [
-                (
-                    dataset,
-                    backbone,
-                    regime,
-                    _form(regime, suffix)[1],
-                    metric,
-                    name,
-                    len(labels),
-                    METRICS[metric](labels, probabilities),
-                )
-                for metric in (LEAK if len(labels) else ())
-            ]
-    return pd.DataFrame(rows, columns=_files()["leak.csv"])
-
-
-def _histories(cells):
-    import pandas as pd
-
-    parts = []
-    for t in cells:
-        if "history.csv" in t.record["files"]:
-            dataset, backbone, regime, fold = t.cell
-            parts.append(
-                pd.read_csv(t.folder / "history.csv").assign(
-                    dataset=dataset, backbone=backbone, regime=regime, fold=fold, seed=t.seed
-                )
-            )
-    return _without_empty_seed(pd.concat(parts, ignore_index=True)) if parts else pd.DataFrame()
-
-
-def _study(name, taken, parameters):
-    """One table from what the study cells wrote, in the profile's order."""
-    import pandas as pd
-
-    read = pd.read_parquet if name.endswith(".parquet") else (lambda path: pd.read_csv(path, keep_default_na=False))
-    parts = [(t, read(t.folder / name)) for t in taken if name in t.record["files"]]
-    folded = "fold" in _files()[name]  # a table of one folder may leave out what its path says
-    parts = [
-        part.assign(fold=int(t.name.rpartition("/fold")[2])) if folded and "fold" not in part else part
-        for t, part in parts
-        if len(part)
-    ]
-    if not parts:
-        return pd.DataFrame()
-    frame = pd.concat(parts, ignore_index=True)
-    by = [c for c in ("dataset", "backbone", "regime") if c in frame]
+    rows, path = [], results / "conditions.csv"
+    if path.is_file():
+        for row in _read(path).to_dict("records"):
+            part = parts.get(_name_of(row["stage"], row))
+            rows += [row] if part and part.folder is None else []
+    rows += [_condition(part) for part in parts.values() if part.folder and "machine" in part.facts]
+    frame = pd.DataFrame(rows, columns=SCHEMA["conditions.csv"])
+    by = ["stage", "dataset", "backbone", "fold"]
     return frame.sort_values(by, key=_rank(parameters), kind="stable", ignore_index=True)
 
 
-def _conditions(taken, parameters):
-    """What the machine was doing during each timing, as its manifest says (`latency.conditions`): one row for each, all text."""
-    import pandas as pd
-
-    rows = [t.manifest.get("conditions") or _condition(t) for t in taken if {"machine", "conditions"} & {*t.manifest}]
-    frame = pd.DataFrame(rows, columns=_files()[CONDITIONS])
-    return frame.sort_values(
-        ["stage", "dataset", "backbone", "fold"], key=_rank(parameters), kind="stable", ignore_index=True
-    )
-
-
-def _condition(timing):
-    parts, facts, cpu = timing.name.split("/"), timing.manifest["machine"], timing.manifest.get("cpu") or {}
-    stage = stages.stage_of(timing.name)
+def _condition(part):
+    parts, machine, cpu = part.name.split("/"), part.facts["machine"], part.run.get("cpu") or {}
+    alone = part.stage == "latency"  # of datasets and folds
     row = {
-        "stage": stage,
-        "dataset": "" if stage == "latency" else parts[0],
+        "stage": part.stage,
+        "dataset": "" if alone else parts[0],
         "backbone": parts[1],
-        "fold": "" if stage == "latency" else parts[-1].removeprefix("fold"),
-        "cores": " ".join(map(str, facts.get("cores") or [])),
-        "governor": facts.get("governor"),
+        "fold": "" if alone else _fold(part.name),
+        "cores": " ".join(map(str, machine.get("cores") or [])),
         "cpu": cpu.get("model"),
         "instructions": " ".join(cpu.get("instructions", [])),
-        "commit": (timing.manifest.get("commit") or {}).get("hash"),
-        "written": timing.manifest["written"],
+        "commit": (part.run.get("commit") or {}).get("hash"),
+        "written": part.facts["written"],
     }
-    row |= {key: facts.get(key) for key in ("threads", "interop_threads", "others", "seconds")}
-    row |= {
-        key: f"{facts[key][0]:.2f}" for key in ("load_before", "load_after") if facts.get(key)
-    }  # of the last minute
+    row |= {key: machine.get(key) for key in ("governor", "threads", "interop_threads", "others", "seconds")}
+    loads = [key for key in ("load_before", "load_after") if machine.get(key)]
+    row |= {key: f"{machine[key][0]:.2f}" for key in loads}  # of the last minute
     return {key: "" if value is None else str(value) for key, value in row.items()}
 
 
-def _provenance(newest, taken, cells, data):
-    """What `Results.banner` reads: facts of the `newest` cell's manifest, of each dataset, and of studies from elsewhere."""
+def _provenance(newest, parts):
+    """What `Results.banner` reads: facts of the newest cell, of each dataset, and of studies from elsewhere."""
     from medq import params
 
-    known = params.datasets()
-    sets = {}
-    for dataset, t in sorted(data.items()):
-        ours = [c.manifest for c in cells if c.cell[0] == dataset]
-        release = known[dataset].release if dataset in known else {}
-        sets[dataset] = {
-            "fingerprint": t.manifest["fingerprint"],
-            "n_images": t.manifest["n_images"],
-            "n_release": sum(sum(part.values()) for part in release.values()) or None,
-            **{key: max((m[key] for m in ours if key in m), default=None) for key in ("n_train", "n_held_out")},
-        }
-    machines = _machines(cells or taken)
-    loaded = {c.cell[1]: c.manifest.get("loaded") or {} for c in cells if c.cell[2] == "fp32"}
-    weights = {backbone: facts for backbone, facts in sorted(loaded.items()) if "sha256" in facts}
+    made = {name: part for name, part in parts.items() if part.run}
+    cells = [part for part in made.values() if part.cell]
+    known, data = params.datasets(), {}
+    for name, part in made.items():
+        if part.stage == "datasets":
+            dataset = name.split("/")[0]
+            ours = [c.facts for c in cells if c.cell[0] == dataset]
+            release = known[dataset].release if dataset in known else {}
+            data[dataset] = {key: part.facts.get(key) for key in ("fingerprint", "n_images")}
+            data[dataset]["n_release"] = sum(sum(of.values()) for of in release.values()) or None
+            data[dataset] |= {k: max((f[k] for f in ours if k in f), default=None) for k in ("n_train", "n_held_out")}
+    machines = _machines(cells or made.values())
     studied = {
-        stage: _machines([t for t in taken if stages.stage_of(t.name) == stage])
-        for stage in sorted({*STUDIES.values()})
+        stage: _machines([p for p in made.values() if p.stage == stage]) for stage in sorted({*stages.TABLES.values()})
     }
-    studied = {stage: found for stage, found in studied.items() if found and found != machines}
-    hashes = {h for t in taken for h in t.manifest.get("commits", [(t.manifest.get("commit") or {}).get("hash")])} - {
+    commits = {h for p in made.values() for h in p.run.get("commits", [(p.run.get("commit") or {}).get("hash")])} - {
         None
     }
+    loaded = {c.cell[1]: c.facts.get("loaded") or {} for c in cells if c.cell[2] == "fp32"}
+    weights = {backbone: facts for backbone, facts in sorted(loaded.items()) if "sha256" in facts}
+    keys = ("parameters", "versions", "platform", "cpu", "gpu", "commit", "quantized_engines", "threads")
     return {
-        **{
-            key: newest.get(key)
-            for key in (
-                "parameters",
-                "versions",
-                "platform",
-                "cpu",
-                "gpu",
-                "commit",
-                "quantized_engines",
-                "threads",
-                "written",
-            )
-        },
-        "profile": newest["parameters"]["profile"],
-        "data": sets,
-        "seeds": newest["parameters"].get("seeds") or [newest["parameters"]["seed"]],
-        "commits": sorted(hashes),
-        "first_written": min(t.manifest.get("first_written", t.manifest["written"]) for t in taken),
+        **{key: newest.run.get(key) for key in keys},
+        "written": newest.facts["written"],
+        "profile": newest.run["parameters"]["profile"],
+        "data": data,
+        "seeds": newest.run["parameters"].get("seeds") or [newest.run["parameters"]["seed"]],
+        "commits": sorted(commits),
+        "first_written": min(
+            p.facts.get("first_written", p.facts["written"]) for p in made.values() if "written" in p.facts
+        ),
         "machines": machines,
-        "studied": studied,
+        "studied": {stage: found for stage, found in studied.items() if found and found != machines},
         **({"weights": weights} if weights else {}),
-        "train_hours": round(sum(c.record.get("train_seconds", 0) for c in cells) / 3600, 3),
+        "train_hours": round(sum(c.facts.get("train_seconds", 0) for c in cells) / 3600, 3),
     }
 
 
-def _machines(taken):
-    """[{cpu, gpu}] of the machines that made what was taken."""
+def _machines(parts):
+    """[{cpu, gpu}] of the machines that made these parts."""
     found = {
         json.dumps(machine, sort_keys=True)
-        for t in taken
-        for machine in t.manifest.get("machines", [{"cpu": t.manifest.get("cpu"), "gpu": t.manifest.get("gpu")}])
+        for part in parts
+        for machine in part.run.get("machines", [{"cpu": part.run.get("cpu"), "gpu": part.run.get("gpu")}])
     }
     return [json.loads(machine) for machine in sorted(found)]

@@ -6,6 +6,8 @@
 import json
 import time
 
+import numpy as np
+import pandas as pd
 import torch
 from safetensors.torch import save_file
 
@@ -17,7 +19,7 @@ CHECKPOINT = "checkpoint.safetensors"
 PREDICTIONS = "predictions.parquet"
 HISTORY = "history.csv"
 MANIFEST = "manifest.json"
-TRAINED_ON = "trained_on.csv"  # ids of the training images
+TRAINED_ON = "trained_on.csv"  # ids of the images that the model was trained on or selected with
 
 
 def run(params, cell):
@@ -52,7 +54,8 @@ def _train(params, cell, part, inputs):
     probability = evaluate.probabilities(model, part.images[part.held_out], device=device, autocast=schedule.autocast)
     artefacts.write_parquet(cell.folder / PREDICTIONS, held_out_table(part, cell.fold, probability))
     artefacts.write_csv(cell.folder / HISTORY, history)
-    artefacts.write_text(cell.folder / TRAINED_ON, "image_id\n" + "".join(f"{i}\n" for i in part.image_id[part.train]))
+    seen = np.setdiff1d(np.union1d(part.train, part.selection), part.held_out)
+    artefacts.write_csv(cell.folder / TRAINED_ON, pd.DataFrame({"image_id": part.image_id[seen]}))
     files = [PREDICTIONS, HISTORY, TRAINED_ON]
     if cell.regime != "fp32-autocast":
         facts = {"backbone": cell.backbone, "n_classes": len(part.classes), "image_size": params.image_size}

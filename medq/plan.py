@@ -9,40 +9,20 @@ from collections import Counter
 from medq import artefacts, backbones, batch, params as profiles, paths, regimes
 from medq.batch import uses_gpu
 
-# ms per training step of 32 images of 64 × 64 pixels on two cores (AVX512-VNNI): FP32, QAT
-CPU_STEP = {
-    "resnet18": (150, 324),
-    "resnet50": (425, 768),
-    "densenet121": (284, 737),
-    "efficientnet_b0": (175, 465),
-    "mobilenetv2": (125, 786),
-    "convnext_tiny": (1045, 1530),
-    "swin_tiny": (675, 977),
-    "vit_base": (1859, 2694),
+MEASURED = {
+    # ms per training step of 32 images of 64 × 64 pixels on two cores (AVX512-VNNI), FP32 and QAT; images per second in
+    # training at 224 × 224, mixed precision, channels-last, RTX 3090 (timm's result tables); MB of a checkpoint
+    "resnet18": (150, 324, 3482, 45),
+    "resnet50": (425, 768, 1218, 94),
+    "densenet121": (284, 737, 914, 28),
+    "efficientnet_b0": (175, 465, 1752, 16),
+    "mobilenetv2": (125, 786, 2313, 9),
+    "convnext_tiny": (1045, 1530, 819, 111),
+    "swin_tiny": (675, 977, 649, 110),
+    "vit_base": (1859, 2694, 393, 343),
 }
-# images per second in training at 224 × 224, mixed precision, channels-last, RTX 3090 (timm's result tables)
-GPU_TRAIN = {
-    "resnet18": 3482,
-    "resnet50": 1218,
-    "densenet121": 914,
-    "efficientnet_b0": 1752,
-    "mobilenetv2": 2313,
-    "convnext_tiny": 819,
-    "swin_tiny": 649,
-    "vit_base": 393,
-}
+UNKNOWN = (600, 1200, 800, 100)  # a backbone that the table does not have
 FP32_SLOWER = 2.2  # FP32 without TF32 against mixed precision on such a card
-CHECKPOINT_MB = {
-    "resnet18": 45,
-    "resnet50": 94,
-    "densenet121": 28,
-    "efficientnet_b0": 16,
-    "mobilenetv2": 9,
-    "convnext_tiny": 111,
-    "swin_tiny": 110,
-    "vit_base": 343,
-}
-OTHER_MB, OTHER_STEP, OTHER_TRAIN = 100, (600, 1200), 800  # a backbone that the tables do not know
 START_SECONDS = 5  # of a notebook, its kernel and its imports
 # minutes of the studies at 224 pixels with 1,500 held-out images, two cores
 STUDY_MINUTES = {"calibration_size": 12, "ablation": 40, "diagnosis": 5, "remedies": 15, "attention": 8, "datasets": 3}
@@ -95,7 +75,7 @@ def estimate(params):
             seconds["cpu" if job.stage == "quantize" or not gpu else "gpu"] += (
                 3 * n_held_out * (step_seconds(params, backbone, "fp32") / 3)
             )
-            disk += CHECKPOINT_MB.get(backbone, OTHER_MB) / (1 if job.stage == "finetune" else 3.7)
+            disk += MEASURED.get(backbone, UNKNOWN)[3] / (1 if job.stage == "finetune" else 3.7)
         seconds["cpu"] += START_SECONDS + study_seconds(params, job, catalogue)
     cells = {(j.cell.dataset, j.cell.backbone, j.cell.regime) for j in found if j.stage in ("finetune", "quantize")}
     return {
@@ -149,7 +129,7 @@ def epochs(params, backbone, regime):
 
 def step_seconds(params, backbone, kind):
     """Seconds of training per image on two cores, at the profile's image size."""
-    fp32, qat = CPU_STEP.get(backbone, OTHER_STEP)
+    fp32, qat, *_ = MEASURED.get(backbone, UNKNOWN)
     return (qat if kind == "qat" else fp32) / 1000 / 32 * (params.image_size / 64) ** 2
 
 
@@ -159,9 +139,9 @@ def rate(params, backbone, kind, gpu, own):
         return own[backbone, kind]
     if not gpu:
         return 1 / step_seconds(params, backbone, kind)
-    fp32, qat = CPU_STEP.get(backbone, OTHER_STEP)
+    fp32, qat, images, _ = MEASURED.get(backbone, UNKNOWN)
     slower = {"fp16": 1, "fp32": FP32_SLOWER, "qat": FP32_SLOWER * qat / fp32}[kind]
-    return GPU_TRAIN.get(backbone, OTHER_TRAIN) * (224 / params.image_size) ** 2 / slower
+    return images * (224 / params.image_size) ** 2 / slower
 
 
 def measured(params):

@@ -15,7 +15,7 @@ from typing import Annotated
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from medq import paths, regimes, stages
+from medq import artefacts, paths, regimes, stages
 from medq.config import read_yaml
 from medq.errors import UserError
 from medq.params import Positive
@@ -110,7 +110,6 @@ PROVENANCE = {
     "written": "when the newest cell was written, ISO 8601, UTC; first_written: the oldest",
     "machines": "[{cpu, gpu}] of all machines that cells were made on",
     "studied": "{stage: [{cpu, gpu}]} of the studies that were made on others",
-    "rows": "{file: rows of that table}: a table cut at the end of a line cannot be told otherwise",
     "weights": "{backbone: {file, sha256, replaced, resampled}} of weights from files",
     "train_hours": "hours spent training, all cells together",
     "source": "only where nothing was run: a sentence that says where the numbers are from",
@@ -171,7 +170,6 @@ class _Provenance(_Machine):
     first_written: str = ""
     machines: list[_Machine] = []
     studied: dict[str, list[_Machine]] = {}
-    rows: dict[str, int] = {}
 
 
 @contextlib.contextmanager
@@ -204,11 +202,8 @@ def read_table(path, needed=(), **options):
     return frame
 
 
-def _read(path, columns, rows=None):
-    """One tidy file as a DataFrame with exactly `columns`; empty where the file is missing.
-
-    `UserError` also where it does not have the `rows` it was written with.
-    """
+def _read(path, columns):
+    """One tidy file as a DataFrame with exactly `columns`; empty where the file is missing."""
     if not path.is_file():
         return pd.DataFrame({c: pd.Series(dtype="str" if c in KEYS | TEXT else "float64") for c in columns})
     text = [c for c in columns if c in KEYS | TEXT]
@@ -221,8 +216,6 @@ def _read(path, columns, rows=None):
         keep_default_na=False,
         na_values={c: ["", "nan", "NaN"] for c in numbers},
     )
-    if rows not in (None, len(frame)):
-        raise UserError(f"{path}: has {len(frame)} rows, but was written with {rows} (provenance.json); {AGAIN}.")
     if path.suffix == ".parquet":
         frame = frame.astype({c: "str" for c in text if c in frame})
     for column in columns:
@@ -271,7 +264,8 @@ def _refuse(path, entries, wrong, why):
 
 def _file(name):
     def read(self):
-        return _read(self.path / name, SCHEMA[name], self.provenance.get("rows", {}).get(name))
+        self.check(name)
+        return _read(self.path / name, SCHEMA[name])
 
     read.__doc__ = f"`{name}` (columns in `SCHEMA`), empty where the folder lacks it."
     return cached_property(read)
@@ -307,6 +301,21 @@ class Results:
     conditions = _file("conditions.csv")
     history = _file("history.csv")
     ratios = _file("ratios.csv")
+
+    @cached_property
+    def _checksums(self):
+        try:
+            found = json.loads((self.path / "checksums.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}  # of the paper's numbers, or tables that somebody made by hand
+        return found if isinstance(found, dict) else {}
+
+    def check(self, name):
+        """`UserError` where a file of the folder is not as it was collected: cut short, changed or missing."""
+        path, digest = self.path / name, self._checksums.get(name)
+        if digest is not None and (not path.is_file() or artefacts.sha256(path) != digest):
+            what = "does not match its checksum" if path.is_file() else "is missing"
+            raise UserError(f"{path}: {what}; {AGAIN}.")
 
     @cached_property
     def provenance(self):

@@ -47,58 +47,23 @@ class Stage:
         return f"{self.folder}/{self.name}.ipynb"
 
 
-_STUDY = "{dataset}/{backbone}/%s/{place}"
-_PER_ENGINE = "{dataset}/{backbone}/%s-{engine}/{place}"
+def _study(name, title, *tables, per_engine=False, **more):
+    """A stage that analyses trained cells: what it is called, the tables that it writes, and what is special about it."""
+    folder = f"{{dataset}}/{{backbone}}/{name}{'-{engine}' * per_engine}/{{place}}"
+    return Stage(name, folder, "finetune", tables=tables, title=title, **more)
+
+
+_PER_PTQ = {"per_engine": True, "methods": ("ptq",)}
+_PER_INT8 = {"per_engine": True, "methods": ("ptq", "qat")}
 _ROWS = (
     Stage("datasets", "{dataset}/data", module="datasets.partition"),
     Stage("finetune", CELL, "datasets", methods=("float",)),
     Stage("quantize", CELL, "finetune", "quantize.stage", ("ptq", "qat"), calibrates=True),
-    Stage(
-        "calibration_size",
-        _PER_ENGINE % "calibration_size",
-        "finetune",
-        methods=("ptq",),
-        tables=("calibration_size.csv",),
-        title="calibration sizes",
-        cnn=True,
-    ),
-    Stage(
-        "ablation",
-        _STUDY % "ablation",
-        "finetune",
-        tables=("ablation.csv",),
-        title="recipes",
-        calibrates=True,
-        cnn=True,
-    ),
-    Stage(
-        "diagnosis",
-        _PER_ENGINE % "diagnosis",
-        "finetune",
-        methods=("ptq", "qat"),
-        tables=("layers.csv",),
-        title="layers",
-        calibrates=True,
-        every_engine=True,
-    ),
-    Stage(
-        "remedies",
-        _PER_ENGINE % "remedies",
-        "finetune",
-        methods=("ptq",),
-        tables=("remedies.csv",),
-        title="remedies",
-        calibrates=True,
-    ),
-    Stage(
-        "attention",
-        _STUDY % "attention",
-        "finetune",
-        tables=("attention.csv", "gallery.csv"),
-        title="class activation maps",
-        calibrates=True,
-        cnn=True,
-    ),
+    _study("calibration_size", "calibration sizes", "calibration_size.csv", cnn=True, **_PER_PTQ),
+    _study("ablation", "recipes", "ablation.csv", calibrates=True, cnn=True),
+    _study("diagnosis", "layers", "layers.csv", calibrates=True, every_engine=True, **_PER_INT8),
+    _study("remedies", "remedies", "remedies.csv", calibrates=True, **_PER_PTQ),
+    _study("attention", "class activation maps", "attention.csv", "gallery.csv", calibrates=True, cnn=True),
     Stage(
         "latency",
         "latency/{backbone}",
@@ -107,15 +72,7 @@ _ROWS = (
         title="timings",
         timed=True,
     ),
-    Stage(
-        "peers",
-        _STUDY % "peers",
-        "finetune",
-        tables=("peers.csv", "peers_raw.parquet"),
-        title="other runtimes",
-        calibrates=True,
-        timed=True,
-    ),
+    _study("peers", "other runtimes", "peers.csv", "peers_raw.parquet", calibrates=True, timed=True),
     Stage("collect", "collect"),
 )
 STAGES = {row.name: row for row in _ROWS}  # in an order in which they can run
@@ -127,7 +84,7 @@ CONTROL = frozenset(
     "artefacts batch config errors figures notebook params paths provenance regimes results slots stages tables".split()
 )
 # What these make of the images is hashed as the content of the stage `datasets`.
-IMAGES = frozenset(f"datasets.{name}" for name in "audit fetch index phantoms pixels spec".split())
+IMAGES = frozenset(f"datasets.{name}" for name in "audit dicom fetch index phantoms pixels spec".split())
 
 
 def folder(stage, cell):

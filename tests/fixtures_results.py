@@ -479,6 +479,7 @@ def _layers(rows, name, backbone):
                 45 - 25 * draw[0] - k,
                 0.02 * draw[1],
                 1 + 40 * draw[2],
+                1 + 20 * draw[2],
                 60 - 10 * draw[3],
                 int(k == 5),
             )

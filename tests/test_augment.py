@@ -80,14 +80,14 @@ def test_each_image_is_drawn_on_its_own_and_from_the_generator_alone(picture):
     assert not torch.equal(first, augment.augment(batch, torch.Generator().manual_seed(2)))
 
 
-def test_draws_stay_in_the_papers_ranges(monkeypatch):
-    seen = {}
-    monkeypatch.setattr(
-        augment,
-        "_grid",
-        lambda flip, angle, h, w: seen.update(flip=flip, angle=angle) or torch.zeros(len(angle), h, w, 2),
-    )
-    augment.augment(torch.zeros(20_000, 2, 2, 3, dtype=torch.uint8), torch.Generator().manual_seed(0))
-    degrees = seen["angle"] * 180 / math.pi
-    assert -15 <= degrees.min() < -14.9 and 14.9 < degrees.max() <= 15
-    assert 0.48 < (seen["flip"] < 0).float().mean() < 0.52
+def test_draws_stay_in_the_papers_ranges():
+    """Two ramps, whose slopes at the centre tell each image's angle, mirroring and brightness."""
+    y, x = np.mgrid[:8, :8]
+    ramps = torch.from_numpy(np.stack([20 + 10 * x, 20 + 10 * y, 0 * x], -1).astype(np.uint8)).expand(5000, -1, -1, -1)
+    out = augment.augment(ramps, torch.Generator().manual_seed(0))
+    slope = (out[:, :2, 3, 4] - out[:, :2, 3, 3]) * torch.tensor(augment.STD[:2]) * 25.5
+    degrees = torch.atan2(slope[:, 1], slope[:, 0].abs()) * 180 / math.pi
+    light = slope.norm(dim=1)
+    assert -15.001 <= degrees.min() < -14.9 and 14.9 < degrees.max() <= 15.001
+    assert 0.7999 <= light.min() < 0.802 and 1.198 < light.max() <= 1.2001
+    assert 0.48 < (slope[:, 0] < 0).float().mean() < 0.52

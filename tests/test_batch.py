@@ -34,7 +34,7 @@ def why(loaded, only=None):
 def test_it_ends_well_and_shows_everything(killed):
     profile, runs, _, _, said, code = killed
     assert code == 0, said
-    assert "3 of 3 parts done" in said or "parts done" in said
+    assert "parts done" in said and "failed" not in said
     for name in (f"{DATA}/datasets.ipynb", f"{FP32}/finetune.ipynb", f"{PTQ}/quantize.ipynb", "collect/collect.ipynb"):
         notebook = nbformat.read(runs / "tiny" / name, as_version=4)
         outputs = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
@@ -108,7 +108,7 @@ def test_fewer_training_images_than_are_calibrated_with_stop_a_batch_before_it_s
     def start(*_):
         raise Started
 
-    monkeypatch.setattr(batch, "_start", start)
+    monkeypatch.setattr(batch, "_run_planned", start)
     profile = write_profile(tmp_path, calibration={"images": 65}, subset={"train": 64, "held_out": 32})
     if code is None:
         with pytest.raises(Started):
@@ -123,7 +123,8 @@ def test_fewer_training_images_than_are_calibrated_with_stop_a_batch_before_it_s
 
 def test_folds_that_only_some_datasets_have(tmp_path, runs):
     both = params.load(write_profile(tmp_path, datasets=["phantom-BrainMRI", "phantom-ChestXray"], folds=[1], study={}))
-    assert batch.timed_after(both, "resnet18") == "phantom-ChestXray/resnet18/fp32/fold1/finetune.ipynb"
+    timing = batch.Job("latency", paths.Cell("tiny", "", "resnet18", ""))
+    assert str(batch.before(both, timing)) == "phantom-ChestXray/resnet18/fp32/fold1"
     with pytest.raises(UserError, match="no dataset of tiny has fold 1"):
         batch.jobs(params.load(write_profile(tmp_path, folds=[1])))
 
@@ -140,7 +141,7 @@ def test_jobs_see_the_same_folders_from_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MEDQ_DATA", "my data")
     monkeypatch.setenv("MEDQ_RUNS", "runs")
-    jobs = batch._environment(1)
+    jobs = batch._environment(1, None)
     assert (jobs["MEDQ_DATA"], jobs["MEDQ_RUNS"]) == (str(tmp_path / "my data"), str(tmp_path / "runs"))
 
 
@@ -405,7 +406,8 @@ def test_the_paper_profile_is_144_cells_times_folds():
     assert len(grid) == 48 * (1 + 5 + 5)
     assert len({job.notebook for job in found}) == len(found)
     positions = {job: k for k, job in enumerate(found)}
-    assert all(job.after is None or positions[job.after] < k for k, job in enumerate(found))
+    needed = {job: batch.before(params.load("paper"), job) for job in found}
+    assert all(before is None or positions[before] < positions[job] for job, before in needed.items())
 
 
 def test_only_takes_along_what_the_chosen_start_from():
@@ -426,31 +428,36 @@ def test_an_unknown_fold_is_refused(tmp_path):
         batch.jobs(params.load(write_profile(tmp_path, datasets=["phantom-SkinCancer"], folds=[7])))
 
 
-@pytest.mark.parametrize("cores", [1, 2, 7, 64])
-@pytest.mark.parametrize("asked", [None, 1, 3, 200])
-def test_jobs_times_threads_never_exceed_the_cores(cores, asked):
-    n, threads, memory = batch.shares(params.load("smoke"), asked, cores)
-    assert n >= 1 and threads >= 1
-    assert n * threads <= max(cores, n)
-    assert n * batch.MEMORY_MB <= max(memory, batch.MEMORY_MB)
+@pytest.mark.parametrize(
+    "asked, cores, gigabytes, at_a_time, threads",
+    [
+        (None, 2, 100, 2, 1),
+        (None, 64, 9, 3, 21),
+        (1, 7, 100, 1, 7),
+        (3, 7, 100, 3, 2),
+        (200, 2, 600, 200, 1),
+        (4, 4, 1, 1, 4),
+    ],
+)
+def test_jobs_share_cores_and_memory(monkeypatch, asked, cores, gigabytes, at_a_time, threads):
+    import psutil
+
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=gigabytes * 1000 * 2**20))
+    assert batch.shares(params.load("smoke"), asked, cores)[:2] == (at_a_time, threads)
 
 
-def test_arguments_are_what_a_notebook_takes():
-    words = batch.arguments("smoke", "diagnosis", {"dataset": "a b", "backbone": "c", "engine": "qnnpack", "fold": "2"})
-    assert words[3:] == [
-        "-r",
-        "dataset",
-        "a b",
-        "-r",
-        "backbone",
-        "c",
-        "-r",
-        "regime",
-        "ptq-qnnpack",
-        "-p",
-        "fold",
-        "2",
-    ]
+@pytest.mark.parametrize("profile", ["smoke", "paper"])
+def test_the_rules_wildcards_name_their_job(profile):
+    import re
+
+    loaded = params.load(profile)
+    for job in batch.jobs(loaded):
+        pattern = re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", stages.STAGES[job.stage].output)
+        assert batch.job_of(loaded, job.stage, re.fullmatch(pattern, job.notebook).groupdict()) == job
+    seeded = batch.job_of(
+        loaded, "quantize", {"dataset": "a b", "backbone": "c", "regime": "fp32", "place": "seed7/fold2"}
+    )
+    assert (seeded.cell.seed, seeded.cell.fold) == (7, 2)
 
 
 # --- one batch at a time ----------------------------------------------------------------------------------------------
@@ -518,19 +525,18 @@ def test_each_gpu_gets_one_cell_unless_more_are_asked_for(
 ):
     seen = []
     monkeypatch.setattr(slots, "gpus", lambda: ["0", "1"])
-    monkeypatch.setattr(
-        batch, "_watch", lambda command, log, by_notebook, given, grace: seen.append((command, given)) or True
-    )
+    monkeypatch.setattr(batch, "_watch", lambda command, log, todo, given, grace: seen.append((command, given)))
     monkeypatch.setenv("MEDQ_GPU_SLOTS", asked) if asked else monkeypatch.delenv("MEDQ_GPU_SLOTS", raising=False)
     profile = write_profile(tmp_path, device=device)
     loaded = params.load(profile)
     (runs / loaded.profile).mkdir(parents=True)
-    args = SimpleNamespace(params=str(profile), jobs=None, profile=None)
-    batch._snakemake(loaded, args, tmp_path / "out", [], collect=True, warm=None, remote=False)
+    args = SimpleNamespace(params=str(profile), jobs=None, profile=None, snakemake=["--verbose"])
+    batch._snakemake(loaded, args, tmp_path / "out", [], collect=True, remote=False)
     ((command, given),) = seen
     assert given.get("MEDQ_GPU_SLOTS") == slots_each
     assert [word for word in command if word.startswith("gpu=")] == [at_a_time] * bool(at_a_time)
-    assert command[command.index("--resources") + 1].startswith("mem_mb=") and command[-2:] == [
+    assert command[command.index("--resources") + 1].startswith("mem_mb=") and command[-3:] == [
+        "--verbose",
         "--",
         "collect/collect.ipynb",
     ]
@@ -557,21 +563,10 @@ def test_hidden_gpus_are_none(visible, found, monkeypatch):
 
 def test_only_what_trains_or_is_timed_takes_a_gpu():
     on_gpu, on_cpu = params.load("paper"), params.load("smoke")
-    taken = {
-        (stage, regime): [
-            batch.resources(p, stage)["gpu"](SimpleNamespace(regime=regime) if regime else SimpleNamespace())
-            for p in (on_gpu, on_cpu)
-        ]
-        for stage, regime in (
-            ("finetune", "fp32"),
-            ("finetune", "fp16"),
-            ("quantize", "qat-qnnpack"),
-            ("quantize", "ptq-fbgemm"),
-            ("diagnosis", "ptq-fbgemm"),
-            ("ablation", ""),
-            ("latency", ""),
-        )
-    }
+    cells = [("finetune", "fp32"), ("finetune", "fp16"), ("quantize", "qat-qnnpack"), ("quantize", "ptq-fbgemm")]
+    cells += [("diagnosis", "ptq-fbgemm"), ("ablation", ""), ("latency", "")]
+    jobs = {cell: batch.Job(cell[0], paths.Cell("p", "d", "b", cell[1])) for cell in cells}
+    taken = {cell: [batch.gpus_of(p, job) for p in (on_gpu, on_cpu)] for cell, job in jobs.items()}
     assert [key for key, value in taken.items() if value == [1, 0]] == [
         ("finetune", "fp32"),
         ("finetune", "fp16"),
@@ -602,88 +597,35 @@ def test_no_slots_unless_asked_for(monkeypatch):
 
 # --- how it goes, and why it failed -----------------------------------------------------------------------------------
 
-SAID = """
-rule finetune:
-    input: d/data/datasets.ipynb
-    output: d/b/fp32/fold0/finetune.ipynb
-    jobid: 3
-[date]
-Finished jobid: 3 (Rule: finetune)
-rule quantize:
-    output: d/b/ptq-fbgemm/fold0/quantize.ipynb
-    jobid: 4
-rule finetune:
-    output: d/b/fp16/fold0/finetune.ipynb
-    jobid: 5
-Error in rule finetune:
-    message: None
-    jobid: 5
-    output: d/b/fp16/fold0/finetune.ipynb
-"""
 
-
-def test_progress_counts_from_snakemakes_words(runs):
-    import io
-
+def test_progress_is_counted_from_records(runs):
     cell = paths.Cell("p", "d", "b", "fp32", 0)
-    jobs = [
-        batch.Job(stage, cell.of(regime))
-        for stage, regime in (("finetune", "fp32"), ("quantize", "ptq-fbgemm"), ("finetune", "fp16"))
+    todo = [
+        batch.Job("finetune", cell),
+        batch.Job("quantize", cell.of("ptq-fbgemm")),
+        batch.Job("finetune", cell.of("fp16")),
     ]
-    cell.folder.mkdir(parents=True)
-    artefacts.finish(cell.folder, [], status="unsupported", reason="no engine")
-    times = iter(range(100))
-    progress = batch.Progress({job.notebook: job for job in jobs}, io.StringIO(), lambda: 10 * next(times))
-    for line in SAID.splitlines():
-        progress.feed(line)
-    assert progress.line().startswith("1 of 3 done, 1 running, 1 failed, 1 unsupported, about ")
+    assert batch.progress(todo, 5) == "0 of 3 done, 0 failed"
+    artefacts.write_text(todo[0].folder / "finetune.ipynb", "")
+    artefacts.finish(todo[0].folder, [], status="unsupported", reason="no engine")
+    artefacts.write_json(todo[1].folder / artefacts.FAILED, {"reason": "boom"})
+    assert batch.progress(todo, 60).startswith("1 of 3 done, 1 failed, about 30 s left")
 
 
-def _notebook(path, outputs):
-    path.write_text(json.dumps({"cells": [{"cell_type": "code", "source": "", "outputs": outputs, "metadata": {}}]}))
-
-
-@pytest.mark.parametrize(
-    "outputs, log, reason",
-    [
-        ([{"output_type": "error", "ename": "UserError", "evalue": "seed: mend it."}], "", "seed: mend it."),
-        ([{"output_type": "error", "ename": "ValueError", "evalue": "a\nb"}], "", "ValueError: a"),
-        (
-            [],
-            "x\nnbclient.exceptions.DeadKernelError: Kernel died\n",
-            "the kernel died (killed, out of memory, or a crash)",
-        ),
-        (
-            [],
-            "nbclient.exceptions.CellTimeoutError: A cell timed out while it was being executed, after 5 seconds.\n",
-            "out of time: it took longer than cell_minutes",
-        ),
-        ([], "", "it was killed before it could say why"),
-    ],
-)
-def test_the_reason_of_a_failure_is_one_sentence(tmp_path, outputs, log, reason):
-    _notebook(tmp_path / "n.ipynb", outputs)
-    (tmp_path / "n.log").write_text(log)
-    assert batch.failure_reason(tmp_path / "n.ipynb", tmp_path / "n.log") == reason
-
-
-def test_what_failed_is_reported_collected_and_status_1(finished, capsys):
-    from medq import collect
+def test_what_failed_is_reported_collected_and_status_1(finished, monkeypatch, capsys):
+    from medq import collect, execute
 
     loaded, runs = finished
     job = next(job for job in batch.jobs(loaded) if job.stage == "quantize")
-    artefacts_before = artefacts.record(job.folder)
     (job.folder / artefacts.DONE).unlink()
-    log = runs / "tiny" / "logs" / job.notebook
-    log.parent.mkdir(parents=True, exist_ok=True)
-    _notebook(log, [{"output_type": "error", "ename": "UserError", "evalue": "it cannot be done."}])
-    log.with_suffix(".log").write_text("")
-    failed = batch._failures(loaded, [job])
+    artefacts.write_text(job.log, "{}")
+    monkeypatch.setattr(execute, "run", lambda *_, **__: "it cannot be done.")
+    with pytest.raises(RuntimeError):
+        batch.execute(loaded, job, "profile", 1)
     out = runs / "tables"
     collect.stage(loaded, out)
-    assert batch._report(loaded, [job], failed, out, 3.0) == 1
+    assert batch._report(loaded, [job], out, 3.0) == 1
     said = capsys.readouterr().out
-    assert f"failed {PTQ}: it cannot be done." in said and str(log) in said
+    assert f"failed {PTQ}: it cannot be done." in said and str(job.log) in said
     cells = pd.read_csv(out / "cells.csv").set_index("regime")
     assert cells.loc["ptq-fbgemm", ["status", "reason"]].tolist() == ["failed", "it cannot be done."]
-    assert artefacts_before["status"] == "done"

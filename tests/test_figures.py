@@ -1,8 +1,11 @@
 """Figures: what is drawn and where, one visual language, nothing cut off, the same bytes each time."""
 
+import io
 import itertools
 import re
+import warnings
 from functools import cache
+from pathlib import Path
 
 import fixtures_results as fixtures
 import matplotlib.colors
@@ -485,3 +488,41 @@ def test_interactive_figures_hold_the_same_points(gaps, tmp_path):
     empty = load(tmp_path)
     assert "missing" in figures.alt_text(figures.figure2_interactive(empty))
     assert "missing" in figures.alt_text(figures.figure4_interactive(empty))
+
+
+LABELS = [
+    "10 $/h, \\frac $",
+    "$x$",
+    "a_b^c {d} $$",
+    "良性 (结节)",
+    "양성",
+    "सौम्य",
+    "حميد",
+    "Ω ∅ ☃ é",
+    "\U0001d49c",
+    "良 $5 $",
+]
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_any_label_can_be_drawn_without_boxes(label):
+    probabilities = {f"p_{label} a": [0.9, 0.2, 0.7], f"p_{label} b": [0.1, 0.8, 0.3]}
+    frame = pd.DataFrame({"image_id": list("abc"), "fold": 0, "label": [0, 1, 0]} | probabilities)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        figure = figures.confusion_matrix(frame, dataset="x", label=label)
+        figure.savefig(io.BytesIO(), format="svg")
+    said = [str(item.message) for item in caught]
+    assert not [text for text in said if "missing from font" in text.lower()]
+    drawn = {text.get_text() for text in figure.findobj(Text)}
+    if not said:
+        assert any(label in text for text in drawn)
+    else:  # no installed font: the warning names the signs, and the labels hold their code points
+        assert all(sign in said[0] for sign in label if ord(sign) > 0x2E00)
+        assert label in {text.encode().decode("unicode_escape") for text in drawn if "\\" in text and text.isascii()}
+
+
+def test_logarithmic_axes_have_plain_labels():
+    figure = figures.figure6(load(Path(__file__).parents[1] / "results" / "reference"))
+    figure.savefig(io.BytesIO(), format="svg")
+    assert not [text for text in figure.findobj(Text) if "mathdefault" in text.get_text()]

@@ -1,12 +1,15 @@
 """What a run survives: kills of any process at any moment, a full disk, a read-only folder, damaged files, no luck at all."""
 
 import contextlib
+import multiprocessing
 import os
 import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
 import psutil
@@ -24,7 +27,7 @@ from fixtures_batch import (
     write_profile,
 )
 
-from medq import artefacts, batch, finetune, fit, params, paths, quantize
+from medq import artefacts, batch, execute, finetune, fit, params, paths, quantize
 from medq.datasets.partition import prepare
 from medq.errors import UserError
 
@@ -224,112 +227,76 @@ def test_a_read_only_folder_is_one_sentence(tiny, tmp_path, monkeypatch):
 # --- kills ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """The process from which papermill and kernels are forked."""
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # in the background a shell has it ignored by all below
-    with batch._server(tmp_path_factory.mktemp("w") / "warm") as command:
-        yield command
-    signal.signal(signal.SIGINT, before)
-
-
 def notebook(path, code):
-    """A notebook of one cell."""
+    """A notebook of one cell, without a kernel."""
     made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(made, path)
     return path
 
 
-def papermill(server, source, target, *words, runs=None):
-    log = open(target.with_suffix(".log"), "w")
-    return subprocess.Popen(
-        [*server, str(source), str(target), "--no-progress-bar", *words],
-        stderr=log,
-        stdout=log,
-        env=environment(runs or target.parent),
-        cwd=ROOT,
-    )
-
-
 @pytest.mark.parametrize(
-    "code, words, reason",
+    "code, minutes, reason",
     [
-        ("import os; os.kill(os.getpid(), 9)", [], "the kernel died (killed, out of memory, or a crash)"),
-        ("import time; time.sleep(60)", ["--execution-timeout", "1"], "out of time"),
-        ("from medq.errors import UserError\nraise UserError('seed: mend it.')", [], "seed: mend it."),
-        ("1 / 0", [], "ZeroDivisionError: division by zero"),
+        ("import os; os.kill(os.getpid(), 9)", None, execute.KILLED),
+        ("import time; time.sleep(60)", 0.05, execute.OUT_OF_TIME),
+        ("from medq.errors import UserError\nraise UserError('seed: change it.')", None, "seed: change it."),
+        ("1 / 0", None, "ZeroDivisionError: division by zero"),
     ],
 )
-def test_a_notebook_that_cannot_end_well_fails_and_says_why(server, tmp_path, code, words, reason):
-    target = tmp_path / "out.ipynb"
-    assert papermill(server, notebook(tmp_path / "in.ipynb", code), target, *words).wait(200) != 0
-    assert batch.failure_reason(target, target.with_suffix(".log")).startswith(reason)
+def test_a_notebook_that_fails_says_why(tmp_path, code, minutes, reason):
+    source, log = notebook(tmp_path / "in.ipynb", code), tmp_path / "logs" / "out.ipynb"
+    assert execute.run(source, tmp_path / "out.ipynb", {}, log, minutes=minutes) == reason
+    assert log.is_file() and not (tmp_path / "out.ipynb").exists()
 
 
-def test_a_killed_command_takes_its_papermill_and_kernel_along(server, tmp_path):
+def test_a_notebook_shows_what_a_kernel_would_show(tmp_path):
+    code = """import sys
+print("one")
+print("two", file=sys.stderr)
+import matplotlib.pyplot as plt
+plt.plot([1, 2])
+display({"a": 1})
+print("three")
+get_ipython().run_line_magic("matplotlib", "inline")
+1 + 1"""
+    source, log = notebook(tmp_path / "in.ipynb", code), tmp_path / "logs" / "out.ipynb"
+    assert execute.run(source, tmp_path / "out.ipynb", {}, log) == "" and not log.exists()
+    (cell,) = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
+    shown = [(o.output_type, o.get("name") or next(iter(o["data"]))) for o in cell.outputs]
+    assert shown[:3] == [("stream", "stdout"), ("stream", "stderr"), ("display_data", "text/plain")]
+    assert ("execute_result", "text/plain") in shown and any("image/png" in o.get("data", {}) for o in cell.outputs)
+    assert log.with_suffix(".log").read_text().splitlines()[:2] == ["one", "two"]
+
+
+def test_a_notebook_ends_with_the_process_that_runs_it(tmp_path):
     pid = tmp_path / "pid"
-    code = f"import os, time\nopen({str(pid)!r}, 'w').write(f'{{os.getpid()}} {{os.getppid()}}')\ntime.sleep(100)"
-    command = papermill(server, notebook(tmp_path / "in.ipynb", code), tmp_path / "out.ipynb")
-    wait_for(lambda: pid.exists() and pid.read_text().count(" ") == 1)
-    kernel, parent = map(int, pid.read_text().split())
-    command.kill()
-    wait_for(lambda: not psutil.pid_exists(kernel) and not psutil.pid_exists(parent), 20)
-
-
-def signals(pid, kind):
-    """Whether a process has SIGINT among its signals of a kind: SigIgn, ignored, or SigCgt, handled."""
-    line = next(line for line in open(f"/proc/{pid}/status", encoding="utf-8") if line.startswith(kind))
-    return bool(int(line.split()[1], 16) & 1 << signal.SIGINT - 1)
-
-
-def test_ctrl_c_leaves_the_server_to_its_parent_and_still_reaches_a_job(server, tmp_path):
-    pid = tmp_path / "pid"
-    code = f"import os, time\nopen({str(pid)!r}, 'w').write(f'{{os.getppid()}}.')\ntime.sleep(100)"
-    command = papermill(server, notebook(tmp_path / "in.ipynb", code), tmp_path / "out.ipynb")
+    code = f"import os, time\nopen({str(pid)!r}, 'w').write(f'{{os.getpid()}}.')\ntime.sleep(100)"
+    source, target = notebook(tmp_path / "in.ipynb", code), tmp_path / "out.ipynb"
+    words = f"from medq import execute; execute.run({str(source)!r}, {str(target)!r}, {{}}, {str(tmp_path / 'log.ipynb')!r})"
+    command = subprocess.Popen([sys.executable, "-c", words], env=environment(tmp_path), cwd=ROOT)
     wait_for(lambda: pid.exists() and pid.read_text().endswith("."))
-    job = psutil.Process(int(pid.read_text()[:-1]))
-    job.parent().send_signal(signal.SIGINT)
-    assert papermill(server, notebook(tmp_path / "next.ipynb", "1 + 1"), tmp_path / "then.ipynb").wait(200) == 0
-    assert job.is_running() and command.poll() is None
-    assert signals(job.pid, "SigCgt") and signals(job.ppid(), "SigIgn")
-    job.kill()
-    assert command.wait(60) != 0
+    command.kill()
+    command.wait()
+    wait_for(lambda: not psutil.pid_exists(int(pid.read_text()[:-1])), 20)
 
 
-def test_kills_of_papermill_and_kernel_at_random_moments(server, killed, tmp_path, monkeypatch):
+def test_kills_of_a_notebook_at_random_moments(killed, tmp_path):
     profile, reference, *_ = killed
-    runs, rng = tmp_path / "runs", random.Random(7)
-    words = ["-r", "profile", str(profile), "-r", "dataset", CELL[0], "-r", "backbone", CELL[1], "-r", "regime", "fp32"]
-    source, target = paths.NOTEBOOKS / "finetune.ipynb", tmp_path / "out.ipynb"
-    for victim in ("kernel", "papermill", "kernel"):
-        command = papermill(server, source, target, *words, runs=runs)
-        me = psutil.Process(command.pid)
-        wait_for(lambda me=me, command=command: command.poll() is not None or _below(me, target))
-        time.sleep(rng.uniform(0, 1.5))
-        processes = _below(me, target)
-        if processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                processes[victim].kill()
-        command.wait(200)
-    assert papermill(server, source, target, *words, runs=runs).wait(400) == 0
+    rng, given = random.Random(7), environment(tmp_path / "runs")
+    values = {"profile": str(profile), "dataset": CELL[0], "backbone": CELL[1], "regime": "fp32"}
+    words = paths.NOTEBOOKS / "finetune.ipynb", tmp_path / "out.ipynb", values, tmp_path / "log.ipynb", given
+    for _ in range(3):
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(execute.run, *words)
+            wait_for(lambda found=found: found.done() or multiprocessing.active_children())
+            time.sleep(rng.uniform(0, 3))
+            for child in multiprocessing.active_children():
+                child.kill()
+            assert found.result() in ("", execute.KILLED)
+    assert execute.run(*words) == ""
     place = f"tiny/{CELL[0]}/{CELL[1]}/fp32/fold0"
-    assert outcome(runs / place) == outcome(reference / place)
-
-
-def _below(command, target):
-    """{papermill, kernel} of a job: the server's child that has the job's log open, and its child."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != command.pid and os.readlink(f"/proc/{process.pid}/fd/1") == str(
-                target.with_suffix(".log")
-            ):
-                children = process.children()
-                if children:
-                    return {"papermill": process, "kernel": children[0]}
-    return {}
+    assert outcome(tmp_path / "runs" / place) == outcome(reference / place)
 
 
 @pytest.mark.slow

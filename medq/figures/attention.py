@@ -17,6 +17,7 @@ from medq.figures.style import (
     new,
     styled,
 )
+from medq.regimes import INT8
 from medq.results import CELL, title
 from medq.tables.attention import attention_means
 
@@ -34,7 +35,7 @@ def attention_figure(results, dataset):
     frame = frame[frame["dataset"] == dataset]
     if frame.empty:
         return empty(f"Class activation maps on {title(dataset)}: missing from these results.")
-    models, backbones = list(frame["model"].unique()), [b for b in results.backbones if b in set(frame["backbone"])]
+    models, backbones = (list(frame[column].unique()) for column in ("model", "backbone"))
     figure, axes = new(1, len(PANELS), height=1.6 + 0.42 * len(models), sharey=True)
     for axis, (measure, label) in zip(axes[0], PANELS.items()):
         axis.set_xlabel(label)
@@ -44,7 +45,7 @@ def attention_figure(results, dataset):
             y = models.index(row["model"]) + step
             axis.hlines(y, row["low"], row["high"], color=colour)
             axis.plot(row["value"], y, marker, color=colour, markeredgecolor=INK, markeredgewidth=0.5)
-        axis.axhline(sum(" " in m and m.startswith("FP32") for m in models) - 0.5, color=MUTED, linewidth=0.8)
+        axis.axhline(frame.loc[~frame["regime"].isin(INT8), "model"].nunique() - 0.5, color=MUTED, linewidth=0.8)
         axis.grid(axis="y", visible=False)
         few_ticks(axis.xaxis, 4)
     axes[0, 0].set_yticks(range(len(models)), models)

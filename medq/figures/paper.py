@@ -207,6 +207,7 @@ def figure2(results, published=None, *, engine="fbgemm", batch_size=1):
 def _log_ms(axis, values):
     """Logarithmic milliseconds with plain labels at 1, 2, 5 times powers of ten that the data span."""
     axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
     if len(values):
         low, high = values.min() / 1.35, values.max() * 1.35
         choices = [
@@ -460,6 +461,7 @@ def _sweep_panel(axis, part, backbone):
         markeredgewidth=0.4,
     )
     axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.minorticks_off()
 
 

@@ -6,7 +6,14 @@ and from a dark page. Ink and grid are greys, everything else is a hue, so that 
 and leave the hues alone.
 """
 
+import warnings
+from functools import cache, wraps
+
+from matplotlib import font_manager
 from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
+from matplotlib.ticker import FixedLocator
 
 from medq.regimes import REGIMES
 from medq.results import title
@@ -35,6 +42,7 @@ RC = {
     "axes.facecolor": PAPER,
     "font.family": "DejaVu Sans",
     "font.size": FONT,
+    "text.parse_math": False,  # a title may hold dollar signs
     "axes.titlesize": 10,
     "axes.labelsize": FONT,
     "xtick.labelsize": FONT,
@@ -75,17 +83,72 @@ def regime_colour(name):
 
 
 def styled(function):
-    """Draw in the project's style; the figure belongs to nobody's pyplot state."""
-    from functools import wraps
+    """Draw in the project's style; the figure belongs to nobody's pyplot state.
+
+    Signs that DejaVu Sans lacks, as those of Chinese or Hindi, are drawn in an installed font that has them. Without
+    one they are written as code points, with a warning.
+    """
 
     @wraps(function)
     def draw(*args, **options):
         import matplotlib.style
 
         with matplotlib.style.context(["default", RC]):
-            return function(*args, **options)
+            figure = function(*args, **options)
+            missing = _signs(figure) - _covered(RC["font.family"]) if isinstance(figure, Figure) else set()
+            if not missing:
+                return figure
+            families = _families(frozenset(missing))
+            with matplotlib.rc_context({"font.family": [RC["font.family"], *families]}):
+                figure = function(*args, **options)
+        undrawn = missing.difference(*map(_covered, families))
+        if undrawn:
+            signs = "".join(sorted(undrawn))
+            warnings.warn(f"no installed font has {signs!r}: install one, such as Noto Sans CJK", stacklevel=2)
+            _signs(figure, {ord(sign): sign.encode("ascii", "backslashreplace").decode() for sign in undrawn})
+        return figure
 
     return draw
+
+
+def _signs(figure, instead=None):
+    """All signs in a figure's texts, which are replaced as the mapping `instead` says (see `str.translate`)."""
+    found = set()
+    for text in figure.findobj(Text):
+        found |= set(text.get_text())
+        text.set_text(text.get_text().translate(instead or {}))
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if isinstance(axis.get_major_locator(), FixedLocator):  # labels of our own, made anew whenever it is drawn
+            labels = [label.get_text() for label in axis.get_ticklabels()]
+            found |= set("".join(labels))
+            if instead:
+                axis.set_ticklabels([label.translate(instead) for label in labels])
+    return {sign for sign in found if sign.isprintable() and not sign.isspace()}
+
+
+@cache
+def _covered(family):
+    """The signs for which a font family has glyphs; none if its font cannot be opened."""
+    fonts = [font for font in font_manager.fontManager.ttflist if font.name == family]
+    try:
+        upright = min(fonts, key=lambda font: (font.style != "normal", abs(font.weight - 400)))
+        return frozenset(map(chr, FT2Font(upright.fname).get_charmap()))
+    except (RuntimeError, OSError, ValueError):
+        return frozenset()
+
+
+@cache
+def _families(missing):
+    """Installed font families that together have most of the signs `missing`, the fewest possible first."""
+    names = sorted({font.name for font in font_manager.fontManager.ttflist if "Last Resort" not in font.name})
+    chosen = []
+    while names and missing:
+        best = max(names, key=lambda name: len(missing & _covered(name)))
+        if not missing & _covered(best):
+            break
+        chosen.append(best)
+        missing -= _covered(best)
+    return chosen
 
 
 def new(n_rows=1, n_columns=1, *, height, width=WIDTH, **options):

@@ -1,5 +1,8 @@
 """How far quantization moves class activation maps: what `medq.attention` measured, per model."""
 
+import numpy as np
+
+from medq.regimes import INT8
 from medq.results import CELL, title
 from medq.tables.entries import captioned
 
@@ -12,11 +15,14 @@ SHOWN += ["absolute_change", "relation", "relation_low", "relation_high"]
 def attention_means(results):
     """One row per dataset, backbone, regime, form, view and measure: model (its title), method, grid, n, value, low, high.
 
-    Over several folds all are means, and n is the sum; the interval is then wider than it need be.
+    Of each backbone, FP32 on other views and the controls come first. Over several folds all are means, and n is the
+    sum; the interval is then wider than it need be.
     """
     keys = [*CELL, "form", "view", "method", "grid", "measure"]
     kinds = {"n": "sum", "value": "mean", "low": "mean", "high": "mean"}
     frame = results.attention.groupby(keys, sort=False).agg(kinds).reset_index()
+    place = 2 * frame.groupby(["dataset", "backbone"], sort=False).ngroup() + frame["regime"].isin(INT8)
+    frame = frame.iloc[np.argsort(place, kind="stable")].reset_index(drop=True)
     words = zip(frame["regime"], frame["form"], frame["view"])
     models = [VIEWS.get(view) or ", ".join(filter(None, (title(r), FORMS.get(form)))) for r, form, view in words]
     return frame.assign(model=models)

@@ -1,0 +1,219 @@
+"""Tidy tables from predictions: metrics, intervals, paired differences, decisions and leakage, as pure functions.
+
+`models` throughout: {(dataset, backbone, regime, suffix): {fold: predictions}}, where the suffix names the variant of the
+model (`VARIANTS`). `folds` and `audits`: {dataset: DataFrame}, the tables of the stage `datasets`.
+"""
+
+import numpy as np
+import pandas as pd
+
+from medq import bootstrap, metrics, regimes
+from medq.results import PEER_REFERENCE
+
+SIMULATED = ".fake-quant"  # the fake-quantized form: suffix of its predictions, and of methods in bootstrap.csv
+VARIANTS = {  # suffix of a file of predictions: (recipe, form; empty: float or converted)
+    "": ("default", ""),
+    SIMULATED: ("default", "fake-quant"),
+    ".mended": ("mended", "converted"),
+}
+LEAK = ("auroc", "auprc", "ece", "ece_top_label", "brier", "accuracy")
+SUBSETS = {"without-identical": ("identical",), "without-twins": None}  # kinds of copies that are left out; None: all
+
+
+def recipe_and_form(regime, suffix):
+    """(recipe, form) of a variant of a regime."""
+    recipe, form = VARIANTS[suffix]
+    return recipe, form or ("converted" if regime in regimes.INT8 else "float")
+
+
+def arrays(frame):
+    """(labels [n], probabilities [n, classes], class names) of a table of predictions."""
+    columns = [name for name in frame if name.startswith("p_")]
+    return frame["label"].to_numpy(), frame[columns].to_numpy(), [name[2:] for name in columns]
+
+
+def pooled(frames):
+    """The predictions of all folds, in order."""
+    return pd.concat([frames[k] for k in sorted(frames)], ignore_index=True)
+
+
+def by_seed(frames):
+    """{seed: {fold: predictions}} of the {fold: predictions} of one model; the seed is "" where there is one alone."""
+    found = {}
+    for fold, frame in frames.items():
+        for seed, part in frame.groupby("seed") if "seed" in frame else [("", frame)]:
+            found.setdefault(seed, {})[fold] = part
+    return found
+
+
+def first_seed(models):
+    """`models` with the predictions of each one's first training seed alone."""
+    return {key: next(iter(by_seed(frames).values())) for key, frames in models.items()}
+
+
+def without_empty_seed(frame):
+    """`frame`, its column `seed` only if it has entries: with a single seed tables have none."""
+    return frame if "seed" in frame and frame["seed"].ne("").any() else frame.drop(columns="seed", errors="ignore")
+
+
+def metric_table(models):
+    """metrics.csv: every metric of every variant, for each fold and pooled over folds; the mean of several seeds, too."""
+    parts = []
+    for (dataset, backbone, regime, suffix), frames in models.items():
+        recipe, form = recipe_and_form(regime, suffix)
+        cell = {"dataset": dataset, "backbone": backbone, "regime": regime, "recipe": recipe, "form": form}
+        rows = [
+            metrics.summary(*arrays(frame)).assign(**cell, fold=fold, seed=str(seed))
+            for seed, of_seed in by_seed(frames).items()
+            for fold, frame in [*sorted(of_seed.items()), ("pooled", pooled(of_seed))]
+        ]
+        if rows[0]["seed"].any():
+            groups = pd.concat(rows).groupby([*cell, "fold", "metric", "class"], sort=False)["value"]
+            rows.append(groups.agg(value="mean", seed_std="std").reset_index().assign(seed="mean"))
+        parts += rows
+    return without_empty_seed(pd.concat(parts, ignore_index=True)) if parts else pd.DataFrame()
+
+
+# --- the bootstrap (section 3.5) ----------------------------------------------------------------------------------------
+
+
+def resampled(models, folds, audits, parameters):
+    """(intervals.csv, rows of bootstrap.csv): all regimes and forms of a dataset on the same resamples."""
+    methods = {
+        (dataset, backbone, regime + suffix): pooled(frames)
+        for (dataset, backbone, regime, suffix), frames in models.items()
+        if suffix in ("", SIMULATED)
+    }
+    intervals, differences = _tables(methods, compared(), folds, audits, parameters)
+    if len(intervals):
+        simulated = intervals["regime"].str.endswith(SIMULATED)
+        names = intervals["regime"].str.removesuffix(SIMULATED)
+        forms = [recipe_and_form(name, SIMULATED * s)[1] for name, s in zip(names, simulated)]
+        intervals = intervals.assign(regime=names, form=forms)
+        intervals = intervals.sort_values(["dataset", "regime", "form"], kind="stable")
+    return intervals, differences
+
+
+def compared():
+    """(a, b) of every two methods that are compared: regimes, their simulations, and each with its own simulation."""
+    pairs = regimes.pairs()
+    return (
+        *pairs,
+        *(tuple(r + SIMULATED * (r in regimes.INT8) for r in pair) for pair in pairs if set(pair) & set(regimes.INT8)),
+        *((regime + SIMULATED, regime) for regime in regimes.INT8),
+    )
+
+
+def peer_differences(peers, folds, audits, parameters):
+    """Rows of bootstrap.csv: every runtime against `PEER_REFERENCE`, which runs the same checkpoint; families of their own.
+
+    `peers`: {(dataset, backbone, runtime): predictions of all folds}.
+    """
+    runtimes = dict.fromkeys(key[2] for key in peers if key[2] != PEER_REFERENCE)
+    return _tables(peers, [(PEER_REFERENCE, runtime) for runtime in runtimes], folds, audits, parameters)[1]
+
+
+def _tables(methods, pairs, folds, audits, parameters):
+    """`medq.bootstrap.tables` of {(dataset, backbone, method): predictions}, with Holm's correction."""
+    alike, found = {}, [[], []]  # models of a dataset that were evaluated on the same images
+    for key, frame in methods.items():
+        trainings = [part for _, part in frame.groupby("seed", sort=False)] if "seed" in frame else [frame]
+        alike.setdefault((key[0], tuple(trainings[0]["image_id"])), {})[key[1:]] = trainings
+    for (dataset, images), chosen in alike.items():
+        labels, _, classes = arrays(next(iter(chosen.values()))[0])
+        made = bootstrap.tables(
+            labels,
+            {key: np.stack([arrays(part)[1] for part in trainings]) for key, trainings in chosen.items()},
+            pairs,
+            classes=classes,
+            groups=_groups(folds, audits, dataset, images),
+            n_resamples=parameters["bootstrap"]["resamples"],
+            seed=parameters["seed"],
+        )
+        for frames, frame in zip(found, made):
+            frames.append(frame.assign(dataset=dataset))
+    intervals, differences = (
+        _of_most_models(pd.concat(frames, ignore_index=True)) if frames else pd.DataFrame() for frames in found
+    )
+    return intervals, bootstrap.with_holm(differences) if len(differences) else differences
+
+
+def _groups(folds, audits, dataset, image_id):
+    """What to resample in place of images: groups (lesions) and near-duplicates of the audit, joined; None without any."""
+    if dataset not in folds:
+        return None
+    own = folds[dataset].set_index("image_id")["group"].reindex(image_id).to_numpy()
+    groups = bootstrap.connected(image_id, own, audits[dataset])
+    return groups if len(np.unique(groups)) < len(groups) else None
+
+
+def _of_most_models(frame):
+    """Where backbones were evaluated on different images, a mean is over the images that most backbones share."""
+    keys = [c for c in ("dataset", "backbone", "regime", "method_a", "method_b", "metric", "class") if c in frame]
+    first = frame.sort_values("n_models", ascending=False, kind="stable").drop_duplicates(keys).index
+    return frame.loc[sorted(first)]
+
+
+# --- decisions and copies ---------------------------------------------------------------------------------------------
+
+
+def decisions(models):
+    """(silent.csv, flips.csv): each regime against FP32 on the same images, fold by fold."""
+    silent, flips = [], []
+    for (dataset, backbone, regime, suffix), frames in models.items():
+        reference = models.get((dataset, backbone, "fp32", ""), {})
+        recipe, form = recipe_and_form(regime, suffix)
+        for fold in sorted(set(frames) & set(reference)) if regime != "fp32" and recipe == "default" else ():
+            if not reference[fold]["image_id"].equals(frames[fold]["image_id"]):
+                continue
+            labels, before, classes = arrays(reference[fold])
+            after, named = arrays(frames[fold])[1], {"dataset": dataset, "backbone": backbone, "fold": fold}
+            crossed = metrics.threshold_crossings(labels, before, after, classes=classes)
+            for rate in ("sensitivity", "specificity", "prevalence"):
+                crossed[rate] = crossed[f"{rate}_other"]
+            for way in ("up", "down"):
+                crossed[f"crossed_{way}"] = crossed[f"{way}_positive"] + crossed[f"{way}_negative"]
+            silent.append(crossed.assign(**named, regime=regime, form=form))
+            if not suffix:
+                whole = metrics.label_flips(labels, before, after, classes=classes).iloc[[0]]
+                names = {"flips": "flipped", "wrong_to_right": "flipped_to_right", "right_to_wrong": "flipped_to_wrong"}
+                flips.append(whole.rename(columns=names).assign(**named, regime_a="fp32", regime_b=regime))
+    return tuple(pd.concat(parts, ignore_index=True) if parts else pd.DataFrame() for parts in (silent, flips))
+
+
+def leak(models, audits, trained):
+    """leak.csv: metrics of all held-out images, and without those that have a copy among the images trained on.
+
+    `trained`: {(dataset, fold): ids of the images that models of that fold were trained on}.
+    """
+    rows, known = [], {}
+    for (dataset, backbone, regime, suffix), frames in models.items():
+        recipe, form = recipe_and_form(regime, suffix)
+        if recipe != "default" or dataset not in audits or not {(dataset, k) for k in frames} <= trained.keys():
+            continue
+        key = dataset, tuple(sorted(frames))
+        if key not in known:
+            known[key] = {
+                name: _copied(audits[dataset], frames, trained, dataset, kinds) for name, kinds in SUBSETS.items()
+            }
+        if not any(known[key].values()):
+            continue
+        frame = pooled(frames)
+        for subset, ids in {"all": set(), **known[key]}.items():
+            labels, probabilities, _ = arrays(frame[~frame["image_id"].isin(ids)])
+            named = {"dataset": dataset, "backbone": backbone, "regime": regime, "form": form}
+            rows += [
+                named
+                | {"metric": m, "subset": subset, "n": len(labels), "value": metrics.METRICS[m](labels, probabilities)}
+                for m in (LEAK if len(labels) else ())
+            ]
+    return pd.DataFrame(rows)
+
+
+def _copied(audit, frames, trained, dataset, kinds):
+    """Ids of held-out images with a copy of these kinds among the images that their fold trained on."""
+    audit, found = audit if kinds is None else audit[audit["kind"].isin(kinds)], set()
+    for fold, frame in frames.items():
+        seen, held_out = (audit["image_id"].isin(ids) for ids in (trained[dataset, fold], set(frame["image_id"])))
+        found |= set(audit["image_id"][held_out & audit["group_id"].isin(audit["group_id"][seen])])
+    return found
