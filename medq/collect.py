@@ -334,7 +334,7 @@ def _fitting(new, finished, kept, results, failed, left_out):
             left_out[name] = (
                 f"was made from other images than those {where}; run the batch again, or choose another folder"
             )
-        elif data in finished and part.facts.get("images", keys[data]) != keys[data]:
+        elif name != data and data in finished and part.facts.get("images", keys[data]) != keys[data]:
             left_out[name] = "was made from other images; run the batch again"
         elif "starts from" in part.facts and part.facts["starts from"] != keys.get(
             start or part.facts.get("model"), None if part.cell else part.facts["starts from"]

@@ -160,7 +160,7 @@ def build(folder, cells):
         ),
     )
     manifest(data, fingerprint="f00", n_images=200)
-    artefacts.finish(data, ["folds.csv", "audit.csv", "manifest.json"], key="key-data", inputs={})
+    artefacts.finish(data, ["folds.csv", "audit.csv", "manifest.json"], key="key-data", inputs={"images": "f00"})
     for backbone, regime in cells:
         add_cell(runs, backbone, regime)
     return runs
