@@ -17,22 +17,24 @@ def reference():
 
 
 def predictions():
-    return sorted((REFERENCE / "predictions").glob("*/*/*.parquet"))
+    """Of `results/reference`, and of `results/pretrained` and its variants, whose files hold several training seeds."""
+    folders = [REFERENCE, *sorted(paths.RESULTS.glob("pretrained*"))]
+    return [path for folder in folders for path in sorted((folder / "predictions").glob("*/*/*.parquet"))]
 
 
 def peer_predictions():
     return sorted((REFERENCE / "predictions").glob("*/*/peers/*.parquet"))
 
 
-@pytest.mark.parametrize("path", predictions(), ids=lambda path: path.relative_to(REFERENCE / "predictions").as_posix())
-def test_metrics_are_those_of_the_predictions(reference, path):
+@pytest.mark.parametrize("path", predictions(), ids=lambda path: path.relative_to(paths.RESULTS).as_posix())
+def test_metrics_are_those_of_the_predictions(path):
     frame = pd.read_parquet(path)
     dataset, backbone = path.parts[-3:-1]
     regime, _, variant = path.name.removesuffix(".parquet").partition(".")
     classes = [name.removeprefix("p_") for name in frame if name.startswith("p_")]
     form = "fake-quant" if variant == "fake-quant" else "converted" if regime[:3] in ("ptq", "qat") else "float"
     recipe = "mended" if variant == "mended" else "default"
-    table = pd.read_csv(REFERENCE / "metrics.csv", keep_default_na=False, dtype={"fold": str})
+    table = pd.read_csv(path.parents[3] / "metrics.csv", keep_default_na=False, dtype={"fold": str, "seed": str})
     table["value"] = pd.to_numeric(table["value"], errors="coerce")
     rows = table[
         (table["dataset"] == dataset)
@@ -41,8 +43,9 @@ def test_metrics_are_those_of_the_predictions(reference, path):
         & (table["form"] == form)
         & (table["recipe"] == recipe)
     ]
-    for fold, part in frame.groupby("fold"):
-        stored = rows[rows["fold"] == str(fold)].set_index(["metric", "class"])["value"]
+    for (fold, seed), part in frame.assign(seed=frame.get("seed", "")).groupby(["fold", "seed"]):
+        mine = (rows["fold"] == str(fold)) & (rows.get("seed", "") == str(seed))
+        stored = rows[mine].set_index(["metric", "class"])["value"]
         again = metrics.summary(part["label"].to_numpy(), part.filter(like="p_").to_numpy(), classes)
         again = again.set_index(["metric", "class"])["value"]
         assert set(stored.index) == set(again.index) and len(stored) > 20
