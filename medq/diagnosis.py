@@ -65,7 +65,7 @@ def _static(float_model, model, batch):
     weights = {} if float_model is None else float_weights(float_model, model)
     rows = []
 
-    def visit(node, given, result):
+    def visit(node, given, result, known):
         integer, exact = result.integer, result.exact
         if not (isinstance(integer, torch.Tensor) and integer.is_quantized and _quantized(given)):
             return
@@ -74,8 +74,9 @@ def _static(float_model, model, batch):
         ratio = math.nan
         if isinstance(module, kernels.WEIGHTED):
             ratio = weight_range_ratio(weights.get(layer, (module.weight().dequantize(),))[0])
-        noise = kernels.sqnr_db(exact, integer.dequantize() - exact)
-        rows.append((layer, operator, noise, clipped(integer, exact), ratio, channel_range_ratio(exact)))
+        noise = kernels.sqnr_db(exact, integer.dequantize() - exact) if known else math.nan
+        saturation = clipped(integer, exact) if known else math.nan
+        rows.append((layer, operator, noise, saturation, ratio, channel_range_ratio(exact)))
 
     SideBySide(model, weights, visit).run(batch)
     return rows
