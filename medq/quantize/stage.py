@@ -31,7 +31,7 @@ def run(params, cell):
     mended, of the mended model; the quantized state, the kernels' agreement, and the ids of the calibration images.
     What the engine cannot do ends in status `unsupported` with the reason. The FP32 cell is trained first if need be.
     """
-    if not artefacts.is_finished(cell.of("fp32").folder):
+    if artefacts.record(cell.of("fp32").folder) is None:
         for regime, reason in rehearse(cell.backbone, params.image_size, [cell.regime]).items():
             print(f"note: {cell.backbone}: {regime} will be unsupported: {reason}")
     finetune.run(params, cell.of("fp32"))
@@ -119,31 +119,38 @@ def rehearse(backbone, image_size, regimes=INT8):
     return found
 
 
-def study(params, cell, stage, name, measure):
-    """Make the folder of a stage that studies a trained cell, beside the cell's regimes under `name`; returns it.
+def study(params, cell, stage, measure):
+    """Make the folder of a stage that studies a trained cell, beside the cell's regimes; returns it.
 
     `measure(partition)` gives ({file: table}, facts for `done.json`); the FP32 cell is trained first if need be.
     """
+    place = cell.of(study_name(stage, cell.regime))
     finetune.run(params, cell.of("fp32"))
     part = partition(params, cell.dataset, cell.fold)
-    cell = cell.of(name)
-    inputs = stages.inputs(params, stage, cell)
-    with lock(cell.folder):
-        if not artefacts.is_finished(cell.folder, stages.key(inputs)):
+    inputs = stages.inputs(params, stage, place)
+    with lock(place.folder):
+        if not artefacts.is_finished(place.folder, stages.key(inputs)):
             started, clock = provenance.now(), time.perf_counter()
             finetune.set_threads(params)
             tables, facts = measure(part)
             for file, table in tables.items():
-                artefacts.write_csv(cell.folder / file, table)
-            finetune.finish(params, cell, inputs, list(tables), None, started, clock, **facts)
-    return cell.folder
+                artefacts.write_csv(place.folder / file, table)
+            finetune.finish(params, place, inputs, list(tables), None, started, clock, **facts)
+    return place.folder
 
 
 def study_name(stage, regime):
-    """Folder of a study of one INT8 regime: the stage's name and the engine (and `qat`, which is not the default)."""
+    """Name of a study's folder: the stage, and where it studies one INT8 regime the engine (and `qat`)."""
+    if "{engine}" not in stages.STAGES[stage].folder:
+        return stage
     if regime not in INT8:
         raise UserError(f"regime: {stage} studies an INT8 regime, not {regime!r}; give one of {', '.join(INT8)}.")
     return f"{stage}-{regime.removeprefix('ptq-')}"
+
+
+def named(frame, cell):
+    """A table with the columns that name the cell: dataset, backbone, regime, fold."""
+    return frame.assign(dataset=cell.dataset, backbone=cell.backbone, regime=cell.regime, fold=cell.fold)
 
 
 def float_model(params, cell, part):

@@ -114,7 +114,7 @@ def prepare(model, engine_name, recipe, image_size, keep=()):
     mapping = qconfig_mapping(engine_name, recipe)
     for name in keep:
         mapping.set_module_name(name, None)
-    with _quiet(), engine(engine_name), _tracing("" if recipe.training_mode else DYNAMIC_INSTEAD):
+    with _quiet(), engine(engine_name), _tracing(recipe.training_mode):
         prepared = prepare_fx(model, mapping, _example(image_size))
     return without_dropout(prepared)
 
@@ -190,7 +190,7 @@ def prepare_training(model, engine_name, image_size):
     dropout, is off for good, while layers of `torch.nn` go on following the mode.
     """
     model = with_batch_norm(model, "fused").eval()
-    with _quiet(), engine(engine_name), _tracing(DYNAMIC_INSTEAD):
+    with _quiet(), engine(engine_name), _tracing():
         traced = without_dropout(fx.GraphModule(model, QuantizationTracer([], []).trace(model))).train()
         return prepare_qat_fx(traced, get_default_qat_qconfig_mapping(engine_name), _example(image_size))
 
@@ -204,8 +204,10 @@ def _example(image_size):
     return (torch.zeros(1, 3, image_size, image_size),)
 
 
-def _tracing(way_out=""):
-    return unsupported("torch.fx cannot trace this model", way_out)
+def _tracing(training_mode=False):
+    if training_mode:
+        return unsupported("PyTorch does not prepare this model in training mode")
+    return unsupported("torch.fx cannot trace this model", DYNAMIC_INSTEAD)
 
 
 @contextlib.contextmanager
