@@ -241,9 +241,10 @@ def variants(params, made):
         absent["fp16"] = "half precision is timed on a GPU, and there is none here or the profile does not use it"
     for name, build in jobs.items():
         try:
-            variant = build()
-            with torch.inference_mode():
-                variant.call(batch(made.images, 1, variant))  # an engine may refuse only when it runs
+            with unsupported("it cannot be built or run"):
+                variant = build()
+                with torch.inference_mode():
+                    variant.call(batch(made.images, 1, variant))  # an engine may refuse only when it runs
             found.append(variant)
         except (Unsupported, torch.OutOfMemoryError) as error:
             absent[name] = str(error)
