@@ -34,7 +34,7 @@ def run(params, cell):
     quantization no recipe touches, has the rows of the default alone. Returns the folder.
     """
     chosen_recipes(params)
-    return study(params, cell, "ablation", "ablation", lambda part: measure(params, cell, part))
+    return study(params, cell, "ablation", lambda part: measure(params, cell, part))
 
 
 def chosen_recipes(params):
@@ -56,10 +56,10 @@ def measure(params, cell, part):
         batches = list(calibration_batches(part, chosen, normalise if settings.normalised else unnormalised))
         try:
             prepared = prepared_model(model, family, uses[0][1], batches, params.image_size, settings)
+            forms = {"fake-quant": simulated(prepared, family, "ptq")}
         except Unsupported as error:
             reasons += [f"{name} for {engine_name}: {error}" for name, engine_name, _ in uses]
             continue
-        forms = {"fake-quant": simulated(prepared, family, "ptq")}
         if settings.training_mode and settings.normalised and not composition:
             composition = batch_composition(forms["fake-quant"], part, params.seed)
         for name, engine_name, run_engine in uses:
@@ -73,13 +73,8 @@ def measure(params, cell, part):
             if not isinstance(forms["fake-quant"], dict):
                 forms["fake-quant"] = _scores(forms["fake-quant"], part)
             rows += [facts | {"form": form} | scores for form, scores in forms.items()]
-    order = {key: i for i, key in enumerate((e, n) for e in ENGINES for n in recipes)}
+    rows.sort(key=lambda row: (ENGINES.index(row["engine"]), list(recipes).index(row["recipe"])))
     table = pd.DataFrame(rows, columns=COLUMNS)
-    table = table.sort_values(
-        "engine",
-        kind="stable",
-        key=lambda _: pd.Series([order[key] for key in zip(table["engine"], table["recipe"])], index=table.index),
-    ).reset_index(drop=True)
     orders = pd.DataFrame(composition, columns=["order", "batch_size", *SCORES])
     facts = {"reason": "; ".join(dict.fromkeys(reasons))} if reasons else {}
     return {TABLE: table, COMPOSITION: orders}, facts | ({} if rows else {"status": "unsupported"})
@@ -97,20 +92,9 @@ def _grouped(recipes):
 
 
 def _facts(cell, name, engine_name, run_engine, settings):
-    return {
-        "dataset": cell.dataset,
-        "backbone": cell.backbone,
-        "recipe": name,
-        "engine": engine_name,
-        "run_engine": run_engine,
-        "fold": cell.fold,
-        "weights": settings.weights,
-        "activations": settings.activations,
-        "reduce_range": str(settings.reduce_range),
-        "fused": settings.batch_norm,
-        "training_mode": str(settings.training_mode),
-        "normalised": str(settings.normalised),
-    }
+    place = {"dataset": cell.dataset, "backbone": cell.backbone, "fold": cell.fold}
+    switches = {factor: str(getattr(settings, "batch_norm" if factor == "fused" else factor)) for factor in FACTORS}
+    return place | {"recipe": name, "engine": engine_name, "run_engine": run_engine} | switches
 
 
 def _scores(model, part, rows=None, batch_size=evaluate.BATCH):

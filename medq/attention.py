@@ -38,7 +38,7 @@ def run(params, cell):
     The INT8 regimes and the control of the profile are made first if need be. Two other views of the images under FP32
     say how far maps move without quantization. gallery.csv holds images of phantoms; of other datasets it is empty.
     """
-    return stage.study(params, cell, "attention", "attention", partial(measure, params, cell))
+    return stage.study(params, cell, "attention", partial(measure, params, cell))
 
 
 def measure(params, cell, part):

@@ -13,6 +13,10 @@ from medq import artefacts, params
 from medq.errors import UserError, one_of
 
 SUFFIXES = (".safetensors", ".pth", ".pt")  # of a state dict in a folder of weights, in the order of preference
+# {timm's name: family} of models that are known to convert under both engines: a batch tries others before it starts.
+CONVERTED = dict.fromkeys(
+    "resnet18 resnet50 densenet121 efficientnet_b0 mobilenetv2_100 convnext_tiny efficientnet_lite0".split(), "cnn"
+) | dict.fromkeys("swin_tiny_patch4_window7_224 vit_base_patch16_224 mobilevit_xxs".split(), "transformer")
 
 
 def create(name, n_classes, image_size=224, weights="none", trained=False):

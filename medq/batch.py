@@ -410,6 +410,21 @@ def _look_for_what_is_needed(params, chosen):
     for name in trained:
         backbones.weights_file(params.weights_of(name), name)
     _look_for_images(params, chosen)
+    _rehearse(params, chosen, trained)
+
+
+def _rehearse(params, chosen, names):
+    """Print which INT8 regimes of these backbones will be unsupported, from a dry conversion with random weights."""
+    from medq import backbones
+
+    for name in names:
+        spec = profiles.backbones()[name]
+        if backbones.CONVERTED.get(spec.timm) != spec.family:
+            from medq.quantize.stage import rehearse
+
+            wanted = dict.fromkeys(job.cell.regime for job in chosen if job.cell.backbone == name)
+            for regime, reason in rehearse(name, params.image_size, wanted).items():
+                print(f"note: {name}: {regime} will be unsupported: {reason}", flush=True)
 
 
 def _look_for_images(params, chosen):

@@ -8,7 +8,7 @@ from medq import evaluate, metrics, params as profiles, regimes
 from medq.errors import UserError
 from medq.quantize import static
 from medq.quantize.engines import Unsupported
-from medq.quantize.stage import DEFAULT, calibration_batches, calibration_rows, float_model, study, study_name
+from medq.quantize.stage import DEFAULT, calibration_batches, calibration_rows, float_model, named, study
 
 TABLE = "calibration_size.csv"
 COLUMNS = ["dataset", "backbone", "regime", "fold", "n_calibration", "subset", "auprc"]
@@ -22,40 +22,34 @@ def run(params, cell):
     times. For a transformer the table is empty and `done.json` says why.
     """
     if regimes.method(cell.regime) != "ptq":
-        raise UserError(f"regime: the calibration set belongs to ptq-fbgemm and ptq-qnnpack, not to {cell.regime!r}.")
-    return study(
-        params,
-        cell,
-        "calibration_size",
-        study_name("calibration_size", cell.regime),
-        lambda part: measure(params, cell, part),
-    )
+        raise UserError(
+            f"regime: a calibration set belongs to {' and '.join(regimes.of('ptq'))}, not to {cell.regime!r}."
+        )
+    return study(params, cell, "calibration_size", lambda part: measure(params, cell, part))
 
 
 def measure(params, cell, part):
-    """({calibration_size.csv: table}, facts for `done.json`) of one cell."""
+    """({calibration_size.csv: table}, facts) of one cell."""
+    sizes = sorted({size for size in params.calibration.sizes if size <= len(part.train)})
+    rows, reasons, engine_name = [], [], regimes.REGIMES[cell.regime].engine
     if profiles.backbones()[cell.backbone].family == "transformer":
         return {TABLE: pd.DataFrame(columns=COLUMNS)}, {"reason": DYNAMIC}
-    sizes = sorted({size for size in params.calibration.sizes if size <= len(part.train)})
     if not sizes:
-        return {TABLE: pd.DataFrame(columns=COLUMNS)}, {
-            "reason": f"the training part has {len(part.train)} images, fewer than any size of the sweep"
-        }
-    engine_name = cell.regime.removeprefix("ptq-")
-    model = float_model(params, cell, part)
-    rows, reasons = [], []
+        reason = f"the training part has {len(part.train)} images, fewer than any size of the sweep"
+        return {TABLE: pd.DataFrame(columns=COLUMNS)}, {"reason": reason}
     try:
-        fresh = static.prepare(model, engine_name, DEFAULT, params.image_size)
+        fresh = static.prepare(float_model(params, cell, part), engine_name, DEFAULT, params.image_size)
         for subset in range(params.calibration.subsets):
             order = calibration_rows(part, sizes[-1], params.seed, draw=subset)
             rows += [
-                (cell.dataset, cell.backbone, cell.regime, cell.fold, size, subset, auprc)
+                {"n_calibration": size, "subset": subset, "auprc": auprc}
                 for size, auprc in _sweep(fresh, engine_name, part, order, sizes, reasons)
             ]
     except Unsupported as error:
         reasons.append(str(error))
     facts = {"reason": "; ".join(dict.fromkeys(reasons))} if reasons else {}
-    return {TABLE: pd.DataFrame(rows, columns=COLUMNS)}, facts | ({} if rows else {"status": "unsupported"})
+    facts |= {} if rows else {"status": "unsupported"}
+    return {TABLE: named(pd.DataFrame(rows), cell).reindex(columns=COLUMNS)}, facts
 
 
 def _sweep(fresh, engine_name, part, order, sizes, reasons):

@@ -5,53 +5,50 @@ import math
 import pandas as pd
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
 
-from medq import params as profiles
+from medq import params as profiles, regimes
 from medq.quantize import kernels, storage
 from medq.quantize.engines import Unsupported, engine, refusals
-from medq.quantize.stage import (
-    QUANTIZED,
-    calibration_batches,
-    calibration_rows,
-    converted,
-    float_model,
-    prepared_model,
-    study,
-    study_name,
-)
+from medq.quantize.stage import QUANTIZED, calibration_batches, calibration_rows, converted, float_model, named
+from medq.quantize.stage import prepared_model, study
 from medq.quantize.stage import run as quantize
 from medq.quantize.static import float_weights
 from medq.quantize.twin import SideBySide
 
 LAYERS = "layers.csv"
-OWN = ["layer", "operator", "sqnr_db", "saturation", "weight_range_ratio", "channel_range_ratio"]
-COLUMNS = [*OWN, "kernel_sqnr_db", "kernel_max_steps"]
-MOVES = ("Identity", "Dropout", "Flatten", "flatten", "reshape", "view", "permute", "contiguous", "getattr")
+_OWN = ["layer", "operator", "sqnr_db", "saturation", "weight_range_ratio", "channel_range_ratio", "normed_range_ratio"]
+COLUMNS = [*_OWN, "kernel_sqnr_db", "kernel_max_steps"]
+MOVES = ("Identity", "Dropout", "Flatten", "flatten", "reshape", "view", "permute", "contiguous", "getattr", "dropout")
 
 
 def layers(float_model, quantized, batch):
     """One row per quantized layer of `quantized` (a `medq.quantize.Quantized`) on `batch` (float32 [n, 3, h, w]).
 
     Columns: layer, operator;
-    sqnr_db: signal to noise of the layer's output against its FP32 twin on the same images, dB. It holds the noise of
-        all layers before it too;
-    saturation: share of the twin's outputs that lie more than half a step outside the layer's grid and are clipped;
+    sqnr_db: signal to noise of the layer's output against its FP32 twin on the same images, dB. It includes the noise of
+        all layers before it;
+    saturation: share of the twin's outputs more than half a step outside the layer's grid, which are clipped;
     weight_range_ratio: widest over narrowest non-zero range of the weights of an output channel;
     channel_range_ratio: widest over median range of the channels of the twin's output, which share one scale;
+    normed_range_ratio: the same after a batch norm that is not folded into the layer, which amplifies the noise of the
+        channels that it widens;
     kernel_sqnr_db, kernel_max_steps: the layer's integer kernel against floating point on its own inputs
         (`medq.quantize.agreement`).
-    What a layer lacks is NaN; layers that only move values are left out. `float_model` is the FP32 model that was
-    quantized; None where its weights no longer exist (quantization-aware training): the twin then has the quantized
-    weights, and the noise is that of the activations alone. Raises `Unsupported` where the engine refuses the model.
+    What a layer lacks, or what is not known of an operator, is NaN; layers that only move values are left out.
+    `float_model` is the FP32 model that was quantized; None where its weights no longer exist (quantization-aware
+    training): the twin then has the quantized weights, and the noise is that of the activations alone. Raises
+    `Unsupported` where the engine refuses the model.
     """
     agreement = kernels.agreement(quantized, batch)
     run = _static if isinstance(quantized.model, fx.GraphModule) else _dynamic
     with engine(quantized.engine), refusals(), torch.inference_mode():
-        rows = run(float_model, quantized.model, batch)
-    frame = pd.DataFrame(rows, columns=OWN)
+        frame = pd.DataFrame(run(float_model, quantized.model, batch), columns=_OWN)
     for table in (frame, agreement):
         table["call"] = table.groupby("layer").cumcount()  # a module may be called more than once
-    frame = frame.merge(agreement[["layer", "call", *COLUMNS[len(OWN) :]]], on=["layer", "call"], how="left")
+    frame = frame.merge(
+        agreement[["layer", "call", "kernel_sqnr_db", "kernel_max_steps"]], on=["layer", "call"], how="left"
+    )
     return frame[~frame["operator"].isin(MOVES)][COLUMNS].reset_index(drop=True)
 
 
@@ -63,22 +60,31 @@ def worst(table, n=3, among=None):
 
 def _static(float_model, model, batch):
     weights = {} if float_model is None else float_weights(float_model, model)
-    rows = []
+    rows, sources = {}, {}
 
-    def visit(node, given, result):
+    def visit(node, given, result, known):
         integer, exact = result.integer, result.exact
+        if node.op == "call_method" and node.target == "dequantize":
+            sources[node] = node.args[0]
+        module = model.get_submodule(node.target) if node.op == "call_module" else None
+        before = sources.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
+        if before in rows and (node.target is F.batch_norm or isinstance(module, nn.modules.batchnorm._BatchNorm)):
+            rows[before]["normed_range_ratio"] = channel_range_ratio(exact)
         if not (isinstance(integer, torch.Tensor) and integer.is_quantized and _quantized(given)):
             return
         layer, operator = kernels.layer_and_operator(model, node)
-        module = model.get_submodule(node.target) if node.op == "call_module" else None
-        ratio = math.nan
+        rows[node] = {"layer": layer, "operator": operator}
         if isinstance(module, kernels.WEIGHTED):
-            ratio = weight_range_ratio(weights.get(layer, (module.weight().dequantize(),))[0])
-        noise = kernels.sqnr_db(exact, integer.dequantize() - exact)
-        rows.append((layer, operator, noise, clipped(integer, exact), ratio, channel_range_ratio(exact)))
+            rows[node]["weight_range_ratio"] = weight_range_ratio(
+                weights.get(layer, (module.weight().dequantize(),))[0]
+            )
+        if known:
+            rows[node] |= {"sqnr_db": kernels.sqnr_db(exact, integer.dequantize() - exact)}
+            rows[node] |= {"saturation": clipped(integer, exact)}
+            rows[node] |= {"channel_range_ratio": channel_range_ratio(exact)}
 
     SideBySide(model, weights, visit).run(batch)
-    return rows
+    return list(rows.values())
 
 
 def _quantized(values):
@@ -97,18 +103,21 @@ def clipped(integer, exact):
 
 def weight_range_ratio(weight):
     """Widest over narrowest non-zero range (maximum - minimum) of the output channels of a weight [channels, …]."""
-    flat = weight.detach().flatten(1)
-    ranges = flat.amax(1).clamp_min(0) - flat.amin(1).clamp_max(0)
+    ranges = _ranges(weight.detach())
     ranges = ranges[ranges > 0]
     return float(ranges.max() / ranges.min()) if len(ranges) else math.nan
 
 
 def channel_range_ratio(values):
     """Widest over median range (maximum - minimum, zero included) of the channels of `values` [n, channels, …]."""
-    flat = values.detach().transpose(0, 1).flatten(1) if values.ndim > 1 else values[None]
-    ranges = flat.amax(1).clamp_min(0) - flat.amin(1).clamp_max(0)
+    ranges = _ranges(values.detach().transpose(0, 1) if values.ndim > 1 else values[None])
     middle = float(ranges.median())
     return float(ranges.max()) / middle if middle else math.nan
+
+
+def _ranges(values):
+    flat = values.flatten(1)
+    return flat.amax(1).clamp_min(0) - flat.amin(1).clamp_max(0)
 
 
 def _dynamic(float_model, model, batch):
@@ -118,11 +127,11 @@ def _dynamic(float_model, model, batch):
     exact = {} if float_model is None else _outputs(float_model, names, batch)
     rows = []
     for name in names:
+        weight = (model if float_model is None else float_model).get_submodule(name).weight
+        ratio = weight_range_ratio(weight if isinstance(weight, nn.Parameter) else weight().dequantize())
         for got, wanted in zip(integer[name], exact.get(name, [None] * len(integer[name]))):
-            weight = (model if float_model is None else float_model).get_submodule(name).weight
-            weight = weight if isinstance(weight, nn.Parameter) else weight().dequantize()
-            ratio = math.nan if wanted is None else kernels.sqnr_db(wanted, got - wanted)
-            rows.append((name, "Linear (dynamic)", ratio, math.nan, weight_range_ratio(weight), math.nan))
+            noise = math.nan if wanted is None else kernels.sqnr_db(wanted, got - wanted)
+            rows.append({"layer": name, "operator": "Linear (dynamic)", "sqnr_db": noise, "weight_range_ratio": ratio})
     return rows
 
 
@@ -149,38 +158,30 @@ def run(params, cell):
     Writes layers.csv. A PTQ model is made again from the FP32 checkpoint; a QAT model is loaded (and trained first if
     need be), and has no FP32 twin with weights of its own (see `layers`).
     """
-    return study(
-        params, cell, "diagnosis", study_name("diagnosis", cell.regime), lambda part: measure(params, cell, part)
-    )
+    return study(params, cell, "diagnosis", lambda part: measure(params, cell, part))
 
 
 def measure(params, cell, part):
-    """({layers.csv: table}, facts for `done.json`) of one cell."""
+    """({layers.csv: table}, facts) of one cell."""
     rows = calibration_rows(part, params.calibration.images, params.seed)
     batches = list(calibration_batches(part, rows))
     try:
-        original, quantized = _models(params, cell, part, batches)
-        table = layers(original, quantized, batches[0])
+        table = layers(*_models(params, cell, part, batches), batches[0])
+        facts = {"worst_layers": list(worst(table)["layer"])}
     except Unsupported as error:
         table, facts = pd.DataFrame(columns=COLUMNS), {"status": "unsupported", "reason": str(error)}
-    else:
-        facts = {"worst_layers": list(worst(table)["layer"])}
-    for place, (name, value) in enumerate(
-        (("dataset", cell.dataset), ("backbone", cell.backbone), ("regime", cell.regime), ("fold", cell.fold))
-    ):
-        table.insert(place, name, value)
-    return {LAYERS: table}, facts
+    return {LAYERS: named(table, cell)[["dataset", "backbone", "regime", "fold", *COLUMNS]]}, facts
 
 
 def _models(params, cell, part, batches):
     """(FP32 model or None, integer model) of an INT8 cell."""
-    family, (method, engine_name) = profiles.backbones()[cell.backbone].family, cell.regime.split("-")
-    if method == "qat":
+    family, regime = profiles.backbones()[cell.backbone].family, regimes.REGIMES[cell.regime]
+    if regime.method == "qat":
         path = quantize(params, cell) / QUANTIZED
         if not path.is_file():
             raise Unsupported("the QAT cell is unsupported, so there is no model to diagnose")
         return None, storage.load(path)
-    with engine(engine_name):
-        original = float_model(params, cell, part)
-    prepared = prepared_model(original, family, engine_name, batches, params.image_size)
-    return original, converted(prepared, family, engine_name)
+    original = float_model(params, cell, part)
+    with engine(regime.engine):
+        prepared = prepared_model(original, family, regime.engine, batches, params.image_size)
+    return original, converted(prepared, family, regime.engine)

@@ -248,7 +248,8 @@ class Recipe(Model):
 
     `batch_norm`: `traced` as FX graph mode finds it (timm's combined norm-and-activation layers stay apart from their
     convolutions), `fused` into the convolution wherever there is one before it, `unfused` nowhere.
-    `training_mode`: traced and observed with the model left in training mode, as when `eval()` is forgotten.
+    `training_mode`: traced with the model left in training mode, as when `eval()` is forgotten. PyTorch refuses to fold batch
+    norm then; where it stays outside, it uses the statistics of each batch for ever.
     `run_engine`: `other` converts and runs under the engine that the recipe was not made for.
     """
 

@@ -1,9 +1,7 @@
-"""Stage `peers`: the same trained model in other INT8 runtimes, calibrated and evaluated on the same images,
-timed together.
+"""Stage `peers`: the same trained model in other INT8 runtimes, calibrated and evaluated on the same images, timed together.
 
-Two steps, so that only the second needs a quiet machine: `build` converts, stores and evaluates every model,
-`run` times what is stored. A runtime is a name, the packages it needs, how to build a file and how to load
-one.
+Two steps, so that only the second needs a quiet machine: `build` converts, stores and evaluates every model, `run` times
+the stored ones. A runtime is a row of `RUNTIMES`: how to build a file, how to load one, and the packages it needs.
 """
 
 import contextlib
@@ -29,6 +27,7 @@ from medq.quantize import dynamic, static, storage
 from medq.quantize.engines import Unsupported
 from medq.quantize.stage import DEFAULT, calibration_batches, calibration_rows, float_model, prepared_model
 from medq.results import SCHEMA
+from medq.timing import summary
 
 TABLE, RAW, BUILT = "peers.csv", "peers_raw.parquet", "built.csv"
 BATCH = 32  # of evaluation
@@ -51,6 +50,11 @@ class Task:
     batch_sizes: tuple  # that a loaded model must serve; others are padded
     threads: int
 
+    @property
+    def arrays(self):
+        """The batches as NumPy arrays."""
+        return [x.contiguous().numpy() for x in self.batches]
+
 
 # --- PyTorch --------------------------------------------------------------------------------------
 
@@ -66,22 +70,16 @@ def _load_torch(task, path):
 
 
 def _save_engine(task, path, engine_name, recipe=DEFAULT):
-    if task.family == "transformer":
-        if recipe is not DEFAULT:
-            raise Unsupported("dynamic quantization has no batch norm to fuse")
-        quantized, kind = dynamic.convert(task.model, engine_name), "dynamic"
+    if task.family == "transformer" and recipe is not DEFAULT:
+        raise Unsupported("dynamic quantization has no batch norm to fuse")
+    kind = "dynamic" if task.family == "transformer" else "static"
+    if kind == "dynamic":
+        quantized, recipe = dynamic.convert(task.model, engine_name), None
     else:
         prepared = prepared_model(task.model, task.family, engine_name, task.batches, task.image_size, recipe)
-        quantized, kind = static.convert(prepared, engine_name), "static"
-    storage.save(
-        quantized,
-        path,
-        method=kind,
-        backbone=task.backbone,
-        n_classes=task.n_classes,
-        image_size=task.image_size,
-        recipe=recipe if kind == "static" else None,
-    )
+        quantized = static.convert(prepared, engine_name)
+    described = {"backbone": task.backbone, "n_classes": task.n_classes, "image_size": task.image_size}
+    storage.save(quantized, path, method=kind, recipe=recipe, **described)
 
 
 def _load_engine(task, path):
@@ -92,7 +90,7 @@ def _load_engine(task, path):
 
 
 def _load_compiled(task, path):
-    return _fixed_batches(task, latency.compiled, _load_torch(task, path).to(memory_format=torch.channels_last))
+    return _fixed_batches(task, _load_torch(task, path).to(memory_format=torch.channels_last))
 
 
 def _save_pt2e(task, path):
@@ -120,19 +118,17 @@ def _save_pt2e(task, path):
 def _load_pt2e(task, path):
     import torchao.quantization.pt2e  # noqa: F401  (registers the operators that the file refers to)
 
-    return _fixed_batches(task, latency.compiled, torch.export.load(path).module())
+    return _fixed_batches(task, torch.export.load(path).module())
 
 
-def _fixed_batches(task, compile_, model):
+def _fixed_batches(task, model):
     """`model` compiled for the task's batch sizes; another size is padded to the next larger."""
-    shape = (3, task.image_size, task.image_size)
-    call = compile_(
-        model, [torch.zeros(n, *shape).contiguous(memory_format=torch.channels_last) for n in task.batch_sizes]
-    )
-    return partial(_padded, dict.fromkeys(task.batch_sizes, call))
+    shapes = [(n, 3, task.image_size, task.image_size) for n in task.batch_sizes]
+    examples = [torch.zeros(shape).contiguous(memory_format=torch.channels_last) for shape in shapes]
+    return partial(padded, dict.fromkeys(task.batch_sizes, latency.compiled(model, examples)))
 
 
-def _padded(calls, x):
+def padded(calls, x):
     """Logits of `x` from the call for the smallest batch size in `calls` {size: call} that holds it."""
     n = min(size for size in calls if size >= len(x))
     if n == len(x):
@@ -144,8 +140,7 @@ def _padded(calls, x):
 
 
 def to_onnx(model, path, image, names=("image", "logits")):
-    """Write `model` (in evaluation mode) as ONNX with a free batch dimension, traced on the tensor `image`
-    [n, ...]."""
+    """Write `model` (in evaluation mode) as ONNX with a free batch dimension, traced on the tensor `image` [n, ...]."""
     with _quiet(), artefacts.replacing(path) as temporary:
         torch.onnx.export(
             model,
@@ -159,12 +154,21 @@ def to_onnx(model, path, image, names=("image", "logits")):
         )
 
 
-def quantize_onnx(source, path, batches, exclude=()):
-    """ONNX Runtime's static quantization of the model at `source`: QDQ, per-channel weights, its own defaults
-    otherwise.
+@contextlib.contextmanager
+def float_onnx(model, path, image, names=("image", "logits")):
+    """Inside the block `model` lies as ONNX beside `path`; yields where."""
+    source = Path(path).with_suffix(".float.onnx")
+    to_onnx(model, source, image, names)
+    try:
+        yield source
+    finally:
+        source.unlink()
 
-    `batches` are arrays in the form of the model's input, `exclude` names of operator types left in floating
-    point.
+
+def quantize_onnx(source, path, batches, exclude=()):
+    """ONNX Runtime's static quantization of the model at `source`: QDQ, per-channel weights, its own defaults otherwise.
+
+    `batches` are arrays in the form of the model's input, `exclude` names of operator types left in floating point.
     """
     import onnx
     from onnxruntime import quantization as ort
@@ -200,10 +204,8 @@ def _save_onnx(task, path):
 
 
 def _save_onnx_int8(task, path):
-    source = path.with_suffix(".float.onnx")
-    _save_onnx(task, source)
-    quantize_onnx(source, path, [x.contiguous().numpy() for x in task.batches])
-    source.unlink()
+    with float_onnx(task.model, path, task.batches[0][:2]) as source:
+        quantize_onnx(source, path, task.arrays)
 
 
 def onnx_session(path, threads):
@@ -225,15 +227,11 @@ def _load_onnx(task, path):
 
 
 def read_openvino(model, path, image, names=("image", "logits")):
-    """`model` as an OpenVINO graph in memory (by way of ONNX, written for a moment beside `path`)."""
+    """`model` as an OpenVINO graph in memory, by way of ONNX (written for a moment beside `path`)."""
     import openvino
 
-    source = Path(path).with_suffix(".float.onnx")
-    to_onnx(model, source, image, names)
-    try:
+    with float_onnx(model, path, image, names) as source:
         return openvino.convert_model(source)
-    finally:
-        source.unlink()
 
 
 def write_openvino(graph, path):
@@ -261,20 +259,15 @@ def quantize_openvino(graph, batches, family, ignored=()):
         )
 
 
-def _save_openvino(task, path):
-    write_openvino(read_openvino(task.model, path, task.batches[0][:2]), path)
-
-
-def _save_openvino_int8(task, path):
+def _save_openvino(task, path, int8=False):
     graph = read_openvino(task.model, path, task.batches[0][:2])
-    write_openvino(quantize_openvino(graph, [x.contiguous().numpy() for x in task.batches], task.family), path)
+    write_openvino(quantize_openvino(graph, task.arrays, task.family) if int8 else graph, path)
 
 
 def openvino_model(path, threads, shape=None):
     """The IR at `path` compiled for the CPU with `threads` threads, for one input `shape` if given.
 
-    Floating-point operators stay in 32 bits: left to itself the runtime would use bfloat16 where the
-    processor has it.
+    Floating-point operators stay in 32 bits; by default the runtime uses bfloat16 where the processor has it.
     """
     import openvino
 
@@ -282,21 +275,16 @@ def openvino_model(path, threads, shape=None):
     graph = core.read_model(path)
     if shape:
         graph.reshape(shape)
-    return core.compile_model(
-        graph,
-        "CPU",
-        {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"},
-    )
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    return core.compile_model(graph, "CPU", settings)
 
 
 def _load_openvino(task, path):
     def call(model, x):
         return torch.from_numpy(np.array(model(x.contiguous().numpy())[0]))
 
-    size = task.image_size
-    return partial(
-        _padded, {n: partial(call, openvino_model(path, task.threads, [n, 3, size, size])) for n in task.batch_sizes}
-    )
+    shapes = {n: [n, 3, task.image_size, task.image_size] for n in task.batch_sizes}
+    return partial(padded, {n: partial(call, openvino_model(path, task.threads, s)) for n, s in shapes.items()})
 
 
 # --- all of them ----------------------------------------------------------------------------------
@@ -315,30 +303,23 @@ class Runtime:
 
     @property
     def name(self):
+        """Name of its folder, and in lists of runtimes."""
         return f"{self.runtime}-{self.precision}"
 
 
+_ENGINES = {f"pytorch-{name}": {"engine_name": name} for name in ("fbgemm", "x86", "onednn")}
+_ENGINES |= {"pytorch-fbgemm-fused": {"engine_name": "fbgemm", "recipe": latency.FUSED}}
+_SAVE_OPENVINO_INT8 = partial(_save_openvino, int8=True)
 RUNTIMES = (
     Runtime("pytorch", "fp32", ".safetensors", _save_torch, _load_torch),
-    *(
-        Runtime(f"pytorch-{name}", "int8", ".safetensors", partial(_save_engine, engine_name=name), _load_engine)
-        for name in ("fbgemm", "x86", "onednn")
-    ),
-    Runtime(
-        "pytorch-fbgemm-fused",
-        "int8",
-        ".safetensors",
-        partial(_save_engine, engine_name="fbgemm", recipe=latency.FUSED),
-        _load_engine,
-    ),
-    Runtime("inductor", "fp32", ".safetensors", _save_torch, _load_compiled),
-    Runtime("inductor", "int8", ".pt2", _save_pt2e, _load_pt2e, ("torchao",)),
+    *(Runtime(n, "int8", ".safetensors", partial(_save_engine, **how), _load_engine) for n, how in _ENGINES.items()),
+    Runtime(COMPILES, "fp32", ".safetensors", _save_torch, _load_compiled),
+    Runtime(COMPILES, "int8", ".pt2", _save_pt2e, _load_pt2e, ("torchao",)),
     Runtime("onnxruntime", "fp32", ".onnx", _save_onnx, _load_onnx, ("onnx", "onnxruntime")),
     Runtime("onnxruntime", "int8", ".onnx", _save_onnx_int8, _load_onnx, ("onnx", "onnxruntime")),
     Runtime("openvino", "fp32", ".xml", _save_openvino, _load_openvino, ("onnx", "openvino")),
-    Runtime("openvino", "int8", ".xml", _save_openvino_int8, _load_openvino, ("onnx", "openvino", "nncf")),
+    Runtime("openvino", "int8", ".xml", _SAVE_OPENVINO_INT8, _load_openvino, ("onnx", "openvino", "nncf")),
 )
-PACKAGES = ("onnx", "onnxruntime", "openvino", "nncf", "torchao")
 
 
 def missing(packages):
@@ -348,67 +329,54 @@ def missing(packages):
 
 
 def versions():
-    """{package: version} of the peers that are installed."""
-    return {name: metadata.version(name) for name in PACKAGES if not missing([name])}
+    """{package: version} of the installed packages that runtimes need."""
+    needed = sorted({name for runtime in RUNTIMES for name in runtime.packages})
+    return {name: metadata.version(name) for name in needed if not missing([name])}
 
 
-def run(params, cell, runtimes=None):
-    """Build, evaluate and time every runtime for the model of `cell`; returns the folder.
-
-    Writes peers.csv (metrics, size and conversion of the trained model; times at `latency.image_size`), every
-    batch time (peers_raw.parquet), the predictions of each runtime and a manifest; `absent` says which rows are
-    missing and why. `runtimes` limits the comparison to those named (`pytorch-fp32`, `openvino-int8`, …).
-    """
-    chosen = _chosen(params, runtimes)
-    target, given = cell.of("peers").folder, stages.inputs(params, "peers", cell.of("peers"))
-    if runtimes is not None:
-        given["runtimes"] = [r.name for r in chosen]
-    build(params, cell, runtimes)
-    with lock(target):
-        if not artefacts.is_finished(target, stages.key(given)):
-            _run(params, cell, chosen, target, given)
-    return target
-
-
-def _chosen(params, names):
+def chosen(params, names=None):
     """The runtimes of these names; without names all, those that compile only where `latency.baselines` does too."""
     if names is not None:
         return [r for r in RUNTIMES if r.name in names]
     return [r for r in RUNTIMES if r.runtime != COMPILES or "compiled" in params.latency.baselines]
 
 
-def _run(params, cell, chosen, target, given):
+def run(params, cell, runtimes=None):
+    """Build, evaluate and time every runtime for the model of `cell`; returns the folder.
+
+    Writes peers.csv (metrics, size and conversion of the trained model; times at `latency.image_size`), every batch time
+    (peers_raw.parquet), the predictions of each runtime and a manifest; `absent` tells which rows are missing and why.
+    `runtimes` limits the comparison to those named (`pytorch-fp32`, `openvino-int8`, …).
+    """
+    target, given = cell.of("peers").folder, stages.inputs(params, "peers", cell.of("peers"))
+    if runtimes is not None:
+        given["runtimes"] = [r.name for r in chosen(params, runtimes)]
+    build(params, cell, runtimes)
+    with lock(target):
+        if not artefacts.is_finished(target, stages.key(given)):
+            _run(params, cell, chosen(params, runtimes), target, given)
+    return target
+
+
+def _run(params, cell, taking_part, target, given):
     started, clock = provenance.now(), time.perf_counter()
-    absent = {r.name: NOT_COMPILED for r in RUNTIMES if r.runtime == COMPILES and r not in chosen}
+    absent = {r.name: NOT_COMPILED for r in RUNTIMES if r.runtime == COMPILES and r not in taking_part}
     with latency.conditions(latency.thread_count(params)) as machine:
-        timed, raw = _time(params, cell, chosen, absent)
-    built = pd.DataFrame([_built(cell, params.image_size, r.name) for r in chosen if r.name not in absent])
-    table = built.merge(timed, on=["runtime", "precision"])
-    named = {"dataset": cell.dataset, "backbone": cell.backbone, "fold": cell.fold}
-    table = table.assign(**named, note="")[SCHEMA[TABLE]]
+        raw = _time(params, cell, taking_part, absent)
+    keys = ["runtime", "precision", "batch_size"]
+    timed = [dict(zip(keys, key)) | summary(ms, key[2]) for key, ms in raw.groupby(keys, sort=False)["ms"]]
+    built = [_folder(cell, params.image_size) / r.name / BUILT for r in taking_part if r.name not in absent]
+    table = pd.concat(map(pd.read_csv, built)).merge(pd.DataFrame(timed), on=keys[:2])
+    place = {"dataset": cell.dataset, "backbone": cell.backbone, "fold": cell.fold}
+    table = table.assign(**place, image_size=params.latency.image_size, note="")[SCHEMA[TABLE]]
     artefacts.write_csv(target / TABLE, table)
-    artefacts.write_parquet(target / RAW, raw.assign(**named)[SCHEMA[RAW]])
-    names = table["runtime"].str.cat(table["precision"], "-").unique()
-    artefacts.write_json(
-        target / latency.MANIFEST,
-        provenance.manifest(
-            params,
-            cell=vars(cell),
-            inputs=given,
-            started=started,
-            machine=machine,
-            absent=absent,
-            peers=versions(),
-            seconds=round(time.perf_counter() - clock, 1),
-        ),
-    )
-    artefacts.finish(
-        target,
-        [TABLE, RAW, latency.MANIFEST, *(f"predictions.{name}.parquet" for name in names)],
-        key=stages.key(given),
-        inputs=given,
-        absent=absent,
-    )
+    artefacts.write_parquet(target / RAW, raw.assign(**place)[SCHEMA[RAW]])
+    facts = {"cell": vars(cell), "started": started, "machine": machine, "absent": absent, "peers": versions()}
+    facts["seconds"] = round(time.perf_counter() - clock, 1)
+    artefacts.write_json(target / latency.MANIFEST, provenance.manifest(params, inputs=given, **facts))
+    predictions = [f"predictions.{name}.parquet" for name in table["runtime"].str.cat(table["precision"], "-").unique()]
+    files = [TABLE, RAW, latency.MANIFEST, *predictions]
+    artefacts.finish(target, files, key=stages.key(given), inputs=given, absent=absent)
 
 
 def _sizes(params):
@@ -426,48 +394,41 @@ def build(params, cell, runtimes=None):
     """
     finetune.run(params, cell.of("fp32"))
     given = stages.inputs(params, "peers", cell.of("peers")) | {"versions": versions()}
-    given["parameters"]["latency"] = {
-        k: given["parameters"]["latency"][k] for k in ("image_size", "batch_sizes", "threads")
-    }
+    used = given["parameters"]["latency"]
+    given["parameters"]["latency"] = {k: used[k] for k in ("image_size", "batch_sizes", "threads")}
     with lock(cell.of("peers").folder):
         for size in _sizes(params):
             task, part = _task(params, cell, size)
-            folder = _folder(cell, size)
-            for runtime in _chosen(params, runtimes):
-                _build(task, part, cell, folder / runtime.name, runtime, stages.key(given), size == params.image_size)
+            for runtime in chosen(params, runtimes):
+                folder = _folder(cell, size) / runtime.name
+                if not artefacts.is_finished(folder, stages.key(given)):
+                    _build(task, part if size == params.image_size else None, cell, folder, runtime, stages.key(given))
     return cell.of("peers").folder
 
 
 def _task(params, cell, size):
-    """The task at an image size, and the partition. At another size than the trained one only times are
-    wanted: a model built for one size then has random weights, and 32 images are enough to observe."""
+    """The task at an image size, and the partition.
+
+    At another size than the trained one only times are wanted: a model built for one size then has random weights, and
+    32 images are enough to observe.
+    """
     part, spec = partition(params, cell.dataset, cell.fold), profiles.backbones()[cell.backbone]
     if size == params.image_size:
         model = float_model(params, cell, part)
         batches = list(calibration_batches(part, calibration_rows(part, params.calibration.images, params.seed)))
     else:
-        made = latency.source(
-            params.model_copy(update={"datasets": [cell.dataset], "folds": [cell.fold]}), cell.backbone, size
-        )
+        one = params.model_copy(update={"datasets": [cell.dataset], "folds": [cell.fold]})
+        made = latency.source(one, cell.backbone, size)
         model, batches = made.model, [normalise(torch.from_numpy(made.images[:BATCH]))]
     needed = {BATCH} if size == params.image_size else set()
     needed |= set(params.latency.batch_sizes) if size == params.latency.image_size else set()
-    return Task(
-        model,
-        batches,
-        cell.backbone,
-        spec.family,
-        len(part.classes),
-        size,
-        tuple(sorted(needed)),
-        latency.thread_count(params),
-    ), part
+    described = cell.backbone, spec.family, len(part.classes), size, tuple(sorted(needed))
+    return Task(model, batches, *described, latency.thread_count(params)), part
 
 
-def _build(task, part, cell, folder, runtime, key, evaluated):
-    if artefacts.is_finished(folder, key):
-        return
-    path, row = (folder / f"model{runtime.suffix}", {"runtime": runtime.runtime, "precision": runtime.precision})
+def _build(task, part, cell, folder, runtime, key):
+    """Store one model; `part` holds the images to evaluate it on, if any."""
+    path, row = folder / f"model{runtime.suffix}", {"runtime": runtime.runtime, "precision": runtime.precision}
     shutil.rmtree(folder, ignore_errors=True)
     files, facts = [], {"status": "done"}
     try:
@@ -478,51 +439,44 @@ def _build(task, part, cell, folder, runtime, key, evaluated):
         runtime.save(task, path)
         row["convert_seconds"] = round(time.perf_counter() - start, 3)
         row["size_mb"] = sum(p.stat().st_size for p in folder.glob("model*")) / 1e6
-        if evaluated:
+        if part is not None:
             row |= _evaluate(runtime.load(task, path), part, cell, runtime.name)
         artefacts.write_csv(folder / BUILT, pd.DataFrame([row]))
         files = [BUILT, *(p.name for p in folder.glob("model*"))]
-    except Exception as error:  # a converter of someone else's can raise anything: the row is absent, with the reason
+    except Exception as error:  # another project's converter can raise anything: the row is absent, with the reason
         facts = {"status": "unsupported", "reason": _reason(error)}
     torch._dynamo.reset()
     artefacts.finish(folder, files, key=key, **facts)
 
 
 def _reason(error):
-    said = str(error) if isinstance(error, Unsupported) else f"{type(error).__name__}: {error}"
-    return " ".join(said.split())[:300]
+    text = str(error) if isinstance(error, Unsupported) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())[:300]
 
 
 def _evaluate(call, part, cell, name):
     """Store the held-out predictions of a loaded model and return its metrics."""
     probability = evaluate.probabilities(call, part.images[part.held_out], batch_size=BATCH)
-    artefacts.write_parquet(
-        cell.of("peers").folder / f"predictions.{name}.parquet", finetune.held_out_table(part, cell.fold, probability)
-    )
-    found = metrics.summary(part.labels[part.held_out], probability)
-    return found[found["class"] == ""].set_index("metric")["value"][SCORES].to_dict()
+    table = finetune.held_out_table(part, cell.fold, probability)
+    artefacts.write_parquet(cell.of("peers").folder / f"predictions.{name}.parquet", table)
+    return {metric: metrics.METRICS[metric](part.labels[part.held_out], probability) for metric in SCORES}
 
 
-def _built(cell, size, name):
-    """The row of a stored model: runtime, precision, size, conversion and, at the trained size, the metrics."""
-    return pd.read_csv(_folder(cell, size) / name / BUILT).iloc[0].to_dict()
+def _time(params, cell, taking_part, absent):
+    """Batch times of all stored models at `latency.image_size`, taken in turns; fills `absent` {name: reason}.
 
-
-def _time(params, cell, chosen, absent):
-    """(summaries, batch times) of all stored models at `latency.image_size`, in turns; fills `absent` {name: reason}.
-
-    A model that is missing at that size or at the trained one is absent, and so is one from a batch size that it cannot run.
+    Returns a DataFrame [runtime, precision, batch_size, batch, ms]. A model that is missing at that size or at the trained
+    one is absent, and so is one from a batch size that it cannot run.
     """
-    size, loaded, found, raw = params.latency.image_size, {}, [], []
+    size, loaded, raw = params.latency.image_size, {}, []
     task, part = _task(params, cell, size)
     images = latency.resized(part.images[np.resize(part.train, max(params.latency.batch_sizes))], size)
-    for runtime in chosen:
+    for runtime in taking_part:
         records = [artefacts.record(_folder(cell, s) / runtime.name) for s in _sizes(params)]
-        reasons = [record["reason"] for record in records if record["status"] != "done"]
-        if reasons:
-            absent[runtime.name] = reasons[0]
-            continue
         try:
+            for record in records:
+                if record["status"] != "done":
+                    raise Unsupported(record["reason"])
             loaded[runtime] = runtime.load(task, _folder(cell, size) / runtime.name / f"model{runtime.suffix}")
         except Exception as error:
             absent[runtime.name] = _reason(error)
@@ -531,25 +485,21 @@ def _time(params, cell, chosen, absent):
         for runtime, model in loaded.items():
             x = normalise(torch.from_numpy(images[:n]))
             call = partial(model, x if runtime.runtime == COMPILES else x.contiguous())
-            refused = latency.refusal(call, errors=Exception)  # someone else's runtime can raise anything
+            refused = latency.refusal(call, errors=Exception)  # another project's runtime can raise anything
             if refused:
                 absent[f"{runtime.name} at batch {n}"] = refused
             else:
                 calls[runtime] = call
+        timing = {"warmup": params.latency.warmup, "batches": params.latency.batches, "seed": params.seed}
         with torch.inference_mode():
-            times = latency.interleave(
-                calls,
-                warmup=params.latency.warmup,
-                seconds=SHARE * params.latency.budget(n),
-                batches=params.latency.batches,
-                seed=params.seed,
-            )
+            times = latency.interleave(calls, seconds=SHARE * params.latency.budget(n), **timing)
         for runtime, ms in times.items():
-            named = {"runtime": runtime.runtime, "precision": runtime.precision, "batch_size": n}
-            found.append(named | {"image_size": size} | latency.summary(ms, n))
-            raw.append(pd.DataFrame({"ms": ms}).assign(batch=range(len(ms)), **named))
+            frame = pd.DataFrame(
+                {"runtime": runtime.runtime, "precision": runtime.precision, "batch_size": n, "ms": ms}
+            )
+            raw.append(frame.assign(batch=range(len(ms))))
     torch._dynamo.reset()
-    return pd.DataFrame(found), pd.concat(raw, ignore_index=True)
+    return pd.concat(raw, ignore_index=True)
 
 
 @contextlib.contextmanager

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from medq import diagnosis, evaluate, metrics, params as profiles, regimes
+from medq.datasets.folds import inner_split
 from medq.errors import UserError
 from medq.params import Recipe
 from medq.quantize import dynamic, kernels, static
 from medq.quantize.engines import Unsupported, engine
-from medq.quantize.stage import DEFAULT, calibration_batches, calibration_rows, float_model, study, study_name
+from medq.quantize.stage import DEFAULT, calibration_batches, calibration_rows, float_model, named, study
 from medq.quantize.twin import SideBySide
 
 TABLE = "remedies.csv"
@@ -29,6 +30,8 @@ BETTER = Recipe(
 )
 FUSED = Recipe(title="Batch norm folded", batch_norm="fused")
 KEPT = (1, 3, 5)  # how many of the worst layers stay in FP32
+# Rows whose logits are divided by a temperature: the model that they start from; other rows have no temperature.
+TEMPERED = {"fp32-temperature": "fp32", "temperature": "none", "combined": "combined"}
 ROUNDS = 60  # timings of each model, one round after the other
 WEIGHTED = ("Conv2d", "ConvReLU2d", "Linear", "LinearReLU", "Linear (dynamic)")
 EQUALIZATION_ROUNDS = 20
@@ -37,59 +40,65 @@ EQUALIZATION_ROUNDS = 20
 def run(params, cell):
     """Measure every remedy on `cell` (regime `ptq-…`), held-out part; writes remedies.csv and returns the folder.
 
-    The rows `none` (PTQ as it is) and `fp32` are what the others are held against. A remedy that the engine refuses or
+    The rows `none` (PTQ as it is) and `fp32` are what the others are compared with. A remedy that the engine refuses or
     that does not apply to the backbone has no row; `done.json` says why.
     """
     if regimes.method(cell.regime) != "ptq":
-        raise UserError(f"regime: remedies without retraining mend ptq-fbgemm and ptq-qnnpack, not {cell.regime!r}.")
-    return study(
-        params, cell, "remedies", study_name("remedies", cell.regime), lambda part: measure(params, cell, part)
-    )
+        raise UserError(
+            f"regime: remedies without retraining are for {' and '.join(regimes.of('ptq'))}, not {cell.regime!r}."
+        )
+    return study(params, cell, "remedies", lambda part: measure(params, cell, part))
 
 
 def measure(params, cell, part):
-    """({remedies.csv: table}, facts for `done.json`) of one cell."""
-    engine_name, family = cell.regime.removeprefix("ptq-"), profiles.backbones()[cell.backbone].family
-    rows = calibration_rows(part, params.calibration.images, params.seed)
-    batches, labels = list(calibration_batches(part, rows)), torch.from_numpy(part.labels[rows].astype(np.int64))
+    """({remedies.csv: table}, facts) of one cell."""
+    engine_name, family = regimes.REGIMES[cell.regime].engine, profiles.backbones()[cell.backbone].family
+    batches = list(calibration_batches(part, calibration_rows(part, params.calibration.images, params.seed)))
     original = float_model(params, cell, part)
-    models, reasons = {"fp32": original}, []
-    build = _transformer if family == "transformer" else _cnn
-    makers = build(original, engine_name, batches, labels, params.image_size)
+    made, probability, reasons, temperatures = {"fp32": original}, {}, [], {}
+    makers = {"fp32": lambda made: original} | (_transformer if family == "transformer" else _cnn)(
+        original, engine_name, batches, params.image_size
+    )
     for name, make in makers.items():
         try:
-            models[name] = make(models)
-        except (Unsupported, ValueError) as error:
+            made[name] = make(made)
+            probability[name] = evaluate.probabilities(made[name], part.images[part.held_out])
+        except (Unsupported, FloatingPointError, ValueError) as error:
             reasons.append(f"{name}: {error}")
-    scores = {}
-    for name, model in list(models.items()):
+            made.pop(name, None)
+    labels, p50 = part.labels[part.held_out], latencies(made, batches[0][:1])
+    times = p50 | {name: p50[source] for name, source in TEMPERED.items() if source in p50}
+    for name, source in TEMPERED.items():
         try:
-            probability = evaluate.probabilities(model, part.images[part.held_out])
-            scores[name] = {m: metrics.METRICS[m](part.labels[part.held_out], probability) for m in SCORES}
-        except (Unsupported, FloatingPointError) as error:
+            if source in probability:
+                probability[name], temperatures[name] = tempered(probability[source], labels, halves(part, params.seed))
+        except ValueError as error:
             reasons.append(f"{name}: {error}")
-            del models[name]
-    p50 = latencies(models, batches[0][:1])
-    table = pd.DataFrame(
-        [
-            {
-                "dataset": cell.dataset,
-                "backbone": cell.backbone,
-                "regime": cell.regime,
-                "fold": cell.fold,
-                "remedy": name,
-                **scores[name],
-                "p50_ms": p50[name],
-            }
-            for name in scores
-        ],
-        columns=COLUMNS,
-    )
-    status = {} if "none" in scores else {"status": "unsupported"}
-    return {TABLE: table}, status | ({"reason": "; ".join(reasons)} if reasons else {})
+            probability.pop(name, None)
+    order = [
+        "fp32",
+        "fp32-temperature",
+        "none",
+        "temperature",
+        *(name for name in makers if name not in ("fp32", "none")),
+    ]
+    rows = [
+        {"remedy": name, "p50_ms": times[name]} | {m: metrics.METRICS[m](labels, probability[name]) for m in SCORES}
+        for name in order
+        if name in probability
+    ]
+    facts = {"temperatures": temperatures} | ({"reason": "; ".join(reasons)} if reasons else {})
+    facts |= {} if "none" in probability else {"status": "unsupported"}
+    return {TABLE: named(pd.DataFrame(rows), cell)[COLUMNS]}, facts
 
 
-def _cnn(model, engine_name, batches, labels, size):
+def _worst_kept(model, batches, build, among):
+    """{remedy: function of the models made so far} that leave the `k` noisiest layers in FP32; `build(names)` makes them."""
+    noisiest = cache(lambda int8: diagnosis.worst(diagnosis.layers(model, int8, batches[0]), max(KEPT), among)["layer"])
+    return {f"worst-{k}-in-fp32": lambda made, k=k: build(list(noisiest(untreated(made))[:k])) for k in KEPT}
+
+
+def _cnn(model, engine_name, batches, size):
     """{remedy: function of the models made so far} for static quantization, in the order of the table."""
 
     def quantized(recipe=DEFAULT, source=model, keep=()):
@@ -97,47 +106,27 @@ def _cnn(model, engine_name, batches, labels, size):
         static.calibrate(prepared, batches)
         return static.convert(prepared, engine_name)
 
-    @cache
-    def diagnosed(int8):
-        return diagnosis.layers(model, int8, batches[0])
-
-    def worst(made, k):
-        return list(diagnosis.worst(diagnosed(untreated(made)), k, WEIGHTED)["layer"])
-
     def combined(made):
         better = quantized(BETTER)
-        return tempered(bias_corrected(model, kernels.mended(better) or better, batches), batches, labels)
+        return bias_corrected(model, kernels.mended(better) or better, batches)
 
-    makers = {"none": lambda made: quantized(), "temperature": lambda made: tempered(untreated(made), batches, labels)}
-    for k in KEPT:
-        makers[f"worst-{k}-in-fp32"] = lambda made, k=k: quantized(keep=worst(made, k))
-    makers |= {
+    return {
+        "none": lambda made: quantized(),
+        **_worst_kept(model, batches, lambda names: quantized(keep=names), WEIGHTED),
         "bias-correction": lambda made: bias_corrected(model, quantized(), batches),
         "cross-layer-equalization": lambda made: quantized(FUSED, equalized(model)),
         "better-recipe": lambda made: quantized(BETTER),
+        **({"mended": lambda made: _mended(untreated(made))} if engine_name == "qnnpack" else {}),
+        "combined": combined,
     }
-    if engine_name == "qnnpack":
-        makers["mended"] = lambda made: _mended(untreated(made))
-    return makers | {"combined": combined}
 
 
-def _transformer(model, engine_name, batches, labels, size):
-    """As `_cnn`, for dynamic quantization: there are neither observers nor batch norm to do anything about."""
-
-    @cache
-    def diagnosed(int8):
-        return diagnosis.layers(model, int8, batches[0])
-
-    def worst(made, k):
-        return list(diagnosis.worst(diagnosed(untreated(made)), k)["layer"])
-
-    makers = {
+def _transformer(model, engine_name, batches, size):
+    """As `_cnn`, for dynamic quantization, which has neither observers nor batch norm to change."""
+    return {
         "none": lambda made: dynamic.convert(model, engine_name),
-        "temperature": lambda made: tempered(untreated(made), batches, labels),
+        **_worst_kept(model, batches, lambda names: dynamic.convert(model, engine_name, names), None),
     }
-    for k in KEPT:
-        makers[f"worst-{k}-in-fp32"] = lambda made, k=k: dynamic.convert(model, engine_name, worst(made, k))
-    return makers
 
 
 def untreated(made):
@@ -150,7 +139,7 @@ def untreated(made):
 def _mended(quantized):
     mended = kernels.mended(quantized)
     if mended is None:
-        raise ValueError("no operator of this model needs mending")
+        raise ValueError("this model holds no operator with the defect")
     return mended
 
 
@@ -160,27 +149,59 @@ def _mended(quantized):
 def fit_temperature(logits, labels):
     """The T > 0 that minimises the negative log-likelihood of softmax(logits / T) (Guo et al., 2017).
 
-    `logits` float [n, classes], `labels` int64 [n]. Sought between 1/20 and 20; ValueError if a logit is not finite.
+    `logits` [n, classes] may be logarithms of probabilities; `labels` int [n]. T lies between 1/20 and 20. Raises
+    ValueError for logits that are not finite.
     """
     from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
 
-    logits = logits.double()
-    if not torch.isfinite(logits).all():
+    logits, labels = np.asarray(logits, dtype=float), np.asarray(labels)
+    if not np.isfinite(logits).all():
         raise ValueError("the model's logits are not finite, so that no temperature can be fitted.")
 
     def loss(log_t):
-        return float(nn.functional.cross_entropy(logits / math.exp(log_t), labels))
+        return -log_softmax(logits / math.exp(log_t), 1)[np.arange(len(labels)), labels].mean()
 
-    return math.exp(
-        minimize_scalar(loss, bounds=(-math.log(20), math.log(20)), method="bounded", options={"xatol": 1e-6}).x
-    )
+    bounds = -math.log(20), math.log(20)
+    return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x)
 
 
-def tempered(model, batches, labels):
-    """`model` with its logits divided by the temperature that fits the calibration images best."""
-    with torch.inference_mode():
-        temperature = fit_temperature(torch.cat([model(batch) for batch in batches]), labels)
-    return lambda x: model(x) / temperature
+def logarithms(probability):
+    """Logits of the probabilities [n, classes], up to a constant for each image."""
+    return np.log(np.clip(probability.astype(float), 1e-12, 1))
+
+
+def halves(part, seed):
+    """Two masks over the held-out images, each the complement of the other, with every class and whole groups in both.
+
+    Neither half was trained on. Raises ValueError for a class that cannot be divided.
+    """
+    rows = part.held_out
+    group = part.image_id[rows] if part.group is None else part.group[rows]
+    frame = pd.DataFrame({"image_id": part.image_id[rows], "label": part.labels[rows], "group": group})
+    try:
+        _, second = inner_split(frame, 0.5, seed)
+    except UserError:
+        raise ValueError(
+            "a class of the held-out part cannot be divided into two, so that no temperature can be fitted"
+        ) from None
+    mask = np.isin(part.image_id[rows], second["image_id"])
+    return mask, ~mask
+
+
+def tempered(probability, labels, parts):
+    """(`probability` with a temperature, the temperatures): each part of the images gets the one fitted on the other.
+
+    `probability` [n, classes], `labels` int [n], `parts` two complementary masks [n].
+    """
+    from scipy.special import softmax
+
+    logits = logarithms(probability)
+    fitted = [fit_temperature(logits[~part], labels[~part]) for part in parts]
+    result = np.empty_like(logits)
+    for part, temperature in zip(parts, fitted):
+        result[part] = softmax(logits[part] / temperature, 1)
+    return result.astype(np.float32), fitted
 
 
 # --- bias correction ------------------------------------------------------------------------------
@@ -294,8 +315,8 @@ def _balance(first, second):
 def latencies(models, image, rounds=ROUNDS):
     """{name: median milliseconds} of each model on one image [1, 3, h, w].
 
-    All are timed in turns, so that they drift alike, in an order drawn anew for each turn: what ran before decides what
-    the caches hold.
+    All are timed in turns, so that they drift alike. The order is drawn anew for each turn, since the caches hold what
+    ran before.
     """
     times, draw = {name: [] for name in models}, np.random.default_rng(0)
     with torch.inference_mode():

@@ -63,7 +63,7 @@ SCHEMA = {
         "ablation.csv": "dataset backbone recipe engine run_engine fold form weights activations reduce_range fused "
         "training_mode normalised auprc auroc ece ece_top_label brier",
         "layers.csv": "dataset backbone regime fold layer operator sqnr_db saturation weight_range_ratio channel_range_ratio "
-        "kernel_sqnr_db kernel_max_steps",
+        "normed_range_ratio kernel_sqnr_db kernel_max_steps",
         "remedies.csv": "dataset backbone regime fold remedy auprc ece ece_top_label brier p50_ms",
         "attention.csv": "dataset backbone regime form view fold method grid measure n value low high",
         "gallery.csv": "dataset backbone regime form view fold moved place image_id rank_correlation change image map_fp32 map",

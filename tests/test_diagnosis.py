@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from fixtures_quantize import batch, cell, part, trained
+from fixtures_quantize import BatchNormAct2d, batch, cell, part, trained
 from torch import nn
 
 from medq import artefacts, diagnosis, finetune, results
@@ -95,6 +95,24 @@ def test_weight_range_ratio():
     ranges = flat.amax(1).clamp_min(0) - flat.amin(1).clamp_max(0)
     assert table.loc["mix", "weight_range_ratio"] == pytest.approx(float(ranges.max() / ranges.min()))
     assert np.isnan(table.loc["pool", "weight_range_ratio"])
+
+
+def test_channels_before_and_after_a_batch_norm_that_is_not_folded():
+    """Batch norm gives all channels, of which one is far wider than the others, about the same range."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), BatchNormAct2d(8), nn.Conv2d(8, 4, 1)).eval()
+    model[0].weight.data[3] *= 100
+    with torch.inference_mode():
+        out = model[0](batch(8)).transpose(0, 1).flatten(1)
+        model[1].running_mean.copy_(out.mean(1)), model[1].running_var.copy_(out.var(1))
+        normed = ((out - out.mean(1, keepdim=True)) / out.std(1, keepdim=True)).clone()
+    table = diagnosis.layers(model, integer_model(model, "fbgemm", batch_norm="traced"), batch(8)).set_index("layer")
+    for column, values in (("channel_range_ratio", out), ("normed_range_ratio", normed)):
+        ranges = values.amax(1).clamp_min(0) - values.amin(1).clamp_max(0)
+        assert table.loc["0", column] == pytest.approx(float(ranges.max() / ranges.median()), rel=0.02)
+    assert table.loc["0", "channel_range_ratio"] > 2 * table.loc["0", "normed_range_ratio"]
+    folded = diagnosis.layers(model, integer_model(model, "fbgemm", batch_norm="fused"), batch(8))
+    assert folded["normed_range_ratio"].isna().all()
 
 
 def test_kernels_are_joined_and_the_worst_layers_named():

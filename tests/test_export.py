@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 from test_peers import needs, partition
 
-from medq import evaluate, export, finetune, params as profiles, paths
+from medq import evaluate, export, finetune, metrics, params as profiles, paths, remedies
 from medq.cli import main
 from medq.datasets import partition as partitions
 from medq.errors import UserError
@@ -84,17 +85,34 @@ def test_int8_files_stay_close_and_are_smaller(trained, tmp_path, form):
     )
 
 
-def test_the_fitted_temperature_is_the_best_one(trained):
+@needs_onnx
+def test_a_fitted_temperature_comes_from_images_that_were_not_trained_on(trained, tmp_path):
     params, cell, part = trained
-    model = float_model(params, cell, part)
-    images, labels = part.images[part.train], part.labels[part.train]
-    best = export.fitted_temperature(model, images, labels)
+    facts = export.export(cell.folder, tmp_path, temperature="fit")
+    labels, held = part.labels[part.held_out], part.images[part.held_out]
+    p = evaluate.probabilities(float_model(params, cell, part), held)
+    assert facts["temperature"] == pytest.approx(remedies.fit_temperature(np.log(p), labels), rel=1e-3)
+    assert facts["temperature_fitted"] and facts["largest_difference"] <= 1e-4
+    crossed, _ = remedies.tempered(p, labels, remedies.halves(part, params.seed))
+    assert facts["metrics"]["brier"] == pytest.approx(metrics.METRICS["brier"](labels, crossed), abs=1e-4)
+    assert "held-out images; the scores" in (tmp_path / export.CARD).read_text()
 
-    def loss(t):
-        p = evaluate.probabilities(export.deployable(model, t).logits, images)
-        return -np.log(p[np.arange(len(p)), labels].astype(float)).mean()
 
-    assert loss(best) <= min(loss(best * f) for f in (0.8, 0.95, 1.05, 1.25)) + 1e-6
+@pytest.mark.parametrize("name", ["A|B", "<b>", "#1 `x`", "a*b_c", "[x](y)"])
+def test_names_of_classes_do_not_break_the_card(name):
+    spec = profiles.datasets()["phantom-BrainMRI"].model_copy(
+        update={"classes": (name, "c"), "titles": {}, "title": name}
+    )
+    labels, p = np.arange(8) % 2, np.full((8, 2), 0.5)
+    scores = metrics.summary(labels, p, spec.classes)
+    known = "backbone precision dataset weights regime fold profile medq checkpoint_sha256 held_out_images".split()
+    facts = dict.fromkeys(known, "fp32") | {"classes": list(spec.classes), "input": {"name": "images", "what": "x"}}
+    facts |= {"output": {"name": "p"}, "image_size": 32, "temperature": 1.0, "temperature_fitted": False}
+    facts |= {"largest_difference": 0.0, "same_decision": 1.0, "file": "model.onnx"}
+    text = export.card(facts, scores, scores, spec)
+    rows = re.findall(r"^\|.*\|$", text, re.M)
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {4} and len(rows) == 8 + 4
+    assert export.plain(name) in text and not re.search(r"\$[a-z_]+", text)
 
 
 @pytest.mark.parametrize(

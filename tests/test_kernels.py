@@ -9,7 +9,7 @@ from torch import fx, nn
 from torch.ao.nn import quantized as nnq
 from torch.nn import functional as F
 
-from medq import backbones, evaluate
+from medq import backbones, diagnosis, evaluate
 from medq.params import Recipe
 from medq.quantize import agreement, dynamic, kernels, mended, stage, static, sweep
 from medq.quantize.engines import Quantized, engine
@@ -237,15 +237,125 @@ def test_functional_operators_are_checked_too(name):
     assert {"conv2d", "linear", "Hardswish"} <= set(table["operator"])
 
 
-def test_an_operator_that_is_not_known_is_not_judged():
+def unary(operator, *more):
+    """A graph of one quantized operator between quantize and dequantize."""
     graph = fx.Graph()
-    x = graph.placeholder("x")
-    q = graph.call_function(torch.quantize_per_tensor, (x, 0.1, 60, torch.quint8))
-    y = graph.call_function(torch.ops.quantized.celu, (q, 0.1, 60, 1.0))
-    graph.output(graph.call_method("dequantize", (y,)))
-    table = agreement(Quantized(fx.GraphModule(nn.Module(), graph), "fbgemm"), torch.randn(1, 3, 4, 4))
+    q = graph.call_function(torch.quantize_per_tensor, (graph.placeholder("x"), 0.1, 60, torch.quint8))
+    graph.output(graph.call_method("dequantize", (graph.call_function(operator, (q, *more)),)))
+    return Quantized(fx.GraphModule(nn.Module(), graph), "fbgemm")
+
+
+def test_an_operator_that_is_not_known_is_named_and_not_judged(monkeypatch):
+    quantized, x = unary(torch.ops.quantized.celu, 0.1, 60, 1.0), torch.randn(1, 3, 4, 4)
+    assert kernels.verdict(agreement(quantized, x)) == (True, "")
+    monkeypatch.delitem(kernels._FUNCTIONS, "celu")
+    table = agreement(quantized, x)
     assert len(table) == 1 and table["agrees"].isna().all() and table["wrong"].isna().all()
-    assert kernels.verdict(table) == (True, "")
+    agrees, note = kernels.verdict(table)
+    assert agrees is None and "celu (1 of 1)" in note
+
+
+class Operators(nn.Module):
+    """Two convolutions with something between them."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.first, self.between, self.second = nn.Conv2d(3, 4, 3), between, nn.Conv2d(4, 4, 3)
+        self.scale = nn.Parameter(torch.rand(4, 1, 1) + 0.5)
+
+    def forward(self, x):
+        x = self.first(x)
+        x = self.between(x) if isinstance(self.between, nn.Module) else self.between(x, self.scale)
+        return self.second(x).mean((2, 3))
+
+
+BETWEEN = {
+    "x + 1": lambda x, scale: x + 1.0,
+    "1 + x": lambda x, scale: 1.0 + x,
+    "0.2 * x": lambda x, scale: 0.2 * x,
+    "relu(x + 1)": lambda x, scale: F.relu(x + 1.0),
+    "relu(2 * x)": lambda x, scale: torch.relu(2.0 * x),
+    "x - 1, x / 2": lambda x, scale: (x - 1.0) / 2.0,
+    "1 - x": lambda x, scale: 1.0 - x,
+    "x * scale": lambda x, scale: x * scale,
+    "x + x.mean": lambda x, scale: x + x.mean((2, 3), keepdim=True),
+    "hardswish": lambda x, scale: F.hardswish(x),
+    "elu": lambda x, scale: F.elu(x, 0.7),
+    "leaky_relu": lambda x, scale: F.leaky_relu(x, 0.2),
+    "softmax": lambda x, scale: torch.softmax(x, 1),
+    "cat": lambda x, scale: torch.cat([x, F.relu(x)], 1)[:, :4],
+    "transposed": nn.ConvTranspose2d(4, 4, 2, 2),
+    "batch norm": nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4)),
+}
+MODES = {  # what differs between training and evaluation
+    "dropout": nn.Dropout(0.5),
+    "dropout2d": nn.Dropout2d(0.5),
+    "alpha dropout": nn.AlphaDropout(0.5),
+    "rrelu": nn.RReLU(0.1, 0.9),
+    "F.dropout": lambda x, scale: F.dropout(x, 0.5),
+    "F.dropout, by name": lambda x, scale: F.dropout(x, p=0.5, training=True),
+    "F.dropout2d": lambda x, scale: F.dropout2d(x, 0.5, True),
+    "torch.dropout": lambda x, scale: torch.dropout(x, 0.5, True),
+    "F.rrelu": lambda x, scale: F.rrelu(x, 0.1, 0.9, True),
+}
+
+
+@pytest.mark.parametrize("name", ["fbgemm", "qnnpack"])
+@pytest.mark.parametrize("between", [*BETWEEN, *MODES])
+def test_scalars_broadcasts_and_what_differs_in_training(between, name):
+    """The engine's own result says what is right: it must repeat itself and lie near the simulation and the twin."""
+    torch.manual_seed(0)
+    model, x = Operators((BETWEEN | MODES)[between]).eval(), batch(4)
+    prepared = static.prepare(model, name, stage.DEFAULT, 32)
+    static.calibrate(prepared, [x])
+    quantized = static.convert(prepared, name)
+    with torch.inference_mode():
+        once, simulated = quantized(x), static.simulate(prepared)(x)
+        assert torch.equal(once, quantized(x)) and (once - simulated).abs().max() < 0.1
+    assert kernels.verdict(agreement(quantized, x)) == (True, "")
+    table = diagnosis.layers(model, quantized, x)
+    assert table["sqnr_db"].iloc[-1] > 20
+
+
+def test_the_check_finds_that_prelu_misreads_weights_above_half_of_their_grid():
+    """`quantized::prelu` takes a weight's integer above 127 for a negative one, and PyTorch puts the widest at 255."""
+    torch.manual_seed(0)
+    prepared, x = static.prepare(Operators(nn.PReLU(4)).eval(), "fbgemm", stage.DEFAULT, 32), batch(4)
+    static.calibrate(prepared, [x])
+    table = agreement(static.convert(prepared, "fbgemm"), x).set_index("operator")
+    if table.loc["PReLU", "agrees"]:
+        pytest.skip(f"torch {torch.__version__} computes the quantized PReLU right")
+    assert table.loc["PReLU", "wrong"] > 0.2 and table.drop("PReLU")["agrees"].all()
+
+
+def test_a_diagnosis_survives_an_operator_that_is_not_known(monkeypatch):
+    monkeypatch.delitem(kernels._FUNCTIONS, "hardswish")
+    torch.manual_seed(0)
+    model, x = Operators(BETWEEN["hardswish"]).eval(), batch(4)
+    prepared = static.prepare(model, "fbgemm", stage.DEFAULT, 32)
+    static.calibrate(prepared, [x])
+    table = diagnosis.layers(model, static.convert(prepared, "fbgemm"), x).set_index("operator")
+    assert np.isnan(table.loc["hardswish", "sqnr_db"]) and table.drop("hardswish")["sqnr_db"].notna().all()
+
+
+@pytest.mark.parametrize("name", ["fbgemm", "qnnpack"])
+def test_training_for_quantization_leaves_nothing_random_in_evaluation(name):
+    """Functional dropout and stochastic depth read `self.training`, which a trace in training mode writes into the graph."""
+
+    class Depth(nn.Module):
+        def forward(self, x):
+            keep = x.new_empty((len(x), 1, 1, 1)).bernoulli_(0.5) if self.training else 1.0
+            return F.dropout(x * keep, 0.5, self.training)
+
+    torch.manual_seed(0)
+    prepared, x = static.prepare_training(Operators(Depth()), name, 32), batch(4)
+    assert prepared.training
+    prepared(x)
+    static.observe(prepared.eval(), False)
+    quantized = static.convert(prepared, name)
+    with torch.inference_mode():
+        assert torch.equal(prepared(x), prepared(x)) and torch.equal(quantized(x), quantized(x))
+    assert kernels.verdict(agreement(quantized, x)) == (True, "")
 
 
 @pytest.mark.parametrize("name", ["fbgemm", "qnnpack"])

@@ -9,51 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import binom
 
-from medq import backbones, latency, params as profiles, paths
+from medq import backbones, latency, params as profiles, paths, timing
 from medq.errors import UserError
 from medq.quantize.engines import Unsupported
 from medq.results import SCHEMA
 
-
-# --- statistics -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("q, least", [(0.5, 6), (0.9, 36), (0.99, 368)])
-def test_a_percentile_is_refused_below_the_smallest_sample_that_can_bound_it(q, least):
-    assert max(q, 1 - q) ** (least - 1) > 0.025 >= q**least  # both ends of the sample cover it from here on
-    assert all(math.isnan(v) for v in latency.percentile(np.arange(least - 1.0), q))
-    assert not any(math.isnan(v) for v in latency.percentile(np.arange(float(least)), q))
-    assert all(math.isnan(v) for v in latency.percentile([], q))
-
-
-@pytest.mark.parametrize("n, q", [(20, 0.5), (100, 0.9), (400, 0.99), (77, 0.5)])
-def test_the_interval_covers_at_least_as_often_as_it_says_and_no_wider_than_it_must(n, q):
-    _, low, high = latency.percentile(np.arange(1, n + 1), q)  # values are their own ranks
-    covered = sum(binom.pmf(k, n, q) for k in range(int(low), int(high)))
-    assert covered >= 0.95
-    assert binom.cdf(low - 1, n, q) <= 0.025 < binom.cdf(low, n, q)
-    assert binom.sf(high - 1, n, q) <= 0.025 < binom.sf(high - 2, n, q)
-
-
-def test_the_interval_covers_the_true_percentile_of_a_skewed_distribution():
-    rng, hits = np.random.default_rng(0), 0
-    for _ in range(400):
-        _, low, high = latency.percentile(rng.lognormal(size=60), 0.5)
-        hits += low <= 1 <= high
-    assert hits / 400 >= 0.93
-
-
-def test_percentiles_of_impossible_order_are_refused():
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        latency.percentile([1.0], 1.0)
-
-
-def test_the_summary_gives_throughput_in_images():
-    found = latency.summary([10.0] * 8 + [20.0] * 2, 32)
-    assert found["mean_ms"] == 12 and found["throughput"] == pytest.approx(32 / 0.012) and found["n_batches"] == 10
-    assert found["p50_ms"] == 10 and math.isnan(found["p90_ms"]) and math.isnan(found["p99_low"])
+TAIL = timing.TAILS["p99"][1]
 
 
 # --- timing ---------------------------------------------------------------------------------------
@@ -84,7 +46,7 @@ def test_times_are_those_of_the_call_alone_and_models_take_turns():
     assert found["a"] == pytest.approx([10] * len(found["a"])) and found["b"] == pytest.approx([20] * len(found["b"]))
     assert sum(found["a"]) >= 1000 and sum(found["b"]) >= 1000
     changes = sum(x != y for x, y in zip(m.ran, m.ran[1:]))
-    assert changes >= latency.TURNS / 2
+    assert changes >= timing.BLOCKS / 2
     assert m.ran[:6] == ["a"] * 3 + ["b"] * 3  # warm-up
     again = Machine()
     latency.interleave(
@@ -125,8 +87,26 @@ def test_a_slow_model_ends_early_but_not_before_its_median_can_be_bounded():
         batches=50,
         clock=m.clock,
     )
-    assert len(found["slow"]) == latency.ENOUGH and len(found["fast"]) == 50
-    assert m.ran.count("slow") == latency.ENOUGH + 2  # one warm-up, one before its first turn
+    assert len(found["slow"]) == timing.ENOUGH and len(found["fast"]) == 50
+    assert m.ran.count("slow") == timing.ENOUGH + 2  # one warm-up, one before its first turn
+
+
+def test_fast_and_slow_models_are_timed_over_all_turns():
+    """Blocks of batches are then of the same time, whatever a batch takes."""
+    m, when = Machine(), {"fast": [], "slow": []}
+
+    def noted(name, seconds):
+        call = m.model(name, seconds)
+        return lambda: (when[name].append(m.now), call())
+
+    latency.interleave(
+        {name: noted(name, seconds) for name, seconds in (("fast", 0.001), ("slow", 0.1))},
+        warmup=1,
+        seconds=2.0,
+        batches=100,
+        clock=m.clock,
+    )
+    assert max(when["fast"]) > 0.8 * max(when["slow"])
 
 
 def test_a_tail_that_is_to_be_shown_is_waited_for():
@@ -136,12 +116,11 @@ def test_a_tail_that_is_to_be_shown_is_waited_for():
         warmup=1,
         seconds=10.0,
         batches=400,
-        enough={"shown": latency.TAIL},
+        enough={"shown": TAIL},
         clock=m.clock,
     )
-    assert len(found["shown"]) == latency.TAIL and len(found["other"]) == 10
-    assert not math.isnan(latency.summary(found["shown"], 1)["p99_ms"])
-    assert math.isnan(latency.percentile(found["shown"][1:], 0.99)[0])
+    assert len(found["shown"]) == TAIL and len(found["other"]) == 10
+    assert not math.isnan(timing.summary(found["shown"], 1)["p99_ms"])
     capped = latency.interleave(
         {"a": m.model("a", 1.0)}, warmup=1, seconds=1.0, batches=8, enough={"a": 368}, clock=m.clock
     )
@@ -172,12 +151,12 @@ def test_threads_are_pinned_and_given_back():
 
 def test_what_children_compute_is_no_other_work():
     work = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True); input()"
-    before = latency._own_seconds()
+    before = latency.own_seconds()
     with subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         child.stdout.readline()
-        assert latency._own_seconds() - before > 0.25  # while it lives; the clock is coarse
+        assert latency.own_seconds() - before > 0.25  # while it lives; the clock is coarse
         child.communicate(b"\n")
-    assert latency._own_seconds() - before > 0.25  # and when it has ended
+    assert latency.own_seconds() - before > 0.25  # and when it has ended
 
 
 def test_more_threads_than_cores_are_refused():
@@ -254,9 +233,8 @@ def test_a_model_that_cannot_run_a_batch_size_is_left_out_of_it_alone():
 
     images, absent = np.zeros((4, 8, 8, 3), np.uint8), {}
     found = [latency.Variant("fp32", lambda x: x, 0, 0), latency.Variant("ptq-qnnpack", small, 0, 0)]
-    params = profiles.load("smoke", latency={"seconds": 0.01, "warmup": 1})
-    assert set(latency._timed(params, images, found, 2, absent)["regime"]) == {"fp32", "ptq-qnnpack"} and absent == {}
-    assert set(latency._timed(params, images, found, 4, absent)["regime"]) == {"fp32"}
+    assert set(latency.runnable(found, images, 2, absent)) == {0, 1} and absent == {}
+    assert set(latency.runnable(found, images, 4, absent)) == {0}
     assert "failed to run" in absent["ptq-qnnpack at batch 4"]
     assert found[1].call is None
 

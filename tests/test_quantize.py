@@ -353,6 +353,59 @@ def test_a_degenerate_scale_is_unsupported_under_qnnpack():
         static.convert(observed(degenerate(), "qnnpack"), "qnnpack")(batch())
 
 
+class Untraceable(nn.Module):
+    """Control flow on values, which torch.fx cannot trace, around two Linear layers of which one is read from outside."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.read, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.conv(x).mean((2, 3))
+        x = nn.functional.linear(x, self.read.weight, self.read.bias)
+        return self.head(x if x.sum() > 0 else -x)
+
+
+@pytest.mark.parametrize("name", INT8)
+def test_what_torch_fx_cannot_trace_is_unsupported_with_the_way_out(name):
+    for prepare in (lambda m: observed(m, name), lambda m: static.prepare_training(m, name, 32), static.fused):
+        with pytest.raises(Unsupported, match="family: transformer.*params/backbones.yaml"):
+            prepare(Untraceable().eval())
+
+
+@pytest.mark.parametrize("name", INT8)
+def test_a_layer_whose_weight_is_read_by_other_code_stays_in_floating_point(name):
+    torch.manual_seed(0)
+    model, x = Untraceable().eval(), batch(8)
+    assert dynamic.unconvertible(model) == {"read"}
+    simulation = dynamic.prepare_training(model, name).eval()
+    quantized = dynamic.convert(simulation, name)
+    assert type(quantized.model.read) is nn.Linear and isinstance(quantized.model.head, kernels.DYNAMIC)
+    with torch.inference_mode():
+        wanted, simulated, got = model(x), simulation(x), quantized(x)
+    assert (got - simulated).abs().max() < 0.02 * wanted.abs().max() and not torch.equal(got, wanted)
+    with pytest.raises(Unsupported, match="no Linear layer"):
+        dynamic.convert(nn.Sequential(nn.Conv2d(3, 4, 3)), name)
+
+
+def test_a_dry_conversion_says_what_cannot_be_done_before_anything_is_trained(monkeypatch):
+    monkeypatch.setattr(backbones, "create", lambda *_: Untraceable())
+    found = stage.rehearse("resnet18", 32)
+    assert set(found) == set(stage.INT8) and all("family: transformer" in reason for reason in found.values())
+    assert stage.rehearse("swin_tiny", 32) == {}  # a Linear layer can be converted
+    monkeypatch.setattr(backbones, "create", lambda *_: copy.deepcopy(trained()))
+    assert stage.rehearse("resnet18", 32, ["fp32", "ptq-fbgemm", "qat-qnnpack"]) == {}
+
+
+def test_a_check_that_fails_loses_no_cell(monkeypatch):
+    def fail(*_):
+        raise KeyError("no such operator")
+
+    monkeypatch.setattr(kernels, "agreement", fail)
+    table, agrees, note = stage._judged(None, None)
+    assert table.empty and list(table.columns) == kernels.COLUMNS and agrees is None and "KeyError" in note
+
+
 def test_an_unsupported_cell_ends_with_its_reason(runs, monkeypatch):
     params, here = cell("ptq-qnnpack")
     monkeypatch.setattr(stage, "float_model", lambda *_: degenerate())
@@ -375,7 +428,7 @@ def test_a_study_is_made_once_and_lies_beside_the_regimes(runs, monkeypatch):
         return {"table.csv": calibration_size.pd.DataFrame({"a": [1]})}, {"reason": "because"}
 
     for _ in range(2):
-        folder = stage.study(params, here, "diagnosis", stage.study_name("diagnosis", "ptq-qnnpack"), measure)
+        folder = stage.study(params, here.of("ptq-qnnpack"), "diagnosis", measure)
     assert len(calls) == 1 and artefacts.is_finished(folder)
     assert folder == runs / "tiny" / "phantom-BrainMRI" / "mobilenetv2" / "diagnosis-qnnpack" / "fold0"
     assert artefacts.record(folder)["reason"] == "because"

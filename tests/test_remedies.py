@@ -1,6 +1,7 @@
 """Remedies without retraining: each does what it says, and the table holds what was measured."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -52,12 +53,33 @@ def test_temperature_stays_within_bounds_and_refuses_what_is_not_finite():
         remedies.fit_temperature(torch.tensor([[np.nan, 0.0]]), torch.tensor([0]))
 
 
-def test_temperature_keeps_the_order_of_classes():
-    quantized, labels = integer_model(trained(), "fbgemm"), torch.from_numpy(part().labels[:32])
-    scaled = remedies.tempered(quantized, [batch()], labels)
-    with torch.inference_mode():
-        a, b = quantized(batch()), scaled(batch())
-    assert torch.equal(a.argsort(1), b.argsort(1)) and not torch.allclose(a, b)
+def test_each_half_of_the_held_out_images_has_the_temperature_of_the_other():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(0, 2, (400, 3)), rng.integers(0, 3, 400)
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    parts = np.arange(400) % 2 == 0, np.arange(400) % 2 == 1
+    scaled, temperatures = remedies.tempered(p, labels, parts)
+    assert (scaled.argsort(1) == p.argsort(1)).all() and scaled.sum(1) == pytest.approx(np.ones(400), abs=1e-5)
+    for part, temperature in zip(parts, temperatures):
+        assert temperature == pytest.approx(remedies.fit_temperature(logits[~part], labels[~part]), rel=1e-3)
+        wanted = np.exp(logits[part] / temperature)
+        np.testing.assert_allclose(scaled[part], wanted / wanted.sum(1, keepdims=True), atol=1e-4)
+    changed = labels.copy()
+    changed[parts[0]] = rng.integers(0, 3, 200)
+    assert (remedies.tempered(p, changed, parts)[0][parts[0]] == scaled[parts[0]]).all()  # own labels play no part
+
+
+def test_halves_hold_every_class_and_whole_groups_and_no_training_image():
+    whole = part()
+    group = np.array([f"g{i // 8}" for i in range(len(whole.labels))])
+    for given in (whole, dataclasses.replace(whole, group=group)):
+        one, other = remedies.halves(given, 42)
+        assert (one ^ other).all() and 0.3 < one.mean() < 0.7
+        assert set(whole.labels[whole.held_out][one]) == set(whole.labels[whole.held_out][other]) == {0, 1, 2, 3}
+    groups = group[whole.held_out]
+    assert not set(groups[one]) & set(groups[other])
+    with pytest.raises(ValueError, match="cannot be divided"):
+        remedies.halves(dataclasses.replace(whole, group=np.full(len(group), "one")), 42)
 
 
 # --- bias correction ------------------------------------------------------------------------------
@@ -164,6 +186,7 @@ def test_the_table_has_every_remedy_and_both_references(measured):
     assert set(written["remedies.csv"].columns) == set(results.SCHEMA["remedies.csv"])
     wanted = {
         "fp32",
+        "fp32-temperature",
         "none",
         "temperature",
         "worst-1-in-fp32",
@@ -195,13 +218,16 @@ def test_what_is_refused_has_no_row(monkeypatch):
         def refused(made):
             raise Unsupported("no such kernel")
 
-        return {"none": lambda made: integer_model(trained(), "fbgemm"), "temperature": refused}
+        return {"none": lambda made: integer_model(trained(), "fbgemm"), "better-recipe": refused}
 
     monkeypatch.setattr(remedies, "float_model", lambda *_: copy.deepcopy(trained()))
     monkeypatch.setattr(remedies, "_cnn", makers)
     written, facts = remedies.measure(params, here, part())
-    assert list(written["remedies.csv"]["remedy"]) == ["fp32", "none"]
-    assert facts == {"reason": "temperature: no such kernel"}
+    assert list(written["remedies.csv"]["remedy"]) == ["fp32", "fp32-temperature", "none", "temperature"]
+    assert facts["reason"] == "better-recipe: no such kernel" and facts["temperatures"].keys() == {
+        "fp32-temperature",
+        "temperature",
+    }
 
 
 def test_only_post_training_quantization_is_mended_without_training():

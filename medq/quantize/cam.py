@@ -14,6 +14,7 @@ import torch
 from torch import fx
 from torch.fx.passes.shape_prop import ShapeProp
 
+from medq.quantize import kernels
 from medq.quantize.engines import Quantized, Unsupported, engine, refusals
 from medq.quantize.twin import Pair, SideBySide
 
@@ -106,7 +107,9 @@ class _Tail(SideBySide):
         return Pair(value, self.features * 1)  # a copy: what follows may work in place
 
 
-def _straight(node, given, result):
+def _straight(node, given, result, known):
+    if not known:
+        raise kernels.Unknown(f"the gradient of {node.name} is not known")
     number = _float(result.integer)
     if isinstance(number, torch.Tensor) and number.is_floating_point():
         result.exact = number.detach() + (result.exact - result.exact.detach())

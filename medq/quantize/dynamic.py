@@ -8,7 +8,7 @@ from torch import nn
 from torch.ao.quantization import quantize_dynamic
 from torch.nn import functional as F
 
-from medq.quantize.engines import Quantized, engine, refusals
+from medq.quantize.engines import Quantized, Unsupported, engine, refusals, unsupported
 
 # fbgemm reduces dynamic activations to 7 bits so that its 16-bit sums cannot saturate; qnnpack does not.
 LEVELS = {"fbgemm": 127, "qnnpack": 255}
@@ -43,11 +43,59 @@ def fake_activation(x, levels):
     return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, levels)
 
 
-def prepare_training(model, engine_name):
-    """A copy of `model` whose Linear layers are `FakeQuantLinear` with the engine's levels, which also is the simulation."""
-    model = copy.deepcopy(model)
+class _Watched(nn.Linear):
+    """A Linear that notes when code other than its own reads its weight or bias."""
+
+    read = False
+
+    def forward(self, x):
+        return F.linear(x, self._parameters["weight"], self._parameters["bias"])
+
+    def _noted(name):
+        def get(self):
+            self.read = True
+            return self._parameters[name]
+
+        return property(get)
+
+    weight, bias = _noted("weight"), _noted("bias")
+
+
+def unconvertible(model):
+    """Names of the Linear layers whose weight or bias other code reads, as the attention of SwinV2, BEiT or EVA-02 does.
+
+    A dynamic quantized Linear has methods in place of these tensors, so such layers stay in floating point. They are
+    found by one forward pass of a copy of `model`.
+    """
+    model = copy.deepcopy(model).cpu().eval()
     for module in model.modules():
-        if type(module) is nn.Linear:
+        if type(module) in (nn.Linear, FakeQuantLinear):
+            module.__class__ = _Watched
+    for size in _image_sizes(model):
+        try:
+            with torch.inference_mode():
+                model(torch.zeros(1, 3, size, size))
+            break
+        except Exception:  # not the size that the model is built for
+            continue
+    return {name for name, module in model.named_modules() if type(module) is _Watched and module.read}
+
+
+def _image_sizes(model):
+    """Image sizes worth trying: what the model says of itself, then the usual ones."""
+    built = getattr(getattr(model, "patch_embed", None), "img_size", None) or ()
+    stated = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", ())[1:]
+    return dict.fromkeys([*(built if isinstance(built, tuple) else (built,)), *stated, 224, 64, 32])
+
+
+def prepare_training(model, engine_name):
+    """A copy of `model` whose Linear layers are `FakeQuantLinear` with the engine's levels, which also is the simulation.
+
+    The layers that `unconvertible` names are left as they are.
+    """
+    kept, model = unconvertible(model), copy.deepcopy(model)
+    for name, module in model.named_modules():
+        if type(module) is nn.Linear and name not in kept:
             module.__class__ = FakeQuantLinear
             module.levels = LEVELS[engine_name]
     return model
@@ -56,13 +104,20 @@ def prepare_training(model, engine_name):
 def convert(model, engine_name, keep=()):
     """The integer model of `model` (plain or fake-quantized) for the engine; activations are quantized at run time.
 
-    `keep` names Linear layers that stay in floating point.
+    `keep` names Linear layers that stay in floating point, in addition to those that `unconvertible` names.
     """
-    model = copy.deepcopy(model).cpu().eval()
+    keep, model = {*keep, *unconvertible(model)}, copy.deepcopy(model).cpu().eval()
     for module in model.modules():
         if type(module) is FakeQuantLinear:
             module.__class__ = nn.Linear
-    with warnings.catch_warnings(), engine(engine_name), refusals():
+    with (
+        warnings.catch_warnings(),
+        engine(engine_name),
+        refusals(),
+        unsupported("its Linear layers cannot be converted"),
+    ):
         warnings.simplefilter("ignore")
-        chosen = {name for name, module in model.named_modules() if type(module) is nn.Linear} - set(keep)
+        chosen = {name for name, module in model.named_modules() if type(module) is nn.Linear} - keep
+        if not chosen:
+            raise Unsupported("there is no Linear layer that dynamic quantization can convert")
         return Quantized(quantize_dynamic(model, chosen if keep else {nn.Linear}, dtype=torch.qint8), engine_name)

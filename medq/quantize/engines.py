@@ -1,4 +1,4 @@
-"""The integer engines of torch: one place that sets their global state, one type that ties a model to its engine."""
+"""The integer engines of torch: the only place that sets their global state, and a type that ties a model to its engine."""
 
 import contextlib
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from medq.errors import one_of
+from medq.errors import UserError, one_of
 
 ENGINES = ("fbgemm", "qnnpack", "x86", "onednn")
 
@@ -34,7 +34,7 @@ def engine(name):
 
 @dataclass(frozen=True)
 class Quantized:
-    """A converted INT8 model and the one engine it may run under.
+    """A converted INT8 model, in evaluation mode, and the one engine it may run under.
 
     Calling it (float32 [n, 3, h, w] to logits [n, classes]) sets that engine for the call. `Unsupported` is raised when
     the engine refuses an operator.
@@ -44,39 +44,57 @@ class Quantized:
     engine: str
     mended: bool = False  # rewritten by `kernels.mended`
 
+    def __post_init__(self):
+        self.model.eval()
+
     def __call__(self, x):
         with engine(self.engine), refusals():
             return self.model(x)
 
 
+_REFUSALS = ("qnnpack", "fbgemm", "onednn", "create_", "failed to create", "scale ratio", "requantization", "engine")
+
+
 @contextlib.contextmanager
 def refusals():
-    """Turn what an engine says when it cannot build or run an operator into `Unsupported`."""
+    """Turn the errors by which an engine, or a layer that it replaced, refuses to be built or run into `Unsupported`."""
     try:
         yield
+    except (NotImplementedError, TypeError, AttributeError) as error:
+        raise Unsupported(f"the converted model does not run ({short(error)})") from error
     except RuntimeError as error:
-        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if any(
-            sign in text.lower()
-            for sign in (
-                "qnnpack",
-                "fbgemm",
-                "onednn",
-                "create_",
-                "failed to create",
-                "scale ratio",
-                "requantization",
-                "engine",
-                "could not run 'quantized",
-            )
-        ):
+        text = first_line(error)
+        if "could not run 'quantized" in text.lower() or any(sign in text.lower() for sign in _REFUSALS):
             raise Unsupported(_reason(text)) from error
         raise
 
 
+@contextlib.contextmanager
+def unsupported(what, way_out=""):
+    """Turn any error but a lack of memory into `Unsupported`, whose reason starts with `what` and ends with `way_out`."""
+    try:
+        yield
+    except (Unsupported, UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # torch.fx and torch.ao raise whatever a model's own code makes them raise
+        if "allocate memory" in str(error):
+            raise
+        raise Unsupported(f"{what} ({short(error)})" + (f"; {way_out}" if way_out else "")) from error
+
+
+def first_line(error):
+    """The first line of an exception's message, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def short(error):
+    """An exception's type and the start of its message."""
+    return f"{type(error).__name__}: {first_line(error)[:150].rstrip('.')}"
+
+
 def _reason(text):
-    """What an engine said, without torch's assertion around it; qnnpack prints the cause to stderr only."""
-    said = text.rpartition("please report a bug to PyTorch. ")[2][:200]
-    if "QNNPACK Add" in said or "QNNPACK Mul" in said:
-        said += ": an input's scale over the output's must lie in [2^-14, 2^8)"
-    return said
+    """The engine's message without torch's assertion around it; qnnpack prints the cause to stderr only."""
+    reason = text.rpartition("please report a bug to PyTorch. ")[2][:200]
+    if "QNNPACK Add" in reason or "QNNPACK Mul" in reason:
+        reason += ": an input's scale over the output's must lie in [2^-14, 2^8)"
+    return reason

@@ -5,6 +5,7 @@ Every quantized operator of a converted model is run once as the engine runs it 
 """
 
 import math
+import operator
 
 import pandas as pd
 import torch
@@ -23,23 +24,60 @@ MIN_SQNR_DB = 30.0  # for dynamic layers, whose outputs are floats
 COLUMNS = ["layer", "operator", "kernel_sqnr_db", "kernel_max_steps", "wrong", "agrees"]
 
 _CLAMPS = (F.relu6, F.hardtanh, torch.clamp, "clamp", "clamp_")
-# torch.ops.quantized operators in floating point; they alone are also given the output's scale and zero point.
+_CONVOLUTIONS = {
+    1: (F.conv1d, F.conv_transpose1d),
+    2: (F.conv2d, F.conv_transpose2d),
+    3: (F.conv3d, F.conv_transpose3d),
+}
+
+
+def _convolved(x, packed, *_):
+    """A convolution from its packed parameters, which know everything about it."""
+    weight, bias = packed.unpack()
+    plain, transposed = _CONVOLUTIONS[x.ndim - 2]
+    options = {"stride": packed.stride(), "padding": packed.padding(), "dilation": packed.dilation()}
+    options = {key: value[: x.ndim - 2] for key, value in options.items()} | {"groups": packed.groups()}
+    if packed.transpose():
+        return transposed(x, weight.dequantize(), bias, output_padding=packed.output_padding()[: x.ndim - 2], **options)
+    return plain(x, weight.dequantize(), bias, **options)
+
+
+def _multiplied(x, packed):
+    weight, bias = packed.unpack()
+    return F.linear(x, weight.dequantize(), bias)
+
+
+def _normalised(x, weight, bias, mean, variance, eps):
+    return F.batch_norm(x, mean, variance, weight, bias, eps=eps)
+
+
+# Operators of torch.ops.quantized in floating point, given the operator's arguments without its output's grid. Where the
+# name ends in `_relu`, a ReLU follows.
 _FUNCTIONS = {
-    "add": torch.add,
-    "mul": torch.mul,
+    **dict.fromkeys(("add", "add_scalar"), operator.add),
+    **dict.fromkeys(("mul", "mul_scalar"), operator.mul),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolved),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _convolved),
+    **dict.fromkeys(("batch_norm", "batch_norm1d", "batch_norm2d", "batch_norm3d"), _normalised),
+    "linear": _multiplied,
     "matmul": torch.matmul,
     "cat": torch.cat,
+    "clamp": torch.clamp,
+    "relu6": lambda x, *_: F.relu6(x),
+    "threshold": F.threshold,
+    "max_pool1d": F.max_pool1d,
+    "max_pool2d": F.max_pool2d,
     "hardswish": F.hardswish,
-    "leaky_relu": F.leaky_relu,
-    "elu": F.elu,
+    "leaky_relu": lambda x, slope, *_: F.leaky_relu(x, slope),
+    "elu": lambda x, alpha=1.0, *_: F.elu(x, alpha),
+    "celu": lambda x, alpha=1.0: F.celu(x, alpha),
+    "prelu": F.prelu,
     "sigmoid": torch.sigmoid,
+    "softmax": torch.softmax,
     "layer_norm": F.layer_norm,
     "group_norm": F.group_norm,
     "instance_norm": lambda x, w, b, eps: F.instance_norm(x, weight=w, bias=b, eps=eps),
-    "linear": lambda x, packed: F.linear(x, *_unpacked(packed)),
-    "conv2d": lambda x, packed: F.conv2d(
-        x, *_unpacked(packed), packed.stride(), packed.padding(), packed.dilation(), packed.groups()
-    ),
+    "dropout": lambda x, *_: x,  # evaluation
 }
 FUSED_RELU = (
     intrinsic.quantized.ConvReLU1d,
@@ -51,6 +89,7 @@ FUSED_RELU = (
 )
 DYNAMIC = nnq.dynamic.Linear
 WEIGHTED = (nnq.Conv1d, nnq.Conv2d, nnq.Conv3d, nnq.Linear)
+PLAIN = (*WEIGHTED, nnq.BatchNorm2d, nnq.BatchNorm3d)
 
 
 def agreement(quantized, batch):
@@ -72,13 +111,19 @@ def agreement(quantized, batch):
 
 
 def verdict(table):
-    """(agrees, note): whether every operator agrees, and which do not, the most frequent first."""
-    wrong = table[table["agrees"].eq(False)]
-    if wrong.empty:
-        return True, ""
-    counts = wrong["operator"].value_counts()
-    named = ", ".join(f"{name} ({count} of {int((table['operator'] == name).sum())})" for name, count in counts.items())
-    return False, f"integer kernels differ from their simulation: {named}"
+    """(agrees, note): whether every operator agrees, and which do not, the most frequent first.
+
+    None where no operator disagrees but some could not be compared, which the note then names.
+    """
+    for chosen, answer, text in (
+        (table["agrees"].eq(False), False, "integer kernels differ from their simulation"),
+        (table["agrees"].isna(), None, "integer kernels were not compared with a simulation"),
+    ):
+        if chosen.any():
+            counts = table.loc[chosen, "operator"].value_counts()
+            total = table["operator"].value_counts()
+            return answer, f"{text}: {', '.join(f'{name} ({n} of {total[name]})' for name, n in counts.items())}"
+    return True, ""
 
 
 def mended(quantized):
@@ -141,7 +186,7 @@ class _Checker(fx.Interpreter):
             return super().run_node(node)
         given = self.fetch_args_kwargs_from_env(node)
         integer = any(isinstance(value, torch.Tensor) and value.is_quantized for value in tree_leaves(given))
-        args, kwargs = tree_map(_float, given)  # before the call: it may work in place
+        args, kwargs = tree_map(as_float, given)  # before the call: it may work in place
         result = super().run_node(node)
         if integer and isinstance(result, torch.Tensor) and result.is_quantized:
             self.rows.append(self._row(node, args, kwargs, result))
@@ -150,18 +195,23 @@ class _Checker(fx.Interpreter):
     def _row(self, node, args, kwargs, result):
         layer, name = layer_and_operator(self.module, node)
         try:
-            exact = node_in_float(self.module, node, args, kwargs)
+            found = compared(node_in_float(self.module, node, args, kwargs), result)
         except Unknown:
-            return {"layer": layer, "operator": name, "agrees": None}
-        return {"layer": layer, "operator": name, **compared(exact, result)}
+            found = {"agrees": None}
+        return {"layer": layer, "operator": name, **found}
 
 
 class Unknown(ValueError):
-    """An integer operator whose floating-point counterpart is not known here."""
+    """What an integer operator should compute in floating point is not known here."""
 
 
 def compared(exact, result):
-    """A quantized tensor against what it should be (float, same shape): the last four columns of `agreement`."""
+    """A quantized tensor against what it should be (float, same shape): the last four columns of `agreement`.
+
+    Raises `Unknown` where the two cannot be compared.
+    """
+    if exact.shape != result.shape or not exact.numel() or not torch.isfinite(exact).all():
+        raise Unknown(f"shapes {tuple(exact.shape)} and {tuple(result.shape)}, or values that are not finite")
     exact = torch.quantize_per_tensor(exact.contiguous(), result.q_scale(), result.q_zero_point(), result.dtype)
     error = result.dequantize() - exact.dequantize()
     steps = error.abs() / result.q_scale()
@@ -181,29 +231,47 @@ def layer_and_operator(model, node):
     return node.name, node.target if node.op == "call_method" else getattr(node.target, "__name__", str(node.target))
 
 
-def node_in_float(model, node, args, kwargs):
+def node_in_float(model, node, args, kwargs, weights=None):
     """What a node of a converted graph should compute, in floating point, on floating-point arguments.
 
-    Raises `Unknown` for an operator of `torch.ops.quantized` that is not listed here.
+    `weights`: (weight, bias) of a weighted module where they are not its own. Raises `Unknown` where that is not known here, or fails.
     """
-    if node.op == "call_module":
-        return module_in_float(model.get_submodule(node.target), args[0])
-    if node.op == "call_method":
-        return getattr(args[0], node.target)(*args[1:], **kwargs)
-    if not isinstance(node.target, torch._ops.OpOverloadPacket):
-        return node.target(*args, **kwargs)
-    name = node.target.__name__
-    function = _FUNCTIONS.get(name) or _FUNCTIONS.get(name.removesuffix("_relu"))
-    if function is None:
-        raise Unknown(f"no floating-point counterpart of the quantized operator {name!r} is known.")
-    args = args if "output_scale" in kwargs else args[:-2]
-    result = function(*args, **{key: value for key, value in kwargs.items() if not key.startswith("output_")})
-    return F.relu(result) if name.endswith("_relu") and name != "leaky_relu" else result
+    try:
+        if node.op == "call_module":
+            return module_in_float(model.get_submodule(node.target), *args, weights=weights, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], node.target)(*args[1:], **kwargs)
+        if not isinstance(node.target, torch._ops.OpOverloadPacket):
+            return node.target(*args, **kwargs)
+        name = node.target.__name__
+        name, relu = (name, False) if name in _FUNCTIONS else (name.removesuffix("_relu"), name.endswith("_relu"))
+        result = _FUNCTIONS[name](*_operands(node.target, args, kwargs))
+        return F.relu(result) if relu else result
+    except Exception as error:  # an operator of any model, with arguments of any kind
+        raise Unknown(f"{layer_and_operator(model, node)[1]}: {type(error).__name__}: {error}") from error
 
 
-def _unpacked(packed):
-    weight, bias = packed.unpack()
-    return weight.dequantize(), bias
+_GRIDS = ("output_scale", "output_zero_point"), ("Y_scale_i", "Y_zero_point_i"), ("scale", "zero_point")
+
+
+def _operands(packet, args, kwargs):
+    """The arguments of an operator of `torch.ops.quantized` in order, without those for its output's scale and zero point."""
+    for overload in packet.overloads():
+        known = getattr(packet, overload)._schema.arguments
+        given = dict(zip((a.name for a in known), args)) | kwargs
+        fits = len(args) <= len(known) and all(
+            a.name in given and isinstance(given[a.name], torch.Tensor) == (str(a.type) == "Tensor")
+            for a in known
+            if str(a.type) in ("Tensor", "number") and not a.has_default_value()
+        )
+        if (
+            fits
+            and all(a.name in given or a.has_default_value() for a in known)
+            and given.keys() <= {a.name for a in known}
+        ):
+            grid = next((pair for pair in _GRIDS if pair[0] in given), ())
+            return [given[a.name] for a in known if a.name in given and a.name not in grid]
+    raise Unknown(f"no overload of {packet} takes these arguments")
 
 
 def sqnr_db(signal, error):
@@ -215,20 +283,27 @@ def sqnr_db(signal, error):
     return 10 * math.log10(power / noise) if power else -math.inf
 
 
-def _float(value):
+def as_float(value):
+    """A quantized tensor dequantized; anything else as it is."""
     return value.dequantize() if isinstance(value, torch.Tensor) and value.is_quantized else value
 
 
-def module_in_float(module, x, weights=None):
-    """What `module` should compute on the floating-point tensor `x`, with its own (weight, bias) or those given."""
-    if isinstance(module, WEIGHTED):
-        weight, bias = weights or (module.weight().dequantize(), module.bias())
-        y = weighted(module, x, weight, bias)
-    elif isinstance(module, (nnq.BatchNorm2d, nnq.BatchNorm3d)):
-        y = F.batch_norm(x, module.running_mean, module.running_var, module.weight, module.bias, eps=module.eps)
-    else:
-        return _float_class(type(module)).forward(module, x)
-    return F.relu(y) if isinstance(module, FUSED_RELU) else y
+def module_in_float(module, x, *more, weights=None, **options):
+    """What `module` should compute on the floating-point tensor `x`, with its own (weight, bias) or the `weights` given."""
+    kind = type(module)
+    if kind in (*PLAIN, *FUSED_RELU):
+        if isinstance(module, WEIGHTED):
+            y = weighted(module, x, *(weights or (module.weight().dequantize(), module.bias())))
+        else:
+            y = F.batch_norm(x, module.running_mean, module.running_var, module.weight, module.bias, eps=module.eps)
+        return F.relu(y) if kind in FUSED_RELU else y
+    if kind in (nnq.ConvTranspose1d, nnq.ConvTranspose2d, nnq.ConvTranspose3d):
+        return _convolved(x, module._packed_params)
+    if kind is nnq.PReLU:
+        return F.prelu(x, module.weight.dequantize())
+    if kind is nnq.Dropout:
+        return x
+    return _float_class(kind).forward(module, x, *more, **options)
 
 
 def _float_class(kind):
@@ -236,7 +311,7 @@ def _float_class(kind):
     if not kind.__module__.startswith("torch.ao.") or ".reference." in kind.__module__:  # a simulation is in float
         return kind
     for base in kind.__mro__:
-        if base.__module__.startswith("torch.nn.modules.") and base is not nn.Module:
+        if base.__module__.startswith("torch.nn.modules.") and base is not nn.Module and not issubclass(kind, WEIGHTED):
             return base
     raise Unknown(f"no floating-point counterpart of {kind.__name__} is known.")
 

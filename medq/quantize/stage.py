@@ -5,6 +5,7 @@ import hashlib
 import time
 
 import numpy as np
+import pandas as pd
 import torch
 
 from medq import artefacts, backbones, evaluate, finetune, fit, params as profiles, provenance, regimes, stages
@@ -13,7 +14,7 @@ from medq.datasets.partition import lock, partition
 from medq.errors import UserError
 from medq.params import Recipe
 from medq.quantize import dynamic, kernels, static, storage
-from medq.quantize.engines import Unsupported, engine
+from medq.quantize.engines import Unsupported, engine, short, unsupported
 
 QUANTIZED = "quantized.safetensors"
 CALIBRATION = "calibration.csv"
@@ -30,6 +31,9 @@ def run(params, cell):
     mended, of the mended model; the quantized state, the kernels' agreement, and the ids of the calibration images.
     What the engine cannot do ends in status `unsupported` with the reason. The FP32 cell is trained first if need be.
     """
+    if artefacts.record(cell.of("fp32").folder) is None:
+        for regime, reason in rehearse(cell.backbone, params.image_size, [cell.regime]).items():
+            print(f"note: {cell.backbone}: {regime} will be unsupported: {reason}")
     finetune.run(params, cell.of("fp32"))
     part = partition(params, cell.dataset, cell.fold)
     inputs = stages.inputs(params, "quantize", cell)
@@ -61,65 +65,92 @@ def _quantize(params, cell, part, inputs):
             prepared = prepared_model(model, family, engine_name, batches, params.image_size)
         quantized = converted(prepared, family, engine_name)
         facts["convert_seconds"] = round(time.perf_counter() - before, 3)
+        with unsupported("the converted model does not run"), torch.inference_mode():
+            quantized(batches[0][:2])
         artefacts.write_text(cell.folder / CALIBRATION, "image_id\n" + "".join(f"{i}\n" for i in part.image_id[rows]))
         files += [CALIBRATION, *_predict(params, cell, part, quantized, simulated(prepared, family, method))]
-        facts |= _judge(cell, quantized, batches[0], part, files)
-        facts["int8_bytes"] = storage.state_dict_bytes(quantized.model)
+        table, agrees, note = _judged(quantized, batches[0])
+        artefacts.write_csv(cell.folder / KERNELS, table)
+        facts |= {"engine_agrees": agrees, "engine_note": note, "int8_bytes": storage.state_dict_bytes(quantized.model)}
         kind = "dynamic" if family == "transformer" else "static-qat" if method == "qat" else "static"
-        storage.save(
-            quantized,
-            cell.folder / QUANTIZED,
-            method=kind,
-            backbone=cell.backbone,
-            n_classes=len(part.classes),
-            image_size=params.image_size,
-            recipe=DEFAULT if kind == "static" else None,
-        )
-        files.append(QUANTIZED)
+        recipe = DEFAULT if kind == "static" else None
+        described = {"method": kind, "backbone": cell.backbone, "n_classes": len(part.classes), "recipe": recipe}
+        storage.save(quantized, cell.folder / QUANTIZED, image_size=params.image_size, **described)
+        files += [KERNELS, QUANTIZED]
         status = {"status": "done"}
     except (Unsupported, FloatingPointError) as error:
         status = {"status": "unsupported", "reason": str(error)}
         files = [name for name in files if name not in (finetune.PREDICTIONS, QUANTIZED)]
-    finetune.finish(
-        params,
-        cell,
-        inputs,
-        files,
-        history,
-        started,
-        clock,
-        n_train=len(part.train),
-        n_held_out=len(part.held_out),
-        **facts,
-        **status,
-    )
+    facts |= {"n_train": len(part.train), "n_held_out": len(part.held_out)} | status
+    finetune.finish(params, cell, inputs, files, history, started, clock, **facts)
 
 
-def study(params, cell, stage, name, measure):
-    """Make the folder of a stage that studies a trained cell, beside the cell's regimes under `name`; returns it.
+def _judged(quantized, batch):
+    """(table of the integer kernels against their simulation, whether they agree, note); None where that is unknown."""
+    try:
+        table = kernels.agreement(quantized, batch)
+    except Unsupported:
+        raise
+    except Exception as error:  # a check that fails must not lose the cell
+        return pd.DataFrame(columns=kernels.COLUMNS), None, f"the integer kernels could not be checked ({short(error)})"
+    return table, *kernels.verdict(table)
+
+
+def rehearse(backbone, image_size, regimes=INT8):
+    """{regime: reason} of the INT8 `regimes` that `backbone`, with random weights, cannot be converted for or run in.
+
+    It takes seconds and needs neither images nor a trained model. `UserError` where the model cannot be built.
+    """
+    family, found, x = profiles.backbones()[backbone].family, {}, torch.rand(2, 3, image_size, image_size)
+    for regime in (name for name in regimes if name in INT8):
+        method, engine_name = regime.split("-")
+        try:
+            with engine(engine_name), torch.random.fork_rng(devices=[]):
+                model = backbones.create(backbone, 2, image_size).eval()
+                if method == "qat":
+                    prepared = _prepared_training(model, family, engine_name, image_size)
+                    prepared(x)
+                else:
+                    prepared = prepared_model(model, family, engine_name, [x], image_size)
+            with unsupported("the converted model does not run"), torch.inference_mode():
+                converted(prepared.eval(), family, engine_name)(x)
+        except Unsupported as error:
+            found[regime] = str(error)
+    return found
+
+
+def study(params, cell, stage, measure):
+    """Make the folder of a stage that studies a trained cell, beside the cell's regimes; returns it.
 
     `measure(partition)` gives ({file: table}, facts for `done.json`); the FP32 cell is trained first if need be.
     """
+    place = cell.of(study_name(stage, cell.regime))
     finetune.run(params, cell.of("fp32"))
     part = partition(params, cell.dataset, cell.fold)
-    cell = cell.of(name)
-    inputs = stages.inputs(params, stage, cell)
-    with lock(cell.folder):
-        if not artefacts.is_finished(cell.folder, stages.key(inputs)):
+    inputs = stages.inputs(params, stage, place)
+    with lock(place.folder):
+        if not artefacts.is_finished(place.folder, stages.key(inputs)):
             started, clock = provenance.now(), time.perf_counter()
             finetune.set_threads(params)
             tables, facts = measure(part)
             for file, table in tables.items():
-                artefacts.write_csv(cell.folder / file, table)
-            finetune.finish(params, cell, inputs, list(tables), None, started, clock, **facts)
-    return cell.folder
+                artefacts.write_csv(place.folder / file, table)
+            finetune.finish(params, place, inputs, list(tables), None, started, clock, **facts)
+    return place.folder
 
 
 def study_name(stage, regime):
-    """Folder of a study of one INT8 regime: the stage's name and the engine (and `qat`, which is not the default)."""
+    """Name of a study's folder: the stage, and where it studies one INT8 regime the engine (and `qat`)."""
+    if "{engine}" not in stages.STAGES[stage].folder:
+        return stage
     if regime not in INT8:
         raise UserError(f"regime: {stage} studies an INT8 regime, not {regime!r}; give one of {', '.join(INT8)}.")
     return f"{stage}-{regime.removeprefix('ptq-')}"
+
+
+def named(frame, cell):
+    """A table with the columns that name the cell: dataset, backbone, regime, fold."""
+    return frame.assign(dataset=cell.dataset, backbone=cell.backbone, regime=cell.regime, fold=cell.fold)
 
 
 def float_model(params, cell, part):
@@ -166,12 +197,15 @@ def simulated(prepared, family, method):
     return prepared.eval()
 
 
+def _prepared_training(model, family, engine_name, image_size):
+    if family == "transformer":
+        return dynamic.prepare_training(model, engine_name)
+    return static.prepare_training(model, engine_name, image_size)
+
+
 def _train(params, cell, part, model, family, engine_name, key):
     """Quantization-aware training on the fine-tuning device; the prepared model comes back on the CPU."""
-    if family == "transformer":
-        prepared = dynamic.prepare_training(model, engine_name)
-    else:
-        prepared = static.prepare_training(model, engine_name, params.image_size)
+    prepared = _prepared_training(model, family, engine_name, params.image_size)
     schedule = finetune.schedule_of(params, cell, finetune.pick_device(params.device), key)
     qat = params.quantization(cell.backbone)
     freeze_at = max(1, round(qat.freeze_observers * qat.epochs))  # without one epoch of observing there are no ranges
@@ -201,12 +235,3 @@ def _predict(params, cell, part, quantized, simulation):
             probability = evaluate.probabilities(model, part.images[part.held_out])
             artefacts.write_parquet(cell.folder / name, finetune.held_out_table(part, cell.fold, probability))
     return [name for name, model in models.items() if model is not None]
-
-
-def _judge(cell, quantized, batch, part, files):
-    """Compare each integer kernel with its simulation; writes the table and returns what `done.json` keeps."""
-    table = kernels.agreement(quantized, batch)
-    artefacts.write_csv(cell.folder / KERNELS, table)
-    files.append(KERNELS)
-    agrees, note = kernels.verdict(table)
-    return {"engine_agrees": agrees, "engine_note": note}

@@ -5,7 +5,7 @@ import copy
 import warnings
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.ao.quantization import (
     QConfig,
     disable_observer,
@@ -14,10 +14,12 @@ from torch.ao.quantization import (
     get_default_qconfig_mapping,
 )
 from torch.ao.quantization import observer as observers
+from torch.ao.quantization.fx.tracer import QuantizationTracer
 from torch.ao.quantization.quantize_fx import convert_fx, convert_to_reference_fx, fuse_fx, prepare_fx, prepare_qat_fx
+from torch.nn import functional as F
 
 from medq.quantize import kernels
-from medq.quantize.engines import Quantized, engine, refusals
+from medq.quantize.engines import Quantized, engine, refusals, unsupported
 from medq.quantize.observers import PercentileObserver
 
 _ACTIVATIONS = {
@@ -32,6 +34,16 @@ _WEIGHTS = {
 }
 _REDUCED = {"fbgemm": True, "x86": True, "qnnpack": False, "onednn": False}  # PyTorch's choice for each engine
 OTHER = {"fbgemm": "qnnpack", "qnnpack": "fbgemm"}
+
+
+DYNAMIC_INSTEAD = "`family: transformer` in params/backbones.yaml quantizes its Linear layers dynamically instead"
+# Functions that differ in training: the name and position of their flag.
+_MODES = {
+    **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), ("training", 2)),
+    **dict.fromkeys((F.alpha_dropout, F.feature_alpha_dropout), ("training", 2)),
+    **dict.fromkeys((torch.dropout, torch.alpha_dropout, torch.feature_dropout), ("train", 2)),
+    **dict.fromkeys((F.rrelu, torch.rrelu), ("training", 3)),
+}
 
 
 def resolved(recipe, engine_name):
@@ -95,21 +107,34 @@ def _norm(source, kind, **options):
 def prepare(model, engine_name, recipe, image_size, keep=()):
     """Trace `model` and put the recipe's observers in; the float model itself is left as it was.
 
-    `keep` names modules (paths in `model`) that stay in floating point.
+    `keep` names modules (paths in `model`) that stay in floating point. Raises `Unsupported` where torch.fx cannot trace
+    the model, or PyTorch refuses to fuse what the recipe leaves in training mode.
     """
-    model = with_batch_norm(model, "unfused" if recipe.training_mode else recipe.batch_norm)
-    model.train(recipe.training_mode).cpu()
+    model = with_batch_norm(model, recipe.batch_norm).train(recipe.training_mode).cpu()
     mapping = qconfig_mapping(engine_name, recipe)
     for name in keep:
         mapping.set_module_name(name, None)
-    with _quiet(), engine(engine_name):
-        return prepare_fx(model, mapping, _example(image_size))
+    with _quiet(), engine(engine_name), _tracing(recipe.training_mode):
+        prepared = prepare_fx(model, mapping, _example(image_size))
+    return without_dropout(prepared)
+
+
+def without_dropout(graph):
+    """`graph` with every functional dropout as in evaluation, also where the model's code does not ask for the mode."""
+    for node in graph.graph.nodes:
+        place = _MODES.get(node.target) if node.op == "call_function" else None
+        if place and len(node.args) > place[1]:
+            node.args = (*node.args[: place[1]], False, *node.args[place[1] + 1 :])
+        elif place:
+            node.kwargs = {**node.kwargs, place[0]: False}
+    graph.recompile()
+    return graph
 
 
 def fused(model, kind="fused"):
     """The float graph of `model` in evaluation mode, batch norm folded as a recipe of this `kind` folds it."""
-    with _quiet():
-        return fuse_fx(with_batch_norm(model, kind).cpu().eval())
+    with _quiet(), _tracing():
+        return without_dropout(fuse_fx(with_batch_norm(model, kind).cpu().eval()))
 
 
 def float_weights(model, converted):
@@ -141,28 +166,33 @@ def float_weights(model, converted):
 
 def calibrate(prepared, batches):
     """Let the observers see `batches`, an iterable of float32 [n, 3, h, w]."""
-    with torch.inference_mode():
+    with torch.inference_mode(), unsupported("the traced model does not run", DYNAMIC_INSTEAD):
         for batch in batches:
             prepared(batch)
 
 
 def simulate(prepared):
     """The fake-quantized twin: every quantized operator in floating point between a quantize and a dequantize."""
-    with _quiet():
-        return convert_to_reference_fx(copy.deepcopy(prepared))
+    with _quiet(), unsupported("the traced model cannot be converted", DYNAMIC_INSTEAD):
+        return convert_to_reference_fx(copy.deepcopy(prepared)).eval()
 
 
 def convert(prepared, run_engine):
     """The integer model for `run_engine` (`Unsupported` where the engine refuses)."""
-    with _quiet(), engine(run_engine), refusals():
+    with _quiet(), engine(run_engine), unsupported("the traced model cannot be converted", DYNAMIC_INSTEAD), refusals():
         return Quantized(convert_fx(copy.deepcopy(prepared)), run_engine)
 
 
 def prepare_training(model, engine_name, image_size):
-    """Fake-quantization modules for quantization-aware training, batch norm fused into its convolution."""
-    model = with_batch_norm(model, "fused").train()
-    with _quiet(), engine(engine_name):
-        return prepare_qat_fx(model, get_default_qat_qconfig_mapping(engine_name), _example(image_size))
+    """Fake-quantization modules for quantization-aware training, batch norm fused into its convolution.
+
+    Traced in evaluation mode: what reads `self.training` in code of its own, such as stochastic depth and functional
+    dropout, is off for good, while layers of `torch.nn` go on following the mode.
+    """
+    model = with_batch_norm(model, "fused").eval()
+    with _quiet(), engine(engine_name), _tracing():
+        traced = without_dropout(fx.GraphModule(model, QuantizationTracer([], []).trace(model))).train()
+        return prepare_qat_fx(traced, get_default_qat_qconfig_mapping(engine_name), _example(image_size))
 
 
 def observe(model, on):
@@ -172,6 +202,12 @@ def observe(model, on):
 
 def _example(image_size):
     return (torch.zeros(1, 3, image_size, image_size),)
+
+
+def _tracing(training_mode=False):
+    if training_mode:
+        return unsupported("PyTorch does not prepare this model in training mode")
+    return unsupported("torch.fx cannot trace this model", DYNAMIC_INSTEAD)
 
 
 @contextlib.contextmanager

@@ -22,8 +22,9 @@ class SideBySide(fx.Interpreter):
     """Runs a converted graph and its twin in one pass; values are `Pair`s, and each is dropped once it is used up.
 
     `weights`: {module path: (weight, bias)} of the float model; a layer that is not there takes its own, dequantized.
-    `visit(node, given, result)` is called with the `Pair`s of every operator; `before(node, module, given)` ahead of
-    every weighted module.
+    `visit(node, given, result, known)` is called with the `Pair` that every operator gives; `before(node, module, given)`
+    ahead of every weighted module. Where an operator's floating-point counterpart is not known, `known` is False and the
+    twin goes on from the integer result.
     """
 
     def __init__(self, model, weights, visit=None, before=None):
@@ -44,18 +45,21 @@ class SideBySide(fx.Interpreter):
             tree_map(lambda v, side=side: getattr(v, side) if isinstance(v, Pair) else v, (args, kwargs))
             for side in ("integer", "exact")
         )
-        exact = self._exact(node, module, exact_args, exact_kwargs)
+        try:
+            exact = self._exact(node, exact_args, exact_kwargs)
+        except kernels.Unknown:
+            exact = None
         integer = getattr(self, node.op)(node.target, integer_args, integer_kwargs)
-        result = Pair(integer, exact)
+        known = exact is not None
+        result = Pair(integer, exact if known else kernels.as_float(integer))
         if self.visit:
-            self.visit(node, integer_args, result)
+            self.visit(node, integer_args, result, known)
         return result
 
-    def _exact(self, node, module, args, kwargs):
+    def _exact(self, node, args, kwargs):
         if node.target in (torch.quantize_per_tensor, torch.quantize_per_channel) or (
             node.op == "call_method" and node.target == "dequantize"
         ):
             return args[0].clone()  # what follows may work in place
-        if isinstance(module, kernels.WEIGHTED):
-            return kernels.module_in_float(module, args[0], self.weights.get(node.target))
-        return kernels.node_in_float(self.module, node, args, kwargs)
+        args, kwargs = tree_map(kernels.as_float, (args, kwargs))
+        return kernels.node_in_float(self.module, node, args, kwargs, self.weights.get(node.target))

@@ -81,7 +81,7 @@ def latency_data(results, published=None, *, engine="fbgemm", batch_size=1):
     """Figure 6: backbone, regime (fp32 or ptq), p50_ms, p50_low, p50_high, p99_ms, paper_p50_ms."""
     columns = ["backbone", "regime", "p50_ms", "p50_low", "p50_high", "p99_ms"]
     ours, paper = (timings(r, batch_size)[columns] for r in (results, published or paper_results()))
-    ours = ours[ours["regime"].isin(["fp32", f"ptq-{engine}"])]
+    ours = ours[ours["regime"].isin(["fp32", f"ptq-{engine}"]) & ours["p50_ms"].notna()]
     paper = paper[["backbone", "regime", "p50_ms"]].rename(columns={"p50_ms": "paper_p50_ms"})
     return ours.merge(paper, on=["backbone", "regime"], how="left")
 

@@ -64,8 +64,8 @@ SWITCHES = {
     ("fused", "fused"): "batch norm fused",
     ("fused", "unfused"): "batch norm not fused",
     ("fused", "traced"): "batch norm as traced",
-    ("training_mode", "true"): "observers fed in training mode",
-    ("training_mode", "false"): "observers fed in evaluation mode",
+    ("training_mode", "true"): "traced in training mode",
+    ("training_mode", "false"): "traced in evaluation mode",
     ("normalised", "true"): "calibration images normalised",
     ("normalised", "false"): "calibration images not normalised",
 }
