@@ -1,7 +1,7 @@
 """Files that are either whole or absent, and the completion record that makes a folder count.
 
 Every artefact is written to a temporary name beside its target, flushed to disk and renamed. `done.json` comes last,
-with a checksum of every other file: a folder without it, or whose files no longer match it, did not happen.
+with a checksum of every other file: a folder without it, or whose files no longer match it, is treated as absent.
 """
 
 import contextlib
@@ -44,10 +44,8 @@ def replacing(path):
         why = (error.strerror or error) if isinstance(error, OSError) else "No space left on device"
         if not isinstance(error, OSError) and not _is_full(path.parent):
             raise
-        raise UserError(
-            f"cannot write {path}: {why}; free space or choose another "
-            "folder with MEDQ_RUNS, then run the same command again."
-        ) from error
+        way_out = "free space or choose another folder with MEDQ_RUNS, then run the same command again"
+        raise UserError(f"cannot write {path}: {why}; {way_out}.") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -102,10 +100,10 @@ def record(folder):
 
 
 def damage(folder, *, names=None, quick=False):
-    """Why `folder` cannot be taken as finished, in a few words; empty if it can.
+    """Why `folder` does not count as finished, in a few words; empty if it does.
 
-    `names` limits the check to some of its files. `quick` reads only files that were touched after the record was
-    written: what changes or cuts a file short touches it, and hundreds of checkpoints need not be read again.
+    `names` limits the check to some of its files. `quick` reads only files whose time of change is later than the
+    record's, so that hundreds of checkpoints need not be read again.
     """
     facts = record(folder)
     if facts is None:

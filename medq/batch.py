@@ -358,6 +358,7 @@ def run(args):
         if not remote:  # other datasets are indexed again by their own job
             indexed = [job for job, *_ in planned if job.stage != "datasets" or artefacts.record(job.folder)]
             _look_for_images(params, indexed)
+        (paths.runs() / params.profile / "logs" / "snakemake.log").unlink(missing_ok=True)
         if planned:
             print(f"{params.profile}: {len(planned)} of {total} parts to run.", flush=True)
         todo = _run_planned(params, args, only, planned, results, remote)
@@ -558,7 +559,7 @@ def _watch(words, log, todo, environment, grace=0):
     code = f"from medq import execute; execute.end_with({ours}); from snakemake.cli import main; main()"
     started = time.monotonic()
     with (
-        open(log, "wb") as file,
+        open(log, "ab") as file,
         subprocess.Popen(
             [sys.executable, "-c", code, *words],
             stdin=subprocess.DEVNULL,
@@ -599,7 +600,7 @@ def _show_progress(process, todo, started):
             bar.update(len(ended))
             if process.returncode is not None:
                 return
-            if not on_terminal and time.monotonic() - shown >= EVERY:
+            if todo and not on_terminal and time.monotonic() - shown >= EVERY:
                 shown = time.monotonic()
                 print(progress(todo, shown - started), file=sys.stderr, flush=True)
 

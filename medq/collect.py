@@ -6,6 +6,7 @@ whose completion record matches their files are taken; what is left out is named
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -170,7 +171,8 @@ def collect(runs, results, only=None):
         new[f"{dataset}/data"] = finished[f"{dataset}/data"]
     for name in [name for name in left_out if not _wanted(name, only or {})]:
         del left_out[name]
-    failed = {name: reason for name in left_out if (reason := _failure(runs / name)) is not None}
+    failed = {name: _failure(runs / name) for name in left_out if Part(name, {}, {}).cell}
+    failed = {name: reason for name, reason in failed.items() if reason is not None}
     if not again:
         _check_some(new, runs, only, left_out)
     with _scratch(results) as scratch:
@@ -404,26 +406,21 @@ def _stored(results, part, stem):
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-class _scratch:
+@contextlib.contextmanager
+def _scratch(results):
     """A folder beside `results` to write in; it is removed in the end. A collection that was killed is recovered first."""
-
-    def __init__(self, results):
-        self.results = results
-
-    def __enter__(self):
-        try:
-            self.results.parent.mkdir(parents=True, exist_ok=True)
-            _recover(self.results)
-            self.path = Path(tempfile.mkdtemp(prefix=f".{self.results.name}.", suffix=".part", dir=self.results.parent))
-        except OSError as error:
-            why = error.strerror
-            raise UserError(
-                f"{self.results}: cannot be written ({why}); choose another folder for the tables."
-            ) from None
-        return self.path
-
-    def __exit__(self, *_):
-        shutil.rmtree(self.path, ignore_errors=True)
+    try:
+        results.parent.mkdir(parents=True, exist_ok=True)
+        _recover(results)
+        folder = Path(tempfile.mkdtemp(prefix=f".{results.name}.", suffix=".part", dir=results.parent))
+    except OSError as error:
+        raise UserError(
+            f"{results}: cannot be written ({error.strerror}); choose another folder for the tables."
+        ) from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _recover(results):

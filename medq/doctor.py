@@ -2,6 +2,8 @@
 
 from importlib import metadata
 
+from medq import regimes
+
 NO_COMPILER = (
     "none, or a space in the path of this environment: no torch.compile, so neither its baseline, nor the runtime "
     "inductor, nor `compile: true`"
@@ -22,7 +24,7 @@ def run(args):
         print(json.dumps(found, indent=2))
     else:
         print(text(found))
-    return 0 if any(row["convert"] == "yes" for name, row in found["regimes"].items() if "-" in name) else 1
+    return 0 if any(found["regimes"][name]["convert"] == "yes" for name in regimes.INT8) else 1
 
 
 def report():
@@ -51,12 +53,12 @@ def report():
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "engines": engines,
         "compiler": compiler(),
-        "regimes": regimes(gpu, engines, cpu["instructions"]),
+        "regimes": fitness(gpu, engines, cpu["instructions"]),
     }
 
 
 def compiler():
-    """Path of the C++ compiler for torch.compile, or an empty string: it does not quote torch's own path for it."""
+    """Path of the C++ compiler; empty if torch's path contains a space, which torch.compile cannot handle."""
     import shutil
 
     import torch
@@ -85,7 +87,7 @@ def integers(instructions):
     )
 
 
-def regimes(gpu, engines, instructions):
+def fitness(gpu, engines, instructions):
     """{regime: {train, convert, time}}: `yes`, `yes, …` with a remark, or `no: …` with the reason."""
     where = "yes" if gpu else "yes, on the CPU (slow)"
     half = (
@@ -102,11 +104,9 @@ def regimes(gpu, engines, instructions):
             "time": "yes" if gpu else "no: half precision is timed on a GPU",
         },
     }
-    for method in ("ptq", "qat"):
-        for engine in ("fbgemm", "qnnpack"):
-            works = "yes" if engines[engine] == "works" else f"no: {engines[engine]}"
-            train = "not needed" if method == "ptq" else where
-            found[f"{method}-{engine}"] = {"train": train, "convert": works, "time": works}
+    for row in (regimes.REGIMES[name] for name in regimes.INT8):
+        works = "yes" if engines[row.engine] == "works" else f"no: {engines[row.engine]}"
+        found[row.name] = {"train": where if row.schedule else "not needed", "convert": works, "time": works}
     return found
 
 

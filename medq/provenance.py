@@ -10,21 +10,9 @@ from pathlib import Path
 from medq import paths
 
 PACKAGES = (
-    "medq",
-    "torch",
-    "torchvision",
-    "timm",
-    "numpy",
-    "pandas",
-    "scikit-learn",
-    "pillow",
-    "papermill",
-    "snakemake",
-    "pyarrow",
-    "numba",
-    "safetensors",
-)
-INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm")
+    "medq torch torchvision timm numpy pandas scikit-learn pillow papermill snakemake pyarrow numba safetensors pydicom"
+).split()
+INSTRUCTIONS = "avx2 avx512f avx512_vnni avx_vnni avx512_bf16 amx_int8 asimd asimddp i8mm".split()
 
 
 def versions():

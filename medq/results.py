@@ -245,10 +245,10 @@ def _of_seeds(frame):
 
 
 def _numbers(path, entries):
-    """A column of numbers as it is; `UserError` where an entry is no number, or no possible measurement."""
+    """A column of numbers as it is; `UserError` where an entry is not a number, or cannot have been measured."""
     if not pd.api.types.is_numeric_dtype(entries) or pd.api.types.is_bool_dtype(entries):
         numbers = pd.to_numeric(entries.astype("str"), errors="coerce").astype("float64")
-        _refuse(path, entries, numbers.isna() & entries.notna(), "is no number")
+        _refuse(path, entries, numbers.isna() & entries.notna(), "is not a number")
         entries = numbers
     if entries.name in MEASURED:
         _refuse(path, entries, (entries <= 0) | (entries == float("inf")), "cannot have been measured")
@@ -268,39 +268,22 @@ def _file(name):
         return _read(self.path / name, SCHEMA[name])
 
     read.__doc__ = f"`{name}` (columns in `SCHEMA`), empty where the folder lacks it."
-    return cached_property(read)
+    found = cached_property(read)
+    found.__set_name__(Results, name.split(".")[0])
+    return found
 
 
 @dataclass(frozen=True)
 class Results:
     """A result folder. Every file is read once, when first asked for; do not change what you get.
 
-    `UserError` names a file that is damaged: cut short, without a column it must have, or with what is no number in one.
+    `UserError` names a file that is damaged: cut short, without a column it must have, or with an entry in one that is not a number.
     """
 
     name: str
     path: Path
 
-    cells = _file("cells.csv")
-    metrics = _file("metrics.csv")
-    intervals = _file("intervals.csv")
-    latency = _file("latency.csv")
-    latency_raw = _file("latency_raw.parquet")
-    bootstrap = _file("bootstrap.csv")
-    calibration_size = _file("calibration_size.csv")
-    ablation = _file("ablation.csv")
-    layers = _file("layers.csv")
-    remedies = _file("remedies.csv")
-    attention = _file("attention.csv")
-    gallery = _file("gallery.csv")
-    silent = _file("silent.csv")
-    flips = _file("flips.csv")
-    leak = _file("leak.csv")
-    peers = _file("peers.csv")
-    peers_raw = _file("peers_raw.parquet")
-    conditions = _file("conditions.csv")
-    history = _file("history.csv")
-    ratios = _file("ratios.csv")
+    # and one attribute for each file of SCHEMA, of its name without the suffix
 
     @cached_property
     def _checksums(self):
@@ -352,6 +335,7 @@ class Results:
         stem = f"{regime}.{variant}" if variant else regime
         path = self.path / "predictions" / dataset / backbone / f"{stem}.parquet"
         if path.is_file():
+            self.check(path.relative_to(self.path).as_posix())
             return _of_seeds(read_table(path, PREDICTION_COLUMNS)).drop(columns="seed", errors="ignore")
         return pd.DataFrame(columns=[*PREDICTION_COLUMNS, *(f"p_{c}" for c in self.classes(dataset))])
 
@@ -428,6 +412,10 @@ class Results:
     def banner(self):
         """Markdown: what these numbers are and are not, computed from `provenance.json` and the cells."""
         return "\n\n".join(filter(None, (_banner_study(self), _banner_machine(self), _banner_gaps(self))))
+
+
+for _name in SCHEMA:
+    setattr(Results, _name.split(".")[0], _file(_name))
 
 
 def _cell_status(rows, measured):

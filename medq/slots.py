@@ -23,7 +23,7 @@ def trains(stage, regime):
 
 
 def per_gpu():
-    """Cells that may share a GPU; 0 where nothing was said. `UserError` for what is no number."""
+    """Cells that may share a GPU; 0 where MEDQ_GPU_SLOTS is not set. `UserError` for what is not a number."""
     said = os.environ.get("MEDQ_GPU_SLOTS") or "0"
     if not said.isdecimal():
         raise UserError(f"MEDQ_GPU_SLOTS: must be a whole number, not {said!r}.")

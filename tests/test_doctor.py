@@ -20,7 +20,7 @@ def test_the_command_prints_the_report(found, capsys, monkeypatch):
     assert main(["doctor"]) == 0
     assert found["integers"] in capsys.readouterr().out
     monkeypatch.setattr(
-        doctor, "report", lambda: found | {"regimes": doctor.regimes(None, {"fbgemm": "none", "qnnpack": "none"}, [])}
+        doctor, "report", lambda: found | {"regimes": doctor.fitness(None, {"fbgemm": "none", "qnnpack": "none"}, [])}
     )
     assert main(["doctor"]) == 1
 
@@ -56,7 +56,7 @@ def test_an_engine_that_is_missing_or_refuses_is_named_with_its_reason(monkeypat
 
     monkeypatch.setattr(static, "convert", refuse)
     assert doctor._try("qnnpack") == "engine qnnpack is not available on this processor"
-    found = doctor.regimes(None, {"fbgemm": "works", "qnnpack": "not here"}, ["avx2"])
+    found = doctor.fitness(None, {"fbgemm": "works", "qnnpack": "not here"}, ["avx2"])
     assert found["ptq-qnnpack"] == {"train": "not needed", "convert": "no: not here", "time": "no: not here"}
     assert found["qat-fbgemm"]["train"] == "yes, on the CPU (slow)" and found["fp16"]["time"].startswith("no")
     assert "emulated" in found["fp16"]["train"]
@@ -64,7 +64,7 @@ def test_an_engine_that_is_missing_or_refuses_is_named_with_its_reason(monkeypat
 
 def test_a_gpu_changes_what_can_be_trained_and_timed(found):
     gpu = {"name": "G", "memory_gib": 16, "capability": "7.0", "cuda": "12"}
-    regimes = doctor.regimes(gpu, {"fbgemm": "works", "qnnpack": "works"}, [])
+    regimes = doctor.fitness(gpu, {"fbgemm": "works", "qnnpack": "works"}, [])
     assert regimes["fp16"] == {"train": "yes", "convert": "not needed", "time": "yes"}
     report = found | {"gpu": gpu, "regimes": regimes}
     assert "capability 7.0" in doctor.text(report)

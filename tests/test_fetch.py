@@ -138,6 +138,12 @@ def test_an_archive_with_something_else_in_it(tmp_path, monkeypatch):
         fetch(SPEC, tmp_path / "data")
 
 
+def test_a_folder_that_is_the_data_root_itself_does_not_pass_for_the_dataset(tmp_path, monkeypatch):
+    asked = kaggle_with(monkeypatch, lambda path: release(path, [name.removeprefix("inner/") for name in MEMBERS]))
+    spec = SPEC.model_copy(update={"folder": (".", "pets")})
+    assert fetch(spec, tmp_path / "data") == tmp_path / "data" / "pets" and asked == ["someone/pets"]
+
+
 def test_nothing_to_fetch(tmp_path):
     with pytest.raises(UserError, match="drawn"):
         fetch(load_catalogue()["phantom-BrainMRI"], tmp_path)

@@ -1,14 +1,13 @@
-"""Find images that a dataset holds more than once, and those that stand on both sides of a split.
+"""Find images that a dataset holds more than once, and copies on both sides of a split.
 
-Three kinds, each a statement about pairs of decoded images:
+Three kinds of pairs of decoded images:
 identical  the same pixels in RGB at full size.
 near       the same picture re-encoded, rescaled or re-lit: the normalised cross-correlation of the grey
            reductions to 64 × 64 is at least 0.995.
 mirrored   the same after a left-right or up-down flip, or both.
 
 On the BrainMRI release the best correlation of a test image with a training image is never between 0.992
-and 0.997, in any of the four orientations: copies lie above, neighbouring slices below. The threshold stands
-in that gap.
+and 0.997, in any of the four orientations: copies lie above, neighbouring slices below. The threshold is in that gap.
 """
 
 import hashlib
@@ -29,13 +28,12 @@ _FLIPS = {"near": (), "mirrored": ((1,), (2,), (1, 2))}  # axes of [n, height, w
 def audit(index, folds=None, kinds=KINDS):
     """Groups of images that are copies of each other.
 
-    `index` is a frame of medq.datasets.index; `folds` one of medq.datasets.folds (default: the index's own
-    split says on which side an image stands). Returns a DataFrame [image_id, group_id (int), kind, spans
-    (bool), label], one row per image and group, sorted. Groups of each kind stand for themselves: a `near`
-    group is joined by near or identical pairs and has at least one that is not identical, a `mirrored` group
-    by pairs of all three kinds and has at least one mirrored; `spans` says that the group's images stand on
-    both sides of the split, or in more than one fold. 10,000 images of 224 pixels take about a minute on one
-    core, two thirds of it decoding. Raises UserError for unreadable images.
+    `index` is a frame of medq.datasets.index; `folds` one of medq.datasets.folds (default: the sides are those of the
+    index's own split). Returns a DataFrame [image_id, group_id (int), kind, spans (bool), label], one row per image and
+    group, sorted. The kinds are independent: a `near` group is joined by near or identical pairs, at least one of them
+    not identical, a `mirrored` group by pairs of all three kinds, at least one of them mirrored. `spans`: the images of
+    the group are on both sides of the split, or in more than one fold. 10,000 images of 224 pixels take about a minute
+    on one core, two thirds of it decoding. Raises UserError for unreadable images.
     """
     digests, fine, coarse = _reduced(index["path"].tolist())
     unique = np.array(sorted({digest: i for i, digest in reversed(list(enumerate(digests)))}.values()), int)

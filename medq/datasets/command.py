@@ -45,13 +45,13 @@ def _audit(spec, root):
     frame = index(spec, root)
     found = audit(frame, folds(frame, spec))
     if found.empty:
-        print(f"{spec.name}: no image stands in it twice ({len(frame):,} images).")
+        print(f"{spec.name}: no copies among {len(frame):,} images.")
         return
     print(summary(found).to_string(index=False))
     where = "its split" if spec.folds.scheme == "fixed" else "its folds"
     print(
-        f"{spec.name}: {len(frame):,} images; groups that span stand on both sides of {where}. "
-        "`deduplicate: true` in a profile leaves such copies out of the training part."
+        f"{spec.name}: {len(frame):,} images; spanning groups are on both sides of {where}. "
+        "`deduplicate: true` in a profile removes such copies from the training part."
     )
 
 

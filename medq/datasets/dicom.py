@@ -29,8 +29,8 @@ def read(path):
 
     file = pydicom.dcmread(path, force=True)
     if "Rows" not in file or not {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & set(file.dir()):
-        kind = f"a DICOM {file.SOPClassUID.name}" if "SOPClassUID" in file else "not DICOM, or damaged"
-        raise ValueError(f"it is {kind}, without an image")
+        kind = f"{file.SOPClassUID.name} without an image" if "SOPClassUID" in file else "not DICOM, or damaged"
+        raise ValueError(f"it is {kind}")
     frames = int(file.get("NumberOfFrames") or 1)
     if frames > 1:
         raise ValueError(f"it holds {frames} frames: save each that is an image of the dataset in a file of its own")
@@ -107,7 +107,7 @@ def _windowed(values, stored, file):
             return 1 / (1 + np.exp(-4 * (values - centre) / width))
         half = 0.5 if function == "LINEAR" else 0
         return (values - centre + half) / max(width - 2 * half, 1e-9) + 0.5
-    if file.BitsStored <= 8 and values.min() >= 0 and values.max() < 2**file.BitsStored:
+    if file.get("BitsStored", 32) <= 8 and values.min() >= 0 and values.max() < 2**file.BitsStored:
         return values / (2.0**file.BitsStored - 1)
     padding = file.get("PixelPaddingValue")
     ends = [padding, file.get("PixelPaddingRangeLimit", padding)]

@@ -1,5 +1,6 @@
 """Download a public release from Kaggle, and check what lies in its folder."""
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -10,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from medq.datasets.folds import folds
-from medq.datasets.index import DatasetWarning, below, counts, index
+from medq.datasets.index import DatasetWarning, below, counts, holds, index
 from medq.datasets.pixels import bits_used, each, read_image, refuse
 from medq.errors import UserError
 
@@ -78,10 +79,9 @@ def fetch(spec, root=None):
     if not root:
         raise UserError(f"{spec.name} needs a folder to be put into: give --root or set MEDQ_DATA.")
     root = Path(os.path.expanduser(root))
-    try:
-        return below(spec, root)
-    except UserError:
-        pass  # not there yet
+    with contextlib.suppress(UserError):
+        if holds(spec, found := below(spec, root)):
+            return found
     by_hand = f"download it by hand from {spec.source or f'https://www.kaggle.com/datasets/{spec.kaggle}'}"
     if spec.kaggle is None:
         raise UserError(

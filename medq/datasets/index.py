@@ -27,7 +27,7 @@ WORKBOOKS = {
     b"\xd0\xcf\x11\xe0": "an Excel workbook",
     b"\x1f\x8b": "compressed",
 }
-IGNORED = ("thumbs.db", "desktop.ini")  # left by operating systems, as are hidden files
+IGNORED = ("thumbs.db", "desktop.ini", "dicomdir")  # of operating systems and DICOM media
 SHOWN = 20  # offenders named in one sentence; the rest are counted
 
 
@@ -69,10 +69,11 @@ def below(spec, root):
             f"{spec.name} is not in {str(root)!r}: expected {' or '.join(map(repr, spec.folder))} there; "
             "set MEDQ_DATA, or data_root in the profile, to the folder that holds it."
         )
-    return next((place for place in places if _holds(spec, place)), places[0])
+    return next((place for place in places if holds(spec, place)), places[0])
 
 
-def _holds(spec, place):
+def holds(spec, place):
+    """Whether the folder `place` holds the table or a class folder of the dataset."""
     if spec.layout == "table":
         return _table_file(spec, place) is not None
     return any(

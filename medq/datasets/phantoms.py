@@ -1,22 +1,22 @@
 """Generated images that stand in for the three datasets: no download, the same bytes on every machine.
 
-Every value comes from PCG64's raw 64-bit output, and from nothing but +, -, ×, ÷, square root and comparison
-of doubles, element by element: operations that IEEE 754 rounds alike everywhere. No sine, no exponential, no
-matrix product, no sum whose order a library may choose. Each image depends on its own path alone, so that it
-can be drawn by itself:
+What a class shows is a row of `FINDINGS`. Every value is computed from PCG64's raw 64-bit output by +, -, ×, ÷, square
+root and comparison of doubles, element by element, which IEEE 754 rounds alike everywhere: no sine, exponential, matrix
+product or sum whose order a library may choose. Each image depends on its own path alone:
 `phantom:<stands_for>/<class>/<number>/<view>?side=64&seed=42&contrast=1.0&noise=0.04`.
 
-They are drawings for exercising software. No conclusion about medicine can be drawn from them.
+The drawings exercise software. No conclusion about medicine can be drawn from them.
 """
 
 import functools
 import hashlib
+from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 import numpy as np
 import pandas as pd
 
-VERSION = 1  # part of the pixels' fingerprint: raise it whenever a drawing changes
+VERSION = 2  # part of the pixels' fingerprint: raise it whenever a drawing changes
 VIEWS = (1, 1, 1, 1, 1, 1, 2, 2, 3, 3)  # views per lesion, drawn from: HAM10000 has 1.34 images per lesion
 
 
@@ -61,17 +61,23 @@ def generate(spec):
 def draw(path):
     """The image that a phantom's path names: uint8 [side, side, 3], read-only (kept for the next call)."""
     subject, _, query = path.removeprefix("phantom:").partition("?")
-    stands_for, name, number, view = subject.split("/")
+    stands_for, name, number, _ = subject.split("/")
     options = dict(parse_qsl(query))
-    seed, side = int(options["seed"]), int(options["side"])
-    painter, names = PAINTERS[stands_for]
-    own = _Draw(seed, f"{stands_for}/{name}/{number}", "subject")
+    seed, side, contrast = int(options["seed"]), int(options["side"]), float(options["contrast"])
+    scene, findings = SCENES[stands_for], FINDINGS[stands_for]
+    own, view = _Draw(seed, f"{stands_for}/{name}/{number}", "subject"), _Draw(seed, subject, "view")
     if own() < float(options["noise"]):  # a mistaken label: the subject looks like another class
-        name = own.choice([other for other in names if other != name])
+        name = own.choice([other for other in findings if other != name])
     centres = (np.arange(side) * 2 + 1 - side) / side
     x, y = np.meshgrid(centres, centres)
-    image = painter(own, _Draw(seed, subject, "view"), name, x, y, float(options["contrast"]))
-    pixels = np.floor(image.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+    image, region = scene(own, x, y)
+    if stands_for == "SkinCancer":  # a view is the same lesion, turned, shifted, nearer or farther
+        x, y = _turned(x - view(-0.14, 0.14), y - view(-0.14, 0.14), view.turn())
+        x, y = (c * view.sign() / view(0.85, 1.15) for c in (x, y))
+    image = _painted(own, findings[name], x, y, image, region, contrast)
+    light = (0.85 + 0.3 * view.clouds(x, y, 2)) * view(0.88, 1.1)
+    image = image * light[..., None] + view(0.012, 0.035) * view.grain((side, side, 1))
+    pixels = np.floor(np.broadcast_to(image, (side, side, 3)).clip(0, 1) * 255 + 0.5).astype(np.uint8)
     pixels.flags.writeable = False
     return pixels
 
@@ -140,259 +146,115 @@ def _turned(x, y, turn):
     return cos * x + sin * y, cos * y - sin * x
 
 
-def _ellipse(x, y, centre, axes, turn=(1.0, 0.0)):
+def _ellipse(x, y, centre, axes):
     """Normalised radius: 1 on the ellipse."""
-    u, v = _turned(x - centre[0], y - centre[1], turn)
-    return np.sqrt((u / axes[0]) * (u / axes[0]) + (v / axes[1]) * (v / axes[1]))
+    u, v = (x - centre[0]) / axes[0], (y - centre[1]) / axes[1]
+    return np.sqrt(u * u + v * v)
 
 
-def _bump(radius):
-    """1 at radius 0, falling smoothly to 0 at radius 1."""
-    return _smooth(1 - radius)
-
-
-def _grey(image):
-    return np.repeat(image[..., None], 3, axis=2)
-
-
-# Axial head slices
-
-TISSUES = {  # scalp, skull, cerebrospinal fluid, grey matter, white matter, oedema, enhancing tumour
-    "T1": (0.78, 0.10, 0.14, 0.40, 0.55, 0.33, 0.86),
-    "T2": (0.55, 0.07, 0.80, 0.50, 0.36, 0.74, 0.92),
-}
-
-
-def _brain(own, view, name, x, y, contrast):
-    scalp, skull, fluid, grey, white, oedema, tumour = TISSUES["T1" if own() < 0.8 else "T2"]
-    axes = own(0.66, 0.76), own(0.80, 0.92)
-    u, v = _turned(x - own(-0.05, 0.05), y - own(-0.04, 0.04), own.turn(0.06))
-    u, v = u / axes[0], v / axes[1]
-    rho = np.sqrt(u * u + v * v) + 0.05 * (own.clouds(u, v, 4) - 0.5)
-    gyri = own.clouds(u + 0.14 * own.clouds(u, v, 6), v + 0.14 * own.clouds(u, v, 6), 15)
-    folds = 1 - np.abs(2 * gyri - 1)
+def _head(own, x, y):
+    """An axial slice: scalp, skull, folded grey and white matter, two ventricles."""
+    x, y = _turned(x - own(-0.05, 0.05), y - own(-0.04, 0.04), own.turn(0.06))
+    rho = _ellipse(x, y, (0, 0), (own(0.66, 0.76), own(0.80, 0.92))) + 0.06 * (own.clouds(x, y, 4) - 0.5)
+    folds = 1 - np.abs(2 * own.clouds(x, y, 14) - 1)
     depth = own(0.80, 0.85) - rho
-    tissue = _mix(grey, white, _smooth((depth - 0.10 - 0.22 * folds) / 0.10))
-    tissue = _mix(tissue, fluid, _smooth(folds * 2.4 - 1.4) * _smooth(1 - depth / 0.24))
-    fissure = np.abs(u + 0.05 * (own.clouds(u, v, 3) - 0.5))
-    tissue = _mix(tissue, fluid, 0.75 * _smooth(1 - fissure / 0.045) * _smooth((np.abs(v) - 0.22) / 0.15))
-    size, lean, height = own(0.75, 1.35), own(0.10, 0.20), own(-0.14, 0.0)
+    tissue = _mix(own(0.36, 0.44), own(0.50, 0.60), _smooth((depth - 0.10 - 0.25 * folds) / 0.12))
+    size, height = own(0.7, 1.4), own(-0.14, 0.05)
     for side in (-1, 1):
-        nucleus = _ellipse(u, v, (side * 0.24, height + 0.12), (0.12, 0.20))
-        tissue = _mix(tissue, grey, 0.8 * _inside(nucleus - 1, 0.4))
-        for end in (-1, 1):
-            horn = _ellipse(
-                u,
-                v,
-                (side * (0.07 + 0.05 * size), height + end * 0.15 * size),
-                (0.060 * size, 0.17 * size),
-                _unit(1, -end * side * lean * 2),
-            )
-            tissue = _mix(tissue, fluid, _inside(horn - 1, 0.5))
-    tissue = _mix(tissue, fluid, 0.7 * _inside(_ellipse(u, v, (0, height + 0.22), (0.03, 0.09)) - 1, 0.6))
-    strength = contrast * own(0.45, 1.0)
-    tissue = _tumour(own, name, u, v, tissue, (fluid, oedema, tumour), strength)
-    image = _mix(0.02, scalp, _inside(rho - 1, 0.05))
-    image = _mix(image, skull, _inside(rho - own(0.92, 0.95), 0.04))
-    image = _mix(image, fluid * 0.8, _inside(-depth - 0.04, 0.04))
-    image = _mix(image, tissue, _inside(-depth, 0.04))
-    image = image * (0.8 + 0.4 * view.clouds(x, y, 2)) * view(0.85, 1.1)
-    spread = view(0.015, 0.045)  # magnitude images have Rician noise
-    real, imaginary = image + spread * view.grain(x.shape), spread * view.grain(x.shape)
-    return _grey(np.sqrt(real * real + imaginary * imaginary))
+        ventricle = _ellipse(x, y, (side * 0.11 * size, height), (0.06 * size, 0.22 * size))
+        tissue = _mix(tissue, 0.14, _inside(ventricle - 1, 0.5))
+    image = _mix(0.02, own(0.6, 0.8), _inside(rho - 1, 0.05))
+    image = _mix(image, 0.1, _inside(rho - own(0.91, 0.95), 0.04))
+    region = _inside(-depth, 0.04)
+    return _mix(image, tissue, region)[..., None], region
 
 
-def _unit(c, s):
-    length = np.sqrt(c * c + s * s)
-    return c / length, s / length
-
-
-def _tumour(own, name, u, v, tissue, levels, strength):
-    """Glioma: ragged, in a hemisphere, rim, dead core, oedema. Meningioma: smooth, even, at the skull or the
-    falx. Pituitary: small, even, on the midline. No tumour: a bright vessel or two."""
-    fluid, oedema, tumour = levels
-    ragged = own.rough(u, v, 5) - 0.5
-    if name == "glioma":
-        centre, r = (own.sign() * own(0.20, 0.48), own(-0.48, 0.45)), own(0.18, 0.34)
-        radius = _ellipse(u, v, centre, (r, r * own(0.8, 1.25)), own.turn()) + 1.1 * ragged
-        tissue = _mix(tissue, oedema, strength * _inside(radius - 1.7, 0.8))
-        rim = tumour * (0.75 + 0.5 * own.clouds(u, v, 12))
-        tissue = _mix(tissue, rim, strength * _inside(radius - 1, 0.35))
-        return _mix(tissue, fluid, strength * own(0.2, 0.9) * _inside(radius - own(0.3, 0.7), 0.5))
-    if name == "meningioma":
-        r, (c, s) = own(0.15, 0.29), own.turn()
-        reach = 0.82 - 0.6 * r
-        falx = own() < 0.25
-        centre = own.sign() * reach * c, reach * s
-        if falx:
-            centre = own.sign() * 0.7 * r, own.sign() * own(0.3, 0.6)
-        radius = _ellipse(u, v, centre, (r, r * own(0.85, 1.15))) + 0.25 * ragged
-        return _mix(tissue, tumour, strength * _inside(radius - 1, 0.25))
-    if name == "pituitary":
-        r = own(0.10, 0.20)
-        cistern = _ellipse(u, v, (0, own(0.16, 0.26)), (r + 0.08, r + 0.05)) + 0.6 * ragged
-        tissue = _mix(tissue, fluid, 0.8 * _inside(cistern - 1, 0.4))
-        radius = _ellipse(u, v, (own(-0.04, 0.04), own(0.16, 0.28)), (r * own(0.9, 1.3), r)) + 0.3 * ragged
-        return _mix(tissue, tumour, strength * _inside(radius - 1, 0.3))
-    for _ in range(own.choice((0, 1, 1, 2))):
-        vessel = _ellipse(u, v, (own(-0.5, 0.5), own(-0.6, 0.6)), (own(0.03, 0.08), own(0.03, 0.08)))
-        tissue = _mix(tissue, tumour, strength * _inside(vessel - 1, 0.6))
-    return tissue
-
-
-# Chest radiographs
-
-
-def _chest(own, view, name, x, y, contrast):
+def _chest(own, x, y):
+    """A frontal radiograph: body, two lungs beside the heart, ribs, spine."""
     x, y = _turned(x - own(-0.06, 0.06), y - own(-0.05, 0.05), own.turn(0.03))
-    scale = own(0.90, 1.08)
-    x, y = x / scale, y / scale
-    across = np.abs(x)
-    shoulder = y + own(0.80, 0.95) - 0.55 * _smooth((across - 0.25) / 0.75)
-    body = _inside(-shoulder, 0.12) * _inside(across - own(0.95, 1.05) + 0.05 * y, 0.08)
-    body = np.maximum(body, _inside(across - 0.24, 0.12))  # neck
-    image = _mix(0.03, own(0.58, 0.70) + 0.10 * y, body)
-    lungs, edge = _lungs(own, x, y)
-    air = _mix(own(0.16, 0.26), 0.40, _smooth(edge / 0.9 + 0.1) * 0.6)
-    hilum = _bump(_ellipse(across, y, (0.16, 0.02), (0.42, 0.50)))
-    vessels = 1 - np.abs(2 * own.clouds(x, y, 14) - 1)
-    air = air + 0.30 * hilum * (0.35 + 0.65 * vessels * vessels)
-    haze = _opacities(own, name, x, y, edge) * contrast * own(0.35, 0.95)
-    image = _mix(image, _mix(air, 0.78, haze.clip(0, 1)), lungs)
-    for k in range(9):  # ribs: the rear ones fall outwards, the front ones inwards
-        height = -0.82 + 0.185 * k
-        rear = np.abs(y - height - 0.55 * (across - 0.1) * (across - 0.1) + 0.08)
-        front = np.abs(y - height - 0.10 + 0.50 * (across - 0.15))
-        bone = 0.05 * _smooth(1 - front / 0.05) * _smooth((across - 0.2) / 0.1)
-        bone = bone + 0.10 * _smooth(1 - rear / 0.055)
-        image = image + bone * body * _smooth((0.92 - across) / 0.1) * _smooth((across - 0.10) / 0.05)
-    clavicle = np.abs(y + 0.66 + 0.14 * (across - 0.3)) + 0.02
-    clavicle = _smooth(1 - clavicle / 0.07) * _inside(across - 0.62, 0.1) * _smooth((across - 0.08) / 0.08)
-    image = image + 0.14 * clavicle
-    spine = _smooth(1 - across / 0.11) * (0.8 + 0.2 * _smooth(np.abs((y * 6) % 2 - 1) * 2))
-    image = image + 0.10 * spine * body
-    if own() < 0.5:  # the side marker
-        image = _mix(image, 0.95, _inside(np.maximum(np.abs(x - 0.82), np.abs(y + 0.80) * 0.7) - 0.045, 0.03))
-    image = _mix(0.5, image, view(0.85, 1.15)) + view(-0.06, 0.06)
-    return _grey(image + view(0.012, 0.035) * view.grain(x.shape))
-
-
-def _lungs(own, x, y):
-    """(share of lung in each pixel, normalised distance from the lungs' middle: 1 at their edge)."""
-    top, wide = own(0.62, 0.74), own(0.33, 0.39)
-    dome = {-1: own(0.44, 0.56), 1: own(0.50, 0.62)}
-    heart = _ellipse(x, y, (own(0.08, 0.15), 0.32), (own(0.28, 0.40), 0.30), _unit(1, 0.6))
-    lungs, edge = np.zeros_like(x), np.full_like(x, 9.0)
+    across, top = np.abs(x), own(0.62, 0.78)
+    body = _inside(-y - own(0.8, 0.95) + 0.55 * _smooth((across - 0.25) / 0.75), 0.12) * _inside(across - 0.98, 0.08)
+    lungs = np.zeros_like(x)
     for side in (-1, 1):
-        centre = (side * own(0.43, 0.47), 0.10)
-        reach = _ellipse(x, y, centre, (wide + 0.10 * y.clip(-0.8, 0.5), top + 0.12))
-        reach = reach + 0.08 * (own.clouds(x, y, 4) - 0.5)
-        floor = dome[side] + 0.5 * (x - side * 0.36) * (x - side * 0.36) + y * 0
-        lung = _inside(reach - 1, 0.16) * _inside(y - floor, 0.07)
-        lungs, edge = np.maximum(lungs, lung), np.minimum(edge, reach)
-    return lungs * _smooth((heart - 0.92) / 0.16), edge
+        lung = _ellipse(x, y, (side * own(0.42, 0.48), own(0.05, 0.15)), (own(0.30, 0.38), top))
+        lungs = np.maximum(
+            lungs, _inside(lung + 0.1 * (own.clouds(x, y, 4) - 0.5) - 1, 0.16) * _inside(y - own(0.45, 0.6), 0.07)
+        )
+    lungs = lungs * _smooth((_ellipse(x, y, (own(0.08, 0.15), 0.32), (own(0.26, 0.38), 0.32)) - 0.92) / 0.16)
+    vessels = 1 - np.abs(2 * own.clouds(x, y, 13) - 1)
+    air = own(0.16, 0.26) + 0.3 * vessels * _smooth(1 - _ellipse(across, y, (0.16, 0.02), (0.45, 0.5)))
+    image = _mix(_mix(0.03, own(0.56, 0.70) + 0.1 * y, body), air, lungs)
+    ribs = _smooth(1 - np.abs((y - 0.5 * (across - 0.1) * (across - 0.1) + own(0, 1)) * 5.4 % 1 - 0.5) / 0.16)
+    spine = _smooth(1 - across / 0.12)
+    return (image + body * (0.08 * ribs * _smooth((across - 0.1) / 0.1) + 0.1 * spine))[..., None], lungs
 
 
-def _opacities(own, name, x, y, edge):
-    """COVID: patches at the edge of the lower lungs. Viral pneumonia: streaks from the hila through all of
-    both lungs. Normal: now and then a faint patch anywhere."""
-    haze = np.zeros_like(x)
-    patchy = own.rough(x, y, 6)
-    if name == "COVID":
-        for _ in range(own.choice((2, 3, 4, 5))):
-            centre = own.sign() * own(0.42, 0.74), own(-0.30, 0.55)
-            patch = _bump(_ellipse(x, y, centre, (own(0.16, 0.34), own(0.16, 0.36)), own.turn()))
-            patch = patch * (0.6 + 0.8 * patchy) * (0.5 + 0.6 * _smooth(edge))
-            haze = np.maximum(haze, patch * own(0.7, 1.3))
-        return haze * 1.25
-    if name == "Viral Pneumonia":
-        streaks = 1 - np.abs(2 * own.rough(x, y, 9) - 1)
-        spread = _bump(_ellipse(np.abs(x), y, (0.22, own(-0.05, 0.15)), (own(0.55, 0.75), own(0.8, 1.1))))
-        return spread * (0.35 + 0.9 * streaks * streaks)
-    if own() < 0.25:
-        centre = own.sign() * own(0.25, 0.65), own(-0.4, 0.5)
-        haze = _bump(_ellipse(x, y, centre, (own(0.15, 0.3), own(0.15, 0.3)))) * own(0.3, 0.9)
-    return haze
-
-
-# Dermoscopy
-
-SKIN = ((0.90, 0.74, 0.66), (0.84, 0.62, 0.55), (0.78, 0.60, 0.52), (0.88, 0.66, 0.62))
-LESIONS = {  # colours to mix between; size, raggedness of the border, its softness, elongation
-    "akiec": (((0.80, 0.50, 0.44), (0.72, 0.42, 0.38)), (0.35, 0.62), 0.9, 0.55, 1.5),
-    "bcc": (((0.80, 0.56, 0.54), (0.66, 0.44, 0.44)), (0.28, 0.55), 0.7, 0.40, 1.4),
-    "bkl": (((0.66, 0.47, 0.36), (0.52, 0.36, 0.28)), (0.32, 0.62), 0.7, 0.20, 1.5),
-    "df": (((0.72, 0.51, 0.42), (0.60, 0.42, 0.36)), (0.26, 0.46), 0.4, 0.50, 1.2),
-    "mel": (((0.48, 0.32, 0.26), (0.26, 0.18, 0.18)), (0.38, 0.68), 1.0, 0.22, 1.6),
-    "nv": (((0.58, 0.39, 0.30), (0.42, 0.28, 0.22)), (0.24, 0.56), 0.35, 0.28, 1.35),
-    "vasc": (((0.68, 0.22, 0.26), (0.46, 0.14, 0.22)), (0.22, 0.46), 0.5, 0.22, 1.3),
-}
-
-
-def _skin(own, view, name, x, y, contrast):
+def _skin(own, x, y):
     skin = np.array(own.choice(SKIN)) * own(0.92, 1.06)
-    colours, sizes, ragged, soft, long = LESIONS[name]
-    size, stretch = own(*sizes), own(1, long)
-    # A view is the same lesion, turned, shifted, nearer or farther.
-    u, v = _turned(x - view(-0.14, 0.14), y - view(-0.14, 0.14), view.turn(1))
-    u, v = (c * view.sign() / (size * view(0.85, 1.15)) for c in (u, v))
-    strength = contrast * own(0.45, 1.0)
-    pale, dark = (_mix(skin, np.array(colour) * own(0.88, 1.12), strength) for colour in colours)
-    radius = _ellipse(u, v, (0, 0), (stretch, 1 / stretch))
-    radius = radius + ragged * own(0.5, 1.1) * (own.rough(u / 2, v / 2, 4) - 0.5)
-    image = skin * (1 + 0.10 * (own.rough(x, y, 9)[..., None] - 0.5))
-    shade = own.rough(u / 2, v / 2, 5)
-    lesion = _mix(pale, dark, (_smooth(shade * 1.6 - 0.3))[..., None])
-    lesion = _pattern(own, name, u / 2, v / 2, radius, lesion, strength)
-    image = _mix(image, lesion, _inside(radius - 1, soft * own(0.7, 1.4))[..., None])
-    for _ in range(view.choice((0, 0, 0, 1, 2, 4))):
-        image = _hair(view, x, y, image)
-    if view() < 0.35:  # the dermoscope's round field
-        image = image * _mix(0.12, 1.0, _inside(np.sqrt(x * x + y * y) - view(1.12, 1.3), 0.12))[..., None]
-    glare = 1 - view(0.0, 0.25) * (x * x + y * y)
-    cast = np.array([view(0.95, 1.05), 1.0, view(0.93, 1.07)]) * view(0.88, 1.08)
-    return image * glare[..., None] * cast + view(0.01, 0.025) * view.grain(image.shape)
+    return skin * (1 + 0.1 * (own.rough(x, y, 9)[..., None] - 0.5)), np.ones_like(x)
 
 
-def _pattern(own, name, u, v, radius, lesion, strength):
-    """What the classes show inside: network, blue veil, milia, vessels and nests, scar, scales, lacunae."""
-
-    def paint(colour, share):
-        return _mix(lesion, np.array(colour), (share * strength)[..., None])
-
-    fine = own.clouds(0.8 * u + 0.6 * v, 0.8 * v - 0.6 * u, 20)
-    ridges = 1 - np.abs(2 * fine - 1)
-    if name == "nv":
-        return paint((0.30, 0.19, 0.15), 0.6 * _smooth(ridges * 2 - 1) * _inside(radius - 0.9, 0.6))
-    if name == "mel":
-        lesion = paint((0.10, 0.08, 0.10), 0.8 * _smooth(own.clouds(u, v, 5) * 3 - 1.6))
-        lesion = paint((0.42, 0.45, 0.55), 0.7 * own() * _smooth(own.clouds(u, v, 4) * 3 - 1.5))
-        return paint((0.62, 0.34, 0.28), 0.5 * own() * _smooth(own.clouds(u, v, 4) * 3 - 1.5))
-    if name == "bkl":
-        lesion = paint((0.90, 0.82, 0.70), 0.75 * _smooth(fine * 5 - 3.2))
-        return paint((0.34, 0.23, 0.18), 0.6 * _smooth(own.clouds(u, v, 18) * 5 - 3.2))
-    if name == "bcc":
-        lesion = paint((0.36, 0.36, 0.44), 0.8 * _smooth(own.clouds(u, v, 7) * 4 - 2.4))
-        branches = 1 - np.abs(2 * own.clouds(u, v, 6) - 1)
-        return paint((0.70, 0.18, 0.20), 0.65 * _smooth((branches - 0.90) * 10))
-    if name == "df":
-        return paint((0.93, 0.86, 0.82), 0.85 * _inside(radius - own(0.3, 0.6), 0.5) * (0.6 + 0.4 * fine))
-    if name == "akiec":
-        lesion = paint((0.95, 0.88, 0.80), 0.6 * _smooth(own.clouds(u, v, 15) * 4 - 2.2))
-        return paint((0.66, 0.26, 0.26), 0.5 * _smooth(ridges * 3 - 2))
-    return paint((0.30, 0.06, 0.14), 0.8 * _smooth(own.clouds(u, v, 8) * 4 - 2))
+def _painted(own, finding, x, y, image, region, contrast):
+    """`image` with a subject's findings, mixed in by their strength within `region`."""
+    for _ in range(own.choice(finding.count)):
+        size, stretch = own(*finding.size), own(1, finding.stretch)
+        centre = PLACES[finding.place](own)
+        u, v = _turned(x - centre[0], y - centre[1], own.turn())
+        u, v = u / size, v / size
+        radius = _ellipse(u, v, (0, 0), (stretch, 1 / stretch)) + finding.ragged * (own.rough(u / 2, v / 2, 4) - 0.5)
+        texture = _smooth(own.clouds(u / 2, v / 2, finding.cells) * 3 - 1)[..., None]
+        colour = _mix(np.array(finding.colour) * own(0.9, 1.1), np.array(finding.marks), texture * own(0.4, 1))
+        share = contrast * own(0.45, 1.0) * _inside(radius - 1, finding.soft) * region
+        image = _mix(image, colour, share[..., None])
+    return image
 
 
-def _hair(view, x, y, image):
-    u, v = _turned(x, y, view.turn())
-    if view() < 0.5:
-        u, v = v, u
-    away = np.abs(u - view(-0.8, 0.8) - view(-0.4, 0.4) * v * v - view(-0.3, 0.3) * v)
-    return _mix(image, np.array((0.20, 0.14, 0.11)), (view(0.4, 0.9) * _smooth(1 - away / 0.035))[..., None])
+class Finding(NamedTuple):
+    """What the subjects of a class show: how many, where, how large (1: half of the image), how elongated, ragged and
+    soft; their colour, and that of the marks in them, of which about `cells` fit across.
+    """
+
+    count: tuple
+    place: str
+    size: tuple
+    stretch: float
+    ragged: float
+    soft: float
+    colour: tuple
+    marks: tuple
+    cells: int
 
 
-PAINTERS = {
-    "BrainMRI": (_brain, ("glioma", "meningioma", "notumor", "pituitary")),
-    "ChestXray": (_chest, ("COVID", "Normal", "Viral Pneumonia")),
-    "SkinCancer": (_skin, tuple(LESIONS)),
+PLACES = {
+    "hemisphere": lambda own: (own.sign() * own(0.18, 0.42), own(-0.45, 0.4)),
+    "skull": lambda own: tuple(own(0.45, 0.6) * c for c in own.turn()[:: 1 if own() < 0.5 else -1]),
+    "midline": lambda own: (own(-0.04, 0.04), own(0.16, 0.30)),
+    "lower lungs": lambda own: (own.sign() * own(0.42, 0.70), own(-0.1, 0.5)),
+    "hila": lambda own: (own.sign() * own(0.2, 0.35), own(-0.15, 0.2)),
+    "anywhere": lambda own: (own(-0.5, 0.5), own(-0.6, 0.6)),
+    "centre": lambda own: (0, 0),
 }
+SKIN = ((0.90, 0.74, 0.66), (0.84, 0.62, 0.55), (0.78, 0.60, 0.52), (0.88, 0.66, 0.62))
+FINDINGS = {
+    "BrainMRI": {
+        "glioma": Finding((1,), "hemisphere", (0.20, 0.36), 1.3, 1.1, 0.6, (0.85,), (0.25,), 6),
+        "meningioma": Finding((1,), "skull", (0.16, 0.28), 1.2, 0.3, 0.25, (0.90,), (0.78,), 3),
+        "notumor": Finding((0, 1, 1, 2), "anywhere", (0.03, 0.08), 1.6, 0.0, 0.6, (0.86,), (0.80,), 2),
+        "pituitary": Finding((1,), "midline", (0.12, 0.20), 1.3, 0.3, 0.3, (0.92,), (0.80,), 3),
+    },
+    "ChestXray": {
+        "COVID": Finding((2, 3, 4, 5), "lower lungs", (0.18, 0.34), 1.4, 0.8, 0.9, (0.78,), (0.55,), 6),
+        "Normal": Finding((0, 0, 0, 1), "anywhere", (0.15, 0.30), 1.3, 0.5, 0.9, (0.60,), (0.45,), 4),
+        "Viral Pneumonia": Finding((2, 3, 4), "hila", (0.40, 0.60), 1.5, 0.5, 1.2, (0.60,), (0.35,), 12),
+    },
+    "SkinCancer": {
+        "akiec": Finding((1,), "centre", (0.35, 0.62), 1.5, 0.9, 0.6, (0.76, 0.46, 0.41), (0.95, 0.88, 0.80), 15),
+        "bcc": Finding((1,), "centre", (0.28, 0.55), 1.4, 0.7, 0.4, (0.73, 0.50, 0.49), (0.36, 0.36, 0.44), 7),
+        "bkl": Finding((1,), "centre", (0.32, 0.62), 1.5, 0.7, 0.2, (0.59, 0.42, 0.32), (0.90, 0.82, 0.70), 18),
+        "df": Finding((1,), "centre", (0.26, 0.46), 1.2, 0.4, 0.5, (0.66, 0.46, 0.39), (0.93, 0.86, 0.82), 3),
+        "mel": Finding((1,), "centre", (0.38, 0.68), 1.6, 1.0, 0.2, (0.37, 0.25, 0.22), (0.42, 0.45, 0.55), 5),
+        "nv": Finding((1,), "centre", (0.24, 0.56), 1.35, 0.35, 0.3, (0.50, 0.33, 0.26), (0.30, 0.19, 0.15), 20),
+        "vasc": Finding((1,), "centre", (0.22, 0.46), 1.3, 0.5, 0.2, (0.57, 0.18, 0.24), (0.30, 0.06, 0.14), 8),
+    },
+}
+SCENES = {"BrainMRI": _head, "ChestXray": _chest, "SkinCancer": _skin}

@@ -1,5 +1,6 @@
 """Decode the images of a dataset once, into one uint8 array that every later cell maps (section 2.2)."""
 
+import functools
 import hashlib
 import json
 import logging
@@ -24,11 +25,11 @@ _log = logging.getLogger(__name__)
 def pixels(index, image_size, cache_dir):
     """The images of `index`, in its order: a read-only memory map, uint8 [n, image_size, image_size, 3].
 
-    Section 2.2: decoded by PIL, converted to RGB, resized (bilinear with PIL's antialiasing, aspect not kept). The first call decodes and writes `<cache_dir>/<key>.npy` and, last, its record `<key>.json`; a
-    later call maps them. The record holds a fingerprint of the files' contents. Sizes and modification times
-    tell whether contents must be read again: a touched file changes nothing, a changed one or a damaged cache
-    is decoded anew. Cells that start together decode once (file lock). Raises UserError that names every
-    unreadable image at once, and when the cache cannot be written.
+    Section 2.2: decoded by PIL, converted to RGB, resized (bilinear with PIL's antialiasing, aspect not kept). The first
+    call decodes and writes `<cache_dir>/<key>.npy` and, last, its record `<key>.json` with a fingerprint of the files'
+    contents; later calls map them. Sizes and modification times tell whether contents must be read again: a touched file
+    changes nothing, a changed one or a damaged cache is decoded anew. Cells that start together decode once (file lock).
+    Raises UserError that names every unreadable image, or if the cache cannot be written.
     """
     return _ensure(index, image_size, cache_dir)[0]
 
@@ -113,13 +114,20 @@ def _rgb(path):
         raise
 
 
-def _opened(path):
-    """The image at `path`, opened by Pillow; also TIFFs of more than 8 bits whose 0 is white, in either byte order."""
-    from PIL import Image, TiffImagePlugin
+@functools.cache
+def _read_inverted_tiffs():
+    """Let Pillow open TIFFs of more than 8 bits whose 0 is white, as if it were black; `_grey` inverts them."""
+    from PIL.TiffImagePlugin import OPEN_INFO
 
-    for (order, photometric, *rest), modes in list(TiffImagePlugin.OPEN_INFO.items()):
+    for (order, photometric, *rest), modes in list(OPEN_INFO.items()):
         if photometric == 1:
-            TiffImagePlugin.OPEN_INFO.setdefault((order, 0, *rest), modes)  # read as if 0 were black; see `_grey`
+            OPEN_INFO.setdefault((order, 0, *rest), modes)
+
+
+def _opened(path):
+    from PIL import Image
+
+    _read_inverted_tiffs()
     return Image.open(path)
 
 

@@ -1,4 +1,4 @@
-"""What one entry of params/datasets.yaml may say."""
+"""The keys of an entry of params/datasets.yaml, validated."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,11 +17,11 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Table(Model):
-    """A CSV with one row per image: which file, which columns, and the folders where the images may lie.
+    """A text table with one row per image: its file, its columns, and the folders that may hold the images.
 
-    `group` names the column of patients or lesions that must not be torn apart by a split; `split` a column
-    with the release's own split. A group with two labels is an error unless `mixed_groups` allows it
-    (patients may have two findings, a lesion has one diagnosis).
+    `group` names the column of patients or lesions that splits keep whole, `split` a column with the release's own
+    split. A group with two labels is an error unless `mixed_groups` allows it (patients may have two findings, a lesion
+    has one diagnosis).
     """
 
     file: Name
@@ -35,7 +35,7 @@ class Table(Model):
 
 
 class Folds(Model):
-    """How held-out parts are made (section 2.3)."""
+    """How the held-out parts are drawn (section 2.3)."""
 
     scheme: Literal["fixed", "stratified", "stratified-group"]
     n: Annotated[int, Field(ge=1)] = 5
@@ -50,10 +50,9 @@ class Folds(Model):
 
 
 class Phantom(Model):
-    """Which dataset the generated images stand for, their side in pixels, and the seed of everything drawn.
+    """The dataset that generated images imitate, their side in pixels, and the seed of everything drawn.
 
-    Two knobs for how hard they are: `contrast` of the findings, and the share of subjects with a mistaken
-    label.
+    Two settings of their difficulty: `contrast` of the findings, and the share of subjects with a wrong label.
     """
 
     stands_for: Literal["BrainMRI", "ChestXray", "SkinCancer"]
@@ -64,7 +63,7 @@ class Phantom(Model):
 
 
 class DatasetSpec(Model):
-    """One dataset: where its images and labels are, how it is split, what its release holds, who made it."""
+    """One dataset: location of its images and labels, splits, contents of the public release, origin."""
 
     name: Name
     title: Name
@@ -89,7 +88,7 @@ class DatasetSpec(Model):
         return self.folds.scheme == "stratified-group" or bool(self.table and self.table.group)
 
     def class_titles(self):
-        """What tables and figures print for the classes, in label order."""
+        """Titles of the classes in tables and figures, in label order."""
         return [self.titles.get(name, name) for name in self.classes]
 
     @model_validator(mode="after")
