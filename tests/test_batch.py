@@ -71,14 +71,44 @@ def test_dry_run_says_why_and_touches_nothing(finished, tmp_path, capsys):
 # --- what is said before anything starts --------------------------------------------------------------------------------
 
 
-def test_a_weights_file_replaced_under_its_name_makes_its_cells_stale(tmp_path):
-    path = tmp_path / "w.pt"
+@pytest.mark.parametrize(
+    "file, keys",
+    [
+        ("w.pt", {"weights": "w.pt"}),
+        ("models/resnet18.safetensors", {"weights": "models"}),
+        ("w.pt", {"overrides": {"resnet18": {"weights": "w.pt"}}}),
+    ],
+)
+def test_a_weights_file_replaced_under_its_name_makes_its_cells_stale(tmp_path, file, keys):
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"one")
-    loaded = params.load(write_profile(tmp_path, weights=str(path)))
+    loaded = params.load(write_profile(tmp_path, **keys))
     first = stages.parameters(loaded, "finetune", loaded.datasets[0], loaded.backbones[0], "fp32")["weights"]
     path.write_bytes(b"two and more")
     again = stages.parameters(loaded, "finetune", loaded.datasets[0], loaded.backbones[0], "fp32")["weights"]
     assert first != again and str(tmp_path) not in first
+
+
+def test_several_seeds_make_every_cell_once_for_each_and_studies_for_the_first(tmp_path):
+    two = ["resnet18", "mobilevit_xxs"]
+    overrides = {"mobilevit_xxs": {"seeds": [2]}}
+    keys = {"backbones": two, "controls": ["fp32-autocast"], "overrides": overrides, "study": {"latency": []}}
+    loaded = params.load(write_profile(tmp_path, seeds=[1, 2], **keys))
+    jobs = {str(job): job for job in batch.jobs(loaded)}
+    for regime in ("fp32", "ptq-fbgemm", "fp32-autocast"):
+        found = {name for name in jobs if f"/{regime}/" in name}
+        places = [("resnet18", 1), ("resnet18", 2), ("mobilevit_xxs", 2)]
+        assert found == {f"phantom-BrainMRI/{b}/{regime}/seed{k}/fold0" for b, k in places}
+    studies = [name for name in jobs if any(study in name for study in ("diagnosis", "ablation", "remedies"))]
+    assert studies and all("seed1" in name if "resnet18" in name else "seed2" in name for name in studies)
+    only = {str(job) for job in batch.jobs(loaded, {"seed": ["2"], "regime": ["ptq-fbgemm"]})}
+    assert only == {DATA} | {f"phantom-BrainMRI/{b}/{r}/seed2/fold0" for b in two for r in ("fp32", "ptq-fbgemm")}
+    one, other = (jobs[f"phantom-BrainMRI/resnet18/fp32/seed{k}/fold0"].cell for k in (1, 2))
+    assert stages.key(stages.inputs(loaded, "finetune", one)) != stages.key(stages.inputs(loaded, "finetune", other))
+    assert [finetune.schedule_of(loaded, cell, "cpu", "").seed for cell in (one, other)] == [1, 2]
+    plain = paths.Cell("tiny", "phantom-BrainMRI", "resnet18", "fp32")
+    assert finetune.schedule_of(loaded, plain, "cpu", "").seed == loaded.seed and str(plain).endswith("/fp32/fold0")
 
 
 def test_weights_that_are_not_there_stop_a_batch_before_it_starts(tmp_path, runs, capsys):
