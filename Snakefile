@@ -54,7 +54,7 @@ for row in stages.STAGES.values():
         threads: config.get("cores", 1) if alone else config.get("threads", 1)
         priority: -2 if row.name == "collect" else -row.timed
         resources:
-            mem_mb=batch.MEMORY_MB,
             gpu=gpus(row.name),
+            **({} if alone or row.name == "datasets" else {"mem_mb": batch.MEMORY_MB}),
         run:
             batch.execute(PARAMS, batch.job_of(PARAMS, rule, wildcards), PROFILE, threads, config.get("results", ""))

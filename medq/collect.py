@@ -460,7 +460,7 @@ def _write(folder, results, parts):
     newest = _newest([part for part in parts.values() if part.run and part.facts["status"] != "failed"])
     parameters = newest.run["parameters"]
     models, peers = _all_predictions(folder, results, parts)
-    folds, audits, trained = _datasets(folder, results, parts)
+    folds, audits, trained = _datasets(folder, results, parts, parameters)
     first = aggregate.first_seed(models)
     intervals, differences = aggregate.resampled(models, folds, audits, parameters)
     peer_rows = aggregate.peer_differences(peers, folds, audits, parameters)
@@ -533,7 +533,7 @@ def _all_predictions(folder, results, parts):
     return models, peers
 
 
-def _datasets(folder, results, parts):
+def _datasets(folder, results, parts, parameters):
     """Write folds, audits and ids of training images; returns ({dataset: folds}, {dataset: audit}, {(dataset, fold): ids})."""
     import pandas as pd
 
@@ -551,11 +551,23 @@ def _datasets(folder, results, parts):
             seen = {int(fold): rows for fold, rows in table.groupby("fold")}
         for cell in [p for p in parts.values() if p.cell and p.cell[0] == dataset and TRAINED_ON in p.files]:
             seen[cell.cell[3]] = _own(cell, TRAINED_ON).assign(fold=cell.cell[3])
+        for fold in {p.cell[3] for p in parts.values() if p.cell and p.cell[0] == dataset} - seen.keys():
+            seen[fold] = _drawn(folds[dataset], audits[dataset], parameters, fold)
         if seen:
             table = pd.concat([seen[k] for k in sorted(seen)])[["fold", "image_id"]]
             artefacts.write_csv(folder / "trained_on" / f"{dataset}.csv", table)
         trained |= {(dataset, fold): set(rows["image_id"]) for fold, rows in seen.items()}
     return folds, audits, trained
+
+
+def _drawn(assigned, audit, parameters, fold):
+    """The training images of a fold whose cells were made before they kept the ids."""
+    from medq.datasets import subset, twins_to_remove
+
+    if parameters.get("deduplicate"):
+        assigned = assigned[~assigned["image_id"].isin(twins_to_remove(audit, assigned, fold))]
+    chosen = subset(assigned, parameters["subset"], fold, parameters["seed"])
+    return chosen[chosen["part"] == "train"].assign(fold=fold)
 
 
 def _cells(parts):
