@@ -61,7 +61,7 @@ def test_a_compiler_that_fails_is_one_sentence_that_names_the_key(part, tmp_path
 
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model, **_: real(model, backend=broken))
-    with pytest.raises(errors.UserError, match="compile: .*no compiler.*set `compile: false`"):
+    with pytest.raises(errors.UserError, match="^compile: .*no compiler"):
         fit.fit(model(), part, fit.Schedule(**SCHEDULE, compiled=True), tmp_path)
 
 
@@ -86,10 +86,7 @@ def test_a_gpu_too_small_is_one_sentence_that_names_the_key(part, tmp_path, kind
     assert not list(tmp_path.iterdir())
     text = str(caught.value)
     if "CUDA" in said:
-        assert text.startswith(
-            "train.batch_size: training with 8 images at a time does not fit into the GPU's memory (CUDA "
-        )
-        assert "\n" not in text and text.endswith("(MEDQ_GPU_SLOTS).")
+        assert text.startswith("train.batch_size: ") and "MEDQ_GPU_SLOTS" in text and "\n" not in text
     else:
         assert text == said
 
