@@ -24,6 +24,7 @@ SHOWN = [*KEYS, "moved", "place", "image_id", "rank_correlation", "change", "ima
 CONTROL = "fp32-continued"
 TOP = 0.2  # share of the positions that `overlap` compares
 IMAGES = 512  # held-out images at most
+RESAMPLES = 2000  # enough for percentiles
 KEPT = 3  # images at each end of the gallery
 VIEWS = {  # the same images seen otherwise: how they are prepared, and how their maps are brought back
     "": (normalise, lambda maps: maps),
@@ -64,7 +65,7 @@ def measure(params, cell, part):
             reasons.append(f"{regime} ({form}): {error}")
             continue
         key = dict(zip(KEYS, (cell.dataset, cell.backbone, regime, form, view, cell.fold)))
-        tables.append(summarised(frame, groups, params.bootstrap.resamples, params.seed).assign(**key, **facts))
+        tables.append(summarised(frame, groups, params.seed).assign(**key, **facts))
         if form == "converted" and cell.dataset.startswith("phantom-"):
             shown.append(_gallery(frame, reference, found, part, rows).assign(**key))
     found = {TABLE: pd.concat(tables)[COLUMNS], GALLERY: pd.concat(shown)[SHOWN]}
@@ -129,7 +130,7 @@ def shifts(reference, found, image_size):
     return frame.assign(change=after - before)
 
 
-def summarised(frame, groups, n_resamples, seed):
+def summarised(frame, groups, seed, n_resamples=RESAMPLES):
     """Mean of each measure of `shifts` over the images with its 95 % interval: measure, n, value, low, high.
 
     `absolute_change` is the mean of |change|; `relation` is Spearman's correlation, over images, of how far a map moved

@@ -207,7 +207,7 @@ def parameters(params, stage, dataset, backbone=None, regime=None, seed=None):
             exclude=None if stage == "calibration_size" else {"sizes", "subsets"}
         )
     if stage == "attention":
-        values |= {"qat": params.quantization(backbone).model_dump(), "bootstrap": params.bootstrap.model_dump()}
+        values["qat"] = params.quantization(backbone).model_dump()
         values["regimes"] = sorted({*params.regimes, *params.controls})
     if stage == "peers":
         values["latency"] = params.latency.model_dump()

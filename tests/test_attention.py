@@ -13,7 +13,6 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from medq import artefacts, attention, finetune
-from medq.params import Bootstrap
 from medq.quantize import stage
 from medq.quantize.cam import Maps
 from medq.quantize.engines import Unsupported
@@ -52,10 +51,10 @@ def test_a_constant_map_has_no_order_and_is_left_out():
     maps = np.stack([np.eye(4), np.eye(4)[::-1], np.ones((4, 4))])
     table = attention.shifts(made(np.stack([np.eye(4)] * 3)), made(maps), 32)
     assert table.iloc[2, :3].isna().all() and table["change"].notna().all()
-    rows = attention.summarised(table, None, 200, 0).set_index("measure")
+    rows = attention.summarised(table, None, 0, 200).set_index("measure")
     assert rows.loc["overlap", "n"] == 2 and rows.loc["change", "n"] == 3
     assert rows.loc["overlap", "value"] == pytest.approx(table["overlap"].mean())
-    empty = attention.summarised(table[2:], None, 10, 0).set_index("measure")
+    empty = attention.summarised(table[2:], None, 0, 10).set_index("measure")
     assert np.isnan(empty.loc["overlap", "value"]) and np.isnan(empty.loc["relation", "low"])
 
 
@@ -72,7 +71,7 @@ def test_intervals_resample_groups():
     group = np.repeat(np.arange(20), 10)
     frame = pd.DataFrame({"rank_correlation": rng.normal(size=20)[group], "overlap": 0.0, "peak_shift": 0.0})
     frame["change"] = rng.normal(size=200)
-    alone, together = (attention.summarised(frame, g, 500, 0).set_index("measure") for g in (None, group))
+    alone, together = (attention.summarised(frame, g, 0, 500).set_index("measure") for g in (None, group))
     width = {name: rows["high"] - rows["low"] for name, rows in (("images", alone), ("groups", together))}
     assert width["groups"]["rank_correlation"] > 2 * width["images"]["rank_correlation"]
     assert width["groups"]["change"] == pytest.approx(width["images"]["change"], rel=0.4)
@@ -89,9 +88,9 @@ def test_intervals_hold_the_truth_as_often_as_stated():
         moved, change = (np.sqrt([0.5]) * (shared[group] + own)).T
         frame = pd.DataFrame({"rank_correlation": 0.7 - 0.2 * moved, "overlap": 0.0, "peak_shift": 0.0})
         frame["change"] = 0.1 * change - 0.05
-        rows = attention.summarised(frame, group, 400, repeat).set_index("measure")
+        rows = attention.summarised(frame, group, repeat, 400).set_index("measure")
         frame["change"] = np.exp(change)  # positive, in the same order
-        rows.loc["relation"] = attention.summarised(frame, group, 400, repeat).set_index("measure").loc["relation"]
+        rows.loc["relation"] = attention.summarised(frame, group, repeat, 400).set_index("measure").loc["relation"]
         rows = rows.loc[truth.index]
         inside += (rows["low"] <= truth) & (truth <= rows["high"])
     assert (inside / repeats).between(0.92, 0.975).all(), inside / repeats
@@ -104,8 +103,7 @@ def study(runs, monkeypatch):
     monkeypatch.setattr(stage, "float_model", lambda *_: trained())
     monkeypatch.setattr(stage, "partition", lambda *_: part())
     monkeypatch.setattr(finetune, "run", lambda *_: None)
-    changes = {"controls": [], "regimes": ["fp32", "ptq-fbgemm", "ptq-qnnpack"], "bootstrap": Bootstrap(resamples=100)}
-    return params.model_copy(update=changes), here
+    return params.model_copy(update={"controls": [], "regimes": ["fp32", "ptq-fbgemm", "ptq-qnnpack"]}), here
 
 
 def test_the_stage_writes_the_tidy_table_and_a_gallery_of_phantoms(study):

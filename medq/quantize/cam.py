@@ -103,20 +103,16 @@ class _Tail(SideBySide):
             value = fx.Interpreter.run_node(self, node)
         if node is not self.cut:
             return value
-        self.features = _float(value).requires_grad_()
+        self.features = kernels.as_float(value).requires_grad_()
         return Pair(value, self.features * 1)  # a copy: what follows may work in place
 
 
 def _straight(node, given, result, known):
     if not known:
         raise kernels.Unknown(f"the gradient of {node.name} is not known")
-    number = _float(result.integer)
+    number = kernels.as_float(result.integer)
     if isinstance(number, torch.Tensor) and number.is_floating_point():
         result.exact = number.detach() + (result.exact - result.exact.detach())
-
-
-def _float(value):
-    return value.dequantize() if getattr(value, "is_quantized", False) else value
 
 
 def _class_maps(graph, cut, batch, classes):
