@@ -259,6 +259,16 @@ def test_links_to_pages_and_files_of_any_name(tmp_path, monkeypatch, name):
     assert book.page_name("BrainMRI", "resnet18", "fp32") == "BrainMRI-resnet18-fp32"
 
 
+@pytest.mark.parametrize("title", ["10 $/h or 20 $", "a `b` c", "[x](y) #z", "<b> *c* _d_ ~e~ |f|", "back\\slash {g}"])
+def test_titles_are_text_in_a_page(title):
+    from markdown_it import MarkdownIt
+    from mdit_py_plugins.dollarmath import dollarmath_plugin
+
+    (inline,) = [token for token in MarkdownIt().use(dollarmath_plugin).parse(book.show.plain(title)) if token.children]
+    assert {token.type for token in inline.children} == {"text"}
+    assert "".join(token.content for token in inline.children) == title
+
+
 def test_advice_names_the_fastest_that_passes_and_why_others_did_not(tmp_path):
     from medq.advise import Limits
 

@@ -6,6 +6,7 @@ import pytest
 
 from medq import artefacts, params, paths
 from medq.datasets.partition import AUDIT, partition, prepare
+from medq.datasets.spec import DatasetSpec
 from medq.errors import UserError
 
 
@@ -107,3 +108,29 @@ def test_unknown_names_are_refused(small):
         partition(small, "phantom-Brain", 0)
     with pytest.raises(UserError, match="unknown fold 3"):
         partition(small, "phantom-BrainMRI", 3)
+
+
+@pytest.mark.parametrize("name", ["NA", "null", "nan", "None", "007", "1e5", "True"])
+def test_an_image_may_have_any_name_and_its_copies_are_removed(runs, tmp_path, monkeypatch, name):
+    from PIL import Image
+
+    names = [name, *(f"s{k}" for k in range(7))]
+    pictures = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    (tmp_path / "own" / "images").mkdir(parents=True)
+    for k, one in enumerate(names):
+        Image.fromarray(pictures[0 if k < 4 else k]).save(tmp_path / "own" / "images" / f"{one}.png")
+    rows = [f"{one},{'ab'[k % 2]}" for k, one in enumerate(names)]
+    (tmp_path / "own" / "meta.csv").write_text("\n".join(["image,dx", *rows]))
+    table = {"file": "meta.csv", "image": "image", "label": "dx", "folders": ["images"]}
+    entry = {"title": "Own", "layout": "table", "classes": ["a", "b"], "folder": ["own"], "table": table}
+    spec = DatasetSpec(name="own", **entry, folds={"scheme": "stratified", "n": 2})
+    known = params.datasets()
+    monkeypatch.setattr(params, "datasets", lambda *_: known | {"own": spec})
+    monkeypatch.setenv("MEDQ_DATA", str(tmp_path))
+    chosen = params.load("smoke", datasets=["own"], subset={"train": None, "held_out": None}, deduplicate=True)
+    copies = set(names[:4])
+    for fold in (0, 1):
+        part = partition(chosen, "own", fold)
+        train, held_out = set(part.image_id[part.train]), set(part.image_id[part.held_out])
+        assert not (train & copies and held_out & copies)
+    assert set(part.image_id) == set(names)

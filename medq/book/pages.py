@@ -5,7 +5,7 @@ import json
 import pandas as pd
 
 from medq import paths
-from medq.book.show import Shown, figure, joined, table, text
+from medq.book.show import Shown, figure, joined, plain, table, text
 from medq.results import CELL, PHANTOM, STUDY_TITLES, class_title, title
 
 DATA = paths.ROOT / "book" / "_data"
@@ -20,9 +20,9 @@ def banner(results):
 def limits(results):
     """Markdown list: what nobody should conclude from these results, given how they were made."""
     p = results.provenance.get("parameters", {})
-    phantoms = [title(d) for d in results.datasets if d.startswith(PHANTOM)]
+    phantoms = [plain(title(d)) for d in results.datasets if d.startswith(PHANTOM)]
     folds = results.cells.groupby("dataset")["fold"].nunique()
-    single = [title(d) for d in folds.index[folds == 1]]
+    single = [plain(title(d)) for d in folds.index[folds == 1]]
     states = results.status["status"].value_counts()
     lacking = [f"{states[s]} {s}" for s in ("unsupported", "failed", "missing") if s in states]
     size = p.get("image_size")
@@ -331,7 +331,7 @@ def layers(results, regime="ptq-fbgemm"):
                 ),
                 table(tables.worst_layers(results, dataset, backbone, regime), f"{name}-worst", numbered=False),
             )
-            tabs.append(f"::::{{tab-item}} {title(backbone)}, {title(dataset)}\n{shown.myst}\n::::")
+            tabs.append(f"::::{{tab-item}} {plain(title(backbone))}, {plain(title(dataset))}\n{shown.myst}\n::::")
     if not tabs:
         return text("*No cell of these results was diagnosed layer by layer.*")
     return text(":::::{tab-set}\n" + "\n".join(tabs) + "\n:::::")

@@ -195,11 +195,11 @@ def each_dataset(results, draw, name, caption, data):
 
     there = set(data["dataset"])
     shown = [
-        figure(draw(d), f"{name}-{d}", caption.format(dataset=title(d)), data[data["dataset"] == d])
+        figure(draw(d), f"{name}-{d}", caption.format(dataset=plain(title(d))), data[data["dataset"] == d])
         for d in results.datasets
         if d in there
     ]
-    lacking = [title(d) for d in results.datasets if d not in there]
+    lacking = [plain(title(d)) for d in results.datasets if d not in there]
     return joined(*shown, *([text(f"Missing from these results: {', '.join(lacking)}.")] if lacking else []))
 
 
