@@ -481,6 +481,7 @@ def _layers(rows, name, backbone):
                 0.02 * draw[1],
                 1 + 40 * draw[2],
                 1 + 20 * draw[2],
+                1 + 2 * draw[2],
                 60 - 10 * draw[3],
                 int(k == 5),
             )
