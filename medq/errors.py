@@ -1,8 +1,11 @@
-"""The one exception that a user's mistake ends in."""
+"""The exception for every failure that a user can cause."""
+
+import difflib
+import unicodedata
 
 
 class UserError(Exception):
-    """A mistake the user can mend: one sentence that names the file or key and the way out."""
+    """An error that the user can correct: one sentence that names the file or key and the way out."""
 
     def _render_traceback_(self):
         """IPython's hook: a notebook shows the sentence alone, without a traceback."""
@@ -10,18 +13,14 @@ class UserError(Exception):
 
 
 def one_of(kind, given, known):
-    """Return `given` if it is among `known`; otherwise raise a sentence that lists what is known.
+    """Return `given`, if need be in Unicode's composed form, if it is among `known`; raise a sentence with them otherwise.
 
-    The nearest known name comes first, so that a typing slip is mended at a glance.
+    The nearest known name comes first.
     """
-    import difflib
-
-    if given in known:
-        return given
+    for name in (given, unicodedata.normalize("NFC", str(given))):
+        if name in known:
+            return name
     near = difflib.get_close_matches(str(given), [str(k) for k in known], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UserError(
-        f"unknown {kind} {given!r}{hint} Known: {', '.join(map(str, known))}."
-        if near
-        else f"unknown {kind} {given!r}: known are {', '.join(map(str, known))}."
-    )
+    listed = ", ".join(map(str, known))
+    hint = f"; did you mean {near[0]!r}? Known: {listed}." if near else f": known are {listed}."
+    raise UserError(f"unknown {kind} {given!r}{hint}")

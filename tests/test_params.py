@@ -1,14 +1,15 @@
 """Profiles: whatever a file holds, loading it gives checked parameters or one sentence."""
 
 import string
+import unicodedata
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medq import params
-from medq.errors import UserError
+from medq import config, params
+from medq.errors import UserError, one_of
 
 GOOD = {"profile": "mine", "datasets": ["phantom-BrainMRI"], "backbones": ["resnet18"]}
 
@@ -202,6 +203,14 @@ def test_no_folder_of_a_batch_can_be_called_so(tmp_path, kind, name):
         getattr(params, kind)(tmp_path)
     write(tmp_path, {"My own é-2.0": entry}, f"{kind}.yaml")
     assert list(getattr(params, kind)(tmp_path)) == ["My own é-2.0"]
+
+
+def test_names_are_found_in_either_normal_form(tmp_path):
+    entry = {"title": "X", "timm": "resnet18", "family": "cnn"}
+    for form in ("NFC", "NFD"):
+        write(tmp_path, {unicodedata.normalize(form, "bénin"): entry}, f"{form}.yaml")
+        (known,) = config.catalogue(tmp_path / f"{form}.yaml", params.Backbone)
+        assert one_of("backbone", unicodedata.normalize("NFD", "bénin"), [known]) == known == "b\u00e9nin"
 
 
 def test_overrides_reach_one_backbone_alone(tmp_path):

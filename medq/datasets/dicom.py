@@ -1,5 +1,10 @@
 """Read a DICOM file as an 8-bit RGB image (DICOM PS3.3, sections C.7.6.3, C.11.1 and C.11.2)."""
 
+import contextlib
+import functools
+import logging
+import warnings
+
 import numpy as np
 
 SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
@@ -27,6 +32,7 @@ def read(path):
         raise ValueError("DICOM needs pydicom: pip install 'medq[dicom]'") from None
     from PIL import Image
 
+    _quiet()
     file = pydicom.dcmread(path, force=True)
     if "Rows" not in file or not {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & set(file.dir()):
         kind = f"{file.SOPClassUID.name} without an image" if "SOPClassUID" in file else "not DICOM, or damaged"
@@ -46,6 +52,17 @@ def read(path):
     shares = _windowed(_rescaled(values, file), values, file)
     grey = _bytes(1 - shares if colours == "MONOCHROME1" else shares)
     return np.repeat(grey[..., None], 3, axis=2)
+
+
+@functools.cache
+def _quiet():
+    """Keep pydicom and GDCM from printing: what is wrong with a file ends in the sentence of an exception."""
+    logging.getLogger("pydicom").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pydicom")
+    with contextlib.suppress(ImportError):
+        import gdcm
+
+        gdcm.Trace.WarningOff(), gdcm.Trace.ErrorOff()
 
 
 def _stored(file):
