@@ -18,6 +18,16 @@ DESIGN = (  # weights, pixels: results of one dataset and backbone on the same t
     ("none", 224, "pretrained-scratch-224"),
     ("none", 64, "pretrained-scratch-64"),
 )
+LABELS = {  # of the columns, in print
+    "fp32_brier": "FP32: Brier",
+    "fp32_auroc": "FP32: ROC-AUC",
+    "brier": "Change of Brier",
+    "auroc": "Change of ROC-AUC",
+    "brier_low": "from",
+    "brier_high": "to",
+    "auroc_low": "from ",
+    "auroc_high": "to ",
+}
 CHANGES = [f"{metric}{end}" for metric in ("brier", "auroc") for end in ("", "_low", "_high")]
 
 
