@@ -394,6 +394,17 @@ def test_figure4_spreads_over_folds_where_there_are_folds(gaps):
     assert "over folds" in figures.figure4(folds).get_supxlabel()
 
 
+def test_medians_that_are_missing_are_left_out_of_figure6(gaps):
+    """Results of earlier versions lack the median of few batches."""
+    some, every = (
+        fixtures.bent(gaps, latency=lambda t, rows=rows: t.assign(p50_ms=t["p50_ms"].mask(t["backbone"].isin(rows))))
+        for rows in (["resnet18"], gaps.backbones)
+    )
+    shapes = [m for _, _, m, _ in markers(figures.figure6(some).axes[0])]
+    assert shapes.count("o") == shapes.count("s") == 7
+    assert figures.figure6(every) is not None
+
+
 def test_figure6_shows_each_backbone_and_its_speedup(gaps):
     axis = drawn("figure6", gaps).axes[0]
     shapes = [m for _, _, m, _ in markers(axis)]
