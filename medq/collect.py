@@ -279,23 +279,21 @@ def _kept(results):
     """{name: Part} of what a result folder holds; `UserError` where it cannot be added to."""
     if not any((results / name).exists() for name in ("provenance.json", "cells.csv", RECORDS)):
         return {}
-    way_out = "collect into another folder, or delete this one"
+    way_out = "so nothing can be added to its folder; collect into another one, or delete this one"
     try:
-        sums = json.loads((results / CHECKSUMS).read_text(encoding="utf-8"))
-        for name, digest in sums.items():
-            if not (results / name).is_file() or artefacts.sha256(results / name) != digest:
-                what = "does not match its checksum" if (results / name).is_file() else "is missing"
-                raise UserError(f"{results / name}: {what}, so nothing can be added to its folder; {way_out}.")
-        found = json.loads((results / RECORDS).read_text(encoding="utf-8"))
+        file = CHECKSUMS
+        sums = json.loads((results / file).read_text(encoding="utf-8")).items()
+        for file, digest in sums:
+            if artefacts.sha256(results / file) != digest:
+                raise UserError(f"{results / file}: does not match its checksum, {way_out}.")
+        file = RECORDS
+        found = json.loads((results / file).read_text(encoding="utf-8"))
         return {
             name: Part(name, facts, found["runs"][facts["run"]] if "run" in facts else {})
             for name, facts in found["parts"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        file = RECORDS if (results / CHECKSUMS).is_file() else CHECKSUMS
-        raise UserError(
-            f"{results / file}: is missing or damaged, so nothing can be added to its folder; {way_out}."
-        ) from None
+        raise UserError(f"{results / file}: is missing or damaged, {way_out}.") from None
 
 
 def _fitting(new, finished, kept, results, failed, left_out):
