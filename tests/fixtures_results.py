@@ -503,7 +503,7 @@ def _remedies(rows, name, backbone, fp, ptq):
 
 
 def _attention(rows, shown, name, backbone):
-    models = [("fp32", "float", "flip"), ("fp32-continued", "float", "")]
+    models = [("fp32", "float", "darker"), ("fp32-continued", "float", "")]
     models += [("ptq-fbgemm", "fake-quant", ""), ("ptq-fbgemm", "converted", "")]
     for k, key in enumerate(models):
         values = {"rank_correlation": 0.95 - 0.1 * k * FRAGILITY[backbone], "overlap": 0.8, "peak_shift": 3.0}
