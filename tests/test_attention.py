@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fixtures_quantize import cell, part, trained
+from fixtures.quantize import cell, part, trained
 from PIL import Image
 from scipy.stats import spearmanr
 

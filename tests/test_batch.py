@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fixtures_batch import ROOT, environment, finished, killed, snapshot, start_batch, write_profile  # noqa: F401
+from fixtures.batch import ROOT, environment, finished, killed, snapshot, start_batch, write_profile  # noqa: F401
 
 from medq import artefacts, batch, cli, finetune, notebook, params, paths, results, slots, stages
 from medq.errors import UserError

@@ -7,7 +7,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 
-import fixtures_results as fixtures
+import fixtures.results as fixtures
 import matplotlib.colors
 import numpy as np
 import pandas as pd
@@ -179,7 +179,7 @@ def test_saved_svg_is_the_same_each_time_and_described(name, gaps, tmp_path):
 
 @pytest.mark.parametrize("n", [1, 3, 5, 7])
 def test_the_lowest_panel_of_each_column_of_runtimes_has_a_scale(full, n):
-    from fixtures_results import bent
+    from fixtures.results import bent
 
     figure = figures.peers_figure(bent(full, peers=lambda p: p[p["backbone"].isin(full.backbones[:n])]), "BrainMRI")
     figure.draw_without_rendering()

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fixtures_quantize import batch, part, trained
+from fixtures.quantize import batch, part, trained
 from torch import fx, nn
 from torch.ao.nn import quantized as nnq
 from torch.nn import functional as F

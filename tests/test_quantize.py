@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fixtures_quantize import batch, cell, part, trained
+from fixtures.quantize import batch, cell, part, trained
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn

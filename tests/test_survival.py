@@ -15,7 +15,7 @@ import nbformat
 import psutil
 import pytest
 import torch
-from fixtures_batch import (
+from fixtures.batch import (
     ROOT,
     environment,
     family,
