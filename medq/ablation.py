@@ -106,7 +106,7 @@ def _scores(model, part, rows=None, batch_size=evaluate.BATCH):
 def batch_composition(model, part, seed, batch_sizes=(evaluate.BATCH, 8)):
     """Scores of one model on the same held-out images by class and shuffled, in batches of several sizes.
 
-    A model that was traced in training mode normalises each batch by the batch's own statistics: what it says about an
+    A model that was traced in training mode normalises each batch by the batch's own statistics: its prediction for an
     image depends on the images beside it. Any other model scores the same in every row. Returns a list of dicts.
     """
     by_class = part.held_out[np.argsort(part.labels[part.held_out], kind="stable")]
@@ -121,7 +121,7 @@ def batch_composition(model, part, seed, batch_sizes=(evaluate.BATCH, 8)):
 def smallest_collapse(table, form="converted"):
     """The smallest change of recipe that turns a sound model into a collapsed one, per backbone and engine.
 
-    `table` has the columns of ablation.csv; what counts as a collapse stands in `medq.tables.COLLAPSE`, and the columns
-    of the answer in `medq.tables.ablation`.
+    `table` has the columns of ablation.csv; a collapse is defined by `medq.tables.COLLAPSE`, the columns of the
+    answer by `medq.tables.ablation`.
     """
     return tables.ablation(SimpleNamespace(ablation=table), form=form)

@@ -1,7 +1,6 @@
 """Does quantization move what a model looks at? Class activation maps of a cell's models against those of FP32."""
 
 import base64
-import dataclasses
 import io
 import math
 from functools import cache, partial
@@ -26,18 +25,18 @@ TOP = 0.2  # share of the positions that `overlap` compares
 IMAGES = 512  # held-out images at most
 RESAMPLES = 2000  # enough for percentiles
 KEPT = 3  # images at each end of the gallery
-VIEWS = {  # the same images seen otherwise: how they are prepared, and how their maps are brought back
-    "": (normalise, lambda maps: maps),
-    "flip": (lambda images: normalise(images.flip(2)), lambda maps: maps.flip(2)),
-    "brighter": (lambda images: normalise((1.1 * images).clamp(max=255)), lambda maps: maps),
+VIEWS = {  # the same images under another light. No mirror: strides sample its mirrored positions up to one cell away
+    "": normalise,
+    "brighter": lambda images: normalise((1.1 * images).clamp(max=255)),
+    "darker": lambda images: normalise(0.9 * images),
 }
 
 
 def run(params, cell):
     """Compare the maps of the models of `cell` with those of FP32; writes attention.csv and returns the folder.
 
-    The INT8 regimes and the control of the profile are made first if need be. Two other views of the images under FP32
-    say how far maps move without quantization. gallery.csv holds images of phantoms; of other datasets it is empty.
+    The INT8 regimes and the control of the profile are made first if need be. FP32 on brighter and darker images
+    says how far maps move without quantization. gallery.csv holds images of phantoms; of other datasets it is empty.
     """
     return stage.study(params, cell, "attention", partial(measure, params, cell))
 
@@ -56,10 +55,8 @@ def measure(params, cell, part):
         return {TABLE: tables[0], GALLERY: shown[0]}, {"status": "unsupported", "reason": str(error)}
     facts = {"method": "CAM" if reference.exact() else "Grad-CAM", "grid": reference.side}
     for regime, form, view, make in _models(params, cell, part, original):
-        prepare, back = VIEWS[view]
         try:
-            found = maps(make(), stage.calibration_batches(part, rows, prepare), reference.classes)
-            found = dataclasses.replace(found, values=back(found.values))
+            found = maps(make(), stage.calibration_batches(part, rows, VIEWS[view]), reference.classes)
             frame = shifts(reference, found, params.image_size)
         except (Unsupported, FloatingPointError, kernels.Unknown) as error:
             reasons.append(f"{regime} ({form}): {error}")

@@ -19,7 +19,7 @@ def run(params, cell):
     """Sweep the calibration set's size for `cell` (regime `ptq-…`); writes calibration_size.csv, returns the folder.
 
     Sizes are `params.calibration.sizes` as far as the training part reaches, each drawn `params.calibration.subsets`
-    times. For a transformer the table is empty and `done.json` says why.
+    times. For a transformer the table is empty and `done.json` gives the reason.
     """
     if regimes.method(cell.regime) != "ptq":
         raise UserError(

@@ -256,7 +256,7 @@ def _finished(runs, left_out):
             facts["machine"] = manifest["machine"]
         run = {key: manifest[key] for key in RUN if key in manifest}
         if not Part(name, facts, run).cell:
-            facts["model"] = _beside(name, "fp32") if name.count("/") > 2 else None  # a study's, with its seed
+            facts |= {"model": _beside(name, "fp32")} if name.count("/") > 2 else {}  # a study's, with its seed
             name = re.sub(r"/seed\d+(?=/fold)", "", name)
         found[name] = Part(name, facts, run, folder, tuple(record["files"]))
     return found
@@ -279,23 +279,21 @@ def _kept(results):
     """{name: Part} of what a result folder holds; `UserError` where it cannot be added to."""
     if not any((results / name).exists() for name in ("provenance.json", "cells.csv", RECORDS)):
         return {}
-    way_out = "collect into another folder, or delete this one"
+    way_out = "so nothing can be added to its folder; collect into another one, or delete this one"
     try:
-        sums = json.loads((results / CHECKSUMS).read_text(encoding="utf-8"))
-        for name, digest in sums.items():
-            if not (results / name).is_file() or artefacts.sha256(results / name) != digest:
-                what = "does not match its checksum" if (results / name).is_file() else "is missing"
-                raise UserError(f"{results / name}: {what}, so nothing can be added to its folder; {way_out}.")
-        found = json.loads((results / RECORDS).read_text(encoding="utf-8"))
+        file = CHECKSUMS
+        sums = json.loads((results / file).read_text(encoding="utf-8")).items()
+        for file, digest in sums:
+            if artefacts.sha256(results / file) != digest:
+                raise UserError(f"{results / file}: does not match its checksum, {way_out}.")
+        file = RECORDS
+        found = json.loads((results / file).read_text(encoding="utf-8"))
         return {
             name: Part(name, facts, found["runs"][facts["run"]] if "run" in facts else {})
             for name, facts in found["parts"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        file = RECORDS if (results / CHECKSUMS).is_file() else CHECKSUMS
-        raise UserError(
-            f"{results / file}: is missing or damaged, so nothing can be added to its folder; {way_out}."
-        ) from None
+        raise UserError(f"{results / file}: is missing or damaged, {way_out}.") from None
 
 
 def _fitting(new, finished, kept, results, failed, left_out):
@@ -307,51 +305,51 @@ def _fitting(new, finished, kept, results, failed, left_out):
     for name in {*kept} & {*failed} - {*new}:
         if kept[name].run and _differing(kept[name], newest.run["parameters"]):
             del kept[name]
-    stays = [
-        p for name, p in kept.items() if name not in new and p.stage != "datasets" and p.facts["status"] != "failed"
-    ]
-    cells = [p for p in stays if p.cell] or stays
+    stays = [part for name, part in kept.items() if name not in new and part.facts["status"] != "failed"]
+    stays = [part for part in stays if part.stage != "datasets"]
+    cells = [part for part in stays if part.cell] or stays
     standard = (_newest(cells) if cells else newest).run["parameters"]
     where = f"of the cells in {results}" if cells else "of the newest cell"
-    datasets = {part.name.split("/")[0] for part in stays}
-    keys = {name: part.facts["key"] for name, part in finished.items()}
-    retrained = {
-        name
-        for name, part in kept.items()
-        if part.cell
-        and part.cell[2] == "fp32"
-        and name in finished
-        and _predictions(results, part) != _predictions(None, finished[name])
-    }
-    blocked = ({part.start for part in stays} | {name for name in retrained if name not in new}) & retrained
-    fitting = {}
+    models = [name for name, part in kept.items() if part.cell and part.cell[2] == "fp32" and name in finished]
+    retrained = {name for name in models if _predictions(results, kept[name]) != _predictions(results, finished[name])}
+    blocked = ({part.start for part in stays} | (retrained - {*new})) & retrained
+    datasets, fitting = {part.name.split("/")[0] for part in stays}, {}
     for name, part in new.items():
-        dataset, start = name.split("/")[0], part.start
-        data = f"{dataset}/data"
-        images = kept[data] if data in kept and dataset in datasets else new.get(data)
-        differing = _differing(part, standard)
-        if differing:
-            left_out[name] = f"its {differing} is not that {where}; run the batch again, or choose another folder"
-        elif images and part.facts.get("fingerprint", images.facts["fingerprint"]) != images.facts["fingerprint"]:
-            left_out[name] = (
-                f"was made from other images than those {where}; run the batch again, or choose another folder"
+        data = f"{name.split('/')[0]}/data"
+        images = kept[data] if data in kept and data.split("/")[0] in datasets else new.get(data)
+        reason = _unlike(part, standard, images, where) or _outdated(part, finished)
+        if not reason and part.cell and {part.start, name} & blocked:
+            reason = (
+                f"starts from another FP32 model than cells in {results} do; run all of them, or choose another folder"
             )
-        elif name != data and data in finished and part.facts.get("images", keys[data]) != keys[data]:
-            left_out[name] = "was made from other images; run the batch again"
-        elif "starts from" in part.facts and part.facts["starts from"] != keys.get(
-            start or part.facts.get("model"), None if part.cell else part.facts["starts from"]
-        ):
-            left_out[name] = "starts from an FP32 checkpoint that is no longer there; run the batch again"
-        elif part.cell and (start in blocked or name in blocked):
-            left_out[name] = (
-                f"starts from another FP32 model than cells in {results} do; run or collect all of them, or choose "
-                "another folder"
-            )
-        else:
+        if not reason:
             fitting[name] = part
-    for name in [name for name in left_out if name.endswith("/data") and name in kept]:
-        del left_out[name]  # its cells are named
+        elif not (name == data and name in kept):  # else its cells are named
+            left_out[name] = reason
     return fitting
+
+
+def _unlike(part, standard, images, where):
+    """Why a part cannot stand beside others with the parameters `standard` that were made from `images`, or an empty string."""
+    key = _differing(part, standard)
+    if key:
+        return f"its {key} is not that {where}; run the batch again, or choose another folder"
+    if images and part.facts.get("fingerprint", images.facts["fingerprint"]) != images.facts["fingerprint"]:
+        return f"was made from other images than those {where}; run the batch again, or choose another folder"
+    return ""
+
+
+def _outdated(part, finished):
+    """Why a part is not made from what is in its batch today, or an empty string."""
+    data = finished.get(f"{part.name.split('/')[0]}/data")
+    if data and data.name != part.name and part.facts.get("images", data.facts["key"]) != data.facts["key"]:
+        return "was made from other images; run the batch again"
+    if "starts from" in part.facts:
+        model = finished.get(part.start or part.facts.get("model"))
+        known = model.facts["key"] if model else None if part.cell else part.facts["starts from"]
+        if part.facts["starts from"] != known:
+            return "starts from an FP32 checkpoint that is no longer there; run the batch again"
+    return ""
 
 
 def _newest(parts):

@@ -126,13 +126,13 @@ def read_yaml(path):
     return value
 
 
-def check_name(name, path):
-    """Return the name of an entry of `path` in Unicode's composed form; raise `UserError` if no folder can have it."""
+def check_name(name):
+    """Return the name of a catalogue's entry in Unicode's composed form; raise `UserError` if no folder can have it."""
     if not isinstance(name, str):
-        raise UserError(f"{path}: the name of an entry reads as {name!r}; put it in quotes, so that it is text.")
+        raise UserError(f"the name of an entry reads as {name!r}; put it in quotes, so that it is text.")
     if name in RESERVED or name != name.strip() or not re.fullmatch(r"[^-./\\,={}*?<>\s][^/\\,={}*?<>\n\r\t]*", name):
         raise UserError(
-            f"{path}: {name!r} is not a valid name (it becomes a folder): start with a letter or digit, without "
+            f"{name!r} is not a valid name (it becomes a folder): start with a letter or digit, without "
             f"/ \\ , = {{ }} * ? < > in it, and not {', '.join(RESERVED)}."
         )
     return unicodedata.normalize("NFC", name)
@@ -161,9 +161,9 @@ def catalogue(path, model):
     """
     entries, mistakes = {}, []
     for name, entry in read_yaml(path).items():
-        name = check_name(name, path)
         named = isinstance(entry, dict) and "name" in model.model_fields
         try:
+            name = check_name(name)
             if named and "name" in entry:
                 raise UserError(f"{name}: must not have a key 'name' of its own.")
             entries[name] = validate(model, entry | {"name": name} if named else entry, name)

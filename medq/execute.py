@@ -197,6 +197,7 @@ def _shell(outputs):
             return getattr(self.log, name)
 
     matplotlib.use(BACKEND)
+    matplotlib.interactive(True)  # a figure is shown at the end of the cell that drew it
     Shell.clear_instance()
     shell = Shell.instance(config=Config({"HistoryManager": {"enabled": False}}))
     configure_inline_support(shell, BACKEND)

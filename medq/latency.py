@@ -46,7 +46,7 @@ def interleave(
     First up to `warmup` calls each (at most a quarter of `seconds`, at least one). Then, turn after turn in random
     order, an untimed call that brings the model back into the caches, and timed ones for a share of `seconds` or of
     `batches`; calls longer than the share need no untimed one. A function ends after `batches` calls or `seconds`
-    seconds, but not before `timing.ENOUGH` calls, or as many as `enough` {key: number} says. `synchronise` is called
+    seconds, but not before `timing.ENOUGH` calls, or as many as `enough` {key: number} asks for. `synchronise` is called
     before each reading of the clock.
     """
 
@@ -252,7 +252,7 @@ def variants(params, made):
 
 
 def batch(images, n, variant):
-    """The first `n` of `images` (repeated if there are fewer), normalised, as `variant` wants its input."""
+    """The first `n` of `images` (repeated if there are fewer), normalised, in the form that `variant` takes."""
     x = normalise(torch.from_numpy(np.resize(images, (n, *images.shape[1:]))))
     return x.contiguous(memory_format=variant.layout).to(variant.device, variant.dtype)
 

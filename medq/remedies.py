@@ -41,7 +41,7 @@ def run(params, cell):
     """Measure every remedy on `cell` (regime `ptq-…`), held-out part; writes remedies.csv and returns the folder.
 
     The rows `none` (PTQ as it is) and `fp32` are what the others are compared with. A remedy that the engine refuses or
-    that does not apply to the backbone has no row; `done.json` says why.
+    that does not apply to the backbone has no row; `done.json` gives the reason.
     """
     if regimes.method(cell.regime) != "ptq":
         raise UserError(

@@ -57,7 +57,7 @@ def real_data():
 @pytest.fixture(scope="session")
 def full():
     """Made results of a whole grid; change nothing in it."""
-    import fixtures_results
+    from fixtures import results as fixtures_results
 
     return fixtures_results.world()
 
@@ -65,7 +65,7 @@ def full():
 @pytest.fixture(scope="session")
 def gaps():
     """Made results with an unsupported, a failed and a missing cell, and one whose kernels err; change nothing in it."""
-    import fixtures_results
+    from fixtures import results as fixtures_results
 
     return fixtures_results.world(
         unsupported=(("BrainMRI", "convnext_tiny", "ptq-qnnpack"),),

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fixtures_quantize import BatchNormAct2d, batch, cell, part, trained
+from fixtures.quantize import BatchNormAct2d, batch, cell, part, trained
 from torch.nn import functional as F
 
 from medq import ablation, params as profiles, results, tables

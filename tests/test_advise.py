@@ -4,7 +4,7 @@ import sys
 
 import pandas as pd
 import pytest
-from fixtures_results import bent, world
+from fixtures.results import bent, world
 
 from medq import advise
 from medq.advise import Limits, decide

@@ -13,7 +13,7 @@ import yaml
 from filelock import FileLock
 
 import book_check
-import fixtures_results
+from fixtures import results as fixtures_results
 from medq import book, params, paths, results
 
 pytestmark = pytest.mark.timeout(900)  # a busy machine builds the book slowly

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 import book_check
-import fixtures_results
+from fixtures import results as fixtures_results
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(1800)]
 FLAGS = [

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fixtures_quantize import batch, trained
+from fixtures.quantize import batch, trained
 from torch import nn
 
 from medq import backbones

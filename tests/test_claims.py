@@ -3,7 +3,7 @@
 import math
 from functools import cache
 
-import fixtures_results as fixtures
+import fixtures.results as fixtures
 import numpy as np
 import pandas as pd
 import pytest

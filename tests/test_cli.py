@@ -76,7 +76,7 @@ def test_a_programming_error_is_not_hidden(command):
         (["batch", "smoke", "--dry-run", "--only", "backbone"], "key=name"),
         (["batch", "smoke", "--dry-run", "--only", "fold=7"], "unknown fold '7': known are 0"),
         (["batch", "smoke", "--dry-run", "--only", "stage=finetune", "regime=ptq-fbgemm"], "fits no part of smoke"),
-        (["batch", "smoke", "--results", "/dev/null"], "--results /dev/null: is no folder"),
+        (["batch", "smoke", "--results", "/dev/null"], "--results /dev/null: is not a folder"),
         (["batch", "smoke", "--jobs", "0"], "--jobs"),
         (["batch", "smoke", "--profile", "profiles/none"], "no config.yaml there"),
         (["collect", "runs/none", "results/none"], "no such folder"),

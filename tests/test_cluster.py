@@ -11,7 +11,7 @@ import time
 
 import pytest
 import yaml
-from fixtures_batch import environment, write_profile
+from fixtures.batch import environment, write_profile
 
 from medq import artefacts, paths
 

@@ -867,7 +867,7 @@ def test_a_folder_that_is_no_result_folder_cannot_be_added_to(made):
     out = made.parent.parent / "out"
     out.mkdir()
     (out / "cells.csv").write_text("dataset\n")
-    with pytest.raises(UserError, match="another folder"):
+    with pytest.raises(UserError, match="another one"):
         collect.collect(made, out)
     assert (out / "cells.csv").read_text() == "dataset\n"
 
@@ -904,14 +904,14 @@ def test_tables_are_made_again_from_what_the_folder_keeps(standing):
         "checksums.json",
     ],
 )
-@pytest.mark.parametrize("change", [lambda data: data[:-3], lambda data: data.rpartition(b"\n")[0], None])
+@pytest.mark.parametrize("change", [lambda data: data[:-3], lambda data: data[: data[:-1].rfind(b"\n") + 1], None])
 def test_a_damaged_folder_is_not_added_to(standing, tmp_path, file, change, capsys):
     runs, out = (shutil.copytree(path, tmp_path / path.name) for path in standing)
     (out / file).write_bytes(change((out / file).read_bytes())) if change else (out / file).unlink()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert cli.main(["collect", str(runs), str(out)]) == 2
     found = capsys.readouterr().err
-    assert found.startswith(f"medq: {out / file}: ") and "another folder" in found and found.count("\n") == 1
+    assert found.startswith(f"medq: {out / file}: ") and "another one" in found and found.count("\n") == 1
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 

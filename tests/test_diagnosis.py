@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from fixtures_quantize import BatchNormAct2d, batch, cell, part, trained
+from fixtures.quantize import BatchNormAct2d, batch, cell, part, trained
 from torch import nn
 
 from medq import artefacts, diagnosis, finetune, results

@@ -162,6 +162,13 @@ def test_what_cannot_be_shown_is_refused_with_the_reason(name, reason, tmp_path)
         read_image(str(path))
 
 
+@pytest.mark.parametrize("colours", ["ARGB", "CMYK", "HSV", "YBR_PARTIAL_422"])
+def test_colours_that_are_not_converted_are_refused(tmp_path, colours):
+    path = changed(tmp_path / "a.dcm", "examples_rgb_color.dcm", PhotometricInterpretation=colours)
+    with pytest.raises(ValueError, match=colours):
+        read_image(path)
+
+
 def test_without_pydicom_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(ValueError, match=r"pip install 'medq\[dicom\]'"):

@@ -7,7 +7,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 
-import fixtures_results as fixtures
+import fixtures.results as fixtures
 import matplotlib.colors
 import numpy as np
 import pandas as pd
@@ -179,7 +179,7 @@ def test_saved_svg_is_the_same_each_time_and_described(name, gaps, tmp_path):
 
 @pytest.mark.parametrize("n", [1, 3, 5, 7])
 def test_the_lowest_panel_of_each_column_of_runtimes_has_a_scale(full, n):
-    from fixtures_results import bent
+    from fixtures.results import bent
 
     figure = figures.peers_figure(bent(full, peers=lambda p: p[p["backbone"].isin(full.backbones[:n])]), "BrainMRI")
     figure.draw_without_rendering()
@@ -392,6 +392,17 @@ def test_figure4_spreads_over_folds_where_there_are_folds(gaps):
     assert set(data["spread"]) == {"folds"} and (data["n"] == 2).all()
     assert np.allclose(data["std"], 0.02 / np.sqrt(2))
     assert "over folds" in figures.figure4(folds).get_supxlabel()
+
+
+def test_medians_that_are_missing_are_left_out_of_figure6(gaps):
+    """Results of earlier versions lack the median of few batches."""
+    some, every = (
+        fixtures.bent(gaps, latency=lambda t, rows=rows: t.assign(p50_ms=t["p50_ms"].mask(t["backbone"].isin(rows))))
+        for rows in (["resnet18"], gaps.backbones)
+    )
+    shapes = [m for _, _, m, _ in markers(figures.figure6(some).axes[0])]
+    assert shapes.count("o") == shapes.count("s") == 7
+    assert figures.figure6(every) is not None
 
 
 def test_figure6_shows_each_backbone_and_its_speedup(gaps):

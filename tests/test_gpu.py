@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-import fixtures_quantize
+from fixtures import quantize as fixtures_quantize
 from medq import errors, evaluate, fit, slots
 from medq.datasets.partition import Partition
 from medq.quantize import static

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fixtures_quantize import batch, part, trained
+from fixtures.quantize import batch, part, trained
 from torch import fx, nn
 from torch.ao.nn import quantized as nnq
 from torch.nn import functional as F
@@ -248,7 +248,7 @@ def unary(operator, *more):
 def test_an_operator_that_is_not_known_is_named_and_not_judged(monkeypatch):
     quantized, x = unary(torch.ops.quantized.celu, 0.1, 60, 1.0), torch.randn(1, 3, 4, 4)
     assert kernels.verdict(agreement(quantized, x)) == (True, "")
-    monkeypatch.delitem(kernels._FUNCTIONS, "celu")
+    monkeypatch.delitem(kernels.FUNCTIONS, "celu")
     table = agreement(quantized, x)
     assert len(table) == 1 and table["agrees"].isna().all() and table["wrong"].isna().all()
     agrees, note = kernels.verdict(table)
@@ -329,7 +329,7 @@ def test_the_check_finds_that_prelu_misreads_weights_above_half_of_their_grid():
 
 
 def test_a_diagnosis_survives_an_operator_that_is_not_known(monkeypatch):
-    monkeypatch.delitem(kernels._FUNCTIONS, "hardswish")
+    monkeypatch.delitem(kernels.FUNCTIONS, "hardswish")
     torch.manual_seed(0)
     model, x = Operators(BETWEEN["hardswish"]).eval(), batch(4)
     prepared = static.prepare(model, "fbgemm", stage.DEFAULT, 32)

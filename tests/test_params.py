@@ -205,6 +205,15 @@ def test_no_folder_of_a_batch_can_be_called_so(tmp_path, kind, name):
     assert list(getattr(params, kind)(tmp_path)) == ["My own é-2.0"]
 
 
+def test_all_mistakes_of_a_catalogue_are_named(tmp_path):
+    write(tmp_path, {"-x": {}, "a <b> c": {}, 2024: {}, "fine": {"tytle": "X"}}, "backbones.yaml")
+    with pytest.raises(UserError) as error:
+        params.backbones(tmp_path)
+    for part in (str(tmp_path / "backbones.yaml"), "'-x'", "'a <b> c'", "2024", "fine", "'tytle'"):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_names_are_found_in_either_normal_form(tmp_path):
     entry = {"title": "X", "timm": "resnet18", "family": "cnn"}
     for form in ("NFC", "NFD"):

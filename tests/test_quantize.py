@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fixtures_quantize import batch, cell, part, trained
+from fixtures.quantize import batch, cell, part, trained
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -402,7 +402,7 @@ def test_a_check_that_fails_loses_no_cell(monkeypatch):
         raise KeyError("no such operator")
 
     monkeypatch.setattr(kernels, "agreement", fail)
-    table, agrees, note = stage._judged(None, None)
+    table, agrees, note = stage.judged(None, None)
     assert table.empty and list(table.columns) == kernels.COLUMNS and agrees is None and "KeyError" in note
 
 

@@ -2,7 +2,7 @@
 
 import re
 
-import fixtures_results as fixtures
+import fixtures.results as fixtures
 import pandas as pd
 import pytest
 

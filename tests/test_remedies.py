@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from fixtures_quantize import batch, cell, part, trained
+from fixtures.quantize import batch, cell, part, trained
 from torch import nn
 
 from medq import remedies, results

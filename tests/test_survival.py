@@ -15,7 +15,7 @@ import nbformat
 import psutil
 import pytest
 import torch
-from fixtures_batch import (
+from fixtures.batch import (
     ROOT,
     environment,
     family,
@@ -278,7 +278,7 @@ def test_a_notebook_ends_with_the_process_that_runs_it(tmp_path):
     wait_for(lambda: pid.exists() and pid.read_text().endswith("."))
     command.kill()
     command.wait()
-    wait_for(lambda: not psutil.pid_exists(int(pid.read_text()[:-1])), 20)
+    wait_for(lambda: not psutil.pid_exists(int(pid.read_text()[:-1])), 120)
 
 
 def test_kills_of_a_notebook_at_random_moments(killed, tmp_path):

@@ -4,7 +4,7 @@ import math
 import re
 from html import unescape
 
-import fixtures_results as fixtures
+import fixtures.results as fixtures
 import numpy as np
 import pandas as pd
 import pytest

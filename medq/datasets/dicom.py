@@ -9,6 +9,8 @@ import numpy as np
 
 SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
 
+COLOURS = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+
 
 def is_dicom(path):
     """Whether the file begins as DICOM does: a preamble of 128 bytes, then DICM."""
@@ -43,6 +45,8 @@ def read(path):
     if file.Rows * file.Columns > Image.MAX_IMAGE_PIXELS:
         raise Image.DecompressionBombError
     colours = file.PhotometricInterpretation
+    if colours not in COLOURS:
+        raise ValueError(f"its photometric interpretation, {colours}, is not read: convert it to RGB or MONOCHROME2")
     values = _stored(file)
     if colours == "PALETTE COLOR":
         values = apply_color_lut(values, _native_palette(file))[..., :3]

@@ -91,7 +91,7 @@ def attention_gallery(results, dataset):
         if row["place"] == 1:
             line[1].set_title("FP32", fontweight="normal")
             line[2].set_title("INT8", fontweight="normal")
-    figure.suptitle(f"{name}: moved most (left), moved least (right)", x=0, ha="left")
+    figure.suptitle(f"{name}: moved most (left), moved least (right)", x=0.005, ha="left")
     ends = shown.groupby("moved")["rank_correlation"].agg(["min", "max"])
     words = "; ".join(f"{moved} {low:.2f} to {high:.2f}" for moved, low, high in ends.itertuples())
     return described(

@@ -4,8 +4,8 @@ engines    the global engine state, and models tied to their engine
 observers  ranges of activations that torch.ao does not offer
 static     FX graph mode for convolutional backbones, recipes as data
 dynamic    dynamic Linear for transformers, and its simulation
-kernels    does the engine compute what the simulation says?
-sweep      the same question for every quantized operator on its own
+kernels    integer operators compared with their simulation
+sweep      the same comparison for every quantized operator on its own
 twin       a converted graph and its floating-point twin side by side
 storage    quantized models on disk, without pickled code
 stage      the stage `quantize` of a batch

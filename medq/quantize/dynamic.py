@@ -82,7 +82,7 @@ def unconvertible(model):
 
 
 def _image_sizes(model):
-    """Image sizes worth trying: what the model says of itself, then the usual ones."""
+    """Image sizes worth trying: those that the model declares, then the usual ones."""
     built = getattr(getattr(model, "patch_embed", None), "img_size", None) or ()
     stated = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", ())[1:]
     return dict.fromkeys([*(built if isinstance(built, tuple) else (built,)), *stated, 224, 64, 32])

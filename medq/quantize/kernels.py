@@ -1,4 +1,4 @@
-"""Does an engine compute what the simulation says? Each integer operator against floating point, on its own inputs.
+"""Comparison of an engine with its simulation: each integer operator against floating point, on its own inputs.
 
 Every quantized operator of a converted model is run once as the engine runs it and once in floating point on the same
 (dequantized) inputs, weights and output scale. A sound kernel differs by at most a step of rounding.
@@ -53,7 +53,7 @@ def _normalised(x, weight, bias, mean, variance, eps):
 
 # Operators of torch.ops.quantized in floating point, given the operator's arguments without its output's grid. Where the
 # name ends in `_relu`, a ReLU follows.
-_FUNCTIONS = {
+FUNCTIONS = {
     **dict.fromkeys(("add", "add_scalar"), operator.add),
     **dict.fromkeys(("mul", "mul_scalar"), operator.mul),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolved),
@@ -244,8 +244,8 @@ def node_in_float(model, node, args, kwargs, weights=None):
         if not isinstance(node.target, torch._ops.OpOverloadPacket):
             return node.target(*args, **kwargs)
         name = node.target.__name__
-        name, relu = (name, False) if name in _FUNCTIONS else (name.removesuffix("_relu"), name.endswith("_relu"))
-        result = _FUNCTIONS[name](*_operands(node.target, args, kwargs))
+        name, relu = (name, False) if name in FUNCTIONS else (name.removesuffix("_relu"), name.endswith("_relu"))
+        result = FUNCTIONS[name](*_operands(node.target, args, kwargs))
         return F.relu(result) if relu else result
     except Exception as error:  # an operator of any model, with arguments of any kind
         raise Unknown(f"{layer_and_operator(model, node)[1]}: {type(error).__name__}: {error}") from error
@@ -333,16 +333,8 @@ def _dynamic_rows(quantized, batch):
             weight, bias = module._packed_params._weight_bias()
             exact = F.linear(fake_activation(inputs[0], LEVELS[quantized.engine]), weight.dequantize(), bias)
             ratio = sqnr_db(exact, output - exact)
-            rows.append(
-                {
-                    "layer": name,
-                    "operator": "Linear (dynamic)",
-                    "kernel_sqnr_db": ratio,
-                    "kernel_max_steps": math.nan,
-                    "wrong": math.nan,
-                    "agrees": ratio >= MIN_SQNR_DB,
-                }
-            )
+            row = {"layer": name, "operator": "Linear (dynamic)", "kernel_sqnr_db": ratio}
+            rows.append(row | {"agrees": ratio >= MIN_SQNR_DB})
 
         return hook
 

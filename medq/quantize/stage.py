@@ -69,7 +69,7 @@ def _quantize(params, cell, part, inputs):
             quantized(batches[0][:2])
         artefacts.write_text(cell.folder / CALIBRATION, "image_id\n" + "".join(f"{i}\n" for i in part.image_id[rows]))
         files += [CALIBRATION, *_predict(params, cell, part, quantized, simulated(prepared, family, method))]
-        table, agrees, note = _judged(quantized, batches[0])
+        table, agrees, note = judged(quantized, batches[0])
         artefacts.write_csv(cell.folder / KERNELS, table)
         facts |= {"engine_agrees": agrees, "engine_note": note, "int8_bytes": storage.state_dict_bytes(quantized.model)}
         kind = "dynamic" if family == "transformer" else "static-qat" if method == "qat" else "static"
@@ -85,7 +85,7 @@ def _quantize(params, cell, part, inputs):
     finetune.finish(params, cell, inputs, files, history, started, clock, **facts)
 
 
-def _judged(quantized, batch):
+def judged(quantized, batch):
     """(table of the integer kernels against their simulation, whether they agree, note); None where that is unknown."""
     try:
         table = kernels.agreement(quantized, batch)

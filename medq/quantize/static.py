@@ -58,7 +58,7 @@ def resolved(recipe, engine_name):
 
 
 def qconfig_mapping(engine_name, recipe):
-    """PyTorch's default mapping for the engine with what the recipe changes, everywhere the default stands."""
+    """PyTorch's default mapping for the engine, with the recipe's changes wherever it uses the default configuration."""
     mapping = get_default_qconfig_mapping(engine_name)
     default = mapping.global_qconfig
     activation, weight = default.activation, _WEIGHTS.get(recipe.weights, default.weight)

@@ -22,7 +22,7 @@ from medq.quantize.engines import ENGINES, engine
 
 
 class Header(Model):
-    """What a file says about how to build its graph again."""
+    """The header of a file: how to build its graph again."""
 
     method: Literal["static", "static-qat", "dynamic"]
     backbone: str

@@ -1,8 +1,10 @@
-"""Which quantized operators of this build compute something else than floating point? A sweep over all that we know.
+"""A sweep over quantized operators: which of them compute something else than floating point in this build?
 
 Each case of `CASES` runs on each engine and memory layout, on values that use the whole grid, with and without the
 reduced range that an engine may need; the integer result is compared with floating point on the same inputs.
 """
+
+import itertools
 
 import pandas as pd
 import torch
@@ -66,20 +68,10 @@ def sweep(engines=None, operators=CASES):
     engine's own kind of weights (per-channel; per-tensor under qnnpack). The values are the same at every call.
     """
     engines = engines or [name for name in torch.backends.quantized.supported_engines if name != "none"]
-    rows = []
-    for name in engines:
-        for operator in operators:
-            for layout in LAYOUTS:
-                for used in RANGES:
-                    rows.append(
-                        {
-                            "operator": operator,
-                            "engine": name,
-                            "layout": layout,
-                            "range": used,
-                            **_row(operator, name, layout, RANGES[used]),
-                        }
-                    )
+    rows = [
+        dict(zip(COLUMNS, (operator, name, layout, used))) | _row(operator, name, layout, RANGES[used])
+        for name, operator, layout, used in itertools.product(engines, operators, LAYOUTS, RANGES)
+    ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -162,5 +154,5 @@ def _grid(exact, used):
 
 
 def disagreements(table):
-    """The rows of `sweep` whose kernel does not compute what floating point says, worst first."""
+    """The rows of `sweep` whose kernel disagrees with floating point, worst first."""
     return table[table["agrees"].eq(False)].sort_values("kernel_sqnr_db").reset_index(drop=True)

@@ -6,7 +6,7 @@ from medq.regimes import INT8
 from medq.results import CELL, title
 from medq.tables.entries import captioned
 
-VIEWS = {"flip": "FP32, mirrored image", "brighter": "FP32, image 10 % brighter"}
+VIEWS = {"brighter": "FP32, image 10 % brighter", "darker": "FP32, image 10 % darker"}
 FORMS = {"fake-quant": "simulated", "converted": "integer"}
 SHOWN = ["rank_correlation", "rank_correlation_low", "rank_correlation_high", "overlap", "peak_shift"]
 SHOWN += ["absolute_change", "relation", "relation_low", "relation_high"]
