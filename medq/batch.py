@@ -265,13 +265,12 @@ def _code(notebook):
 
 
 def mark(planned):
-    """Remove what says that a planned job is done, so that it counts as not done until it is."""
+    """Remove notebooks, failure notes and stale completion records of planned jobs, so that they count as not done."""
     for job, kind, _ in planned:
         (job.folder / f"{job.stage}.ipynb").unlink(missing_ok=True)
         (job.folder / artefacts.FAILED).unlink(missing_ok=True)
-        if (
-            kind == AGAIN and job.stage != "datasets"
-        ):  # whose record says what the cells were made from until it is replaced
+        images = job.stage == "datasets"  # their record shows what the cells were made from until it is replaced
+        if kind == AGAIN and not images:
             (job.folder / artefacts.DONE).unlink(missing_ok=True)
 
 

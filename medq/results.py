@@ -1,7 +1,7 @@
 """Result folders: what their files hold (`SCHEMA`), and one lazy, read-only view of a folder (`Results`).
 
 Everything in the book is a function of such a folder. A file that is not there reads as an empty table with
-the right columns, so that a half-finished batch can be shown, and says what it lacks.
+the right columns, so that the results of a half-finished batch can be shown.
 """
 
 import contextlib
@@ -96,8 +96,8 @@ FOLD_COLUMNS = ["image_id", "label", "group", "fold"]
 PREDICTION_COLUMNS = ["image_id", "fold", "label"]  # and p_<class> of each class
 AGAIN = "collect the results again"
 
-# What provenance.json holds, named as in a cell's manifest. Every key may be missing: the banner says what
-# it knows.
+# What provenance.json holds, named as in a cell's manifest. Every key may be missing: the banner leaves
+# out what it does not know.
 PROVENANCE = {
     "profile": "name of the profile",
     "parameters": "the profile, whole: datasets, backbones, image_size, weights, subset, latency, ...",
@@ -452,36 +452,36 @@ def _banner_study(results):
     params, data = p.get("parameters", {}), p.get("data", {})
     facts = []
     for dataset in results.datasets:
-        facts.append(f"{title(dataset)} ({_images_said(data.get(dataset, {}))}; {_folds_said(results, dataset)})")
+        facts.append(f"{title(dataset)} ({_images_text(data.get(dataset, {}))}; {_folds_text(results, dataset)})")
     phantoms = [d for d in results.datasets if d.startswith(PHANTOM)]
-    said = [
+    sentences = [
         f"**Which numbers these are.** Profile `{p.get('profile', results.name)}`: {', '.join(facts) or 'no data'}."
     ]
     if phantoms:
-        said.append(
+        sentences.append(
             "**Generated phantoms, not medical images**: each is shown beside the paper's dataset "
             "that it stands for, and says nothing about it."
         )
     size = params.get("image_size")
     if size:
         more = "." if size == 224 else "; the paper used 224 × 224."
-        said.append(f"Images of {size} × {size} pixels{more}")
+        sentences.append(f"Images of {size} × {size} pixels{more}")
     purpose = {"train": "to train on", "held_out": "to evaluate on"}
     subset = [f"{n:,} {purpose.get(part, part)}" for part, n in (params.get("subset") or {}).items() if n]
     if subset:
-        said.append(f"A stratified subset of the images: at most {' and '.join(subset)}.")
+        sentences.append(f"A stratified subset of the images: at most {' and '.join(subset)}.")
     weights = params.get("weights")
-    said.append(
+    sentences.append(
         {
             None: "Starting weights are not recorded.",
             "none": "Trained **from scratch**; the paper fine-tuned ImageNet weights.",
             "imagenet": "Fine-tuned from ImageNet weights, as in the paper.",
         }.get(weights, f"Fine-tuned from `{weights}`; the paper used ImageNet weights.")
     )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
-def _images_said(known):
+def _images_text(known):
     n, release = known.get("n_images"), known.get("n_release")
     count = (
         "image count not recorded"
@@ -496,7 +496,7 @@ def _images_said(known):
     return count + (f", {used[0]:,} trained on and {used[1]:,} evaluated per fold" if all(used) else "")
 
 
-def _folds_said(results, dataset):
+def _folds_text(results, dataset):
     cells = results.cells
     done = sorted(cells.loc[(cells["dataset"] == dataset) & (cells["status"] == "done"), "fold"].unique())
     scheme = _catalogue("datasets").get(dataset, {}).get("folds", {})
@@ -515,8 +515,8 @@ def _banner_machine(results):
     cpu, gpu, commit = p.get("cpu") or {}, p.get("gpu") or {}, p.get("commit") or {}
     torch = p.get("versions", {}).get("torch")
     size = p.get("parameters", {}).get("latency", {}).get("image_size")
-    said = [
-        f"on {_machine_said(cpu, gpu)}" if cpu else "on a machine that was not recorded",
+    sentences = [
+        f"on {_machine_text(cpu, gpu)}" if cpu else "on a machine that was not recorded",
         f"PyTorch {torch}" if torch else None,
         p["written"][:10] if p.get("written") else None,
         f"commit `{commit['hash'][:10]}`" if commit.get("hash") else None,
@@ -526,13 +526,13 @@ def _banner_machine(results):
     more = f" Cells come from {machines} machines; this is the newest." if machines > 1 else ""
     elsewhere = {}
     for stage, found in p.get("studied", {}).items():
-        where = " and ".join(_machine_said(m.get("cpu") or {}, m.get("gpu") or {}) for m in found)
+        where = " and ".join(_machine_text(m.get("cpu") or {}, m.get("gpu") or {}) for m in found)
         elsewhere.setdefault(where, []).append(STUDY_TITLES.get(stage, stage))
     apart = "".join(f" Measured on {where}: {', '.join(names)}." for where, names in elsewhere.items())
-    return f"Measured {', '.join(filter(None, said))}.{more}{timed}{apart}"
+    return f"Measured {', '.join(filter(None, sentences))}.{more}{timed}{apart}"
 
 
-def _machine_said(cpu, gpu):
+def _machine_text(cpu, gpu):
     vnni = any("vnni" in i for i in cpu.get("instructions", []))
     parts = [
         cpu.get("model"),
@@ -550,8 +550,8 @@ def _banner_gaps(results):
     if status.empty:
         return "**There are no results here yet.**"
     counts = status["status"].value_counts()
-    said = [f"{counts.get('done', 0)} of {len(status)} cells done"]
-    said += [f"**{counts[s]} {s}**" for s in ("unsupported", "failed", "missing") if s in counts]
+    sentences = [f"{counts.get('done', 0)} of {len(status)} cells done"]
+    sentences += [f"**{counts[s]} {s}**" for s in ("unsupported", "failed", "missing") if s in counts]
     wrong = status[status["engine_agrees"].eq(False)]
     more = (
         f" In {len(wrong)} cell{'s' if len(wrong) > 1 else ''} the engine's kernels do not compute what "
@@ -559,7 +559,7 @@ def _banner_gaps(results):
         if len(wrong)
         else ""
     )
-    return ", ".join(said) + "." + more
+    return ", ".join(sentences) + "." + more
 
 
 # --- names ----------------------------------------------------------------------------------------

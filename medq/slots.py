@@ -24,10 +24,10 @@ def trains(stage, regime):
 
 def per_gpu():
     """Cells that may share a GPU; 0 where MEDQ_GPU_SLOTS is not set. `UserError` for what is not a number."""
-    said = os.environ.get("MEDQ_GPU_SLOTS") or "0"
-    if not said.isdecimal():
-        raise UserError(f"MEDQ_GPU_SLOTS: must be a whole number, not {said!r}.")
-    return int(said)
+    given = os.environ.get("MEDQ_GPU_SLOTS") or "0"
+    if not given.isdecimal():
+        raise UserError(f"MEDQ_GPU_SLOTS: must be a whole number, not {given!r}.")
+    return int(given)
 
 
 def gpus():
