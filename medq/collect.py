@@ -600,7 +600,8 @@ def _union(name, results, parts, parameters):
         old = _read(results / name)
         keys = ["backbone"] if stage == "latency" else [c for c in CELL if c in old]
         for values, rows in old.groupby(keys, sort=False):
-            tables[_name_of(stage, dict(zip(keys, values)))] = rows
+            part = _name_of(stage, dict(zip(keys, values)))  # which may have studied several regimes
+            tables[part] = pd.concat([tables[part], rows]) if part in tables else rows
         tables = {part: rows for part, rows in tables.items() if part in parts and parts[part].folder is None}
     for part in parts.values():
         if part.folder and name in part.files and (stage or part.cell):

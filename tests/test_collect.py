@@ -416,6 +416,22 @@ def test_study_tables_are_put_together_in_the_profiles_order(made):
     assert collected(made)[1].remedies["backbone"].tolist() == ["resnet50", "resnet18"]
 
 
+def test_a_study_of_several_regimes_stays_whole(made):
+    folder = made / "BrainMRI" / "resnet18" / "attention" / "fold0"
+    key = {"dataset": "BrainMRI", "backbone": "resnet18", "view": "", "fold": 0, "method": "CAM", "grid": 7, "n": 9}
+    rows = [
+        key | {"regime": regime, "form": form, "measure": "overlap", "value": 0.5, "low": 0.4, "high": 0.6}
+        for regime, form in (("ptq-fbgemm", "fake-quant"), ("ptq-fbgemm", "converted"), ("qat-fbgemm", "converted"))
+    ]
+    artefacts.write_csv(folder / "attention.csv", pd.DataFrame(rows))
+    manifest(folder)
+    artefacts.finish(folder, ["attention.csv", "manifest.json"], key="k", inputs={"images": "key-data"})
+    first = collected(made)[1].attention
+    assert first["form"].tolist() == ["fake-quant", "converted", "converted"]
+    shutil.rmtree(folder.parent)
+    pd.testing.assert_frame_equal(collected(made)[1].attention, first)
+
+
 MACHINE = {
     "threads": 2,
     "interop_threads": 1,
