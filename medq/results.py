@@ -325,6 +325,7 @@ class Results:
         path = self.path / "folds" / f"{dataset}.csv"
         if not path.is_file():
             return pd.DataFrame(columns=FOLD_COLUMNS, dtype="str")
+        self.check(f"folds/{dataset}.csv")
         return read_table(path, FOLD_COLUMNS, dtype="str", keep_default_na=False)
 
     def predictions(self, dataset, backbone, regime, variant=""):
