@@ -4,6 +4,8 @@
 model (`VARIANTS`). `folds` and `audits`: {dataset: DataFrame}, the tables of the stage `datasets`.
 """
 
+import itertools
+
 import numpy as np
 import pandas as pd
 
@@ -95,13 +97,16 @@ def resampled(models, folds, audits, parameters):
 
 
 def compared():
-    """(a, b) of every two methods that are compared: regimes, their simulations, and each with its own simulation."""
+    """(a, b) of every two methods that are compared: regimes, their simulations, each with its own, all of Table 1."""
     pairs = regimes.pairs()
-    return (
+    table1 = [r + SIMULATED * (r in regimes.INT8) for r in regimes.PAPER]
+    found = (
         *pairs,
         *(tuple(r + SIMULATED * (r in regimes.INT8) for r in pair) for pair in pairs if set(pair) & set(regimes.INT8)),
         *((regime + SIMULATED, regime) for regime in regimes.INT8),
+        *itertools.combinations(table1, 2),
     )
+    return tuple(dict.fromkeys(found))
 
 
 def peer_differences(peers, folds, audits, parameters):

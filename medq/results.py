@@ -328,6 +328,22 @@ class Results:
         self.check(f"folds/{dataset}.csv")
         return read_table(path, FOLD_COLUMNS, dtype="str", keep_default_na=False)
 
+    def audit(self, dataset):
+        """`audit/<dataset>.csv`: groups of copies (`medq.datasets.audit`); empty where the folder lacks it."""
+        path = self.path / "audit" / f"{dataset}.csv"
+        if not path.is_file():
+            return pd.DataFrame(columns=["image_id", "group_id", "kind", "spans", "label"])
+        return read_table(path, ["image_id", "group_id", "kind"], dtype={"image_id": "str"}, keep_default_na=False)
+
+    def trained_on(self, dataset):
+        """Ids of the images that any fold of a dataset was trained on, a set; empty where the folder lacks them."""
+        path = self.path / "trained_on" / f"{dataset}.csv"
+        return (
+            set(read_table(path, ["image_id"], dtype="str", keep_default_na=False)["image_id"])
+            if path.is_file()
+            else set()
+        )
+
     def predictions(self, dataset, backbone, regime, variant=""):
         """Stored predictions of a cell (of several seeds the first), all folds: image_id, fold, label, `p_<class>` in label order.
 

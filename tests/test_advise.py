@@ -41,7 +41,7 @@ def timed(regime, p50, high=None, baseline=""):
     }
 
 
-def compared(regime, auprc, ece, reference="fp32"):
+def compared(regime, auprc, brier, reference="fp32"):
     """Bootstrap rows: (delta, low, high) of the reference minus the regime, in points."""
     return [
         {
@@ -54,11 +54,11 @@ def compared(regime, auprc, ece, reference="fp32"):
             "low_pp": low,
             "high_pp": high,
         }
-        for metric, (d, low, high) in (("auprc", auprc), ("ece", ece))
+        for metric, (d, low, high) in (("auprc", auprc), ("brier", brier), ("nll", brier))
     ]
 
 
-SAFE = ((0.1, -0.1, 0.3), (-0.1, -0.3, 0.1))  # loses 0.1 points, ECE rises by 0.001
+SAFE = ((0.1, -0.1, 0.3), (-0.1, -0.3, 0.1))  # loses 0.1 points, Brier and NLL rise by 0.001
 
 
 def row_of(table, candidate):
@@ -75,7 +75,7 @@ def test_the_fastest_that_passes_is_shipped(tmp_path):
     table = decide(results)
     assert table.loc[table["ship"], "candidate"].tolist() == ["ptq-fbgemm"]
     assert row_of(table, "ptq-fbgemm")["speedup"] == pytest.approx(5)
-    assert row_of(table, "ptq-fbgemm")["ece_rise"] == pytest.approx(0.001)
+    assert row_of(table, "ptq-fbgemm")["brier_rise"] == pytest.approx(0.001)
 
 
 def test_an_interval_that_reaches_over_the_limit_fails_and_less_confidence_lets_it_pass(tmp_path):
@@ -101,7 +101,7 @@ def test_the_bound_of_a_rise_comes_from_the_lower_end_of_fp32_minus_regime(tmp_p
         bootstrap=compared("ptq-fbgemm", SAFE[0], (-0.5, -3.0, 0.1)),
     )
     row = row_of(decide(results, Limits(confidence=0.975)), "ptq-fbgemm")
-    assert row["ece_rise_bound"] == pytest.approx(0.03) and row["passes"] is False
+    assert row["brier_rise_bound"] == pytest.approx(0.03) and row["passes"] is False
 
 
 @pytest.mark.parametrize("end", [1, 2])
@@ -131,7 +131,7 @@ def test_a_budget_counts_with_its_bound_and_the_best_baseline_of_fp32_counts(tmp
     table = decide(results, Limits(latency_ms=5))
     assert table.loc[table["ship"], "candidate"].tolist() == ["fp32"]
     assert row_of(table, "fp32")["p50_ms"] == 4
-    assert "Latency is 3.0 ms but perhaps 8.0 ms" in row_of(table, "qat-fbgemm")["why"]
+    assert "Latency is 3.0 ms, perhaps 8.0 ms" in row_of(table, "qat-fbgemm")["why"]
     none = decide(results, Limits(latency_ms=1))
     assert not none["ship"].any()
 
@@ -166,25 +166,12 @@ def test_runtimes_compete_on_their_speed_up_in_their_own_run(tmp_path):
             "p99_ms": p50,
         }
 
-    spread = [
-        {
-            "dataset": "D",
-            "backbone": "resnet18",
-            "regime": "fp32",
-            "form": "float",
-            "metric": m,
-            "class": "",
-            "value": v,
-            "low": v - w,
-            "high": v + w,
-        }
-        for m, v, w in (("auprc", 0.9, 0.001), ("ece", 0.02, 0.001))
-    ]
     results = made(
         tmp_path,
         cells=cells("fp32"),
         latency=[timed("fp32", 40.0, baseline="eager")],
-        intervals=spread,
+        bootstrap=compared("openvino-int8", (0.3, 0.1, 0.5), SAFE[1], reference="pytorch-fp32")
+        + compared("onnxruntime-int8", SAFE[0], (-3.0, -4.0, -2.0), reference="pytorch-fp32"),
         peers=[
             peer("pytorch", "fp32", 4.0),
             peer("openvino", "int8", 0.5, auprc=0.897),
@@ -194,8 +181,8 @@ def test_runtimes_compete_on_their_speed_up_in_their_own_run(tmp_path):
     table = decide(results)
     chosen = table[table["ship"]].iloc[0]
     assert chosen["candidate"] == "openvino int8" and chosen["p50_ms"] == pytest.approx(5.0)
-    assert chosen["auprc_loss_bound_pp"] == pytest.approx(0.3 + math.sqrt(2) * 0.1 * 1.6449 / 1.96, abs=1e-3)
-    assert "ECE rises by 0.0300" in row_of(table, "onnxruntime int8")["why"]
+    assert chosen["auprc_loss_bound_pp"] == pytest.approx(0.3 + 0.2 * 1.6449 / 1.96, abs=1e-3)
+    assert "Brier rises by 0.0300" in row_of(table, "onnxruntime int8")["why"]
     paired = made(tmp_path, bootstrap=compared("openvino-int8", (0.3, 0.1, 1.5), SAFE[1], reference="pytorch-fp32"))
     assert row_of(decide(paired), "openvino int8")["passes"] is False
 
@@ -210,6 +197,34 @@ def test_what_is_faster_and_better_calibrated_but_fails_a_limit_is_named(tmp_pat
     shipped = decide(results).query("ship").iloc[0]
     assert (shipped["candidate"], shipped["beaten_by"]) == ("qat-fbgemm", "ptq-fbgemm")
     assert decide(results, Limits(auprc_loss_pp=5.0)).query("ship").iloc[0]["beaten_by"] == ""
+
+
+def test_nothing_is_recommended_for_a_model_that_names_the_largest_class_or_guesses(tmp_path):
+    folder = tmp_path / "predictions" / "D" / "resnet18"
+    folder.mkdir(parents=True)
+    labels = [0] * 66 + [1] * 34
+    pd.DataFrame({"image_id": range(100), "fold": 0, "label": labels, "p_a": 0.6, "p_b": 0.4}).to_parquet(
+        folder / "fp32.parquet"
+    )
+    cell = {"dataset": "D", "backbone": "resnet18", "regime": "fp32", "form": "float", "class": "", "recipe": "default"}
+    for accuracy, low, auroc, reason in (
+        (0.66, 0.57, 0.8, "naming the largest class"),
+        (0.70, 0.61, 0.8, "naming the largest class"),
+        (0.80, 0.72, 0.5, "chance"),
+        (0.80, 0.72, 0.8, ""),
+    ):
+        scores = {"accuracy": (accuracy, low), "auroc": (auroc, math.nan)}
+        results = made(
+            tmp_path,
+            cells=cells("fp32", "ptq-fbgemm"),
+            metrics=[cell | {"fold": "pooled", "metric": m, "value": v} for m, (v, _) in scores.items()],
+            intervals=[cell | {"metric": m, "value": v, "low": w, "high": 1.0} for m, (v, w) in scores.items()],
+            latency=[timed("fp32", 10.0, baseline="eager"), timed("ptq-fbgemm", 2.0)],
+            bootstrap=compared("ptq-fbgemm", *SAFE),
+        )
+        table = decide(results)
+        assert table["ship"].any() == (not reason) and reason in table["why"].iloc[0]
+        assert ("nothing: FP32 is no better than" in advise.text(table, Limits())) == bool(reason)
 
 
 def test_in_a_world_like_the_papers_ptq_never_ships():
@@ -227,7 +242,8 @@ def test_results_without_timings_or_peers_still_decide():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"confidence": 1.0}, {"confidence": 0.2}, {"latency_ms": 0.0}, {"ece_rise": math.nan}, {"batch_size": 0}]
+    "wrong",
+    [{"confidence": 1.0}, {"confidence": 0.2}, {"latency_ms": 0.0}, {"brier_rise": math.nan}, {"batch_size": 0}],
 )
 def test_limits_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match="must"):

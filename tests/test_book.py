@@ -284,7 +284,7 @@ def test_advice_names_the_fastest_that_passes_and_why_others_did_not(tmp_path):
     bad = results.load(fixtures_results.write(tmp_path / "bad", ptq=1.0, qat=1.0, **shape))
     refused = book.advice(bad).set_index("backbone")
     assert set(refused["ship"]) == {"FP32"} and "INT8-PTQ" in refused.loc["mobilenetv2", "refused"]
-    wide = book.advice(good, Limits(auprc_loss_pp=100, ece_rise=1))
+    wide = book.advice(good, Limits(auprc_loss_pp=100, brier_rise=9, nll_rise=9))
     assert wide["ship"].str.startswith("INT8").all() and (wide["speedup"] > 1).all()
 
 

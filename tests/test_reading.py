@@ -27,6 +27,15 @@ def test_numbers_are_those_of_the_tables(full):
     assert reading.coverage(full) == "Of 168 cells, 168 done."
 
 
+def test_a_separate_training_is_no_cost_of_precision(full):
+    """FP16 is trained on its own: with one seed its difference from FP32 is not counted, with several it is."""
+    said = reading.summary(full)
+    assert "FP16 was trained apart and once" in said and not re.search(r"FP16 \d+ of", said)
+    assert re.search(r"INT8-PTQ \(FBGEMM\) \d+ of 24", said)
+    several = reading.summary(fixtures.bent(full, bootstrap=lambda b: b.assign(trainings=3)))
+    assert re.search(r"FP16 \d+ of 24", several) and "trained apart" not in several
+
+
 def test_changes_compare_backbones_that_have_both(full):
     """A regime that lacks the best backbone is not worse for that."""
     best = "swin_tiny"

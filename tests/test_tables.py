@@ -196,6 +196,62 @@ def test_ablation_means_are_nearest_to_the_paper_first(full, paper):
     assert row["distance"] == pytest.approx(math.hypot(row["ece"] - 0.2516, row["brier"] - 0.5287))
 
 
+def test_a_recipe_reproduces_table_1_only_in_all_six_cells_at_once(full, paper):
+    t = tables.recipes_against_table1(full, paper)
+    assert not t["reproduces"].any() and t["cells"].eq(3).all() and t["distance"].is_monotonic_increasing
+    table1 = paper.metrics[paper.metrics["backbone"] == "mean"].set_index(["dataset", "regime", "metric"])["value"]
+    fp32 = {
+        m: scores(full, m).query("regime == 'fp32'").set_index(["dataset", "backbone"])["value"]
+        for m in ("ece", "brier")
+    }
+
+    def like_the_paper(a):
+        both = pd.concat([a, a.assign(engine="qnnpack", run_engine="qnnpack")], ignore_index=True)
+        for metric, own in fp32.items():
+            for k, r in both[both["recipe"] == "minmax"].iterrows():
+                rise = table1[r["dataset"], f"ptq-{r['engine']}", metric] - table1[r["dataset"], "fp32", metric]
+                both.loc[k, metric] = own[r["dataset"], r["backbone"]] + rise
+        return both
+
+    t = tables.recipes_against_table1(fixtures.bent(full, ablation=like_the_paper), paper)
+    assert t.loc[t["reproduces"], "recipe"].tolist() == ["minmax"] and t.iloc[0]["distance"] == pytest.approx(
+        0, abs=1e-9
+    )
+    one_off = like_the_paper(full.ablation)
+    one_off.loc[(one_off["recipe"] == "minmax") & (one_off["dataset"] == "ChestXray"), "brier"] += 0.2
+    t = tables.recipes_against_table1(fixtures.bent(full, ablation=one_off), paper)
+    assert not t["reproduces"].any()
+
+
+def test_the_leak_is_what_changes_on_copied_images_beyond_the_others(tmp_path):
+    """100 of 300 test images have a copy in training. Without copies these lose 0.3 and all images 0.1 more."""
+    ids, twin = [f"i{k}" for k in range(300)], np.arange(300) < 100
+    rng = np.random.default_rng(0)
+    for name, p in (("r", 0.8 + 0.1 * twin), ("r-deduplicated", 0.7 - 0.1 * twin)):
+        folder = tmp_path / name
+        frame = pd.DataFrame({"image_id": ids, "fold": 0, "label": 0, "p_a": p + rng.uniform(-0.02, 0.02, 300)})
+        for backbone in ("resnet18", "resnet50"):
+            (folder / "predictions" / "BrainMRI" / backbone).mkdir(parents=True)
+            frame.assign(p_b=1 - frame["p_a"]).to_parquet(
+                folder / "predictions" / "BrainMRI" / backbone / "fp32.parquet"
+            )
+        cells = [("BrainMRI", b, "fp32", 0, "done", "", 1.0, 1, "", "") for b in ("resnet18", "resnet50")]
+        for file, rows in (("cells.csv", cells), ("metrics.csv", [])):
+            pd.DataFrame(rows, columns=results.SCHEMA[file]).to_csv(folder / file, index=False)
+    copies = [(f"i{k}", k, "near", True, 0) for k in range(100)] + [(f"t{k}", k, "near", True, 0) for k in range(100)]
+    for part, columns, rows in (
+        ("audit", ["image_id", "group_id", "kind", "spans", "label"], copies),
+        ("trained_on", ["fold", "image_id"], [(0, f"t{k}") for k in range(100)]),
+    ):
+        (tmp_path / "r" / part).mkdir()
+        pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "r" / part / "BrainMRI.csv", index=False)
+    row = tables.leak_effect(load(tmp_path / "r")).iloc[0]
+    assert (row["backbones"], row["twins"], row["others"]) == (2, 100, 200)
+    expected = 2 * ((0.4**2 - 0.1**2) - (0.3**2 - 0.2**2))
+    assert row["effect"] == pytest.approx(expected, abs=0.01) and row["low"] < expected < row["high"]
+    assert tables.leak_effect(load(tmp_path / "r-deduplicated")).empty
+
+
 def test_attention_has_a_row_per_model(full):
     t = tables.attention(full).set_index(["dataset", "backbone", "model"])
     assert len(t) == 3 * 6 * 4 and set(t["n"]) == {150}

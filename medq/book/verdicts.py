@@ -8,7 +8,12 @@ from medq.book.pages import DATA
 from medq.book.show import html_table, in_repository, repository_url, table_of, text, unfolding
 from medq.results import title
 
-VERDICTS = {"supported": "✓ supported", "contradicted": "✗ contradicted", "not testable": "? not testable"}
+VERDICTS = {
+    "supported": "✓ supported",
+    "contradicted": "✗ contradicted",
+    "not testable": "? not testable",
+    "outside this protocol's reach": "– outside this protocol's reach",
+}
 STATES = {"yes": "✓ yes", "partly": "◐ partly", "no": "✗ no"}
 
 
@@ -89,14 +94,14 @@ ADVICE = {
     "p50_ms": ("p50 (ms)", "{:.2f}"),
     "speedup": ("Speed-up", "{:.2f}×"),
     "auprc_loss_pp": ("AUPRC loss (points)", "{:+.2f}"),
-    "ece_rise": ("ECE rise", "{:+.4f}"),
+    "brier_rise": ("Brier rise", "{:+.4f}"),
 }
 
 
 def advice(results, limits=None):
     """`medq.advise.decide` in one row per dataset and backbone.
 
-    Columns: dataset, backbone, ship, p50_ms, speedup (over eager FP32), auprc_loss_pp, ece_rise, refused
+    Columns: dataset, backbone, ship, p50_ms, speedup (over eager FP32), auprc_loss_pp, brier_rise, refused
     (candidates that are faster, and why they were passed over, a line each).
     """
     from medq import advise

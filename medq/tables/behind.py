@@ -7,7 +7,7 @@ import pandas as pd
 from medq.errors import one_of
 from medq.results import CELL, counterpart, means, scores, timings
 from medq.results import published as paper_results
-from medq.tables.beyond import beside_variant, engine_check, flips, qat_control, remedies, silent
+from medq.tables.beyond import beside_variant, engine_check, flips, leak_effect, qat_control, remedies, silent
 from medq.tables.entries import by_key, cell_state, mean_state
 from medq.tables.paper import speedups, table1_data, table2_data, table3_data, table4_data
 
@@ -122,6 +122,7 @@ DATA = {
     "silent": lambda r, p: silent(r),
     "flips": lambda r, p: flips(r),
     "leak": lambda r, p: r.leak,
+    "leak_effect": lambda r, p: leak_effect(r),
     "deduplicated": lambda r, p: beside_variant(r, "deduplicated"),
     "inner": lambda r, p: beside_variant(r, "inner"),
     "qat_control": lambda r, p: qat_control(r),

@@ -179,6 +179,45 @@ def ablation_means(results, published=None, *, form="converted"):
     )
 
 
+REPRODUCED = {"ece": 0.05, "brier": 0.10}  # greatest error of a change from FP32 that still reproduces Table 1's
+
+
+def recipes_against_table1(results, published=None, *, form="converted"):
+    """How near each recipe comes to what PTQ changes in the paper's Table 1, over all its datasets and engines at once.
+
+    Compared are changes from FP32, mean over the backbones of the ablation, in ECE and Brier: levels differ between
+    protocols. Columns: recipe, cells (datasets x engines), error_ece, error_brier (root mean square of ours minus the
+    paper's), worst_ece, worst_brier, distance (of both errors, each in units of REPRODUCED), reproduces (all six cells,
+    each within REPRODUCED); nearest first, recipes of fewer cells last.
+    """
+    published, frame = published or paper_results(), recipe_means(results, form)
+    rows = []
+    for recipe, own in frame.groupby("recipe", sort=False):
+        errors = {metric: [] for metric in REPRODUCED}
+        for (dataset, engine), part in own.groupby(["dataset", "engine"], sort=False):
+            for metric, found in errors.items():
+                paper = by_key(means(published, metric, form="fake-quant"), ["dataset", "regime"])
+                fp32 = by_key(scores(results, metric).query("regime == 'fp32'"), ["dataset", "backbone"])
+                ours = [
+                    r[metric] - fp32.get((dataset, r["backbone"]), {}).get("value", math.nan)
+                    for _, r in part.iterrows()
+                ]
+                theirs = [
+                    paper.get((counterpart(dataset), regime), {}).get("value", math.nan)
+                    for regime in ("fp32", f"ptq-{engine}")
+                ]
+                found.append(np.mean(ours) - (theirs[1] - theirs[0]))
+        rms = [float(np.sqrt(np.mean(np.square(e)))) for e in errors.values()]
+        worst = [float(np.max(np.abs(e))) for e in errors.values()]
+        near = all(w <= limit for w, limit in zip(worst, REPRODUCED.values()))
+        cells = len(errors["ece"])
+        distance = math.hypot(*(r / limit for r, limit in zip(rms, REPRODUCED.values())))
+        rows.append((recipe, cells, *rms, *worst, distance, near and cells == 6))
+    columns = ["recipe", "cells", "error_ece", "error_brier", "worst_ece", "worst_brier", "distance", "reproduces"]
+    table = pd.DataFrame(rows, columns=columns).dropna(subset=["distance"])
+    return table.sort_values(["cells", "distance"], ascending=[False, True], ignore_index=True)
+
+
 UNTREATED, UNQUANTIZED = "none", "fp32"  # the rows of remedies.csv that the others are held against
 GAP = 0.005  # where PTQ is not worse than FP32 by as much, there is no gap to speak of closing
 
@@ -281,6 +320,66 @@ def leak(results, metric="auroc", *, form="converted"):
         f"The leak between training and test images, and {title(metric)} without it",
         formats={None: "{:.4f}", "effect": "{:+.4f}"},
     )
+
+
+def leak_effect(results):
+    """What training on copies of test images does, by difference in differences: one row per dataset.
+
+    Compared are the FP32 models of these results and those trained without the copies (`-deduplicated`), on the
+    test images with a copy in training (`twins`) and on the others. The second difference removes what the two
+    trainings differ by anyway, and the first what twins differ by in difficulty. Each backbone's training counts once,
+    whatever is quantized from it: squared errors are averaged over backbones per image. `effect` is the rise of the Brier
+    score on twins that leaving out the copies causes, `low` and `high` its 95 % interval (Welch, over groups of copies).
+
+    Columns: dataset, backbones, twins, others (images), with_copies_twins, with_copies_others, without_copies_twins,
+    without_copies_others, effect, low, high. Empty without the second result folder.
+    """
+    from scipy import stats
+
+    from medq.bootstrap import connected
+
+    other, rows = variant(results, "deduplicated"), []
+    for dataset in results.datasets if other else ():
+        found = {side: _image_brier(r, dataset) for side, r in (("with", results), ("without", other))}
+        backbones = sorted(found["with"].keys() & found["without"].keys())
+        if not backbones:
+            continue
+        before, after = (pd.concat([found[side][b] for b in backbones], axis=1).dropna().mean(axis=1) for side in found)
+        images = before.index.intersection(after.index)
+        audit = results.audit(dataset)
+        seen = audit.loc[audit["image_id"].isin(results.trained_on(dataset)), "group_id"]
+        copied = audit.loc[audit["group_id"].isin(seen), "image_id"]
+        groups = pd.Series(connected(images, audit), index=images)
+        twin = images.isin(copied)
+        if not 1 < groups[twin].nunique() or not 1 < groups[~twin].nunique():
+            continue
+        rise = after[images] - before[images]
+        parts = [rise[keep].groupby(groups[keep]).mean() for keep in (twin, ~twin)]
+        result = stats.ttest_ind(*parts, equal_var=False)
+        interval = result.confidence_interval()
+        levels = [side[images][keep].mean() for side in (before, after) for keep in (twin, ~twin)]
+        ends = (parts[0].mean() - parts[1].mean(), interval.low, interval.high)
+        rows.append((dataset, len(backbones), int(twin.sum()), int((~twin).sum()), *levels, *ends))
+    sides = [f"{side}_copies_{which}" for side in ("with", "without") for which in ("twins", "others")]
+    frame = pd.DataFrame(rows, columns=["dataset", "backbones", "twins", "others", *sides, "effect", "low", "high"])
+    return captioned(
+        frame,
+        "What training on copies does to the Brier score, by difference in differences",
+        "One training of each backbone with and one without the copies; the interval holds images alone.",
+        formats={None: "{:.4f}", **dict.fromkeys(("backbones", "twins", "others"), "{:.0f}"), "effect": "{:+.4f}"},
+    )
+
+
+def _image_brier(results, dataset):
+    """{backbone: Brier score of each image, a Series} of the FP32 models."""
+    found = {}
+    for backbone in results.backbones:
+        frame = results.predictions(dataset, backbone, "fp32")
+        if len(frame):
+            probs = frame.filter(regex="^p_").to_numpy(float)
+            errors = ((probs - np.eye(probs.shape[1])[frame["label"]]) ** 2).sum(axis=1)
+            found[backbone] = pd.Series(errors, index=frame["image_id"])
+    return found
 
 
 VARIANTS = {
@@ -401,12 +500,12 @@ def peers(results):
 def recommended(results):
     """What `medq advise` ships of each model and batch size that other runtimes were timed at, and what beats it.
 
-    Columns: dataset, backbone, batch_size, ship, speedup (over eager FP32), auprc_loss_pp, ece_rise, beaten_by (candidates
+    Columns: dataset, backbone, batch_size, ship, speedup (over eager FP32), auprc_loss_pp, brier_rise, beaten_by (candidates
     that are both faster and better calibrated, though they do not pass).
     """
     from medq import advise
 
-    columns = ["dataset", "backbone", "batch_size", "ship", "speedup", "auprc_loss_pp", "ece_rise", "beaten_by"]
+    columns = ["dataset", "backbone", "batch_size", "ship", "speedup", "auprc_loss_pp", "brier_rise", "beaten_by"]
     parts = []
     for n, timed in results.peers.dropna(subset=["p50_ms"]).groupby("batch_size"):
         chosen = advise.decide(results, advise.Limits(batch_size=int(n))).query("ship").dropna(subset=["speedup"])
@@ -415,7 +514,7 @@ def recommended(results):
             batch_size=n,
             ship=chosen["candidate"].map(title),
             beaten_by=[", ".join(map(title, filter(None, names.split(", ")))) for names in chosen["beaten_by"]],
-            ece_rise=chosen["ece_rise"].round(6) + 0.0,
+            brier_rise=chosen["brier_rise"].round(6) + 0.0,
             auprc_loss_pp=chosen["auprc_loss_pp"].round(4) + 0.0,
         )
         parts.append(chosen[columns])
@@ -424,11 +523,11 @@ def recommended(results):
         frame,
         "What is recommended, and what is both faster and better calibrated",
         "At the default limits of medq advise. Beaten by: does not pass, or it would be recommended.",
-        formats={None: "{:.2f}", "batch_size": "{:.0f}", "ece_rise": "{:+.4f}", "auprc_loss_pp": "{:+.2f}"},
+        formats={None: "{:.2f}", "batch_size": "{:.0f}", "brier_rise": "{:+.4f}", "auprc_loss_pp": "{:+.2f}"},
         labels={
             "speedup": "Speed-up over eager FP32",
             "auprc_loss_pp": "AUPRC loss (points)",
-            "ece_rise": "ECE rise",
+            "brier_rise": "Brier rise",
             "beaten_by": "Beaten by",
         },
     )

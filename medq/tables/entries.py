@@ -83,3 +83,10 @@ def is_outside(entry):
     if any(absent(entry[f]) for f in ("low", "high", "paper")):
         return False
     return not entry["low"] <= entry["paper"] <= entry["high"]
+
+
+def covers(results):
+    """What the intervals of a result folder cover, as a sentence for the note of a table."""
+    if (results.intervals["trainings"] > 1).any():
+        return "Intervals cover other images and another training."
+    return "Each model was trained once: intervals cover other images alone, not another training."

@@ -9,7 +9,17 @@ from medq import timing
 from medq.errors import UserError, one_of
 from medq.results import CELL, ENGINES, class_title, counterpart, family, means, scores, timings, title
 from medq.results import published as paper_results
-from medq.tables.entries import FIELDS, PAPER_REGIMES, by_key, captioned, cell_state, entry, mean_state, wide_layout
+from medq.tables.entries import (
+    FIELDS,
+    PAPER_REGIMES,
+    by_key,
+    captioned,
+    cell_state,
+    covers,
+    entry,
+    mean_state,
+    wide_layout,
+)
 
 # --- Table 1 --------------------------------------------------------------------------------------
 
@@ -64,7 +74,8 @@ def table1(results, published=None, *, form="fake-quant"):
     return captioned(
         frame,
         f"Calibration summary across backbones: ECE and Brier ({what}; lower is better)",
-        "Mean over backbones, with the 95 % bootstrap interval of that mean.",
+        "Mean over backbones; for Brier with the 95 % bootstrap interval of that mean. The binned ECE is biased and has no "
+        f"interval. {covers(results)}",
         best="min",
         formats={None: "{:.4f}"},
         best_among=PAPER_REGIMES,
@@ -232,7 +243,7 @@ def table3(results, published=None, dataset=None, *, backbone="resnet50", engine
     return captioned(
         frame,
         f"Per-class AUPRC and ROC-AUC of {title(backbone)} across regimes{where}",
-        "In parentheses the 95 % bootstrap interval within the cell.",
+        f"In parentheses the 95 % bootstrap interval within the cell. {covers(results)}",
         "" if backbone == "resnet50" else "The paper's Table 3 is for ResNet-50 alone.",
         formats={None: digits},
         labels=labels,
