@@ -176,7 +176,7 @@ def timed(factor=None, **edits):
         for column, value in edits.items():
             t[column] = [value(row) for row in t.to_dict("records")]
         changed = fixtures.bent(r, latency=t)
-        return fixtures.bent(changed, latency=t, latency_raw=exact(changed))
+        return as_the_paper(fixtures.bent(changed, latency=t, latency_raw=exact(changed)))
 
     return make
 
