@@ -25,7 +25,7 @@ def test_the_stored_rates_are_the_nominal_ones():
     """Intervals cover in 93 to 97 % of samples, tests and gates err in 3 to 7 %, beyond two standard errors."""
     table = stored()
     rates = table[table["nominal"].isin([0.05, 0.95])]
-    assert {300, 1300} <= set(rates["n"]) and len(rates) > 35 and (rates["repetitions"] >= 400).all()
+    assert {300, 1300, 2000} <= set(rates["n"]) and len(rates) > 40 and (rates["repetitions"] >= 400).all()
     slack = 0.02 + 2 * np.sqrt(0.05 * 0.95 / rates["repetitions"])
     wrong = rates[(rates["found"] - rates["nominal"]).abs() > slack]
     assert wrong.empty, wrong.to_string()
