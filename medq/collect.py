@@ -317,7 +317,7 @@ def _fitting(new, finished, kept, results, failed, left_out):
     for name, part in new.items():
         data = f"{name.split('/')[0]}/data"
         images = kept[data] if data in kept and data.split("/")[0] in datasets else new.get(data)
-        reason = _unlike(part, standard, images, where) or _outdated(part, finished)
+        reason = _unlike(part, standard, finished.get(data), images, where) or _outdated(part, finished)
         if not reason and part.cell and {part.start, name} & blocked:
             reason = (
                 f"starts from another FP32 model than cells in {results} do; run all of them, or choose another folder"
@@ -329,12 +329,13 @@ def _fitting(new, finished, kept, results, failed, left_out):
     return fitting
 
 
-def _unlike(part, standard, images, where):
-    """Why a part cannot stand beside others with the parameters `standard` that were made from `images`, or an empty string."""
+def _unlike(part, standard, own, images, where):
+    """Why a part, made from the images `own`, does not fit the parameters `standard` and `images`, or an empty string."""
     key = _differing(part, standard)
     if key:
         return f"its {key} is not that {where}; run the batch again, or choose another folder"
-    if images and part.facts.get("fingerprint", images.facts["fingerprint"]) != images.facts["fingerprint"]:
+    fingerprint = part.facts.get("fingerprint") or (own and own.facts["fingerprint"])
+    if images and fingerprint and fingerprint != images.facts["fingerprint"]:
         return f"was made from other images than those {where}; run the batch again, or choose another folder"
     return ""
 

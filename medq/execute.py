@@ -13,10 +13,7 @@ import sys
 import threading
 from pathlib import Path
 
-from medq import stages
-
 BACKEND = "module://matplotlib_inline.backend_inline"
-LIBRARIES = ("matplotlib.pyplot", "matplotlib_inline.backend_inline", "pyarrow.parquet", "sklearn.metrics")
 OUT_OF_TIME = "out of time: it took longer than cell_minutes"
 KILLED = "it was killed (out of memory, a crash, or by hand)"
 
@@ -32,7 +29,7 @@ def run(notebook, output, parameters, log, environment=(), minutes=None):
     log.unlink(missing_ok=True)
     forks = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
     if os.name == "posix":
-        forks.set_forkserver_preload(["medq.execute", *LIBRARIES, *(f"medq.{name}" for name in _modules())])
+        forks.set_forkserver_preload(["medq.preload"])
     process = forks.Process(target=_work, args=(str(notebook), parameters, str(log), dict(environment)))
     process.start()
     process.join(60 * minutes if minutes else None)
@@ -45,10 +42,6 @@ def run(notebook, output, parameters, log, environment=(), minutes=None):
         os.replace(log, output)
         return ""
     return OUT_OF_TIME if late else _reason(log, process.exitcode)
-
-
-def _modules():
-    return [*(row.module or name for name, row in stages.STAGES.items()), "figures", "notebook"]
 
 
 def _reason(log, exitcode):

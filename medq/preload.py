@@ -1,0 +1,21 @@
+"""Imports what notebooks need. The process that `medq.execute` forks them from imports this module, and nothing else does."""
+
+import contextlib
+import importlib
+import warnings
+
+from medq import _torchvision, stages
+
+LIBRARIES = (
+    "papermill matplotlib.pyplot matplotlib_inline.backend_inline pandas pyarrow.parquet sklearn.metrics timm "
+    "torch.ao.quantization.quantize_fx IPython.core.interactiveshell"
+).split()
+MODULES = ["backbones", *(row.module or name for name, row in stages.STAGES.items()), "figures", "notebook", "show"]
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    with contextlib.suppress(Exception):
+        _torchvision.ensure()  # timm can be imported then
+    for _name in [*(f"medq.{name}" for name in MODULES), *LIBRARIES]:
+        with contextlib.suppress(Exception):  # the notebook that needs it will show why
+            importlib.import_module(_name)
