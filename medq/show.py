@@ -8,7 +8,12 @@ import pandas as pd
 
 from medq import artefacts
 
-FAKE_QUANT, DEPLOYED = "predictions.fake-quant.parquet", "predictions.parquet"
+DEPLOYED = "predictions.parquet"
+FORMS = {
+    DEPLOYED: "as deployed",
+    "predictions.fake-quant.parquet": "simulated",
+    "predictions.mended.parquet": "patched engine",
+}
 
 
 def picture(figure):
@@ -22,44 +27,9 @@ def picture(figure):
     return Image(data=data.getvalue(), format="png", alt=alt_text(figure))
 
 
-def _cell(folder):
-    """(dataset, backbone, regime) of a cell's folder."""
-    cell = json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))["cell"]
-    return cell["dataset"], cell["backbone"], cell["regime"]
-
-
 def _predictions(folder, name=DEPLOYED):
     path = Path(folder) / name
     return pd.read_parquet(path) if path.is_file() else pd.DataFrame(columns=["image_id", "fold", "label"])
-
-
-def _label(folder):
-    from medq.results import title
-
-    return ", ".join(title(name) for name in _cell(folder))
-
-
-def training_curve(folder):
-    """Loss and accuracy per epoch."""
-    from medq import figures
-
-    path = Path(folder) / "history.csv"
-    history = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["epoch"])
-    return picture(figures.training_curve(history, regime=_cell(folder)[2], label=_label(folder)))
-
-
-def confusion_matrix(folder):
-    """Counts of true against predicted class."""
-    from medq import figures
-
-    return picture(figures.confusion_matrix(_predictions(folder), dataset=_cell(folder)[0], label=_label(folder)))
-
-
-def reliability(folder):
-    """Confidence against the share of right answers."""
-    from medq import figures
-
-    return picture(figures.reliability(_predictions(folder), regime=_cell(folder)[2], label=_label(folder)))
 
 
 def before_and_after(folder):
@@ -67,33 +37,26 @@ def before_and_after(folder):
     from medq import figures
 
     folder = Path(folder)
-    before = _predictions(folder.parent.parent / "fp32" / folder.name)
-    return picture(
-        figures.before_after(before, _predictions(folder), labels=("FP32", "this cell"), regime=_cell(folder)[2])
-    )
+    regime = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["cell"]["regime"]
+    both = [_predictions(path) for path in (folder.parent.parent / "fp32" / folder.name, folder)]
+    return picture(figures.reliability(*both, labels=("FP32", "this cell"), regime=regime))
 
 
 def scores(folder):
     """The main metrics of every prediction table of a cell; the reason where there is none."""
     from medq.metrics import METRICS
     from medq.results import METRICS as TITLES
+    from medq.tables import SCORES
 
     record = artefacts.record(folder) or {}
     if record.get("status") != "done":
         return f"{record.get('status', 'unfinished')}: {record.get('reason', '')}"
     rows = {}
-    for name, label in (
-        (DEPLOYED, "as deployed"),
-        (FAKE_QUANT, "simulated"),
-        ("predictions.mended.parquet", "mended engine"),
-    ):
+    for name, label in FORMS.items():
         frame = _predictions(folder, name)
         if len(frame):
             truth, probability = frame["label"].to_numpy(), frame.filter(regex="^p_").to_numpy()
-            rows[label] = {
-                TITLES[m]: METRICS[m](truth, probability)
-                for m in ("auroc", "auprc", "ece", "ece_top_label", "brier", "accuracy")
-            }
+            rows[label] = {TITLES[m]: METRICS[m](truth, probability) for m in (*SCORES, "accuracy")}
     return pd.DataFrame(rows).T.round(4)
 
 
@@ -129,7 +92,7 @@ def class_balance(folder):
 
 
 def copies(folder):
-    """How many images stand in the dataset more than once, and how many of those on both sides of a split."""
+    """How many images the dataset holds more than once, and how many of those are on both sides of a split."""
     from medq.datasets.audit import summary
 
     return summary(pd.read_csv(Path(folder) / "audit.csv", dtype={"image_id": str}, keep_default_na=False))

@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "book" / "_ext"))  # what only the book's build needs
 
 
 @pytest.fixture

@@ -5,7 +5,11 @@ their own.
 import csv
 import importlib.util
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -13,8 +17,11 @@ import yaml
 from filelock import FileLock
 
 import book_check
+import medq_cells
+import medq_links
+import medq_pages
 from fixtures import results as fixtures_results
-from medq import book, params, paths, results
+from medq import book, params, paths, results, tables
 
 pytestmark = pytest.mark.timeout(900)  # a busy machine builds the book slowly
 MISSING = ("phantom-BrainMRI", "swin_tiny", "qat-qnnpack")
@@ -88,18 +95,16 @@ def test_every_table_and_figure_of_the_paper_is_there(site, kind, number):
     files = {a["href"].rsplit(".", 1)[-1] for a in page.find_all("a", class_="download")}
     assert files >= ({"csv"} if kind == "table" else {"csv", "svg"})
     assert page.find("details", class_="hide"), "the code that makes it is folded, not absent"
-    reading = next(s for s in page.find_all("section") if s.find("h2") and s.h2.get_text().startswith("Reading"))
-    assert re.search(r"\d|missing", reading.get_text()), "sentences computed from numbers"
 
 
 def test_a_number_on_a_page_is_the_number_in_the_results(site):
     rows = results.means(site["results"], "ece", form="fake-quant")
     rows = rows[rows["regime"] == "ptq-fbgemm"].set_index("dataset")
     cells = [
-        [c.get_text(" ", strip=True) for c in row.find_all("td")]
+        [c.get_text(" ", strip=True) for c in row.find_all(["th", "td"])]
         for row in site["pages"]["results/table1.html"].find(id="table1").find_all("tr")
     ]
-    shown = {row[0]: row[4] for row in cells if len(row) > 4 and row[1] == "ECE"}
+    shown = {row[0]: row[4] for row in cells if len(row) > 4 and row[1] == results.title("ece")}
     for name, value in rows["value"].items():
         assert shown[results.title(name)].startswith(f"{value:.4f}")
 
@@ -141,8 +146,22 @@ def test_pages_say_what_is_missing_failed_and_unsupported(site):
     ],
 )
 def test_banner_says_what_these_results_are_not(site, page):
-    said = site["pages"][f"{page}.html"].find(class_="medq-banner").get_text(" ")
-    assert "from scratch" in said and "phantoms" in said and "64 × 64" in said
+    banner = site["pages"][f"{page}.html"].find("details", class_="medq-banner")
+    line = banner.find("summary").get_text()
+    assert "phantoms" in line and "from scratch" in line and "64 pixels" in line and "42" in line
+    assert len(banner.get_text()) > 3 * len(line), "it opens into the rest"
+
+
+def test_no_page_tells_about_results_that_it_does_not_show(site):
+    """What is written about `results/reference` must not stand beside the numbers of another folder."""
+    for name, soup in site["pages"].items():
+        assert not soup.find_all(class_="medq-number") or name in (
+            "index.html",
+            "beyond/found.html",
+            "results/claims.html",
+            "beyond/batch-norm.html",
+        ), name
+        assert "{medq}" not in soup.get_text() and "(missing)" not in soup.get_text()
 
 
 def test_every_entry_of_the_map_leads_somewhere_and_has_its_number(site):
@@ -157,9 +176,9 @@ def test_every_entry_of_the_map_leads_somewhere_and_has_its_number(site):
 def test_launch_buttons_and_links_follow_the_one_setting(site):
     page = site["pages"]["results/figure3.html"]
     links = [a["href"] for a in page.find_all("a", href=True)]
-    assert book.binder_url("book/results/figure3.md") in links
-    assert book.colab_url("notebooks/collect.ipynb") in links
-    host = book.config()["repository"]["url"]
+    assert medq_links.binder_url("book/results/figure3.md") in links
+    assert medq_links.colab_url("notebooks/collect.ipynb") in links
+    host = medq_links.config()["repository"]["url"]
     everywhere = {
         a["href"] for soup in site["pages"].values() for a in soup.find_all("a", href=re.compile("github.com"))
     }
@@ -203,7 +222,7 @@ def test_dark_exchanges_greys_and_keeps_colours():
         '<svg xmlns="x"><path style="fill: #ffffff; stroke: #222222"/>'
         '<path style="fill: #ce0e17" clip-path="url(#abc)"/></svg>'
     )
-    dark = book.dark(svg)
+    dark = medq_pages.darkened(svg)
     assert "fill: #121212" in dark and "fill: #ce0e17" in dark and "url(#abc)" in dark
     grey = re.search(r"stroke: #([0-9a-f]{2})\1\1", dark)
     assert grey and int(grey[1], 16) > 180
@@ -217,18 +236,19 @@ def test_image_size_reads_points_pixels_and_view_boxes(tmp_path):
         ('viewBox="0 0 50.4 25"', (50, 25)),
     ):
         (tmp_path / "x.svg").write_text(f"<svg {head}></svg>")
-        assert book.image_size(tmp_path / "x.svg") == size
+        assert medq_pages.image_size(tmp_path / "x.svg") == size
 
 
 def test_fingerprint_changes_with_the_results(tmp_path):
     (tmp_path / "metrics.csv").write_text("a")
-    before = book.fingerprint(tmp_path)
-    assert before == book.fingerprint(tmp_path)
+    before = medq_pages.fingerprint(tmp_path)
+    assert before == medq_pages.fingerprint(tmp_path)
     (tmp_path / "metrics.csv").write_text("ab")
-    assert before != book.fingerprint(tmp_path)
+    assert before != medq_pages.fingerprint(tmp_path)
 
 
-def test_pages_of_cells_follow_the_results(tmp_path):
+def test_pages_of_cells_follow_the_results(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDQ_BOOK", str(tmp_path))
     made = results.load(
         fixtures_results.write(
             tmp_path / "r",
@@ -240,7 +260,7 @@ def test_pages_of_cells_follow_the_results(tmp_path):
     )
     (tmp_path / "cells").mkdir()
     (tmp_path / "cells" / "BrainMRI-resnet50-fp32.md").write_text("of an earlier build")
-    book.write_cell_pages(tmp_path, made)
+    medq_cells.write_pages(tmp_path, made)
     assert {p.stem for p in (tmp_path / "cells").iterdir()} == {
         f"BrainMRI-{b}-{r}" for b in ("resnet18", "vit_base") for r in ("fp32", "ptq-fbgemm")
     }
@@ -251,12 +271,12 @@ def test_links_to_pages_and_files_of_any_name(tmp_path, monkeypatch, name):
     from urllib.parse import unquote, urlsplit
 
     monkeypatch.setenv("MEDQ_BOOK", str(tmp_path))
-    page = book.page_name(name, "resnet18", "fp32")
-    path, uri = book.show.asset(f"files/{name}.csv")
+    page = medq_cells.page_name(name, "resnet18", "fp32")
+    path, uri = book.asset(f"files/{name}.csv")
     assert urlsplit(uri).path == unquote(uri) == uri and str(path) == str(tmp_path) + uri
     assert urlsplit(f"{page}.md").path == unquote(f"{page}.md") and not set(page) & set("()[]` ")
-    assert page != book.page_name(name + "?", "resnet18", "fp32")
-    assert book.page_name("BrainMRI", "resnet18", "fp32") == "BrainMRI-resnet18-fp32"
+    assert page != medq_cells.page_name(name + "?", "resnet18", "fp32")
+    assert medq_cells.page_name("BrainMRI", "resnet18", "fp32") == "BrainMRI-resnet18-fp32"
 
 
 @pytest.mark.parametrize("title", ["10 $/h or 20 $", "a `b` c", "[x](y) #z", "<b> *c* _d_ ~e~ |f|", "back\\slash {g}"])
@@ -264,49 +284,81 @@ def test_titles_are_text_in_a_page(title):
     from markdown_it import MarkdownIt
     from mdit_py_plugins.dollarmath import dollarmath_plugin
 
-    (inline,) = [token for token in MarkdownIt().use(dollarmath_plugin).parse(book.show.plain(title)) if token.children]
+    (inline,) = [token for token in MarkdownIt().use(dollarmath_plugin).parse(book.plain(title)) if token.children]
     assert {token.type for token in inline.children} == {"text"}
     assert "".join(token.content for token in inline.children) == title
 
 
-def test_advice_names_the_fastest_that_passes_and_why_others_did_not(tmp_path):
-    from medq.advise import Limits
+@pytest.fixture
+def numbers(tmp_path):
+    """Build a page of prose about `results/reference`, a made-up folder: (its text, what the build warns about)."""
 
-    shape = {
-        "datasets": ("BrainMRI",),
-        "n": 40,
-        "predictions": False,
-        "backbones": ("resnet18", "mobilenetv2"),
-        "omit": ("peers.csv",),
-        "speedup": {"resnet18": 3.0, "mobilenetv2": 2.0},
-    }
-    good = results.load(fixtures_results.write(tmp_path / "good", ptq=0.0, qat=0.0, **shape))
-    bad = results.load(fixtures_results.write(tmp_path / "bad", ptq=1.0, qat=1.0, **shape))
-    refused = book.advice(bad).set_index("backbone")
-    assert set(refused["ship"]) == {"FP32"} and "INT8-PTQ" in refused.loc["mobilenetv2", "refused"]
-    wide = book.advice(good, Limits(auprc_loss_pp=100, brier_rise=9, nll_rise=9))
-    assert wide["ship"].str.startswith("INT8").all() and (wide["speedup"] > 1).all()
+    def build(text, shown="reference", monkeypatch=None):
+        folder = tmp_path / "page"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        where = tmp_path / shown
+        if not where.is_dir():
+            fixtures_results.write(where, datasets=("BrainMRI",), backbones=("resnet18", "vit_base"), n=40)
+        (folder / "conf.py").write_text(
+            f"import sys\nsys.path.insert(0, {str(paths.ROOT / 'book' / '_ext')!r})\n"
+            "extensions = ['myst_parser', 'medq_text']\nmyst_enable_extensions = ['colon_fence']\n"
+        )
+        (folder / "index.md").write_text(f"# Page\n\n{text}\n")
+        environment = os.environ | {"MEDQ_RESULTS": str(where), "PYTHONPATH": str(paths.ROOT), "NO_COLOR": "1"}
+        command = [sys.executable, "-m", "sphinx", "-q", "-b", "text", str(folder), str(folder / "out")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return (folder / "out" / "index.txt").read_text(), done.stderr
+
+    return build
 
 
-def test_optimism_of_selection_is_the_gap_to_the_neighbours():
-    history = pd.DataFrame(
-        {
-            "dataset": "d",
-            "backbone": "b",
-            "regime": ["fp32"] * 5 + ["fp16"] * 3,
-            "fold": "0",
-            "epoch": [1, 2, 3, 4, 5, 1, 2, 3],
-            "accuracy": [0.5, 0.8, 0.9, 0.85, 0.8, 0.5, 0.6, 0.7],
-        }
-    )
+PROSE = """
+::::{about} reference
+:::{facts}
+loss = -100 * changes("auprc", "ptq-fbgemm").set_index("backbone")["value"]
+:::
 
-    class Folder:
-        pass
+Lost: {medq}`loss["resnet18"] as .1f`, gained {medq}`-1.5 as +.1f`, of {medq}`len(loss)`.
 
-    Folder.history = history
-    frame = book.selection_optimism(Folder)
-    assert list(frame["regime"]) == ["fp32"], "the other's best epoch is its last: nothing to compare with"
-    assert frame["optimism"].iloc[0] == pytest.approx(100 * (0.9 - (0.8 + 0.9 + 0.85) / 3))
+:::{holds} loss["resnet18"] > -1000
+It loses less than a thousand points.
+:::
+
+:::{holds} loss["resnet18"] > 1000
+:otherwise: In fact {medq}`len(loss)` models.
+It loses more than a thousand points.
+:::
+::::
+
+:::{about} pretrained
+About other results.
+:::
+
+Tally: {medq}`tally()`.
+"""
+
+
+def test_prose_takes_its_numbers_from_results_and_says_when_it_no_longer_holds(numbers, tmp_path):
+    text, warned = numbers(PROSE)
+    ours = results.load(tmp_path / "reference")
+    value = results.scores(ours, "auprc").set_index(["backbone", "regime"])["value"]
+    loss = 100 * (value["resnet18", "fp32"] - value["resnet18", "ptq-fbgemm"])
+    assert f"Lost: {loss:.1f}, gained −1.5, of 2." in text.replace("\n", " ")
+    assert "less than a thousand" in text and "more than a thousand" not in text and "In fact 2 models." in text
+    assert "About other results" not in text and "supported" in text
+    assert warned.count("WARNING") == 1 and 'loss["resnet18"] > 1000' in warned
+
+
+def test_prose_about_one_folder_is_not_shown_with_another(numbers):
+    text, warned = numbers(PROSE, shown="mine")
+    assert "Lost" not in text and "thousand" not in text and "Tally" in text and warned == ""
+
+
+def test_a_number_that_cannot_be_had_is_a_warning_not_a_crash(numbers):
+    text, warned = numbers("Here: {medq}`no_such_name as .1f`.")
+    assert "(missing)" in text and "no_such_name" in warned
 
 
 @pytest.mark.slow
@@ -354,7 +406,7 @@ def test_batch_norm_experiment_gives_the_committed_size(experiment):
     module, committed = experiment
     ratio = module.size_ratio(backbones.create("mobilenetv2", 4, module.SIDE), "traced")
     assert ratio == pytest.approx(committed.loc["mobilenetv2", "traced"], abs=0.005)
-    assert set(book.batch_norm_sizes()["nearer"]) == {"traced"}
+    assert set(tables.batch_norm_sizes()["nearer"]) == {"traced"}
 
 
 @pytest.mark.slow

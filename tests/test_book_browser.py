@@ -20,7 +20,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+DESKTOP, TABLET, PHONE = ({"width": w, "height": h} for w, h in ((1400, 900), (768, 1024), (390, 844)))
 AXE = {"preload": False}  # it would fetch style sheets, which a page from a file may not
 
 
@@ -94,17 +94,37 @@ def test_every_page_loads_quietly_and_its_pictures_show(site, browser):
     assert wrong == []
 
 
+TOO_WIDE = """() => {
+  const wide = document.documentElement.scrollWidth > window.innerWidth + 1 ? ['the page scrolls sideways'] : [];
+  const shown = [...document.querySelectorAll('.medq-figure img')].filter(i => i.offsetParent);
+  const cut = shown.filter(i => i.getBoundingClientRect().right > window.innerWidth + 1 ||
+                                i.getBoundingClientRect().width > i.closest('.medq-scroll').clientWidth + 1);
+  return [...wide, ...cut.map(i => i.src)];
+}"""
+OVERLAP = """() => {
+  const blocks = [...document.querySelectorAll('article.bd-article section > :is(p, div, details, figure, ul, dl, pre)')]
+    .filter(e => e.offsetParent && e.getBoundingClientRect().height > 0);
+  const boxes = blocks.map(e => e.getBoundingClientRect());
+  return boxes.flatMap((a, k) => boxes.slice(k + 1, k + 3)
+    .filter((b, j) => !blocks[k].contains(blocks[k + 1 + j]) && Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2 &&
+                      Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2)
+    .map(b => `${blocks[k].className || blocks[k].tagName} at ${Math.round(a.top)}`));
+}"""
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_nothing_is_wider_than_a_phone(site, browser, theme):
-    page, _ = opened(browser, PHONE, theme)
-    wide = []
+@pytest.mark.parametrize("size", [DESKTOP, TABLET, PHONE], ids=lambda s: str(s["width"]))
+def test_no_page_is_wider_than_its_window_and_nothing_overlaps_or_is_cut_off(site, browser, size, theme):
+    page, _ = opened(browser, size, theme)
+    wrong = {}
     for name in site["names"]:
         if name.startswith("cells/") and name != "cells/index.html":
             continue
         page.goto(address(site, name))
-        if page.evaluate("document.documentElement.scrollWidth > window.innerWidth + 1"):
-            wide.append(name)
-    assert wide == []
+        found = page.evaluate(TOO_WIDE) + page.evaluate(OVERLAP)
+        if found:
+            wrong[name] = found
+    assert wrong == {}
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -154,7 +174,11 @@ def test_theme_decides_which_figure_shows(site, browser):
         shown = page.eval_on_selector_all(
             ".medq-figure img", "all => all.filter(i => i.offsetParent).map(i => i.className)"
         )
-        assert shown and all(f"only-{theme}" in name for name in shown)
+        assert shown and all(f"only-{theme}" in name and "medq-narrow" not in name for name in shown)
+        page, _ = opened(browser, PHONE, theme)
+        page.goto(address(site, "results/figure1.html"))
+        narrow = page.locator(f".medq-figure img.medq-narrow.only-{theme}").first
+        assert narrow.is_visible() and narrow.bounding_box()["width"] > 320, "as large as it was drawn"
 
 
 def test_tables_sort_and_filter(site, browser):

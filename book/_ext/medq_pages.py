@@ -26,7 +26,11 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 from sphinx.util.math import get_node_equation_number
 
-from medq import book
+from medq_links import colab_url, in_repository, repository_url
+from medq_cells import write_pages
+from medq_text import beside
+
+from medq import book, paths
 
 LOG = logging.getLogger(__name__)
 ICONS = {"Binder": "fas fa-flask", "Colab": "fas fa-infinity"}
@@ -37,7 +41,10 @@ KERNELS = min(4, os.cpu_count() or 1)
 
 
 def prepare(app):
-    """Fix the result folder, write the pages of chosen cells, run all pages whose outputs are out of date."""
+    """Fix the result folder, write the pages of chosen cells, run all pages whose outputs are out of date.
+
+    To look at a few pages quickly, name them in MEDQ_PAGES ("index beyond/ship"): the others keep their code alone.
+    """
     from medq import results
     from medq.errors import UserError
 
@@ -49,23 +56,29 @@ def prepare(app):
     os.environ["MEDQ_RESULTS"] = str(Path(ours.path).resolve())
     os.environ["MEDQ_BOOK"] = str(app.srcdir)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    book.write_cell_pages(Path(app.srcdir), ours)
     stamp_file = Path(app.outdir).parent / "pages.json"
-    stamp = {"results": book.fingerprint(Path(os.environ["MEDQ_RESULTS"]))}
+    stamp = {"results": fingerprint(*(r.path for r in beside(ours).values()))}
     old = json.loads(stamp_file.read_text()) if stamp_file.is_file() else {}
     if old.get("results") != stamp["results"]:  # nothing of other results may stay behind
         for folder in (Path(app.srcdir) / book.ASSETS, Path(app.outdir) / "cells", Path(app.outdir) / "files"):
             shutil.rmtree(folder, ignore_errors=True)
-    stale = []
+    write_pages(app.srcdir, ours)
+    app.env.medq_changed, stale = set(), []
     for path in sorted(Path(app.srcdir).rglob("*.md")):
         if {"_build", "_ext"} & set(path.relative_to(app.srcdir).parts):
             continue
         text = path.read_text(encoding="utf-8")
         name = path.relative_to(app.srcdir).with_suffix("").as_posix()
         stamp[name] = hashlib.sha256((stamp["results"] + text).encode()).hexdigest()
-        if "{code-cell}" in text and old.get(name) != stamp[name]:
-            stale.append((name, text))
-    app.env.medq_changed = {name for name, _ in stale}
+        if old.get(name) != stamp[name]:
+            app.env.medq_changed.add(name)
+            stale += [(name, text)] if "{code-cell}" in text else []
+    only = os.environ.get("MEDQ_PAGES", "").split()
+    if only:
+        others = [f"{name}.md" for name, _ in stale if name not in only]
+        stale = [(name, text) for name, text in stale if name in only]
+        app.env.mystnb_config = app.env.mystnb_config.copy(execution_excludepatterns=others)
+        stamp = {"results": stamp["results"]}  # the next build is a whole one
     failed = run_pages(app, stale)
     stamp_file.parent.mkdir(parents=True, exist_ok=True)
     stamp_file.write_text(json.dumps({name: value for name, value in stamp.items() if name not in failed}))
@@ -138,30 +151,25 @@ def outdated(app, env, added, changed, removed):
 
 
 class Plot(SphinxDirective):
-    """A figure from an SVG: a light and a dark version, of which the theme shows one. Numbered if it has a
-    name.
+    """A figure from an SVG: for light and dark pages, and for a phone where it was drawn narrow, too.
+
+    CSS shows one of them. Numbered if it has a name.
     """
 
     required_arguments, has_content = 1, True
-    option_spec = {"alt": directives.unchanged_required, "name": directives.unchanged}
+    option_spec = {"alt": directives.unchanged_required, "name": directives.unchanged, "narrow": directives.unchanged}
 
     def run(self):
-        uri = self.arguments[0]
-        _, light = self.env.relfn2path(uri)
-        dark, dark_uri = book.asset(f"dark/{Path(uri).name}")
-        dark.write_text(book.dark(Path(light).read_text(encoding="utf-8")), encoding="utf-8")
-        images = [
-            nodes.image(uri=source, alt=self.options["alt"], classes=[css])
-            for source, css in ((uri, "only-light"), (dark_uri, "only-dark"))
-        ]
-        return [
-            captioned(
-                self,
-                nodes.figure if self.options.get("name") else nodes.container,
-                "medq-figure",
-                nodes.container("", *images, classes=["medq-scroll"]),
-            )
-        ]
+        uri, narrow, images = self.arguments[0], self.options.get("narrow"), []
+        for source, css in ((uri, ["medq-wide"] if narrow else []), (narrow, ["medq-narrow"])):
+            if source:
+                _, light = self.env.relfn2path(source)
+                dark, dark_uri = book.asset(source.replace(f"/{book.ASSETS}/", "dark/"))
+                dark.write_text(darkened(Path(light).read_text(encoding="utf-8")), encoding="utf-8")
+                for place, theme in ((source, "only-light"), (dark_uri, "only-dark")):
+                    images.append(nodes.image(uri=place, alt=self.options["alt"], classes=[theme, *css]))
+        kind = nodes.figure if self.options.get("name") else nodes.container
+        return [captioned(self, kind, "medq-figure", nodes.container("", *images, classes=["medq-scroll"]))]
 
 
 class tabular(nodes.General, nodes.Element):
@@ -224,10 +232,10 @@ class Repo(SphinxRole):
     def run(self):
         match = re.fullmatch(r"(.+?)\s*<(.+)>", self.text)
         title, path = match.groups() if match else (self.text, self.text)
-        if not book.in_repository(path):
+        if not in_repository(path):
             LOG.warning("no such file in the repository: %s", path, location=self.get_location())
         text = nodes.Text(title) if match else nodes.literal("", title)
-        return [nodes.reference("", "", text, refuri=book.repository_url(path))], []
+        return [nodes.reference("", "", text, refuri=repository_url(path))], []
 
 
 # --- HTML ---------------------------------------------------------------------------------------------------
@@ -270,7 +278,7 @@ def page(app, name, template, context, doctree):
             if button.get("text") in ICONS:  # the theme's logos come without a size
                 button["icon"] = ICONS[button["text"]]
             if button.get("text") == "Colab":  # Colab opens .ipynb only: the stage behind the page
-                button["url"] = book.colab_url(stage or "notebooks/collect.ipynb")
+                button["url"] = colab_url(stage or "notebooks/collect.ipynb")
 
 
 def sized(tag, app, folder):
@@ -281,7 +289,7 @@ def sized(tag, app, folder):
     original = next((path for path, (_, name) in app.env.images.items() if name == Path(source[1]).name), None)
     if original is None:
         return tag
-    width, height = book.image_size(Path(app.srcdir) / original)
+    width, height = image_size(Path(app.srcdir) / original)
     return re.sub(r"\s*/?>$", f' width="{width}" height="{height}" />', tag)
 
 
@@ -312,6 +320,50 @@ def copy_files(app, error):
     cells = Path(app.srcdir) / book.ASSETS / "files"
     if cells.is_dir():
         shutil.copytree(cells, Path(app.outdir) / "files", dirs_exist_ok=True)
+
+
+def image_size(path):
+    """Width and height in CSS pixels of an SVG or bitmap."""
+    path = Path(path)
+    if path.suffix != ".svg":
+        from PIL import Image
+
+        return Image.open(path).size
+    head = path.read_text(encoding="utf-8")[:2000]
+    units = {"pt": 4 / 3, "px": 1, "": 1, "in": 96, "cm": 96 / 2.54, "mm": 96 / 25.4}
+    found = [re.search(rf'<svg[^>]*\s{side}="([\d.]+)([a-z]*)"', head) for side in ("width", "height")]
+    if all(found):
+        return tuple(round(float(match[1]) * units[match[2]]) for match in found)
+    box = re.search(r'viewBox="[\d.-]+ [\d.-]+ ([\d.]+) ([\d.]+)"', head)
+    return round(float(box[1])), round(float(box[2]))
+
+
+def darkened(svg):
+    """An SVG's text for a dark page: greys change places with their opposites, colours stay.
+
+    A colour is grey where its channels differ by less than 12 of 255.
+    """
+
+    def swap(match):
+        digits = match[1] if len(match[1]) == 6 else "".join(2 * d for d in match[1])
+        channels = [int(digits[i : i + 2], 16) for i in (0, 2, 4)]
+        if max(channels) - min(channels) >= 12:
+            return match[0]
+        return "#" + "".join(f"{round(230 - 212 * c / 255):02x}" for c in channels)
+
+    swapped = re.sub(r"#([0-9a-fA-F]{6}|[0-9a-fA-F]{3})\b(?![0-9a-zA-Z_-])", swap, svg)
+    return re.sub(r"<svg ", '<svg fill="#e6e6e6" ', swapped, count=1)  # what names no colour is black
+
+
+def fingerprint(*folders):
+    """Hash of result folders and of the code that reads them; it changes when a page's output may."""
+    digest = hashlib.sha256()
+    code = [*(paths.ROOT / "medq").rglob("*.py"), *Path(__file__).parent.glob("*.py"), *paths.PARAMS.glob("*.yaml")]
+    for path in sorted([*code, *(path for folder in folders for path in Path(folder).rglob("*"))]):
+        if path.is_file():
+            facts = path.stat()
+            digest.update(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def setup(app):

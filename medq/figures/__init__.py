@@ -6,9 +6,7 @@
 from medq.figures.attention import attention_figure, attention_gallery
 from medq.figures.beyond import (
     ablation_figure,
-    before_after,
     confusion_matrix,
-    matrix_figure,
     peers_figure,
     reliability,
     remedies_figure,
@@ -16,7 +14,18 @@ from medq.figures.beyond import (
     summary_figure,
     training_curve,
 )
-from medq.figures.explain import auprc_explained, auroc_explained, brier_explained, ece_explained, regime_figure
+from medq.figures.explain import (
+    auprc_explained,
+    auroc_explained,
+    balance_figure,
+    brier_explained,
+    decisions_explained,
+    ece_explained,
+    path_figure,
+    phantom_figure,
+    range_figure,
+    regime_figure,
+)
 from medq.figures.paper import (
     figure1,
     figure2,
@@ -28,39 +37,6 @@ from medq.figures.paper import (
     figure6,
     figure7,
 )
-from medq.figures.style import BACKBONE_STYLES, REGIME_COLOURS, alt_text, backbone_style, regime_colour, save
+from medq.figures.style import BACKBONE_STYLES, REGIME_COLOURS, alt_text, backbone_style, narrow, regime_colour, save
 
-__all__ = [
-    "BACKBONE_STYLES",
-    "REGIME_COLOURS",
-    "ablation_figure",
-    "alt_text",
-    "attention_figure",
-    "attention_gallery",
-    "auprc_explained",
-    "auroc_explained",
-    "backbone_style",
-    "before_after",
-    "brier_explained",
-    "confusion_matrix",
-    "ece_explained",
-    "figure1",
-    "figure2",
-    "figure2_interactive",
-    "figure3",
-    "figure4",
-    "figure4_interactive",
-    "figure5",
-    "figure6",
-    "figure7",
-    "matrix_figure",
-    "peers_figure",
-    "regime_colour",
-    "regime_figure",
-    "reliability",
-    "remedies_figure",
-    "save",
-    "sqnr_figure",
-    "summary_figure",
-    "training_curve",
-]
+__all__ = [name for name in dir() if not name.startswith("_")]

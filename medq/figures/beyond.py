@@ -1,4 +1,4 @@
-"""Figures beyond the paper: the start page's summary, the map of cells, diagnosis, remedies, one cell."""
+"""Figures beyond the paper: the start page's summary, diagnosis, recipes, remedies, other runtimes, one cell."""
 
 import numpy as np
 import pandas as pd
@@ -10,142 +10,90 @@ from medq.figures.style import (
     MUTED,
     ON_COLOUR,
     ON_DARK,
-    WIDTH,
     absent,
     backbone_legend,
     backbone_style,
     described,
     empty,
     few_ticks,
+    handle,
+    legend,
+    listed,
     new,
+    point,
     regime_colour,
     styled,
 )
-from medq.results import CELL, RUNTIMES, class_title, scores, title
-from medq.tables import STATUS, peers, recipe_means, remedies, worst_layers
+from medq.results import RUNTIMES, class_title, title
+from medq.tables import changes, peers, recipe_means, reliability_bins, remedies, worst_layers
 
-STATUS_COLOURS = {"done": "#428364", "unsupported": "#f18102", "failed": "#ce0e17", "missing": "#d4d4d4"}
+# --- what each regime costs -----------------------------------------------------------------------
 
-
-# --- the whole grid -------------------------------------------------------------------------------
+COSTS = {"auprc": "Change in AUPRC\n(percentage points)", "brier": "Change in Brier score\n(× 100)"}
 
 
 @styled
 def summary_figure(results, published=None, *, form="converted"):
-    """The start page's figure: what each regime costs against FP32, in AUPRC and in ECE."""
-    metrics = {"auprc": ("Change in AUPRC\n(percentage points)", 100), "ece": ("Change in ECE\n(× 100)", 100)}
-    changes = {m: _against_fp32(results, m, form) * scale for m, (_, scale) in metrics.items()}
+    """The start page's figure: what each regime costs against FP32, in AUPRC and in the Brier score."""
+    data = changes(results, COSTS, form=form)
     regimes = [r for r in results.regimes if r != "fp32"]
-    if all(c.empty for c in changes.values()) or not regimes:
+    if data.empty or not regimes:
         return empty("What each regime costs against FP32: no cell of these results is done yet.")
+    data = data.assign(value=100 * data["value"])
     figure, axes = new(2, len(results.datasets), height=1.6 + 2 * 0.3 * len(regimes), sharey=True, sharex="row")
-    for line, (metric, (label, _)) in zip(axes, metrics.items()):
+    for line, (metric, label) in zip(axes, COSTS.items()):
+        rows = data[data["metric"] == metric]
         for axis, dataset in zip(line, results.datasets):
-            _change_panel(axis, changes[metric], dataset, regimes, results.backbones)
+            _change_panel(axis, rows[rows["dataset"] == dataset], regimes, results.backbones)
             axis.set_xlabel(label)
+        _symlog(line, rows["value"])
         line[0].set_yticks(range(len(regimes)), [title(r) for r in regimes])
     for axis, dataset in zip(axes[0], results.datasets):
         axis.set_title(title(dataset))
     axes[0, 0].set_ylim(len(regimes) - 0.5, -0.5)
-    backbone_legend(figure, results.backbones, extra=_bar_handle(), columns=5)
-    means = {m: c.groupby(level="regime").mean() for m, c in changes.items()}
-    said = [
-        f"{title(r)}: AUPRC {means['auprc'].get(r, np.nan):+.1f} points, ECE {means['ece'].get(r, np.nan):+.1f}"
-        for r in regimes
-    ]
+    backbone_legend(figure, results.backbones, extra=_bar_handles(), columns=5)
+    mean = data[data["backbone"] == "mean"].groupby(["metric", "regime"])["value"].mean()
+    known = [{title(r): mean[m, r] for r in regimes if (m, r) in mean.index} for m in COSTS]
     return described(
         figure,
-        "What each precision regime costs against FP32, per dataset, a marker per "
-        f"backbone. Mean change over datasets and backbones: {'; '.join(said)}.",
+        "What each precision regime costs against FP32, per dataset, a marker per backbone. Mean change over datasets and "
+        f"backbones, AUPRC in points: {listed(known[0], '{:+.1f}')}; Brier score times 100: {listed(known[1], '{:+.1f}')}.",
     )
 
 
-def _bar_handle():
+def _bar_handles():
     from matplotlib.patches import Patch
 
-    return [
-        Patch(color=MUTED, alpha=0.45, label="mean of backbones"),
-        Patch(facecolor="none", edgecolor="none", label="logarithmic beyond ±1"),
-    ]
+    scale = Patch(facecolor="none", edgecolor="none", label="logarithmic beyond ±1")
+    return [Patch(color=MUTED, alpha=0.45, label="mean of backbones"), scale]
 
 
-def _against_fp32(results, metric, form):
-    value = scores(results, metric, form=form).set_index(CELL)["value"]
-    if value.empty:
-        return value
-    regime = value.index.get_level_values("regime")
-    base = value[regime == "fp32"].droplevel("regime")
-    change = value - base.reindex(value.index.droplevel("regime")).to_numpy()
-    return change[regime != "fp32"]
-
-
-def _change_panel(axis, change, dataset, regimes, backbones):
-    if change.empty or dataset not in change.index.get_level_values("dataset"):
+def _change_panel(axis, data, regimes, backbones):
+    if data.empty:
         return absent(axis)
     axis.axvline(0, color=INK, linewidth=1)
     for y, regime in enumerate(regimes):
-        found = [(b, change[dataset, b, regime]) for b in backbones if (dataset, b, regime) in change.index]
-        found = [(b, v) for b, v in found if np.isfinite(v)]
-        if not found:
+        rows = data[(data["regime"] == regime) & data["value"].notna()]
+        if rows.empty:
             axis.text(0.02, y, "missing", transform=axis.get_yaxis_transform(), va="center", color=MUTED)
             continue
-        axis.barh(y, np.mean([v for _, v in found]), height=0.7, color=regime_colour(regime), alpha=0.45, linewidth=0)
-        for b, v in found:
-            colour, marker = backbone_style(b)
+        mean = rows[rows["backbone"] == "mean"]["value"].item()
+        axis.barh(y, mean, height=0.7, color=regime_colour(regime), alpha=0.45, linewidth=0)
+        for b, value in rows[rows["backbone"] != "mean"].set_index("backbone")["value"].items():
             step = 0.5 * (backbones.index(b) / max(1, len(backbones) - 1) - 0.5)
-            axis.plot(v, y + step, marker, color=colour, markersize=5, markeredgecolor=INK, markeredgewidth=0.5)
-    axis.set_xscale("symlog", linthresh=1)
-    values = change[np.isfinite(change)].to_numpy()
-    low, high = min(values.min(initial=-1) * 1.3, -1.5), max(values.max(initial=1) * 1.3, 1.5)
-    ticks = [t for t in (-50, -10, -1, 0, 1, 10, 50) if low <= t <= high]
-    axis.set_xlim(low, high)
-    axis.set_xticks(ticks, [f"{t:+g}" if t else "0" for t in ticks])
-    axis.set_xticks([], minor=True)
+            point(axis, value, y + step, *backbone_style(b))
     axis.grid(axis="y", visible=False)
 
 
-@styled
-def matrix_figure(results):
-    """What became of every cell, a panel per dataset; `!` where an engine is wrong."""
-    from matplotlib.patches import Patch
-
-    if results.status.empty:
-        return empty("What became of every cell: these results name no cell.")
-    regimes, n = results.regimes, len(results.backbones)
-    figure, axes = new(1, len(results.datasets), height=1.9 + 0.26 * n, sharey=True)
-    state = results.status.set_index(CELL)
-    for axis, dataset in zip(axes[0], results.datasets):
-        for y, backbone in enumerate(results.backbones):
-            for x, regime in enumerate(regimes):
-                row = state.loc[(dataset, backbone, regime)]
-                axis.add_patch(_tile(x, y, STATUS_COLOURS[row["status"]]))
-                mark = STATUS[row["status"]].split()[0]
-                mark = "!" if row["status"] == "done" and row["engine_agrees"] is False else mark
-                shade = {"missing": INK, "unsupported": ON_COLOUR}.get(row["status"], ON_DARK)
-                axis.text(x, y, mark, ha="center", va="center", fontweight="bold", color=shade)
-        axis.set(xlim=(-0.5, len(regimes) - 0.5), ylim=(n - 0.5, -0.5), title=title(dataset))
-        axis.set_xticks(range(len(regimes)), [title(r).replace("INT8-", "") for r in regimes], rotation=90)
-        axis.tick_params(length=0)
-        axis.grid(visible=False)
-        axis.spines[:].set_visible(False)
-    axes[0, 0].set_yticks(range(n), [title(b) for b in results.backbones])
-    figure.legend(
-        handles=[Patch(color=c, label=STATUS[s]) for s, c in STATUS_COLOURS.items()]
-        + [Patch(facecolor="none", edgecolor="none", label="! done, kernels disagree")],
-        loc="outside lower center",
-        ncols=5,
-        handlelength=1,
-        columnspacing=1.2,
-    )
-    counts = state["status"].value_counts()
-    said = ", ".join(f"{counts[s]} {s}" for s in STATUS if s in counts)
-    return described(figure, f"Matrix of backbones and regimes, one panel per dataset, coloured by outcome: {said}.")
-
-
-def _tile(x, y, colour):
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, facecolor=colour, linewidth=0)
+def _symlog(axes, values):
+    """One scale for panels of changes: linear to ±1, logarithmic beyond."""
+    low, high = min(values.min() * 1.3, -1.5), max(values.max() * 1.3, 1.5)
+    ticks = [t for t in (-50, -10, -1, 0, 1, 10, 50) if low <= t <= high]
+    for axis in axes:
+        axis.set_xscale("symlog", linthresh=1)
+        axis.set_xlim(low, high)
+        axis.set_xticks(ticks, [f"{t:+g}" if t else "0" for t in ticks])
+        axis.set_xticks([], minor=True)
 
 
 # --- why a model collapses ------------------------------------------------------------------------
@@ -161,55 +109,27 @@ def sqnr_figure(results, dataset, backbone, regime):
     if layers.empty:
         return empty(f"Noise per layer of {name}: missing from these results.")
     figure, axes = new(height=3.8)
-    axis, colour = axes[0, 0], regime_colour(regime)
-    axis.plot(
-        layers.index,
-        layers["sqnr_db"],
-        color=colour,
-        marker="o",
-        markersize=4,
-        linewidth=1,
-        label="simulated layer against its FP32 twin",
-    )
+    axis, twin = axes[0, 0], {"color": regime_colour(regime), "marker": "o", "markersize": 4, "linewidth": 1}
+    axis.plot(layers.index, layers["sqnr_db"], label="simulated layer against its FP32 twin", **twin)
     if layers["kernel_sqnr_db"].notna().any():
-        axis.plot(
-            layers.index,
-            layers["kernel_sqnr_db"],
-            color=MUTED,
-            marker="x",
-            markersize=5,
-            linewidth=0.8,
-            linestyle=":",
-            label="engine's kernel against its own simulation",
-        )
-    worst = worst_layers(results, dataset, backbone, regime)
-    for k, row in enumerate(worst.to_dict("records")):
-        x = int(layers.index[layers["layer"] == row["layer"]][0])
-        left = x > len(layers) / 2
-        axis.plot(x, row["sqnr_db"], "o", markersize=9, markerfacecolor="none", markeredgecolor=INK)
-        axis.annotate(
-            f"{k + 1}",
-            (x, row["sqnr_db"]),
-            xytext=(-9 if left else 9, -3),
-            textcoords="offset points",
-            ha="right" if left else "left",
-            fontweight="bold",
-        )
-    listed = "\n".join(
-        f"{k}  {r['layer']} ({r['operator']}), {r['sqnr_db']:.1f} dB" for k, r in enumerate(worst.to_dict("records"), 1)
-    )
-    axis.set(xlabel=f"Quantized layers, first to last\n\nWorst:\n{listed}", ylabel="Signal to noise (dB)", title=name)
+        kernel = {"color": MUTED, "marker": "x", "markersize": 5, "linewidth": 0.8, "linestyle": ":"}
+        axis.plot(layers.index, layers["kernel_sqnr_db"], label="engine's kernel against its own simulation", **kernel)
+    worst = worst_layers(results, dataset, backbone, regime).to_dict("records")
+    for k, row in enumerate(worst, 1):
+        place = (int(layers.index[layers["layer"] == row["layer"]][0]), row["sqnr_db"])
+        axis.plot(*place, "o", markersize=9, markerfacecolor="none", markeredgecolor=INK)
+        side = {"xytext": (-9, -3), "ha": "right"} if place[0] > len(layers) / 2 else {"xytext": (9, -3), "ha": "left"}
+        axis.annotate(f"{k}", place, textcoords="offset points", fontweight="bold", **side)
+    lines = [f"{k}  {r['layer']} ({r['operator']}), {r['sqnr_db']:.1f} dB" for k, r in enumerate(worst, 1)]
+    label = "\n".join(["Quantized layers, first to last", "", "Worst:", *lines])
+    axis.set(xlabel=label, ylabel="Signal to noise (dB)", title=name)
     axis.xaxis.label.set_ha("left")
     axis.xaxis.label.set_x(0)
     few_ticks(axis.xaxis, 8)
-    figure.legend(loc="outside lower center", ncols=2)
-    return described(
-        figure,
-        f"Signal-to-quantization-noise ratio of the {len(layers)} quantized layers of "
-        f"{name}; the worst: "
-        + "; ".join(f"{r['layer']} {r['sqnr_db']:.1f} dB" for r in worst.to_dict("records"))
-        + ".",
-    )
+    legend(figure, ncols=2)
+    known = {r["layer"]: r["sqnr_db"] for r in worst}
+    what = f"Signal-to-quantization-noise ratio in decibels of the {len(layers)} quantized layers of {name}"
+    return described(figure, f"{what}; the worst: {listed(known, '{:.1f}')}.")
 
 
 @styled
@@ -225,45 +145,34 @@ def ablation_figure(results, dataset, *, engine="fbgemm", form="converted"):
     base = wide.loc["default"] if "default" in wide.index else wide.max()
     change = wide.drop(index="default", errors="ignore") - base
     figure, axes = new(height=1.9 + 0.3 * len(change))
-    axis = axes[0, 0]
-    _heat(axis, change.to_numpy(), [[_signed(v) for v in row] for row in change.to_numpy()], -60, 0)
-    axis.set_xticks(
-        range(len(change.columns)),
-        [f"{title(b)}\n{base[b]:.1f}" for b in change.columns],
-        rotation=35,
-        ha="right",
-        rotation_mode="anchor",
-    )
+    axis, values = axes[0, 0], change.to_numpy()
+    texts = [["–" if np.isnan(v) else f"{v:+.1f}" for v in row] for row in values]
+    losses = ("#7a0b10", "#ce0e17", "#f18102", "#f8d9b0", "#fbf3e6")  # light is good, dark is bad
+    _heat(axis, (values.clip(-60, 0) + 60) / 60, texts, losses, lambda share: share < 0.45)
+    slanted = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+    axis.set_xticks(range(len(known)), [f"{title(b)}\n{base[b]:.1f}" for b in known], **slanted)
     axis.set_yticks(range(len(change)), [r.replace("-", " ") for r in change.index])
-    axis.set_title(f"{title(dataset)}, {engine}: AUPRC in points against the default recipe", loc="left")
-    axis.set_xlabel("Backbone and its AUPRC (%) under the default recipe")
-    lowest = change.stack().nsmallest(3)
-    said = "; ".join(f"{title(b)} under {r} {v:+.1f}" for (r, b), v in lowest.items())
-    return described(
-        figure,
-        "Heat map of the change in AUPRC, in percentage points, that each recipe makes "
-        f"on {title(dataset)} for each backbone under {engine}. The greatest losses: "
-        f"{said}.",
-    )
+    axis.set_title(f"{title(dataset)}, {engine}", loc="left")
+    axis.set_xlabel("Change in AUPRC (points), and the AUPRC (%) under the default recipe")
+    lowest = {f"{title(b)} under {r}": v for (r, b), v in change.stack().nsmallest(3).items()}
+    what = f"Change in AUPRC, in points, that each recipe makes on {title(dataset)} under {engine}, for each backbone."
+    return described(figure, f"{what} The greatest losses: {listed(lowest, '{:+.1f}')}.")
 
 
-def _signed(value):
-    return "–" if np.isnan(value) else f"{value:+.1f}"
-
-
-def _heat(axis, values, texts, low, high):
-    """A heat map with its numbers written in; light is good, dark is bad; missing values stay blank."""
+def _heat(axis, shares, texts, colours, is_dark):
+    """A heat map of values from 0 to 1 with words written in; missing values stay blank."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    ramp = LinearSegmentedColormap.from_list("loss", ["#7a0b10", "#ce0e17", "#f18102", "#f8d9b0", "#fbf3e6"])
-    axis.imshow(np.clip(values, low, high), cmap=ramp, vmin=low, vmax=high, aspect="auto")
-    for y, row in enumerate(texts):
-        for x, text in enumerate(row):
-            dark = (values[y, x] - low) / (high - low) < 0.45
-            axis.text(x, y, text, ha="center", va="center", color=ON_DARK if dark else ON_COLOUR)
+    ramp = LinearSegmentedColormap.from_list("ramp", colours)
+    axis.imshow(shares, cmap=ramp, vmin=0, vmax=1, aspect="auto")
+    for (y, x), share in np.ndenumerate(shares):
+        axis.text(x, y, texts[y][x], ha="center", va="center", color=ON_DARK if is_dark(share) else ON_COLOUR)
     axis.grid(visible=False)
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
+
+
+# --- what helps, and what else runs ---------------------------------------------------------------
 
 
 @styled
@@ -273,25 +182,16 @@ def remedies_figure(results, dataset, *, regime="ptq-fbgemm"):
     frame = frame[(frame["dataset"] == dataset) & (frame["regime"] == regime)]
     if frame.empty:
         return empty(f"Remedies on {title(dataset)} ({title(regime)}): missing from these results.")
-    names = list(frame["remedy"].unique())
+    names, shown = list(frame["remedy"].unique()), ("ece", "brier", "auprc")
     figure, axes = new(1, 3, height=1.5 + 0.42 * len(names), sharey=True)
-    for axis, metric in zip(axes[0], ("ece", "brier", "auprc")):
-        for mark in (0, 100):
-            axis.axvline(mark, color=INK, linewidth=1, linestyle="-" if mark == 0 else "--")
+    for axis, metric in zip(axes[0], shown):
+        for mark, style in ((0, "-"), (100, "--")):
+            axis.axvline(mark, color=INK, linewidth=1, linestyle=style)
         closed = 100 * frame[f"{metric}_closed"]
-        for row, value in zip(frame.to_dict("records"), closed.clip(-100, 200)):
+        for backbone, remedy, value in zip(frame["backbone"], frame["remedy"], closed.clip(-100, 200)):
             if np.isfinite(value):
-                colour, marker = backbone_style(row["backbone"])
-                place = results.backbones.index(row["backbone"]) / max(1, len(results.backbones) - 1)
-                axis.plot(
-                    value,
-                    names.index(row["remedy"]) + 0.6 * (place - 0.5),
-                    marker,
-                    color=colour,
-                    markersize=5.5,
-                    markeredgecolor=INK,
-                    markeredgewidth=0.5,
-                )
+                place = results.backbones.index(backbone) / max(1, len(results.backbones) - 1)
+                point(axis, value, names.index(remedy) + 0.6 * (place - 0.5), *backbone_style(backbone), 5.5)
         axis.set(title=title(metric), xlabel="Gap closed (%)")
         axis.set_xticks([-100, 0, 100, 200] if closed.min() < -20 or closed.max() > 120 else [0, 50, 100])
         axis.margins(x=0.08)
@@ -301,16 +201,12 @@ def remedies_figure(results, dataset, *, regime="ptq-fbgemm"):
     axes[0, 0].set_yticks(range(len(names)), [n.replace("-", " ") for n in names])
     axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
     backbone_legend(figure, [b for b in results.backbones if b in set(frame["backbone"])])
-    medians = frame.groupby("remedy", sort=False)[["ece_closed", "auprc_closed"]].median()
-    said = "; ".join(
-        f"{r.replace('-', ' ')} {100 * m['ece_closed']:.0f} % of ECE, {100 * m['auprc_closed']:.0f} % of AUPRC"
-        for r, m in medians.iterrows()
+    medians = 100 * frame.groupby("remedy", sort=False)[[f"{m}_closed" for m in shown]].median()
+    known = [f"{title(m)} {listed(medians[f'{m}_closed'].dropna().to_dict(), '{:.0f} %')}" for m in shown]
+    what = (
+        f"Share of the gap between {title(regime)} and FP32 on {title(dataset)} that each remedy closes; 100 % is FP32."
     )
-    return described(
-        figure,
-        f"Share of the gap between {title(regime)} and FP32 on {title(dataset)} that "
-        f"each remedy closes, a marker per backbone; 100 % is FP32. Medians: {said}.",
-    )
+    return described(figure, f"{what} Medians over backbones: {'; '.join(known)}.")
 
 
 RUNTIME_COLOURS = dict(zip(RUNTIMES, map(regime_colour, ("fp32", "fp16", "ptq-qnnpack", "qat-fbgemm"))))
@@ -319,156 +215,94 @@ RUNTIME_COLOURS = dict(zip(RUNTIMES, map(regime_colour, ("fp32", "fp16", "ptq-qn
 @styled
 def peers_figure(results, dataset, *, batch_size=1):
     """Every runtime of every model: speed-up over eager FP32 against the change in ECE; right and low is better."""
-    from matplotlib.lines import Line2D
-
     frame = peers(results)
     frame = frame[(frame["dataset"] == dataset) & (frame["batch_size"] == batch_size) & frame["p50_ms"].notna()]
     eager = frame[(frame["runtime"] == "pytorch") & (frame["precision"] == "fp32")].set_index("backbone")
     backbones = [b for b in results.backbones if b in eager.index]
     if not backbones:
         return empty(f"Other runtimes on {title(dataset)}, batch {batch_size}: missing from these results.")
-    rows = -(-len(backbones) // 4)
-    figure, axes = new(rows, min(4, len(backbones)), height=1.1 + 1.7 * rows, sharex=True, sharey=True)
-    fastest = []
+    columns = min(4, len(backbones))
+    rows = -(-len(backbones) // columns)
+    shape = {"height": 1.1 + 1.7 * rows, "abreast": 2}
+    figure, axes = new(rows, columns, sharex=True, sharey=True, **shape)
+    fastest = {}
     for axis, backbone in zip(axes.flat, backbones):
         own = frame[frame["backbone"] == backbone]
-        own = own.assign(
-            speedup=eager.loc[backbone, "p50_ms"] / own["p50_ms"], rise=own["ece"] - eager.loc[backbone, "ece"]
-        )
+        ratio, rise = eager.loc[backbone, "p50_ms"] / own["p50_ms"], own["ece"] - eager.loc[backbone, "ece"]
+        own = own.assign(speedup=ratio, rise=rise)
         front = own[own["pareto"]].sort_values("speedup")
         axis.plot(front["speedup"], front["rise"], color=MUTED, linewidth=1, zorder=1)
         axis.axhline(0, color=GRID, linewidth=1, zorder=0)
         for row in own.to_dict("records"):
-            axis.plot(
-                row["speedup"],
-                row["rise"],
-                "s" if row["precision"] == "int8" else "o",
-                markersize=6,
-                alpha=0.9,
-                color=RUNTIME_COLOURS.get(row["runtime"].split("-")[0], MUTED),
-                markeredgecolor=INK,
-                markeredgewidth=0.5,
-            )
+            colour = RUNTIME_COLOURS.get(row["runtime"].split("-")[0], MUTED)
+            point(axis, row["speedup"], row["rise"], colour, "s" if row["precision"] == "int8" else "o", 6, alpha=0.9)
         axis.set_title(title(backbone))
         best = own.loc[own["speedup"].idxmax()]
-        fastest.append(
-            f"{title(backbone)} {title(best['runtime'] + ' ' + best['precision'])} {best['speedup']:.1f} times"
-        )
+        fastest[f"{title(backbone)} {best['name']}"] = best["speedup"]
     for axis in axes.flat[len(backbones) :]:
         axis.set_axis_off()
     axes[0, 0].set_xscale("log", base=2)
     axes[0, 0].xaxis.set_major_formatter("{x:g}")
-    for axis in axes.flat[max(0, len(backbones) - axes.shape[1]) : len(backbones)]:  # the lowest panel of each column
+    for axis in axes.flat[max(0, len(backbones) - columns) : len(backbones)]:  # the lowest panel of each column
         axis.set_xlabel("Speed-up (×)")
         axis.tick_params(labelbottom=True)
     for axis in axes[:, 0]:
         axis.set_ylabel("Change in ECE")
-    shapes = [
-        Line2D([], [], color=MUTED, marker=m, linestyle="none", label=name)
-        for m, name in (("o", "FP32"), ("s", "INT8"))
-    ]
-    colours = [
-        Line2D([], [], color=RUNTIME_COLOURS[r], marker="s", linestyle="none", label=name)
-        for r, name in RUNTIMES.items()
-    ]
-    front = [Line2D([], [], color=MUTED, linewidth=1, label="front")]
-    figure.legend(
-        handles=[*colours, *shapes, *front], loc="outside lower center", ncols=4, handletextpad=0.4, columnspacing=1.4
-    )
-    return described(
-        figure,
-        f"Runtimes on {title(dataset)} at batch {batch_size}, a panel per backbone: speed-up over eager FP32 "
-        f"across, change in ECE down the side. Fastest: {'; '.join(fastest)}.",
-    )
+    handles = [handle(name, RUNTIME_COLOURS[r], "s") for r, name in RUNTIMES.items()]
+    handles += [handle("FP32"), handle("INT8", marker="s"), handle("front", marker=None, linestyle="-", linewidth=1)]
+    legend(figure, handles=handles, ncols=4, handletextpad=0.4, columnspacing=1.4)
+    what = f"Runtimes on {title(dataset)} at batch {batch_size}, a panel per backbone: speed-up over eager FP32 and change in ECE."
+    return described(figure, f"{what} Fastest, in times: {listed(fastest, '{:.1f}')}.")
 
 
 # --- one cell -------------------------------------------------------------------------------------
 
 
-def _bins(predictions, regime):
-    from medq.metrics import reliability_curve
-
-    curve = reliability_curve(
-        predictions["label"].to_numpy(), predictions.filter(regex="^p_").to_numpy(), kind="top-label"
-    )
-    return pd.DataFrame(curve._asdict()).assign(regime=regime)
-
-
 @styled
-def reliability(predictions, *, regime="fp32", label=""):
-    """Reliability diagram (top label) of stored predictions with the histogram of confidence below."""
-    if predictions.empty:
+def reliability(*predictions, regime="fp32", label="", labels=None):
+    """Reliability diagrams (top label) of stored predictions side by side, with histograms of confidence below.
+
+    `label` is the title, `labels` the titles of several.
+    """
+    if any(p.empty for p in predictions):
         return empty("Reliability diagram: no predictions are stored for this cell.")
-    figure, axes = new(2, 1, height=4.2, width=3.7, sharex=True, height_ratios=[3, 1.2])
-    errors = reliability_panels(axes[:, 0], _bins(predictions, regime), [regime])
-    axes[0, 0].set(title=label or title(regime), ylabel="Fraction correct")
-    axes[1, 0].set(xlabel="Confidence", ylabel="Share of\nimages")
-    return described(
-        figure,
-        f"Reliability diagram of {label or title(regime)}, {len(predictions)} images: "
-        f"top-label calibration error {errors[regime]:.3f}.",
-    )
-
-
-@styled
-def before_after(before, after, *, labels=("before", "after"), regime="ptq-fbgemm"):
-    """Two reliability diagrams side by side, for instance before and after temperature scaling."""
-    if before.empty or after.empty:
-        return empty("Calibration before and after: no predictions are stored for this cell.")
-    figure, axes = new(2, 2, height=4.4, width=6.4, sharex=True, sharey="row", height_ratios=[3, 1.2])
-    said = []
-    for column, predictions, label in zip(axes.T, (before, after), labels):
-        errors = reliability_panels(column, _bins(predictions, regime), [regime])
-        column[0].set_title(label)
+    n, known, labels = len(predictions), {}, labels or [label]
+    shape = {"height": 4.2, "width": 3.7 if n == 1 else 6.4, "height_ratios": [3, 1.2]}
+    figure, axes = new(2, n, sharex=True, sharey="row", **shape)
+    for column, frame, label in zip(axes.T, predictions, labels):
+        errors = reliability_panels(column, reliability_bins(frame, regime), [regime])
+        column[0].set_title(label or title(regime))
         column[1].set_xlabel("Confidence")
-        said.append(f"{label} {errors[regime]:.3f}")
+        known[f"{label or title(regime)} ({len(frame)} images)"] = errors[regime]
     axes[0, 0].set_ylabel("Fraction correct")
     axes[1, 0].set_ylabel("Share of\nimages")
     return described(
-        figure,
-        f"Two reliability diagrams with histograms of confidence. Top-label calibration error: {', '.join(said)}.",
+        figure, f"Reliability diagram with a histogram of confidence. Top-label calibration error: {listed(known)}."
     )
 
 
 @styled
 def training_curve(history, *, regime="fp32", label=""):
     """Training loss and accuracy per epoch (columns of history.csv of one cell); the kept epoch is ringed."""
-    history = history.sort_values("epoch")
     if history.empty:
         return empty("Training curve: this regime trains nothing, or its history is missing.")
-    figure, axes = new(1, 2, height=2.7, width=WIDTH)
-    colour = regime_colour(regime)
+    history, colour, label = history.sort_values("epoch"), regime_colour(regime), label or title(regime)
+    figure, axes = new(1, 2, height=2.7)
     left, right = axes[0]
     left.plot(history["epoch"], history["train_loss"], color=colour, marker="o", markersize=4)
     left.set(xlabel="Epoch", ylabel="Cross-entropy (nats)", title="Training loss", ylim=(0, None))
     right.plot(history["epoch"], 100 * history["train_accuracy"], color=MUTED, linestyle=":", label="training images")
-    right.plot(
-        history["epoch"],
-        100 * history["accuracy"],
-        color=colour,
-        marker="o",
-        markersize=4,
-        label="images that choose the epoch",
-    )
+    chosen = {"color": colour, "marker": "o", "markersize": 4, "label": "images that choose the epoch"}
+    right.plot(history["epoch"], 100 * history["accuracy"], **chosen)
     best = history.loc[history["accuracy"].idxmax()]
-    right.plot(
-        best["epoch"],
-        100 * best["accuracy"],
-        "o",
-        markersize=11,
-        markerfacecolor="none",
-        markeredgecolor=INK,
-        label="best",
-    )
-    right.set(xlabel="Epoch", ylabel="Accuracy (%)", title=label or title(regime))
+    ring = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": INK, "label": "best"}
+    right.plot(best["epoch"], 100 * best["accuracy"], "o", **ring)
+    right.set(xlabel="Epoch", ylabel="Accuracy (%)", title=label)
     right.legend(loc="lower right")
     for axis in axes[0]:
         few_ticks(axis.xaxis, 6, whole=True)
-    return described(
-        figure,
-        f"Training curve of {label or title(regime)}: {len(history)} epochs, best "
-        f"accuracy {100 * best['accuracy']:.1f} % at epoch {best['epoch']:.0f}.",
-    )
+    accuracy = f"best accuracy {100 * best['accuracy']:.1f} % at epoch {best['epoch']:.0f}"
+    return described(figure, f"Training loss and accuracy of {label} by epoch: {len(history)} epochs, {accuracy}.")
 
 
 @styled
@@ -478,34 +312,15 @@ def confusion_matrix(predictions, *, dataset="", label=""):
         return empty("Confusion matrix: no predictions are stored for this cell.")
     probabilities = predictions.filter(regex="^p_")
     names = [class_title(dataset, c[2:]) for c in probabilities]
-    counts = (
-        pd.crosstab(predictions["label"].to_numpy(), probabilities.to_numpy().argmax(1))
-        .reindex(index=range(len(names)), columns=range(len(names)), fill_value=0)
-        .to_numpy()
-    )
+    counts = pd.crosstab(predictions["label"].to_numpy(), probabilities.to_numpy().argmax(1))
+    counts = counts.reindex(index=range(len(names)), columns=range(len(names)), fill_value=0).to_numpy()
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure, axes = new(height=1.4 + 0.42 * len(names), width=2.0 + 0.62 * len(names))
     axis = axes[0, 0]
-    _shade(axis, share, counts)
+    _heat(axis, share, counts.astype(str), ("#f2f6fb", "#7fa3d1", "#1f3f77"), lambda s: s > 0.5)
     axis.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
     axis.set_yticks(range(len(names)), names)
     axis.set(xlabel="Predicted", ylabel="True", title=label)
-    right = np.trace(counts) / counts.sum()
-    recall = ", ".join(f"{n} {100 * s:.0f} %" for n, s in zip(names, np.diag(share)))
-    return described(
-        figure,
-        f"Confusion matrix{' of ' + label if label else ''}: {counts.sum()} images, "
-        f"{100 * right:.1f} % right; recall by class {recall}.",
-    )
-
-
-def _shade(axis, share, counts):
-    from matplotlib.colors import LinearSegmentedColormap
-
-    ramp = LinearSegmentedColormap.from_list("share", ["#f2f6fb", "#7fa3d1", "#1f3f77"])
-    axis.imshow(share, cmap=ramp, vmin=0, vmax=1, aspect="auto")
-    for (y, x), n in np.ndenumerate(counts):
-        axis.text(x, y, f"{n}", ha="center", va="center", color=ON_DARK if share[y, x] > 0.5 else ON_COLOUR)
-    axis.grid(visible=False)
-    axis.spines[:].set_visible(False)
-    axis.tick_params(length=0)
+    recall = {n: 100 * s for n, s in zip(names, np.diag(share))}
+    what = f"Confusion matrix of {counts.sum()} images, {100 * np.trace(counts) / counts.sum():.1f} % right"
+    return described(figure, f"{what}. Percentage found of each class: {listed(recall, '{:.0f}')}.")

@@ -11,15 +11,18 @@ from medq.figures.style import (
     INK,
     MUTED,
     PAPER,
-    WIDTH,
     absent,
     backbone_legend,
     backbone_style,
     described,
     empty,
     few_ticks,
+    handle,
     joined,
+    legend,
+    listed,
     new,
+    point,
     regime_colour,
     styled,
 )
@@ -35,7 +38,6 @@ from medq.tables import (
     speedups,
     tradeoff_data,
 )
-
 
 # --- Figures 1 and 5 ------------------------------------------------------------------------------
 
@@ -64,7 +66,11 @@ def _across_regimes(results, published, metric, form):
     axes[0, 0].set_yticks(range(len(regimes)), [title(r) for r in regimes])
     axes[0, 0].set_ylim(len(regimes) - 0.4, -0.6)
     backbone_legend(figure, results.backbones, extra=_mean_handles(data))
-    return described(figure, _regimes_alt(data, metric, results, regimes))
+    mean = data[data["backbone"] == "mean"]
+    known = {f"{title(d)}, {title(r)}": v for d, r, v in zip(mean["dataset"], mean["regime"], mean["value"])}
+    return described(
+        figure, f"Macro {title(metric)} of each regime, a panel per dataset. Means over backbones: {listed(known)}."
+    )
 
 
 def _regime_panel(axis, data, regimes, results):
@@ -79,7 +85,6 @@ def _regime_panel(axis, data, regimes, results):
             continue
         row, colour = mean.loc[regime], regime_colour(regime)
         std = 0.0 if math.isnan(row["between_std"]) else row["between_std"]
-
         left, right = max(0.0, row["value"] - std), min(1.0, row["value"] + std)
         axis.barh(y, right - left, left=left, height=0.62, color=colour, alpha=0.3, linewidth=0)
         axis.plot([row["value"]] * 2, [y - 0.36, y + 0.36], color=colour, linewidth=3, solid_capstyle="butt")
@@ -87,74 +92,33 @@ def _regime_panel(axis, data, regimes, results):
             axis.plot([row["low"], row["high"]], [y + 0.36] * 2, color=INK, linewidth=1.2, solid_capstyle="butt")
         if not math.isnan(row["paper"]):
             axis.plot(row["paper"], y, "D", markersize=7, markerfacecolor="none", markeredgecolor=INK, zorder=5)
-    for point in data[data["backbone"] != "mean"].to_dict("records"):
-        colour, marker = backbone_style(point["backbone"])
-        step = 0.5 * (spread[point["backbone"]] / max(1, len(spread) - 1) - 0.5)
-        axis.plot(
-            point["value"],
-            regimes.index(point["regime"]) + step,
-            marker,
-            color=colour,
-            markersize=5,
-            markeredgecolor=INK,
-            markeredgewidth=0.5,
-            zorder=4,
-            linestyle="none",
-        )
+    cells = data[data["backbone"] != "mean"]
+    for row in cells.to_dict("records"):
+        step = 0.5 * (spread[row["backbone"]] / max(1, len(spread) - 1) - 0.5)
+        point(axis, row["value"], regimes.index(row["regime"]) + step, *backbone_style(row["backbone"]), zorder=4)
     axis.grid(axis="y", visible=False)
     axis.margins(x=0.06)
     few_ticks(axis.xaxis, 3)
-    counts = data[data["backbone"] != "mean"].groupby("regime").size()
+    counts = cells.groupby("regime").size()
     for regime, n in counts[counts < len(results.backbones)].items():
         left = mean["value"].get(regime, 0) > sum(axis.get_xlim()) / 2  # where there is room
-        axis.text(
-            0.01 if left else 0.99,
-            regimes.index(regime) - 0.5,
-            f"{n} of {len(results.backbones)}",
-            transform=axis.get_yaxis_transform(),
-            ha="left" if left else "right",
-            va="center",
-            color=MUTED,
-        )
+        place = {"x": 0.01, "ha": "left"} if left else {"x": 0.99, "ha": "right"}
+        words = {"s": f"{n} of {len(results.backbones)}", "va": "center", "color": MUTED}
+        axis.text(y=regimes.index(regime) - 0.5, transform=axis.get_yaxis_transform(), **place, **words)
 
 
 def _mean_handles(data):
-    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     handles = [
-        Line2D(
-            [],
-            [],
-            color=MUTED,
-            linewidth=3,
-            linestyle="none",
-            marker="|",
-            markersize=11,
-            markeredgewidth=3,
-            label="mean",
-        ),
+        handle("mean", marker="|", markersize=11, markeredgewidth=3),
         Patch(color=MUTED, alpha=0.3, label="± std of backbones"),
     ]
     if data["low"].notna().any():
-        handles.append(Line2D([], [], color=INK, linewidth=1.2, label="95 % interval of mean"))
+        handles.append(handle("95 % interval of mean", INK, None, linestyle="-", linewidth=1.2))
     if data["paper"].notna().any():
-        handles.append(
-            Line2D([], [], marker="D", linestyle="none", markerfacecolor="none", markeredgecolor=INK, label="paper")
-        )
+        handles.append(handle("paper", marker="D", markerfacecolor="none", markeredgecolor=INK))
     return handles
-
-
-def _regimes_alt(data, metric, results, regimes):
-    mean = data[data["backbone"] == "mean"].set_index(["dataset", "regime"])["value"]
-    said = []
-    for dataset in results.datasets:
-        known = [f"{title(r)} {mean[dataset, r]:.3f}" for r in regimes if (dataset, r) in mean.index]
-        said.append(f"{title(dataset)}: {', '.join(known) or 'missing'}")
-    return (
-        f"Macro {title(metric)} of each precision regime, one panel per dataset, mean and standard "
-        f"deviation across backbones with each backbone as a marker. Means: {'; '.join(said)}."
-    )
 
 
 # --- Figure 2 -------------------------------------------------------------------------------------
@@ -163,7 +127,7 @@ def _regimes_alt(data, metric, results, regimes):
 @styled
 def figure2(results, published=None, *, engine="fbgemm", batch_size=1):
     """Figure 2: macro AUPRC against latency, FP32 (circle) and INT8-QAT (square), a colour per backbone."""
-    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     data = tradeoff_data(results, engine=engine, batch_size=batch_size).dropna(subset=["value", "p50_ms"])
     if data.empty:
@@ -176,16 +140,7 @@ def figure2(results, published=None, *, engine="fbgemm", batch_size=1):
             axis.plot(points["p50_ms"], points["value"], color=colour, linewidth=1, alpha=0.8)
             for p in points.to_dict("records"):
                 axis.plot([p["p50_ms"]] * 2, [p["low"], p["high"]], color=colour, linewidth=1)
-                axis.plot(
-                    p["p50_ms"],
-                    p["value"],
-                    "o" if p["regime"] == "fp32" else "s",
-                    color=colour,
-                    markersize=8,
-                    markeredgecolor=INK,
-                    markeredgewidth=0.6,
-                    linestyle="none",
-                )
+                point(axis, p["p50_ms"], p["value"], colour, "o" if p["regime"] == "fp32" else "s", 8)
         _log_ms(axis, part["p50_ms"])
         axis.set(title=title(dataset), xlabel=f"p50 at batch {batch_size} (ms)")
         few_ticks(axis.yaxis, 5)
@@ -193,15 +148,14 @@ def figure2(results, published=None, *, engine="fbgemm", batch_size=1):
             absent(axis)
             axis.tick_params(axis="y", left=False, labelleft=False)
     axes[0, 0].set_ylabel("Macro AUPRC")
-    _colour_legend(
-        figure,
-        results.backbones,
-        [
-            Line2D([], [], marker=m, color=MUTED, linestyle="none", markersize=8, markeredgecolor=INK, label=label)
-            for m, label in (("o", "FP32"), ("s", f"INT8-QAT ({engine.upper()})"))
-        ],
-    )
-    return described(figure, _tradeoff_alt(data, results, engine))
+    shapes = {"o": "FP32", "s": f"INT8-QAT ({engine.upper()})"}
+    handles = [  # the shape means something else here, so a backbone is a patch of its colour
+        Patch(facecolor=backbone_style(b)[0], edgecolor=INK, linewidth=0.5, label=title(b)) for b in results.backbones
+    ]
+    handles += [handle(label, marker=m, markersize=8, markeredgecolor=INK) for m, label in shapes.items()]
+    spacing = {"handlelength": 1, "handletextpad": 0.5, "columnspacing": 1.3}
+    legend(figure, handles=handles, ncols=5, **spacing)
+    return described(figure, _tradeoff_alt(data, engine))
 
 
 def _log_ms(axis, values):
@@ -214,98 +168,74 @@ def _log_ms(axis, values):
             [s * 10.0**k for k in range(-2, 6) for s in steps if low <= s * 10.0**k <= high]
             for steps in ((1, 2, 5), (1, 3), (1,))
         ]
-        ticks = next((c for c in choices if len(c) <= 6), choices[-1])
+        ticks = next((c for c in choices if len(c) <= axis.figure.get_figwidth()), choices[-1])
         axis.set_xlim(low, high)
         axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
         axis.set_xticks([], minor=True)
 
 
-def _colour_legend(figure, backbones, extra):
-    """Below the figure: a colour patch per backbone (the shape means something else here), then `extra`."""
-    from matplotlib.patches import Patch
-
-    handles = [Patch(facecolor=backbone_style(b)[0], edgecolor=INK, linewidth=0.5, label=title(b)) for b in backbones]
-    figure.legend(
-        handles=[*handles, *extra],
-        loc="outside lower center",
-        ncols=5,
-        handlelength=1,
-        handletextpad=0.5,
-        columnspacing=1.3,
-    )
-
-
-def _tradeoff_alt(data, results, engine):
-    wide = data.pivot_table(index=["dataset", "backbone"], columns="regime", values=["value", "p50_ms"])
-    both = wide.dropna()
-    if both.empty or not {"fp32", f"qat-{engine}"} <= set(both["value"]):
+def _tradeoff_alt(data, engine):
+    wide = data.pivot_table(index=["dataset", "backbone"], columns="regime", values=["value", "p50_ms"]).dropna()
+    if wide.empty or not {"fp32", f"qat-{engine}"} <= set(wide["value"]):
         return f"Macro AUPRC against latency; no backbone has both an FP32 and an INT8-QAT ({engine}) point."
-    faster = (both["p50_ms"]["fp32"] / both["p50_ms"][f"qat-{engine}"]).groupby("backbone").first()
-    change = 100 * (both["value"][f"qat-{engine}"] - both["value"]["fp32"])
+    faster = wide["p50_ms"]["fp32"] / wide["p50_ms"][f"qat-{engine}"]
+    change = 100 * (wide["value"][f"qat-{engine}"] - wide["value"]["fp32"])
     return (
-        "Scatter of macro AUPRC against median latency, one panel per dataset, FP32 as circles and "
-        f"INT8-QAT as squares. From FP32 to INT8-QAT latency changes by a factor of {faster.min():.2f} "
-        f"to {faster.max():.2f} and AUPRC by {change.min():+.1f} to {change.max():+.1f} percentage "
-        "points."
+        "Macro AUPRC against median latency, a panel per dataset, FP32 as circles and INT8-QAT as squares. From FP32 to "
+        f"INT8-QAT latency changes by a factor of {faster.min():.2f} to {faster.max():.2f} and AUPRC by "
+        f"{change.min():+.1f} to {change.max():+.1f} percentage points."
     )
 
 
 def figure2_interactive(results, *, engine="fbgemm", batch_size=1):
     """Figure 2 with values on hover, as a plotly figure (alternative text in `alt_text`)."""
-    from plotly.subplots import make_subplots
-
     data = tradeoff_data(results, engine=engine, batch_size=batch_size).dropna(subset=["value", "p50_ms"])
-    names = [title(d) for d in results.datasets]
-    figure = make_subplots(rows=1, cols=max(1, len(names)), subplot_titles=names, horizontal_spacing=0.07)
-    first = _first_time()
-    for column, dataset in enumerate(results.datasets, 1):
-        for backbone, points in data[data["dataset"] == dataset].groupby("backbone", sort=False):
-            regimes = ["FP32" if r == "fp32" else "INT8-QAT" for r in points["regime"]]
-            hover = "%{text}<br>%{x:.2f} ms<br>AUPRC %{y:.4f}<extra></extra>"
-            figure.add_scatter(
-                x=points["p50_ms"],
-                y=points["value"],
-                mode="lines+markers",
-                name=title(backbone),
-                row=1,
-                col=column,
-                legendgroup=backbone,
-                showlegend=first(backbone),
-                text=[f"{title(backbone)}, {r}" for r in regimes],
-                hovertemplate=hover,
-                line={"color": backbone_style(backbone)[0], "width": 1},
-                marker={
-                    "size": 11,
-                    "symbol": ["circle" if r == "FP32" else "square" for r in regimes],
-                    "line": {"width": 1},
-                },
-            )
+
+    def trace(points):
+        regimes = ["FP32" if r == "fp32" else "INT8-QAT" for r in points["regime"]]
+        symbols = ["circle" if r == "FP32" else "square" for r in regimes]
+        return {
+            "x": points["p50_ms"],
+            "y": points["value"],
+            "text": [f"{title(points['backbone'].iloc[0])}, {r}" for r in regimes],
+            "hovertemplate": "%{text}<br>%{x:.2f} ms<br>AUPRC %{y:.4f}<extra></extra>",
+            "marker": {"size": 11, "symbol": symbols, "line": {"width": 1}},
+        }
+
+    figure = _interactive(
+        results, data, trace, _tradeoff_alt(data, engine) if len(data) else "AUPRC against latency: missing."
+    )
     figure.update_xaxes(type="log", title=f"p50 at batch {batch_size} (ms)", dtick="D2")
     figure.update_yaxes(title="Macro AUPRC", col=1)
-    alt = _tradeoff_alt(data, results, engine) if len(data) else "AUPRC against latency: missing."
-    return _plotly_style(figure, alt, height=460)
+    return figure
 
 
-def _first_time():
-    """A function that is true for each name once: a legend entry stands where its name first appears."""
-    seen = set()
-    return lambda name: name not in seen and not seen.add(name)
+def _interactive(results, data, trace, alt):
+    """A plotly figure, a panel per dataset and a line per backbone; `trace` gives what is special of a line.
 
+    Transparent, in a mid grey that can be read on a white and on a dark page.
+    """
+    from plotly.subplots import make_subplots
 
-def _plotly_style(figure, alt, height):
-    """Transparent, in a mid grey that both a white and a dark page let one read."""
-    grey = "#7a7a7a"
+    names, seen, grey = [title(d) for d in results.datasets], set(), "#7a7a7a"
+    figure = make_subplots(rows=1, cols=max(1, len(names)), subplot_titles=names, horizontal_spacing=0.07)
+    for column, dataset in enumerate(results.datasets, 1):
+        for backbone, points in data[data["dataset"] == dataset].groupby("backbone", sort=False):
+            line = {"color": backbone_style(backbone)[0], "width": 1.5}
+            legend = {"name": title(backbone), "legendgroup": backbone, "showlegend": backbone not in seen}
+            figure.add_scatter(mode="lines+markers", row=1, col=column, line=line, **legend, **trace(points))
+            seen.add(backbone)
     figure.update_layout(
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        height=height,
+        height=460,
         font={"color": grey, "size": 13},
         margin={"l": 60, "r": 10, "t": 40, "b": 10},
         legend={"orientation": "h", "y": -0.2},
         meta={"alt": " ".join(alt.split())},
     )
-    figure.update_xaxes(gridcolor="rgba(128,128,128,.3)", linecolor=grey, zeroline=False)
-    figure.update_yaxes(gridcolor="rgba(128,128,128,.3)", linecolor=grey, zeroline=False)
+    for update in (figure.update_xaxes, figure.update_yaxes):
+        update(gridcolor="rgba(128,128,128,.3)", linecolor=grey, zeroline=False)
     return figure
 
 
@@ -315,8 +245,6 @@ def _plotly_style(figure, alt, height):
 @styled
 def figure3(results, published=None, *, engine="fbgemm", metric="auprc", per_backbone=True):
     """Figure 3: paired bootstrap differences, pooled and per backbone; square where p < 0.05, else circle."""
-    from matplotlib.lines import Line2D
-
     data = forest_data(results, metric=metric, engine=engine)
     if data.empty:
         return empty(f"Paired bootstrap differences in {title(metric)}: missing from these results.")
@@ -333,28 +261,18 @@ def figure3(results, published=None, *, engine="fbgemm", metric="auprc", per_bac
         top.set_title(title(dataset))
         bottom.set_xlabel(f"Δ{title(metric)} (percentage points)")
     axes[0, 0].invert_yaxis()
+    hollow = {"markeredgecolor": INK, "markerfacecolor": PAPER}
     handles = [
-        Line2D([], [], marker=m, color=MUTED, markeredgecolor=INK, linestyle="none", label=label)
-        for m, label in (("s", "p < 0.05"), ("o", "p ≥ 0.05"))
+        handle("p < 0.05", marker="s"),
+        handle("p ≥ 0.05"),
+        handle("p < 0.05, but not after Holm", INK, "s", **hollow),
     ]
-    handles.append(
-        Line2D(
-            [],
-            [],
-            marker="s",
-            markerfacecolor=PAPER,
-            markeredgecolor=INK,
-            linestyle="none",
-            label="p < 0.05, but not after Holm",
-        )
-    )
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=3,
-        title="Line: 95 % interval. Right of zero: the first method is better.",
-    )
-    return described(figure, _forest_alt(data, results, pairs, metric))
+    note = "Line: 95 % interval. Right of zero: the first method is better."
+    legend(figure, handles=handles, ncols=3, title=note)
+    pooled = data[data["backbone"] == "all"].to_dict("records")
+    known = {f"{r['pair']}, {title(r['dataset'])}": r["delta_pp"] for r in pooled}
+    what = f"Paired bootstrap differences in {title(metric)}, in percentage points, for three pairs of regimes and each dataset."
+    return described(figure, f"{what} Over all backbones: {listed(known, '{:+.2f}')}.")
 
 
 def _forest_panel(axis, data, rows):
@@ -362,56 +280,18 @@ def _forest_panel(axis, data, rows):
     if data.empty:
         return absent(axis)
     axis.axvline(0, color=INK, linewidth=1)
-    for r in data.to_dict("records"):
-        if r["backbone"] not in rows:
-            continue
+    for r in data[data["backbone"].isin(rows)].to_dict("records"):
         y, pooled = rows.index(r["backbone"]), r["backbone"] == "all"
         colour = INK if pooled else backbone_style(r["backbone"])[0]
         significant, kept = r["p_value"] < 0.05, not r["p_holm"] >= 0.05
         axis.plot([r["low_pp"], r["high_pp"]], [y, y], color=colour, linewidth=2.2 if pooled else 1.5)
-        axis.plot(
-            r["delta_pp"],
-            y,
-            "s" if significant else "o",
-            color=colour,
-            markersize=7 if pooled else 5.5,
-            markeredgecolor=INK if pooled else colour,
-            linestyle="none",
-            zorder=4,
-            markerfacecolor=PAPER if significant and not kept else colour,
-        )
+        face = {"markerfacecolor": PAPER if significant and not kept else colour, "markeredgecolor": colour}
+        point(axis, r["delta_pp"], y, colour, "s" if significant else "o", 7 if pooled else 5.5, zorder=4, **face)
+    place = {"transform": axis.get_yaxis_transform(), "ha": "right", "va": "center", "color": MUTED}
     for y in set(range(len(rows))) - {rows.index(b) for b in data["backbone"] if b in rows}:
-        axis.text(
-            0.99,
-            y,
-            "missing",
-            transform=axis.get_yaxis_transform(),
-            ha="right",
-            va="center",
-            color=MUTED,
-            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1},
-        )
+        axis.text(0.99, y, "missing", bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1}, **place)
     axis.margins(x=0.08)
     few_ticks(axis.xaxis, 4)
-
-
-def _forest_alt(data, results, pairs, metric):
-    said = []
-    pooled = data[data["backbone"] == "all"].set_index(["dataset", "pair"])
-    for pair in pairs:
-        known = [
-            f"{title(d)} {pooled.loc[(d, pair), 'delta_pp']:+.2f} "
-            f"({pooled.loc[(d, pair), 'low_pp']:+.2f} to "
-            f"{pooled.loc[(d, pair), 'high_pp']:+.2f})"
-            for d in results.datasets
-            if (d, pair) in pooled.index
-        ]
-        said.append(f"{pair}: {', '.join(known) or 'missing'}")
-    return (
-        f"Forest plot of paired bootstrap differences in {title(metric)}, in percentage points, rows of "
-        "panels for three pairs of regimes and a column per dataset. Over all backbones: "
-        f"{'; '.join(said)}."
-    )
 
 
 # --- Figure 4 -------------------------------------------------------------------------------------
@@ -424,9 +304,8 @@ def figure4(results, published=None, *, regime="ptq-fbgemm"):
     if data.empty:
         return empty("AUPRC against the number of calibration images: missing from these results.")
     cnns = [b for b in results.backbones if family(b) == "cnn"]
-    figure, axes = new(
-        len(results.datasets), len(cnns), height=1.1 + 1.35 * len(results.datasets), sharex=True, sharey="row"
-    )
+    shape = {"height": 1.1 + 1.35 * len(results.datasets), "abreast": 2}
+    figure, axes = new(len(results.datasets), len(cnns), sharex=True, sharey="row", **shape)
     for axis, backbone in zip(axes[0], cnns):
         axis.set_title(title(backbone), fontsize=FONT, loc="center")
     for line, dataset in zip(axes, results.datasets):
@@ -438,28 +317,19 @@ def figure4(results, published=None, *, regime="ptq-fbgemm"):
     sizes = sorted(data["n_calibration"].unique())
     marks = sorted({sizes[0], sizes[len(sizes) // 2], sizes[-1]})
     axes[0, 0].set_xticks(marks, [f"{m:g}" for m in marks])
-    note = textwrap.fill(_sweep_note(data, results), 100)
-    figure.supxlabel(f"Calibration images\n{note}", fontsize=FONT)
-    return described(figure, _sweep_alt(data, results))
+    note = _sweep_note(data, results)
+    lines = textwrap.fill(note, int(13 * figure.get_figwidth()))
+    figure.supxlabel(f"Calibration images\n{lines}", fontsize=FONT)
+    return described(figure, _sweep_alt(data) + " " + note)
 
 
 def _sweep_panel(axis, part, backbone):
     colour, marker = backbone_style(backbone)
     if part.empty:  # the scale is shared with the panels beside
         axis.text(0.5, 0.5, "missing", transform=axis.transAxes, ha="center", va="center", color=MUTED)
-    std = part["std"].fillna(0)
-    axis.fill_between(
-        part["n_calibration"], part["mean"] - std, part["mean"] + std, color=colour, alpha=0.35, linewidth=0
-    )
-    axis.plot(
-        part["n_calibration"],
-        part["mean"],
-        color=colour,
-        marker=marker,
-        markersize=4,
-        markeredgecolor=INK,
-        markeredgewidth=0.4,
-    )
+    std, band = part["std"].fillna(0), {"color": colour, "alpha": 0.35, "linewidth": 0}
+    axis.fill_between(part["n_calibration"], part["mean"] - std, part["mean"] + std, **band)
+    point(axis, part["n_calibration"], part["mean"], colour, marker, 4, linestyle="-")
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter("{x:g}")
     axis.minorticks_off()
@@ -473,50 +343,35 @@ def _sweep_note(data, results):
     return note + (f" {joined(dynamic)}: quantized dynamically, without calibration images." if dynamic else "")
 
 
-def _sweep_alt(data, results):
+def _sweep_alt(data):
     ends = data.sort_values("n_calibration").groupby(["dataset", "backbone"], sort=False)["mean"].agg(["first", "last"])
     change = 100 * (ends["last"] - ends["first"])
-    said = [
-        f"{title(d)} {change[d].min():+.1f} to {change[d].max():+.1f}"
-        for d in results.datasets
-        if d in change.index.get_level_values(0)
-    ]
+    known = {f"{title(d)} {title(b)}": v for (d, b), v in change.items()}
     return (
-        "AUPRC after post-training quantization against the number of calibration images, one small "
-        "panel per convolutional backbone and dataset, mean with a band of one standard deviation. "
-        "Change from the smallest to the largest set in percentage points, over backbones: "
-        f"{'; '.join(said)}. {_sweep_note(data, results)}"
+        "AUPRC after post-training quantization against the number of calibration images, a small panel for each "
+        f"convolutional backbone and dataset. Change in percentage points from the smallest to the largest set: "
+        f"{listed(known, '{:+.1f}')}."
     )
 
 
 def figure4_interactive(results, *, regime="ptq-fbgemm"):
     """Figure 4 with values on hover, one panel per dataset, as a plotly figure."""
-    from plotly.subplots import make_subplots
-
     data = calibration_data(results, regime=regime)
-    names = [title(d) for d in results.datasets]
-    figure = make_subplots(rows=1, cols=max(1, len(names)), subplot_titles=names, horizontal_spacing=0.07)
-    first = _first_time()
-    for column, dataset in enumerate(results.datasets, 1):
-        for backbone, part in data[data["dataset"] == dataset].groupby("backbone", sort=False):
-            figure.add_scatter(
-                x=part["n_calibration"],
-                y=part["mean"],
-                mode="lines+markers",
-                name=title(backbone),
-                row=1,
-                col=column,
-                legendgroup=backbone,
-                showlegend=first(backbone),
-                line={"color": backbone_style(backbone)[0]},
-                error_y={"type": "data", "array": part["std"].fillna(0), "thickness": 1, "width": 3},
-                hovertemplate=f"{title(backbone)}<br>%{{x}} images<br>AUPRC %{{y:.4f}}<extra></extra>",
-            )
+
+    def trace(part):
+        name = title(part["backbone"].iloc[0])
+        return {
+            "x": part["n_calibration"],
+            "y": part["mean"],
+            "error_y": {"type": "data", "array": part["std"].fillna(0), "thickness": 1, "width": 3},
+            "hovertemplate": f"{name}<br>%{{x}} images<br>AUPRC %{{y:.4f}}<extra></extra>",
+        }
+
+    missing = "AUPRC against the number of calibration images: missing."
+    figure = _interactive(results, data, trace, _sweep_alt(data) if len(data) else missing)
     figure.update_xaxes(type="log", title="Calibration images", tickvals=sorted(data["n_calibration"].unique()))
     figure.update_yaxes(title="AUPRC", col=1)
-    missing = "AUPRC against the number of calibration images: missing."
-    alt = _sweep_alt(data, results) if len(data) else missing
-    return _plotly_style(figure, alt, height=460)
+    return figure
 
 
 # --- Figure 6 -------------------------------------------------------------------------------------
@@ -525,18 +380,17 @@ def figure4_interactive(results, *, regime="ptq-fbgemm"):
 @styled
 def figure6(results, published=None, *, engine="fbgemm", batch_size=1):
     """Figure 6: CPU latency of FP32 and INT8-PTQ per backbone, p50 and p99, and the speed-up."""
-    from matplotlib.lines import Line2D
-
-    data = latency_data(results, published, engine=engine, batch_size=batch_size)
+    data = latency_data(results, published, engine=engine, batch_size=batch_size).dropna(subset=["p50_ms"])
     if data.empty:
         return empty("CPU latency of FP32 and INT8-PTQ: missing from these results.")
     figure, axes = new(height=1.4 + 0.36 * len(results.backbones))
-    axis, regimes = axes[0, 0], ["fp32", f"ptq-{engine}"]
-    ups = speedups(results, batch_size=batch_size, regime=regimes[1])
-    ups = ups[ups["baseline"] == "eager"].set_index("backbone")["value"]
+    axis, shapes = axes[0, 0], {"fp32": "o", f"ptq-{engine}": "s"}
+    ups = speedups(results, batch_size=batch_size, regime=f"ptq-{engine}")
+    ups = ups[ups["baseline"] == "eager"].set_index("backbone")["value"].dropna()
     theirs = (published or paper_results()).ratios
-    theirs = theirs[(theirs["batch_size"] == batch_size) & (theirs["regime"] == regimes[1])]
+    theirs = theirs[(theirs["batch_size"] == batch_size) & (theirs["regime"] == f"ptq-{engine}")]
     theirs = theirs.set_index("backbone")["speedup"]
+    beside = {"transform": axis.get_yaxis_transform()}
     for y, backbone in enumerate(results.backbones):
         rows = data[data["backbone"] == backbone].set_index("regime")
         if len(rows) == 2:
@@ -545,39 +399,24 @@ def figure6(results, published=None, *, engine="fbgemm", batch_size=1):
             colour = regime_colour(regime)
             axis.plot([row["p50_ms"], row["p99_ms"]], [y, y], color=colour, linewidth=2)
             axis.plot(row["p99_ms"], y, "|", color=colour, markersize=9, markeredgewidth=2)
-            axis.plot(
-                row["p50_ms"],
-                y,
-                "o" if regime == "fp32" else "s",
-                color=colour,
-                markersize=8,
-                markeredgecolor=INK,
-                markeredgewidth=0.5,
-            )
-        said = f"{ups[backbone]:.2f}×" if backbone in ups else "not timed"
-        said += f"  ({theirs[backbone]:.2f}×)" if backbone in theirs else ""
-        axis.text(1.01, y, said, va="center", transform=axis.get_yaxis_transform())
-    axis.text(1.01, -0.8, "speed-up (paper's)", transform=axis.get_yaxis_transform(), va="bottom", color=MUTED)
+            point(axis, row["p50_ms"], y, colour, shapes[regime], 8)
+        ratio = f"{ups[backbone]:.2f}×" if backbone in ups else "not timed"
+        ratio += f"  ({theirs[backbone]:.2f}×)" if backbone in theirs else ""
+        axis.text(1.01, y, ratio, va="center", **beside)
+    axis.text(1.01, -0.8, "speed-up (paper's)", va="bottom", color=MUTED, **beside)
     axis.set_yticks(range(len(results.backbones)), [title(b) for b in results.backbones])
     axis.set_ylim(len(results.backbones) - 0.4, -0.6)
     _log_ms(axis, np.concatenate([data["p50_ms"], data["p99_ms"].dropna()]))
     axis.set_xlabel(f"Latency at batch {batch_size} on this CPU (ms, logarithmic)")
     axis.grid(axis="y", visible=False)
     handles = [
-        Line2D([], [], marker=m, color=regime_colour(r), markeredgecolor=INK, markersize=8, label=f"{title(r)}, p50")
-        for r, m in zip(regimes, "os")
+        handle(f"{title(r)}, p50", regime_colour(r), m, markeredgecolor=INK, markersize=8) for r, m in shapes.items()
     ]
-    handles.append(
-        Line2D([], [], marker="|", color=MUTED, markersize=9, markeredgewidth=2, linestyle="none", label="p99")
-    )
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
-    known = [f"{title(b)} {ups[b]:.2f}" for b in results.backbones if b in ups]
-    return described(
-        figure,
-        f"CPU latency at batch {batch_size} of FP32 and {title(regimes[1])} for each "
-        "backbone, median and 99th percentile. Speed-up of INT8 over FP32: "
-        f"{', '.join(known) or 'missing'}.",
-    )
+    handles.append(handle("p99", marker="|", markersize=9, markeredgewidth=2))
+    legend(figure, handles=handles, ncols=3)
+    known = {title(b): ups[b] for b in results.backbones if b in ups}
+    what = f"CPU latency at batch {batch_size} of FP32 and INT8-PTQ for each backbone, median and 99th percentile."
+    return described(figure, f"{what} Speed-up of INT8 over FP32: {listed(known, '{:.2f}')}.")
 
 
 # --- Figure 7 -------------------------------------------------------------------------------------
@@ -586,74 +425,49 @@ def figure6(results, published=None, *, engine="fbgemm", batch_size=1):
 @styled
 def figure7(results, published=None, *, backbone="resnet50", engine="fbgemm"):
     """Figure 7: reliability (top label) of one backbone under FP32, PTQ and QAT, histograms below."""
-    from matplotlib.lines import Line2D
-
     data = reliability_data(results, backbone=backbone, engine=engine)
     if data.empty:
         return empty(f"Reliability of {title(backbone)}: these results hold no predictions for it.")
     datasets, regimes = results.datasets, ["fp32", f"ptq-{engine}", f"qat-{engine}"]
-    wide = len(datasets) > 2
-    figure, axes = new(
-        2, len(datasets), height=4.9, width=WIDTH if wide else 4.8, sharex=True, sharey="row", height_ratios=[3, 1.2]
-    )
-    said = []
+    shape = {"height": 4.9, "height_ratios": [3, 1.2]} | ({} if len(datasets) > 2 else {"width": 4.8})
+    figure, axes = new(2, len(datasets), sharex=True, sharey="row", **shape)
+    known = {}
     for column, dataset in enumerate(datasets):
         errors = reliability_panels(axes[:, column], data[data["dataset"] == dataset], regimes)
+        known |= {f"{title(dataset)} {title(r)}": e for r, e in errors.items()}
         axes[0, column].set_title(title(dataset))
-        said.append(f"{title(dataset)}: " + (", ".join(f"{title(r)} {e:.3f}" for r, e in errors.items()) or "missing"))
         axes[1, column].set_xlabel("Confidence")
     axes[0, 0].set_ylabel("Fraction correct")
     axes[1, 0].set_ylabel("Share of\nimages")
-    handles = [Line2D([], [], color=regime_colour(r), marker=m, label=title(r)) for r, m in zip(regimes, "osD")]
-    figure.legend(
-        handles=[*handles, Line2D([], [], color=INK, linestyle="--", label="perfect calibration")],
-        loc="outside lower center",
-        ncols=4 if wide else 2,
-    )
-    return described(
-        figure,
-        f"Reliability diagrams of {title(backbone)} with histograms of confidence "
-        "below, one column per dataset. Top-label calibration error: "
-        f"{'; '.join(said)}.",
-    )
+    handles = [handle(title(r), regime_colour(r), m, linestyle="-") for r, m in zip(regimes, "osD")]
+    handles.append(handle("perfect calibration", INK, None, linestyle="--"))
+    legend(figure, handles=handles, ncols=4 if len(datasets) > 2 else 2)
+    what = f"Reliability diagrams of {title(backbone)} with histograms of confidence below, a column per dataset."
+    return described(figure, f"{what} Top-label calibration error: {listed(known)}.")
 
 
 def reliability_panels(axes, data, regimes):
-    """Draw curves on axes[0] and histograms on axes[1]; return {regime: top-label ECE}."""
-    errors = {}
+    """Draw the bins of `tables.reliability_bins` on axes[0], histograms on axes[1]; return {regime: top-label ECE}.
+
+    The pale band is where the bins of a calibrated model lie in 95 % of samples of this size.
+    """
+    errors, edge = {}, {"edgecolor": INK, "linewidth": 0.4, "zorder": 3, "clip_on": False}
     axes[0].plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1)
     for k, (regime, marker) in enumerate(zip(regimes, "osD")):
         bins = data[data["regime"] == regime]
         if bins.empty:
             continue
-        share, colour = bins["count"] / bins["count"].sum(), regime_colour(regime)
-        errors[regime] = float((share * (bins["confidence"] - bins["frequency"]).abs()).sum())
+        share, colour, errors[regime] = bins["count"] / bins["count"].sum(), regime_colour(regime), bins["ece"].iloc[0]
         shown = bins[bins["count"] > 0]
-        axes[0].plot(shown["confidence"], shown["frequency"], color=colour, linewidth=1.2, alpha=0.8)
-        axes[0].scatter(
-            shown["confidence"],
-            shown["frequency"],
-            s=12 + 90 * share[shown.index],
-            color=colour,
-            marker=marker,
-            edgecolor=INK,
-            linewidth=0.4,
-            zorder=3,
-            clip_on=False,
+        axes[0].fill_between(
+            shown["confidence"], shown["band_low"], shown["band_high"], color=colour, alpha=0.12, linewidth=0
         )
+        axes[0].plot(shown["confidence"], shown["frequency"], color=colour, linewidth=1.2, alpha=0.8)
+        sizes = 12 + 90 * share[shown.index]
+        axes[0].scatter(shown["confidence"], shown["frequency"], s=sizes, color=colour, marker=marker, **edge)
         axes[1].stairs(share, [*bins["lower"], bins["upper"].iloc[-1]], color=colour, linewidth=1.8)
         axes[1].text(0.1, 0.97 - 0.23 * k, f"ECE {errors[regime]:.3f}", transform=axes[1].transAxes, va="top")
-        axes[1].plot(
-            0.05,
-            0.89 - 0.23 * k,
-            marker=marker,
-            color=colour,
-            markersize=5.5,
-            linestyle="none",
-            transform=axes[1].transAxes,
-            markeredgecolor=INK,
-            markeredgewidth=0.4,
-        )
+        point(axes[1], 0.05, 0.89 - 0.23 * k, colour, marker, 5.5, transform=axes[1].transAxes)
     axes[1].set_ylim(0, None)
     if not errors:
         axes[0].text(0.5, 0.55, "missing", transform=axes[0].transAxes, ha="center", color=MUTED)

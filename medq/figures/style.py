@@ -6,9 +6,13 @@ and from a dark page. Ink and grid are greys, everything else is a hue, so that 
 and leave the hues alone.
 """
 
+import contextlib
+import textwrap
 import warnings
+from contextvars import ContextVar
 from functools import cache, wraps
 
+import numpy as np
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
@@ -111,6 +115,44 @@ def styled(function):
     return draw
 
 
+NARROW = 3.75  # inches: the width of a phone
+_narrow = ContextVar("narrow", default=False)
+
+
+@contextlib.contextmanager
+def narrow():
+    """Draw figures for a phone: panels below each other, legends in two columns, long lines broken."""
+    token = _narrow.set(True)
+    try:
+        yield
+    finally:
+        _narrow.reset(token)
+
+
+def new(n_rows=1, n_columns=1, *, height, width=WIDTH, abreast=1, **options):
+    """A figure of `width` by `height` inches and its axes [n_rows, n_columns].
+
+    For a phone (`narrow`) at most `abreast` columns stand side by side; the others follow below.
+    """
+    if not _narrow.get():
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.subplots(n_rows, n_columns, squeeze=False, **options)
+    groups = -(-n_columns // abreast)
+    figure = Figure(figsize=(min(width, NARROW), 1 + (height - 0.6) * groups), layout="constrained")
+    ratios = list(options.get("height_ratios", [1] * n_rows)) * groups
+    grid = figure.add_gridspec(n_rows * groups, min(abreast, n_columns), height_ratios=ratios)
+    axes = np.empty((n_rows, n_columns), dtype=object)
+    for c in range(n_columns):
+        for r in range(n_rows):
+            axes[r, c] = figure.add_subplot(grid[c // abreast * n_rows + r, c % abreast])
+    for (r, c), axis in np.ndenumerate(axes):
+        for side in ("x", "y"):
+            first = {True: (0, 0), "row": (r, 0), "col": (0, c)}.get(options.get(f"share{side}"), (r, c))
+            if first != (r, c):
+                getattr(axis, f"share{side}")(axes[first])
+    figure.medq_rows = axes
+
+
 def _signs(figure, instead=None):
     """All signs in a figure's texts, which are replaced as the mapping `instead` says (see `str.translate`)."""
     found = set()
@@ -151,16 +193,18 @@ def _families(missing):
     return chosen
 
 
-def new(n_rows=1, n_columns=1, *, height, width=WIDTH, **options):
-    """A figure of `width` by `height` inches and its axes [n_rows, n_columns]."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(n_rows, n_columns, squeeze=False, **options)
-    return figure, axes
-
-
 def described(figure, alt):
-    """Give a figure its alternative text and return it."""
+    """Give a figure its alternative text and return it; for a phone, break what is too long for the page."""
     figure.set_label(" ".join(alt.split()))
+    if _narrow.get():
+        for row in getattr(figure, "medq_rows", ()):
+            for axis in row[1:]:
+                axis.set_ylabel(
+                    axis.get_ylabel() or row[0].get_ylabel(), fontweight=row[0].yaxis.label.get_fontweight()
+                )
+        for axis in figure.axes:
+            for text in (axis.title, axis._left_title, axis.xaxis.label, *axis.texts):
+                text.set_text("\n".join(textwrap.fill(line, 30) for line in text.get_text().split("\n")))
     return figure
 
 
@@ -186,25 +230,17 @@ def empty(message, *, height=1.2):
 
 def backbone_legend(figure, backbones, *, columns=4, extra=(), line=False):
     """One legend for the whole figure, below it: the backbones' colours and markers, then `extra` handles."""
-    from matplotlib.lines import Line2D
-
-    handles = []
-    for name in backbones:
-        colour, marker = backbone_style(name)
-        handles.append(
-            Line2D(
-                [],
-                [],
-                color=colour,
-                marker=marker,
-                linestyle="-" if line else "none",
-                markeredgecolor=INK,
-                markeredgewidth=0.5,
-                label=title(name),
-            )
-        )
+    options = {"markeredgecolor": INK, "markeredgewidth": 0.5, "linestyle": "-" if line else "none"}
+    handles = [handle(title(name), *backbone_style(name), **options) for name in backbones]
     handles += list(extra)
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, handletextpad=0.4, columnspacing=1.4)
+    legend(figure, handles=handles, ncols=columns, handletextpad=0.4, columnspacing=1.4)
+
+
+def legend(figure, *, ncols, title="", **options):
+    """The legend of a whole figure, below it: in `ncols` columns, in two at most on a phone."""
+    if _narrow.get():
+        ncols, title = min(2, ncols), textwrap.fill(title, 46)
+    figure.legend(loc="outside lower center", ncols=ncols, title=title or None, **options)
 
 
 def few_ticks(axis, n=4, *, whole=False):
@@ -225,3 +261,23 @@ def joined(words):
     """'a, b and c'."""
     words = list(words)
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
+def listed(values, form="{:.3f}"):
+    """'a 0.123, b 0.456' of a dict, or `missing`: how alternative texts give the numbers that are drawn."""
+    return ", ".join(f"{name} {form.format(value)}" for name, value in values.items()) or "missing"
+
+
+def point(axis, x, y, colour, marker, size=5, **options):
+    """One marker with a thin dark edge."""
+    edge = {"markeredgecolor": INK, "markeredgewidth": 0.5, "linestyle": "none"} | options
+    axis.plot(x, y, marker, color=colour, markersize=size, **edge)
+
+
+def handle(label, colour=MUTED, marker="o", **options):
+    """An entry of a legend that stands for a marker."""
+    from matplotlib.lines import Line2D
+
+    return Line2D(
+        [], [], **{"color": colour, "marker": marker, "linestyle": "none", "markersize": 7} | options, label=label
+    )

@@ -1,115 +1,49 @@
-"""Tables 1 to 4 in the paper's own layout, and the tables beyond it: pure functions of a result folder.
+"""Every table, and the numbers behind every figure: pure functions of a result folder that return a DataFrame.
 
-A table beside the paper has two levels of columns: the paper's column, and a field of `FIELDS`. `ours` with
-its 95 % interval `low` .. `high` stands beside `paper`; `state` says in words what is missing, unsupported
-or doubtful. `show` renders any table as HTML, and `data` returns what lies behind each table and figure,
-one row per number.
+`show(name, results)` prints one of `TABLES`; `data(name, results)` returns its numbers, one row each. Tables 1 to 4
+hold `ours` with its 95 % interval `low` to `high` beside `paper`; `state` says in words what is missing,
+unsupported or doubtful.
 """
 
+from medq.tables.about import balance, batch_norm_sizes, of_cell, selection
 from medq.tables.attention import attention
-from medq.tables.behind import (
-    DATA,
-    PAIRS,
-    calibration_data,
-    data,
-    forest_data,
-    latency_data,
-    regimes_data,
-    reliability_data,
-    tradeoff_data,
-)
 from medq.tables.beyond import (
     COLLAPSE,
     FACTORS,
     GAP,
     VARIANTS,
     ablation,
-    ablation_means,
+    advice,
     beside_variant,
-    coverage,
+    disturbed,
     engine_check,
     flips,
     leak,
     leak_effect,
+    other_models,
     peers,
     qat_control,
     recipe_means,
-    recommended,
     recipes_against_table1,
+    recommended,
     remedies,
     silent,
     worst_layers,
 )
+from medq.tables.catalogue import TABLES, Shown, data, show
 from medq.tables.changes import SCORES, changes
-from medq.tables.entries import DISAGREES, FIELDS, PAPER_REGIMES, cell_state, is_outside, mean_state
-from medq.tables.html import STATUS, STYLE, show
-from medq.tables.paper import (
-    TABLE2,
-    TABLE4,
-    latency_rows,
-    speedups,
-    table1,
-    table1_data,
-    table2,
-    table2_data,
-    table3,
-    table3_data,
-    table4,
-    table4_data,
+from medq.tables.entries import DISAGREES, FIELDS, PAPER_REGIMES, cell_state, comparable, is_outside, mean_state
+from medq.tables.html import STATUS, STYLE, VERDICTS, Look, grid, to_html
+from medq.tables.paper import TABLE2, TABLE4, latency_rows, speedups, table1, table2, table3, table4
+from medq.tables.plotted import (
+    PAIRS,
+    calibration_data,
+    forest_data,
+    latency_data,
+    regimes_data,
+    reliability_bins,
+    reliability_data,
+    tradeoff_data,
 )
 
-__all__ = [
-    "SCORES",
-    "changes",
-    "COLLAPSE",
-    "DATA",
-    "DISAGREES",
-    "FACTORS",
-    "FIELDS",
-    "GAP",
-    "PAIRS",
-    "PAPER_REGIMES",
-    "STATUS",
-    "STYLE",
-    "TABLE2",
-    "TABLE4",
-    "VARIANTS",
-    "ablation",
-    "ablation_means",
-    "attention",
-    "beside_variant",
-    "calibration_data",
-    "cell_state",
-    "coverage",
-    "data",
-    "engine_check",
-    "flips",
-    "forest_data",
-    "is_outside",
-    "latency_data",
-    "latency_rows",
-    "leak",
-    "leak_effect",
-    "mean_state",
-    "peers",
-    "qat_control",
-    "recipe_means",
-    "regimes_data",
-    "recommended",
-    "reliability_data",
-    "recipes_against_table1",
-    "remedies",
-    "show",
-    "silent",
-    "speedups",
-    "table1",
-    "table1_data",
-    "table2",
-    "table2_data",
-    "table3",
-    "table3_data",
-    "table4",
-    "table4_data",
-    "tradeoff_data",
-    "worst_layers",
-]
+__all__ = [name for name in dir() if not name.startswith("_")]

@@ -4,7 +4,6 @@ import numpy as np
 
 from medq.regimes import INT8
 from medq.results import CELL, title
-from medq.tables.entries import captioned
 
 VIEWS = {"brighter": "FP32, image 10 % brighter", "darker": "FP32, image 10 % darker"}
 FORMS = {"fake-quant": "simulated", "converted": "integer"}
@@ -35,12 +34,4 @@ def attention(results):
     wide.columns = [f"{measure}_{kind}".removesuffix("_value") for kind, measure in wide.columns]
     wide = wide.reindex(columns=["rank_correlation_n", *SHOWN]).rename(columns={"rank_correlation_n": "n"})
     rows = frame[keys].drop_duplicates()
-    return captioned(
-        rows.merge(wide.reset_index(), on=keys),
-        "Class activation maps against those of FP32 on the same held-out images",
-        "Means over n images with 95 % intervals. rank correlation: Spearman's, over positions; overlap: of the top 20 % "
-        "of positions, intersection over union; peak shift: of the maximum, in pixels; absolute change: of the "
-        "probability of the class that FP32 predicts; relation: Spearman's, over images, of how far a map moved with "
-        "that change.",
-        formats={None: "{:.2f}", "grid": "{:.0f}", "n": "{:.0f}", "peak_shift": "{:.1f}", "absolute_change": "{:.3f}"},
-    )
+    return rows.merge(wide.reset_index(), on=keys)

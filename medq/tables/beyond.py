@@ -1,4 +1,4 @@
-"""Tables beyond the paper: engines, recipes, remedies, decisions, leaks, controls, other runtimes, coverage."""
+"""Tables beyond the paper: engines, recipes, remedies, decisions, leaks, controls, other runtimes, advice."""
 
 import math
 
@@ -8,7 +8,8 @@ import pandas as pd
 from medq import regimes
 from medq.results import CELL, CONTROL, LOWER_IS_BETTER, counterpart, means, peer_means, scores, title, variant
 from medq.results import published as paper_results
-from medq.tables.entries import by_key, captioned, cell_state
+from medq.tables.changes import SCORES
+from medq.tables.entries import by_key, cell_state
 
 COLLAPSE = 0.10  # a recipe collapses a model if it costs this much AUPRC, or adds this much top-label ECE
 
@@ -16,12 +17,12 @@ COLLAPSE = 0.10  # a recipe collapses a model if it costs this much AUPRC, or ad
 def engine_check(results, metric="brier"):
     """Does each INT8 engine compute what the model's own simulation says? One row per INT8 cell, worst first.
 
-    Columns: dataset, backbone, regime, agrees, fp32, simulated, converted, mended, gap (converted -
+    Columns: dataset, backbone, regime, agrees, fp32, simulated, converted, patched, gap (converted -
     simulated, in the direction of worse), worst_layer, max_steps (largest error of a kernel, in
     quantization steps), note.
     """
     simulated, converted = (by_key(scores(results, metric, form=s), CELL) for s in ("fake-quant", "converted"))
-    mended = by_key(scores(results, metric, recipe="mended"), CELL)
+    patched = by_key(scores(results, metric, recipe="mended"), CELL)
     worst = results.layers.dropna(subset=["kernel_max_steps"]).sort_values("kernel_max_steps")
     layers = by_key(worst.drop_duplicates(CELL, keep="last"), CELL)
     sign, rows = 1 if metric in LOWER_IS_BETTER else -1, []
@@ -29,34 +30,27 @@ def engine_check(results, metric="brier"):
         key = tuple(cell[c] for c in CELL)
         if key[2] not in regimes.INT8:
             continue
-        value = {
-            n: f.get(key, {}).get("value", math.nan)
-            for n, f in (("simulated", simulated), ("converted", converted), ("mended", mended))
-        }
+        value = [f.get(key, {}).get("value", math.nan) for f in (simulated, converted, patched)]
         layer = layers.get(key, {})
         rows.append(
-            {
-                **dict(zip(CELL, key)),
-                "agrees": {True: "yes", False: "NO"}.get(cell["engine_agrees"], ""),
-                "fp32": converted.get((*key[:2], "fp32"), {}).get("value", math.nan),
-                **value,
-                "gap": sign * (value["converted"] - value["simulated"]),
-                "worst_layer": layer.get("layer", ""),
-                "max_steps": layer.get("kernel_max_steps", math.nan),
-                "note": cell["note"] or cell_state(results, *key),
-            }
+            [
+                *key,
+                {True: "yes", False: "NO"}.get(cell["engine_agrees"], ""),
+                converted.get((*key[:2], "fp32"), {}).get("value", math.nan),
+                *value,
+                sign * (value[1] - value[0]),
+                layer.get("layer", ""),
+                layer.get("kernel_max_steps", math.nan),
+                cell["note"] or cell_state(results, *key),
+            ]
         )
-    columns = [*CELL, "agrees", "fp32", "simulated", "converted", "mended", "gap", "worst_layer", "max_steps", "note"]
-    frame = pd.DataFrame(rows, columns=columns).sort_values("gap", ascending=False, kind="stable")
-    return captioned(
-        frame.reset_index(drop=True),
-        f"Converted models against their own simulation ({title(metric)})",
-        "gap: how much worse the converted model is than its fake-quantized simulation.",
-        formats={None: "{:.4f}", "max_steps": "{:.0f}"},
-    )
+    columns = [*CELL, "agrees", "fp32", "simulated", "converted", "patched", "gap", "worst_layer", "max_steps", "note"]
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.sort_values("gap", ascending=False, kind="stable").reset_index(drop=True)
 
 
-SCORES = ["auroc", "auprc", "ece", "ece_top_label", "brier"]
+# --- recipes --------------------------------------------------------------------------------------
+
 FACTORS = ("weights", "activations", "reduce_range", "fused", "training_mode", "normalised")
 SWITCHES = {
     ("reduce_range", "true"): "reduced range",
@@ -69,23 +63,22 @@ SWITCHES = {
     ("normalised", "true"): "calibration images normalised",
     ("normalised", "false"): "calibration images not normalised",
 }
+MODEL = ["dataset", "backbone", "engine"]
 
 
 def recipe_means(results, form):
     """One row per dataset, backbone, engine and recipe, averaged over folds, with the `changes` by name."""
     a = results.ablation
     a = a[a["form"].isin([form, ""])] if (a["form"] == form).any() else a
-    keys = ["dataset", "backbone", "engine", "recipe"]
+    keys = [*MODEL, "recipe"]
     first = a.drop_duplicates(keys).set_index(keys)
-    frame = first[[*FACTORS, "run_engine"]].join(a.groupby(keys)[SCORES].mean()).reset_index()
-    default = by_key(frame[frame["recipe"] == "default"], ["dataset", "backbone", "engine"])
-    frame["changes"] = [
-        _changes(row, default.get((row["dataset"], row["backbone"], row["engine"]))) for row in frame.to_dict("records")
-    ]
+    frame = first[[*FACTORS, "run_engine"]].join(a.groupby(keys)[list(SCORES)].mean()).reset_index()
+    default = by_key(frame[frame["recipe"] == "default"], MODEL)
+    frame["changes"] = [_changed(row, default.get(tuple(row[k] for k in MODEL))) for row in frame.to_dict("records")]
     return frame
 
 
-def _changes(row, default):
+def _changed(row, default):
     changed = [
         SWITCHES.get((f, row[f].lower()), f"{f} {row[f] or 'as the engine has them'}")
         for f in FACTORS
@@ -95,88 +88,29 @@ def _changes(row, default):
 
 
 def ablation(results, *, form="converted"):
-    """The smallest change of recipe that turns a sound model into a collapsed one, per dataset, backbone
-    and engine.
+    """The smallest change of recipe that turns a sound model into a collapsed one, per dataset, backbone, engine.
 
-    Columns: dataset, backbone, engine, recipe, changes, n_changes, auprc_before, auprc, ece_before, ece,
-    ece_top_label_before, ece_top_label, tried. Collapsed: AUPRC lower, or top-label ECE higher, by
-    `COLLAPSE` than under the default recipe. Of several recipes with equally few changes the one that costs
-    most AUPRC counts.
+    Columns: dataset, backbone, engine, recipe, changes, n_changes, then before (by default) and after: auprc, ece,
+    ece_top_label; tried. Collapsed: AUPRC lower, or top-label ECE higher, by `COLLAPSE` than under the default
+    recipe. Of several recipes with equally few changes the one that costs most AUPRC counts.
     """
-    frame, rows = recipe_means(results, form), []
-    for key, group in frame.groupby(["dataset", "backbone", "engine"], sort=False):
-        base = group[group["recipe"] == "default"]
-        others = group[group["recipe"] != "default"]
-        row = {**dict(zip(["dataset", "backbone", "engine"], key)), "tried": len(others)}
+    shown, rows = ("auprc", "ece", "ece_top_label"), []
+    for key, group in recipe_means(results, form).groupby(MODEL, sort=False):
+        base, others = (group[(group["recipe"] == "default") == k] for k in (True, False))
+        row = {**dict(zip(MODEL, key)), "tried": len(others), "recipe": "", "changes": "the default recipe is missing"}
         if len(base):
             base = base.iloc[0]
-            row |= {f"{m}_before": base[m] for m in ("auprc", "ece", "ece_top_label")}
-            fell = others[
-                (base["auprc"] - others["auprc"] >= COLLAPSE)
-                | (others["ece_top_label"] - base["ece_top_label"] >= COLLAPSE)
-            ]
-            fell = fell.assign(n_changes=fell["changes"].map(len)).sort_values(["n_changes", "auprc"])
+            others = others.assign(n_changes=others["changes"].map(len))
+            worse = others["ece_top_label"] - base["ece_top_label"] >= COLLAPSE
+            fell = others[worse | (base["auprc"] - others["auprc"] >= COLLAPSE)].sort_values(["n_changes", "auprc"])
+            row |= {f"{m}_before": base[m] for m in shown}
+            row |= {"recipe": "none", "changes": f"none of {len(others)} recipes collapses it"}
             if len(fell):
-                row |= {m: fell.iloc[0][m] for m in ("recipe", "n_changes", "auprc", "ece", "ece_top_label")}
+                row |= {m: fell.iloc[0][m] for m in ("recipe", "n_changes", *shown)}
                 row["changes"] = ", ".join(fell.iloc[0]["changes"])
-            else:
-                row |= {"recipe": "none", "changes": f"none of {len(others)} recipes collapses it"}
-        else:
-            row |= {"recipe": "", "changes": "the default recipe is missing"}
         rows.append(row)
-    columns = [
-        "dataset",
-        "backbone",
-        "engine",
-        "recipe",
-        "changes",
-        "n_changes",
-        "auprc_before",
-        "auprc",
-        "ece_before",
-        "ece",
-        "ece_top_label_before",
-        "ece_top_label",
-        "tried",
-    ]
-    return captioned(
-        pd.DataFrame(rows, columns=columns),
-        "The smallest change of recipe that makes PTQ collapse",
-        f"Collapsed: {COLLAPSE:.2f} less AUPRC, or {COLLAPSE:.2f} more top-label ECE, than the default recipe gives.",
-        formats={None: "{:.3f}", "n_changes": "{:.0f}", "tried": "{:.0f}"},
-        labels={"n_changes": "Number of changes", "tried": "Recipes tried"}
-        | {f"{m}_before": f"{title(m)} by default" for m in ("auprc", "ece", "ece_top_label")},
-    )
-
-
-def ablation_means(results, published=None, *, form="converted"):
-    """Can the paper's Table 1 averages be produced by a recipe? ECE and Brier, mean over backbones, per
-    recipe.
-
-    Columns: dataset, engine, recipe, n_backbones, ece, brier, paper_ece, paper_brier, distance (of the two
-    from the paper's, Euclidean); nearest first within dataset and engine.
-    """
-    published = published or paper_results()
-    frame = recipe_means(results, form)
-    mean = (
-        frame.groupby(["dataset", "engine", "recipe"], sort=False)
-        .agg(n_backbones=("backbone", "nunique"), ece=("ece", "mean"), brier=("brier", "mean"))
-        .reset_index()
-    )
-    for metric in ("ece", "brier"):
-        paper = by_key(means(published, metric, form="fake-quant"), ["dataset", "regime"])
-        mean[f"paper_{metric}"] = [
-            paper.get((counterpart(d), f"ptq-{e}"), {}).get("value", math.nan)
-            for d, e in zip(mean["dataset"], mean["engine"])
-        ]
-    mean["distance"] = np.hypot(mean["ece"] - mean["paper_ece"], mean["brier"] - mean["paper_brier"])
-    mean = mean.sort_values(["dataset", "engine", "distance"]).reset_index(drop=True)
-    return captioned(
-        mean,
-        "Recipes beside the paper's INT8-PTQ averages, nearest first",
-        formats={None: "{:.4f}", "n_backbones": "{:.0f}"},
-        labels={"n_backbones": "Backbones", "paper_ece": "ECE in the paper", "paper_brier": "Brier in the paper"},
-    )
+    pairs = [c for m in shown for c in (f"{m}_before", m)]
+    return pd.DataFrame(rows, columns=[*MODEL, "recipe", "changes", "n_changes", *pairs, "tried"])
 
 
 REPRODUCED = {"ece": 0.05, "brier": 0.10}  # greatest error of a change from FP32 that still reproduces Table 1's
@@ -218,13 +152,14 @@ def recipes_against_table1(results, published=None, *, form="converted"):
     return table.sort_values(["cells", "distance"], ascending=[False, True], ignore_index=True)
 
 
+# --- remedies -------------------------------------------------------------------------------------
+
 UNTREATED, UNQUANTIZED = "none", "fp32"  # the rows of remedies.csv that the others are held against
 GAP = 0.005  # where PTQ is not worse than FP32 by as much, there is no gap to speak of closing
 
 
 def remedies(results):
-    """Share of the PTQ to FP32 gap that each remedy closes, and what it costs in latency, one row per cell
-    and remedy.
+    """Share of the PTQ to FP32 gap that each remedy closes, and what it costs in latency: one row per cell and remedy.
 
     Columns: dataset, backbone, regime, remedy, then for auprc, ece, ece_top_label, brier the value and
     `<metric>_closed` (1: as good as FP32; below 0: worse than PTQ; missing where PTQ is not worse than FP32
@@ -232,94 +167,63 @@ def remedies(results):
     """
     metrics = ["auprc", "ece", "ece_top_label", "brier"]
     frame = results.remedies.groupby([*CELL, "remedy"], sort=False)[[*metrics, "p50_ms"]].mean().reset_index()
-    untreated = by_key(frame[frame["remedy"] == UNTREATED], CELL)
-    columns = [*CELL, "remedy", *(c for m in metrics for c in (m, f"{m}_closed")), "slowdown"]
-    goals, rows = by_key(frame[frame["remedy"] == UNQUANTIZED], CELL), []
-    for row in frame[~frame["remedy"].isin([UNTREATED, UNQUANTIZED])].to_dict("records"):
-        before, goal = (side.get(tuple(row[c] for c in CELL), {}) for side in (untreated, goals))
-        out = {c: row[c] for c in [*CELL, "remedy", *metrics]}
-        for m in metrics:
-            gap = goal.get(m, math.nan) - before.get(m, math.nan)
-            lost = gap if m == "auprc" else -gap
-            out[f"{m}_closed"] = (row[m] - before.get(m, math.nan)) / gap if lost >= GAP else math.nan
-        out["slowdown"] = row["p50_ms"] / before.get("p50_ms", math.nan)
-        rows.append(out)
-    percent = {f"{m}_closed": "{:.0%}" for m in metrics}
-    return captioned(
-        pd.DataFrame(rows, columns=columns),
-        "Remedies without retraining: share of the PTQ to FP32 gap closed",
-        f"No share is given where PTQ is not worse than FP32 by {GAP} or more.",
-        formats={None: "{:.4f}", **percent, "slowdown": "{:.2f}×"},
-        labels={c: f"{title(c.removesuffix('_closed'))}, gap closed" for c in percent},
+    before, goal = (
+        frame[frame["remedy"] == kind].set_index(CELL)[[*metrics, "p50_ms"]] for kind in (UNTREATED, UNQUANTIZED)
     )
+    frame = frame[~frame["remedy"].isin([UNTREATED, UNQUANTIZED])].reset_index(drop=True)
+    cells = pd.MultiIndex.from_frame(frame[CELL])
+    before, goal = (side.reindex(cells).reset_index(drop=True) for side in (before, goal))
+    for m in metrics:
+        gap = goal[m] - before[m]
+        lost = gap if m not in LOWER_IS_BETTER else -gap
+        frame[f"{m}_closed"] = ((frame[m] - before[m]) / gap).where(lost >= GAP)
+    frame["slowdown"] = frame["p50_ms"] / before["p50_ms"]
+    return frame[[*CELL, "remedy", *(c for m in metrics for c in (m, f"{m}_closed")), "slowdown"]]
+
+
+# --- decisions ------------------------------------------------------------------------------------
 
 
 def silent(results, *, form="converted"):
-    """What crosses a decision threshold fixed on the FP32 model: one row per cell and class, worst
-    sensitivity first.
+    """What crosses a decision threshold fixed on the FP32 model: one row per cell and class, worst sensitivity first.
 
     Columns: dataset, backbone, regime, class, n, threshold, sensitivity_reference, sensitivity,
     sensitivity_change, specificity_change, prevalence_change, crossed_up, crossed_down.
     """
     s = results.silent[results.silent["form"].isin(["float", form])]
-    counts = ["crossed_up", "crossed_down", "n"]
-    rates = [
-        "threshold",
-        *(f"{r}{e}" for r in ("sensitivity", "specificity", "prevalence") for e in ("_reference", "")),
-    ]
+    names, counts = ("sensitivity", "specificity", "prevalence"), ["crossed_up", "crossed_down", "n"]
+    rates = ["threshold", *(f"{r}{e}" for r in names for e in ("_reference", ""))]
     frame = s.groupby([*CELL, "class"], sort=False).agg(dict.fromkeys(rates, "mean") | dict.fromkeys(counts, "sum"))
     frame = frame.reset_index()
-    for rate in ("sensitivity", "specificity", "prevalence"):
+    for rate in names:
         frame[f"{rate}_change"] = frame[rate] - frame[f"{rate}_reference"]
-    columns = [
-        *CELL,
-        "class",
-        "n",
-        "threshold",
-        "sensitivity_reference",
-        "sensitivity",
-        "sensitivity_change",
-        "specificity_change",
-        "prevalence_change",
-        "crossed_up",
-        "crossed_down",
-    ]
-    frame = frame[columns].sort_values("sensitivity_change", kind="stable").reset_index(drop=True)
-    return captioned(
-        frame,
-        "Silent failures: decisions at a threshold fixed on the FP32 model",
-        "Means over folds; counts are sums over folds.",
-        formats={None: "{:.3f}", **dict.fromkeys(counts, "{:.0f}")},
-    )
+    columns = [*CELL, "class", "n", "threshold", "sensitivity_reference", "sensitivity"]
+    columns += [*(f"{r}_change" for r in names), "crossed_up", "crossed_down"]
+    return frame[columns].sort_values("sensitivity_change", kind="stable").reset_index(drop=True)
 
 
 def flips(results):
     """Images whose predicted class changes between two regimes, summed over folds, the most first."""
     counts = ["flipped", "flipped_to_right", "flipped_to_wrong", "n"]
-    frame = (
-        results.flips.groupby(["dataset", "backbone", "regime_a", "regime_b"], sort=False)[counts].sum().reset_index()
-    )
+    frame = results.flips.groupby(["dataset", "backbone", "regime_a", "regime_b"], sort=False)[counts].sum()
+    frame = frame.reset_index()
     frame["share"] = frame["flipped"] / frame["n"]
-    frame = frame.sort_values("share", ascending=False, kind="stable").reset_index(drop=True)
-    return captioned(frame, "Label flips between regimes", formats={None: "{:.0f}", "share": "{:.1%}"})
+    return frame.sort_values("share", ascending=False, kind="stable").reset_index(drop=True)
+
+
+# --- controls -------------------------------------------------------------------------------------
 
 
 def leak(results, metric="auroc", *, form="converted"):
-    """What images that stand on both sides of the split do to a metric: one row per cell.
+    """A metric with and without test images that have a twin among the training images: one row per cell.
 
-    Columns: dataset, backbone, regime, form, all, without_identical, without_twins, effect (all - without
-    twins).
+    Columns: dataset, backbone, regime, form, all, without_identical, without_twins, effect (all - without twins).
     """
     frame = results.leak[(results.leak["metric"] == metric) & results.leak["form"].isin(["float", form])]
     wide = frame.pivot_table(index=[*CELL, "form"], columns="subset", values="value", sort=False)
     wide = wide.reindex(columns=["all", "without-identical", "without-twins"]).reset_index()
     wide.columns = [*CELL, "form", "all", "without_identical", "without_twins"]
-    wide["effect"] = wide["all"] - wide["without_twins"]
-    return captioned(
-        wide,
-        f"The leak between training and test images, and {title(metric)} without it",
-        formats={None: "{:.4f}", "effect": "{:+.4f}"},
-    )
+    return wide.assign(effect=wide["all"] - wide["without_twins"])
 
 
 def leak_effect(results):
@@ -362,12 +266,7 @@ def leak_effect(results):
         rows.append((dataset, len(backbones), int(twin.sum()), int((~twin).sum()), *levels, *ends))
     sides = [f"{side}_copies_{which}" for side in ("with", "without") for which in ("twins", "others")]
     frame = pd.DataFrame(rows, columns=["dataset", "backbones", "twins", "others", *sides, "effect", "low", "high"])
-    return captioned(
-        frame,
-        "What training on copies does to the Brier score, by difference in differences",
-        "One training of each backbone with and one without the copies; the interval holds images alone.",
-        formats={None: "{:.4f}", **dict.fromkeys(("backbones", "twins", "others"), "{:.0f}"), "effect": "{:+.4f}"},
-    )
+    return frame
 
 
 def _image_brier(results, dataset):
@@ -399,146 +298,92 @@ def beside_variant(results, kind, *, form="converted"):
         ours = by_key(scores(results, metric, form=form), CELL)
         for key, row in by_key(scores(other, metric, form=form), CELL).items():
             if key in ours:
-                rows.append(
-                    {
-                        **dict(zip(CELL, key)),
-                        "metric": title(metric),
-                        "as_in_the_paper": ours[key]["value"],
-                        "changed": row["value"],
-                        "effect": ours[key]["value"] - row["value"],
-                    }
-                )
-    columns = [*CELL, "metric", "as_in_the_paper", "changed", "effect"]
-    return captioned(
-        pd.DataFrame(rows, columns=columns),
-        f"As in the paper, and {VARIANTS[kind]}",
-        "One training run each: a difference holds the scatter between runs, too.",
-        formats={None: "{:.4f}", "effect": "{:+.4f}"},
-    )
+                a, b = ours[key]["value"], row["value"]
+                rows.append([*key, title(metric), a, b, a - b])
+    return pd.DataFrame(rows, columns=[*CELL, "metric", "as_in_the_paper", "changed", "effect"])
 
 
 def qat_control(results, metric="auprc", *, engine="fbgemm", form="converted"):
-    """What quantization-aware training gives that training on in FP32 does not: one row per dataset and
-    backbone.
+    """What quantization-aware training gives that training on in FP32 does not: one row per dataset and backbone.
 
     Columns: dataset, backbone, fp32, continued, qat, training_on (continued - fp32), awareness (qat -
     continued).
     """
-    value = {k: r["value"] for k, r in by_key(scores(results, metric, form=form), CELL).items()}
-    rows = [
-        {
-            "dataset": d,
-            "backbone": b,
-            **{
-                name: value.get((d, b, regime), math.nan)
-                for name, regime in (("fp32", "fp32"), ("continued", CONTROL), ("qat", f"qat-{engine}"))
-            },
-        }
-        for d in results.datasets
-        for b in results.backbones
-    ]
-    frame = pd.DataFrame(rows, columns=["dataset", "backbone", "fp32", "continued", "qat"])
+    names = {"fp32": "fp32", CONTROL: "continued", f"qat-{engine}": "qat"}
+    wide = scores(results, metric, form=form).pivot(index=CELL[:2], columns="regime", values="value")
+    grid = pd.MultiIndex.from_product([results.datasets, results.backbones], names=CELL[:2])
+    frame = wide.reindex(index=grid, columns=list(names)).set_axis(list(names.values()), axis=1).reset_index()
     frame["training_on"] = frame["continued"] - frame["fp32"]
-    frame["awareness"] = frame["qat"] - frame["continued"]
-    return captioned(
-        frame,
-        f"QAT ({engine}) against FP32 trained for as long, {title(metric)}",
-        formats={None: "{:.4f}", "training_on": "{:+.4f}", "awareness": "{:+.4f}"},
-    )
+    return frame.assign(awareness=frame["qat"] - frame["continued"])
+
+
+# --- other runtimes -------------------------------------------------------------------------------
 
 
 def peers(results):
     """Other runtimes on the same checkpoints and images, means over folds, at every batch size.
 
-    Columns: those of `peers.csv` with `name`, the runtime's title, and `pareto`: at its batch size none beats it in both p50
-    and ECE.
+    Columns: those of `peers.csv` with `name`, the runtime's title, and `pareto`: at its batch size none beats it in
+    both p50 and ECE.
     """
     frame = peer_means(results).sort_values("batch_size", kind="stable").reset_index(drop=True)
     best = pd.Series(False, index=frame.index)
     for _, group in frame.groupby(["dataset", "backbone", "batch_size"]):
-        for k, row in group.iterrows():
-            beaten = (
-                (group["p50_ms"] <= row["p50_ms"])
-                & (group["ece"] <= row["ece"])
-                & ((group["p50_ms"] < row["p50_ms"]) | (group["ece"] < row["ece"]))
-            )
-            best[k] = not beaten.any() and not math.isnan(row["p50_ms"])
-    sizes = "/".join(f"{size:g}" for size in sorted(frame["image_size"].dropna().unique())) or "?"
-    names = (frame["runtime"] + " " + frame["precision"]).map(title)
-    frame = frame.assign(pareto=best, name=names)[
-        [
-            "dataset",
-            "backbone",
-            "batch_size",
-            "name",
-            "pareto",
-            "p50_ms",
-            "p99_ms",
-            "ece",
-            "auprc",
-            "auroc",
-            "ece_top_label",
-            "brier",
-            "size_mb",
-            "convert_seconds",
-            "runtime",
-            "precision",
-            "note",
-        ]
-    ]
-    return captioned(
-        frame,
-        "The same models in other INT8 runtimes",
-        "Pareto: no other row of the model at this batch size is as fast and as well calibrated, and better in "
-        f"one. Times at {sizes} pixels, whatever the size the models were trained at. No p99 where there are "
-        "fewer than 368 batches.",
-        formats={None: "{:.2f}", "batch_size": "{:.0f}", **dict.fromkeys(SCORES, "{:.4f}")},
-        labels={"name": "Runtime", "runtime": "runtime", "precision": "precision"},
-    )
+        time, ece = group["p50_ms"].to_numpy(), group["ece"].to_numpy()
+        for k, t, e in zip(group.index, time, ece):
+            best[k] = not (((time <= t) & (ece <= e) & ((time < t) | (ece < e))).any() or math.isnan(t))
+    frame = frame.assign(pareto=best, name=(frame["runtime"] + " " + frame["precision"]).map(title))
+    columns = ["dataset", "backbone", "batch_size", "name", "pareto", "p50_ms", "p99_ms", "ece", "auprc", "auroc"]
+    columns += ["ece_top_label", "brier", "size_mb", "convert_seconds", "runtime", "precision", "image_size", "note"]
+    return frame[columns]
 
 
 def recommended(results):
     """What `medq advise` ships of each model and batch size that other runtimes were timed at, and what beats it.
 
-    Columns: dataset, backbone, batch_size, ship, speedup (over eager FP32), auprc_loss_pp, brier_rise, beaten_by (candidates
-    that are both faster and better calibrated, though they do not pass).
+    Columns: dataset, backbone, batch_size, ship, speedup (over eager FP32), its `costs`, beaten_by (candidates that
+    are both faster and better calibrated, though they do not pass).
     """
     from medq import advise
 
-    columns = ["dataset", "backbone", "batch_size", "ship", "speedup", "auprc_loss_pp", "brier_rise", "beaten_by"]
-    parts = []
+    columns, parts = ["dataset", "backbone", "batch_size", "ship", "speedup", *costs(), "beaten_by"], []
     for n, timed in results.peers.dropna(subset=["p50_ms"]).groupby("batch_size"):
         chosen = advise.decide(results, advise.Limits(batch_size=int(n))).query("ship").dropna(subset=["speedup"])
         chosen = chosen.merge(timed[["dataset", "backbone"]].drop_duplicates())
-        chosen = chosen.assign(
-            batch_size=n,
-            ship=chosen["candidate"].map(title),
-            beaten_by=[", ".join(map(title, filter(None, names.split(", ")))) for names in chosen["beaten_by"]],
-            brier_rise=chosen["brier_rise"].round(6) + 0.0,
-            auprc_loss_pp=chosen["auprc_loss_pp"].round(4) + 0.0,
-        )
-        parts.append(chosen[columns])
-    frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
-    return captioned(
-        frame,
-        "What is recommended, and what is both faster and better calibrated",
-        "At the default limits of medq advise. Beaten by: does not pass, or it would be recommended.",
-        formats={None: "{:.2f}", "batch_size": "{:.0f}", "brier_rise": "{:+.4f}", "auprc_loss_pp": "{:+.2f}"},
-        labels={
-            "speedup": "Speed-up over eager FP32",
-            "auprc_loss_pp": "AUPRC loss (points)",
-            "brier_rise": "Brier rise",
-            "beaten_by": "Beaten by",
-        },
-    )
+        beaten = [", ".join(map(title, filter(None, names.split(", ")))) for names in chosen["beaten_by"]]
+        parts.append(chosen.assign(batch_size=n, ship=chosen["candidate"].map(title), beaten_by=beaten)[columns])
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
-def coverage(results):
-    """What became of every cell: rows (dataset, backbone), a column per regime, entries of `status`."""
-    frame = results.status.pivot(index=["dataset", "backbone"], columns="regime", values="status")
-    rows = pd.MultiIndex.from_product([results.datasets, results.backbones], names=["dataset", "backbone"])
-    frame = frame.reindex(index=rows, columns=results.regimes)
-    return captioned(frame, "What became of every cell")
+def costs():
+    """Columns of `medq.advise.decide` that hold what a candidate costs against FP32."""
+    from medq import advise
+
+    return [c for c in advise.COLUMNS if c.endswith(("_loss_pp", "_rise"))]
+
+
+def advice(results, limits=None):
+    """`medq.advise.decide` in one row per dataset and backbone.
+
+    Columns: dataset, backbone, ship, p50_ms, speedup (over eager FP32), its `costs`, refused (candidates that are
+    faster, and why they were passed over, a line each).
+    """
+    from medq import advise
+
+    rows, shown = [], ["p50_ms", "speedup", *costs()]
+    for key, group in advise.decide(results, limits).groupby(["dataset", "backbone"], sort=False):
+        chosen = group[group["ship"]]
+        row = chosen.iloc[0].to_dict() if len(chosen) else {"candidate": advise.nothing(group)}
+        refused = [
+            f"{title(c['candidate'])}: {c['why']}"
+            for c in group.to_dict("records")
+            if not (c["passes"] or c["speedup"] <= row.get("speedup", math.nan) or c["why"] == advise.NOT_MEASURED)
+        ]
+        rows.append([*key, title(row["candidate"]), *(row.get(c, math.nan) for c in shown), "\n".join(refused)])
+    return pd.DataFrame(rows, columns=["dataset", "backbone", "ship", *shown, "refused"])
+
+
+# --- cells ----------------------------------------------------------------------------------------
 
 
 def worst_layers(results, dataset, backbone, regime, n=3):
@@ -547,9 +392,55 @@ def worst_layers(results, dataset, backbone, regime, n=3):
     frame = frame[(frame["dataset"] == dataset) & (frame["backbone"] == backbone) & (frame["regime"] == regime)]
     numbers = ["sqnr_db", "saturation", "weight_range_ratio", "kernel_sqnr_db", "kernel_max_steps"]
     frame = frame.groupby(["layer", "operator"], sort=False)[numbers].mean()
-    frame = frame.nsmallest(n, "sqnr_db").reset_index()
-    return captioned(
-        frame,
-        f"Worst layers of {title(backbone)}, {title(regime)}, {title(dataset)}",
-        formats={None: "{:.1f}", "saturation": "{:.2%}", "weight_range_ratio": "{:.1f}×"},
+    return frame.nsmallest(n, "sqnr_db").reset_index()
+
+
+# --- remarks that belong under a table, whatever the results --------------------------------------
+
+BUSY = 0.25  # cores: what a system does by itself beside a timing is less
+OTHER_MODEL = 5e-4  # AUPRC: further apart than another processor moves what one model predicts
+OTHER_BATCHES = 2e-3  # and than the same calibration images in other batches move it
+
+
+def disturbed(results, stage):
+    """A sentence where other work ran beside timings of `stage` (latency or peers); else nothing."""
+    found = results.conditions
+    found = found[(found["stage"] == stage) & (found["others"] >= BUSY)]
+    if found.empty:
+        return ""
+    names = ", ".join(dict.fromkeys(map(title, found["backbone"])))
+    return (
+        f"Timed beside other work, which kept up to {found['others'].max():.1f} cores busy: {names}. "
+        "These times may be too long."
+    )
+
+
+def other_models(results, study):
+    """A sentence where a study's models are not the grid's, but trained again with the same settings; else nothing.
+
+    `study`: `peers` or `remedies` (FP32), `ablation` or `calibration_size` (PTQ under the default recipe).
+    """
+    frame = getattr(results, study)
+    if study == "peers":
+        frame = frame[(frame["runtime"] == "pytorch") & (frame["precision"] == "fp32")].assign(regime="fp32")
+    elif study == "remedies":
+        frame = frame[frame["remedy"] == "fp32"].assign(regime="fp32")
+    elif study == "ablation":
+        frame = frame[(frame["recipe"] == "default") & frame["form"].isin(["converted", ""])]
+        frame = frame.assign(regime="ptq-" + frame["engine"])
+    else:
+        n = results.provenance.get("parameters", {}).get("calibration", {}).get("images", 256)
+        frame = frame[(frame["n_calibration"] == n) & frame["subset"].isin(["0", ""])]
+    m = results.metrics.query(
+        "metric == 'auprc' and `class` == '' and form != 'fake-quant' and recipe in ('default', '')"
+    )
+    keys = [*CELL, "fold"]
+    pairs = frame.groupby(keys)["auprc"].mean().to_frame("study").join(m.groupby(keys)["value"].mean(), how="inner")
+    apart = (pairs["study"] - pairs["value"]).abs()
+    other = int((apart > (OTHER_BATCHES if study == "calibration_size" else OTHER_MODEL)).sum())
+    if not other:
+        return ""
+    return (
+        f"In {other} of {len(pairs)} cells the study used a model that was trained again with the same settings; its "
+        f"AUPRC differs from the grid's by up to {100 * apart.max():.1f} points. Compare within this study only."
     )

@@ -2,31 +2,12 @@
 
 import math
 
-import pandas as pd
-
 from medq import regimes
 from medq.results import title
 
 FIELDS = ("ours", "low", "high", "paper", "state")
 PAPER_REGIMES = list(regimes.PAPER)
 DISAGREES = "kernels disagree with their simulation"
-
-
-def captioned(frame, caption, *notes, **attributes):
-    """Attach what `show` needs: caption, notes, and formats (column or row label -> format)."""
-    frame.attrs = {"caption": caption, "notes": [n for n in notes if n], **attributes}
-    return frame
-
-
-def wide_layout(tidy, rows, column, order):
-    """Tidy entries as the paper's layout: `rows` down, `column` across in `order`, FIELDS below each."""
-    columns = pd.MultiIndex.from_product([order, FIELDS], names=[column, "field"])
-    if tidy.empty:
-        return pd.DataFrame(columns=columns, index=pd.MultiIndex.from_arrays([[]] * len(rows), names=rows))
-    wide = tidy.pivot(index=rows, columns=column, values=list(FIELDS)).swaplevel(axis=1)
-    wide = wide.reindex(columns=columns)
-    found = tidy[rows].drop_duplicates()
-    return wide.reindex(pd.MultiIndex.from_frame(found) if len(rows) > 1 else pd.Index(found[rows[0]]))
 
 
 def by_key(frame, keys):
@@ -36,14 +17,8 @@ def by_key(frame, keys):
 
 def entry(row, paper, state=""):
     """FIELDS of one number of ours (a dict with value, low, high, or None) beside the paper's."""
-    found = row or {}
-    return {
-        "ours": found.get("value", math.nan),
-        "low": found.get("low", math.nan),
-        "high": found.get("high", math.nan),
-        "paper": paper,
-        "state": state,
-    }
+    ours = [(row or {}).get(k, math.nan) for k in ("value", "low", "high")]
+    return dict(zip(FIELDS, (*ours, paper, state)))
 
 
 def cell_state(results, dataset, backbone, regime, form="converted"):
@@ -58,19 +33,14 @@ def cell_state(results, dataset, backbone, regime, form="converted"):
 
 def mean_state(results, dataset, regime, used, form):
     """In words which backbones a mean lacks, and in which of them the engine's kernels are wrong."""
+    states = {b: cell_state(results, dataset, b, regime, form) for b in results.backbones}
     if not used:
-        states = {cell_state(results, dataset, b, regime, form) for b in results.backbones} - {""}
-        kinds, reasons = (sorted({s.partition(": ")[k] for s in states} - {""}) for k in (0, 2))
+        kinds, reasons = (sorted({s.partition(": ")[k] for s in states.values()} - {""}) for k in (0, 2))
         return (" / ".join(kinds) or "missing") + (f": {'; '.join(reasons)}" if reasons else "")
-    parts = []
-    lacking = [b for b in results.backbones if b not in used]
-    if lacking:
-        why = [f"{title(b)} {cell_state(results, dataset, b, regime, form) or 'missing'}" for b in lacking]
-        parts.append(f"{len(used)} of {len(results.backbones)} backbones ({'; '.join(why)})")
-    wrong = [title(b) for b in used if cell_state(results, dataset, b, regime, form).startswith(DISAGREES)]
-    if wrong:
-        parts.append(f"{DISAGREES}: {', '.join(wrong)}")
-    return "; ".join(parts)
+    lacking = [f"{title(b)} {s or 'missing'}" for b, s in states.items() if b not in used]
+    wrong = [title(b) for b in used if states.get(b, "").startswith(DISAGREES)]
+    parts = [f"{len(used)} of {len(results.backbones)} backbones ({'; '.join(lacking)})"] if lacking else []
+    return "; ".join(parts + ([f"{DISAGREES}: {', '.join(wrong)}"] if wrong else []))
 
 
 def absent(value):
@@ -83,6 +53,15 @@ def is_outside(entry):
     if any(absent(entry[f]) for f in ("low", "high", "paper")):
         return False
     return not entry["low"] <= entry["paper"] <= entry["high"]
+
+
+def comparable(results):
+    """Whether levels may be held against the paper's: fine-tuned pretrained weights, 224 pixels, no phantoms."""
+    p = results.provenance.get("parameters", {})
+    real = not any(d.startswith("phantom-") for d in results.datasets)
+    return "source" in results.provenance or (
+        real and p.get("image_size") == 224 and p.get("weights") not in (None, "none")
+    )
 
 
 def covers(results):

@@ -1,12 +1,18 @@
-"""Tables as HTML text: ours with its interval, the paper's below, marks and lettered notes."""
+"""Tables as HTML: one writer for every table of the book and of a notebook.
 
+`Look` says how a DataFrame is printed; `to_html` prints it. A cell beside the paper's shows our number, its
+interval, the paper's number and marks; any other table shows one value a cell. Everything is escaped.
+"""
+
+import math
 import re
 from html import escape
+from typing import NamedTuple
 
 import pandas as pd
 
 from medq.results import REGIMES, class_title, title
-from medq.tables.entries import DISAGREES, FIELDS, absent, is_outside
+from medq.tables.entries import DISAGREES, absent, is_outside
 
 STYLE = """<style>
 .medq-scroll {overflow-x: auto}
@@ -14,106 +20,166 @@ STYLE = """<style>
 .medq-scroll th, .medq-scroll td {padding: .3em .6em; text-align: right; vertical-align: top;
   border-bottom: 1px solid rgba(128, 128, 128, .4); white-space: nowrap}
 .medq-scroll th {white-space: normal; vertical-align: bottom}
-.medq-scroll td.text {text-align: left; white-space: normal}
+.medq-scroll .text {text-align: left; white-space: normal}
 .medq-scroll td span {display: block; font-size: .85em}
 .medq-scroll td.outside span.paper {text-decoration: underline wavy 1px; text-underline-offset: .2em}
 .medq-notes {font-size: .85em; margin-top: .4em}
 </style>"""
 STATUS = {"done": "✓ done", "unsupported": "∅ unsupported", "failed": "✗ failed", "missing": "· missing"}
+VERDICTS = {"supported": "✓ supported", "contradicted": "✗ contradicted", "not testable": "? not testable"} | {
+    "outside this protocol's reach": "– outside this protocol's reach"
+}
 
 
-def show(frame, *, caption=False):
-    """Any table of this module as HTML text, in one scrolling block with its notes.
+class Look(NamedTuple):
+    """How a table is printed. Formats and labels have the column (or the key that runs across) as key."""
 
-    Beside the paper's: ours, its interval in parentheses, the paper's value below, `≠` where that lies
-    outside our interval, bold for the best of a row (ours and the paper's apart), and lettered notes for
-    what is missing, unsupported or computed by kernels that disagree with their simulation.
+    caption: str = ""
+    notes: tuple = ()
+    formats: dict = {}  # the format of None is that of all other numbers
+    labels: dict = {}
+    rows: tuple = ()  # only beside the paper: keys that run down
+    across: str = ""  # only beside the paper: the key that runs across
+    lowest: tuple = ()  # keys among which the lowest of a row is bold, ours and the paper's apart
+    compared: tuple | None = None  # keys for which the paper's value is compared with our interval; None: all
+    interval: str = "our 95 % interval"
+    unfold: tuple = ()  # (column whose lines unfold, column below which they do, summary)
+
+
+def to_html(frame, look):
+    """A DataFrame as HTML text: one block that scrolls sideways, and its notes below."""
+    notes = _Notes(look.interval)
+    heads, rows = _beside_paper(frame, look, notes) if look.across else _flat(frame, look)
+    below = "".join(f"<div>{escape(line)}</div>" for line in (*filter(None, look.notes), *notes.lines()))
+    return f'{grid(heads, rows, look.caption or "Table")}\n<div class="medq-notes">{below}</div>'
+
+
+def grid(heads, rows, label, *, caption="", css="medq-table"):
+    """HTML of a table in a block that scrolls. `heads` and each row hold pairs (HTML, class names).
+
+    A third entry of a pair is the cell's hint. The first cell of a row is its header.
     """
-    notes = _Notes(frame.attrs.get("interval", "our 95 % interval"))
-    wide = isinstance(frame.columns, pd.MultiIndex) and set(FIELDS) <= set(frame.columns.get_level_values(-1))
-    cells, classes = _beside_paper(frame, notes) if wide else _flat(frame)
-    styler = cells.style.hide(axis="index").set_td_classes(classes).set_table_attributes('class="medq-table"')
-    styler.uuid, styler.cell_ids = "medq", False
-    if caption:
-        styler = styler.set_caption(escape(frame.attrs.get("caption", "")))
-    label = escape(frame.attrs.get("caption", "Table"), quote=True)
-    lines = [*frame.attrs.get("notes", []), *notes.lines()]
-    below = "".join(f"<div>{escape(line)}</div>" for line in lines)
+
+    def cell(tag, scope, entry):
+        hint = f' title="{escape(entry[2], quote=True)}"' if len(entry) > 2 and entry[2] else ""
+        return f'<{tag}{scope} class="{entry[1]}"{hint}>{entry[0]}</{tag}>'
+
+    head = "".join(cell("th", ' scope="col"', h) for h in heads)
+    body = "".join(
+        "<tr>"
+        + "".join(cell(*(("td", "") if k else ("th", ' scope="row"')), entry) for k, entry in enumerate(row))
+        + "</tr>"
+        for row in rows
+    )
+    caption = f"<caption>{escape(caption)}</caption>" if caption else ""
     return (
-        f'{STYLE}\n<div class="medq-scroll" role="region" tabindex="0" aria-label="{label}">'
-        f'{styler.to_html(doctype_html=False)}</div>\n<div class="medq-notes">{below}</div>'
+        f'<div class="medq-scroll" role="region" tabindex="0" aria-label="{escape(label, quote=True)}">'
+        f'<table class="{css}">{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
 
 
 class _Notes:
-    """Lettered notes, one letter per distinct sentence, and the marks that were used."""
+    """Lettered notes, one letter for each distinct sentence, and the marks that were used."""
 
     def __init__(self, interval):
         self.sentences, self.marks, self.interval = {}, set(), interval
 
     def letter(self, sentence):
-        return self.sentences.setdefault(sentence, chr(ord("a") + len(self.sentences) % 26))
+        return self.sentences.setdefault(sentence, letter(len(self.sentences)))
 
     def lines(self):
-        said = {"≠": f"≠ the paper's value lies outside {self.interval}.", "bold": "Bold: the best of the row."}
-        return [said[m] for m in said if m in self.marks] + [f"{k}: {s}." for s, k in self.sentences.items()]
+        if "≠" in self.marks:
+            yield f"≠: the paper's value lies outside {self.interval}."
+        if "bold" in self.marks:
+            yield "Bold: the lowest of the row, ours and the paper's apart."
+        for sentence, mark in self.sentences.items():
+            yield f"{mark}: {sentence}."
 
 
-def _beside_paper(frame, notes):
-    """HTML of each cell (a DataFrame of text) and its CSS classes, from columns with FIELDS below them."""
-    attrs, names = frame.attrs, list(dict.fromkeys(frame.columns.get_level_values(0)))
-    formats, labels = attrs.get("formats", {}), attrs.get("labels", {})
-    among = [n for n in attrs.get("best_among", names) if n in names]
-    index = frame.index.to_frame(index=False)
-    cells, classes = [], []
-    for (_, row), keys in zip(frame.iterrows(), index.to_dict("records")):
-        best = {f: _best(row, among, f) if attrs.get("best") == "min" else None for f in ("ours", "paper")}
-        text = {_head(k): _name(k, v, keys) for k, v in keys.items()}
-        style = dict.fromkeys(text, "text")
+def letter(k):
+    """The mark of note `k`, from 0: a to z, then aa, ab, …"""
+    return (letter(k // 26 - 1) if k >= 26 else "") + chr(97 + k % 26)
+
+
+def _beside_paper(frame, look, notes):
+    names = list(dict.fromkeys(frame[look.across])) if len(frame) else []
+    heads = [(escape(heading(k)), "text") for k in look.rows]
+    heads += [(escape(look.labels.get(n) or title(n)), "number") for n in names]
+    rows = []
+    for keys, group in frame.groupby(list(look.rows), sort=False):
+        keys, entries = dict(zip(look.rows, keys)), {r[look.across]: r for r in group.to_dict("records")}
+        best = {f: _lowest(entries, look.lowest, f) for f in ("ours", "paper")}
+        row = [(_name(k, v, keys), "text") for k, v in keys.items()]
         for name in names:
-            form = formats.get(name, formats.get(None, "{:.4g}"))
-            compared = name in attrs.get("compared", names)
-            bold = {f for f in best if name in among and best[f] is not None and row[name][f] == best[f]}
-            head = labels.get(name, title(name))
-            text[head], style[head] = _cell(row[name], form, compared, bold, notes)
-        cells.append(text)
-        classes.append(style)
-    columns = [_head(k) for k in index.columns] + [labels.get(n, title(n)) for n in names]
-    return pd.DataFrame(cells, columns=columns), pd.DataFrame(classes, columns=columns)
+            entry, form = entries.get(name), look.formats.get(name, look.formats.get(None, "{:.4g}"))
+            bold = {f for f in best if entry and name in look.lowest and entry[f] == best[f]}
+            compared = look.compared is None or name in look.compared
+            row.append(_entry(entry, form, compared, bold, notes) if entry else ("–", "number"))
+        rows.append(row)
+    return heads, rows
 
 
-def _best(row, among, field):
-    values = [row[n][field] for n in among if not absent(row[n][field])]
-    return min(values) if values else None
+def _lowest(entries, among, field):
+    return min((entries[n][field] for n in among if n in entries and not absent(entries[n][field])), default=None)
 
 
-def _cell(entry, form, compared, bold, notes):
+def _entry(entry, form, compared, bold, notes):
+    """(HTML, class) of a number of ours beside the paper's."""
     state = entry["state"] if isinstance(entry["state"], str) else ""
     mark = f"<sup>{notes.letter(state)}</sup>" if state else ""
-    doubt = "⚠ " if DISAGREES in state else ""
-    if absent(entry["ours"]):
-        ours = escape(state.split(":")[0]) or "missing"
-    else:
-        ours = form.format(entry["ours"])
-        ours = f"<strong>{ours}</strong>" if "ours" in bold else ours
-    bounds = [form.format(entry[f]) for f in ("low", "high") if not absent(entry[f])]
-    interval = f"<span>({'–'.join(bounds)})</span>" if len(bounds) == 2 else ""
+    shown = {f: "" if absent(entry[f]) else form.format(entry[f]) for f in ("ours", "low", "high", "paper")}
+    shown |= {f: f"<strong>{shown[f]}</strong>" for f in bold}
     outside = compared and is_outside(entry)
-    paper = ""
-    if not absent(entry["paper"]):
-        value = form.format(entry["paper"])
-        value = f"<strong>{value}</strong>" if "paper" in bold else value
-        paper = f'<span class="paper">paper {value}{" ≠" if outside else ""}</span>'
     notes.marks |= ({"≠"} if outside else set()) | ({"bold"} if bold else set())
+    ours = shown["ours"] or escape(state.split(":")[0]) or "missing"
+    interval = f"<span>({shown['low']}–{shown['high']})</span>" if shown["low"] and shown["high"] else ""
+    paper = f'<span class="paper">paper {shown["paper"]}{" ≠" if outside else ""}</span>' if shown["paper"] else ""
+    doubt = "⚠ " if DISAGREES in state else ""
     return f"{doubt}{ours}{mark}{interval}{paper}", "outside" if outside else "number"
+
+
+def _flat(frame, look):
+    plain = frame.reset_index() if frame.index.names != [None] else frame.reset_index(drop=True)
+    folded, under, summary = look.unfold or ("", "", "")
+    columns = [c for c in plain if c != folded]
+    numbers = {c for c in columns if pd.api.types.is_numeric_dtype(plain[c])}
+    heads = [(escape(heading(c, look.labels)), "number" if c in numbers else "text") for c in columns]
+    rows = []
+    for record in plain.to_dict("records"):
+        row = [_value(c, record, look, c in numbers) for c in columns]
+        if folded and record[folded]:
+            k = columns.index(under)
+            row[k] = (row[k][0] + unfolding(summary, re.split(r"[;\n]", record[folded])), row[k][1])
+        rows.append(row)
+    return heads, rows
+
+
+def _value(column, record, look, number):
+    value = record[column]
+    if isinstance(value, bool):
+        return ("✓" if value else "", "number")
+    if number:
+        form = look.formats.get(column, look.formats.get(None, "{:.4g}"))
+        return ("–" if absent(value) else form.format(value + 0.0), "number")
+    if isinstance(value, str):
+        return (STATUS.get(value) or VERDICTS.get(value) or _name(column, value, record), "text")
+    return ("–" if value is None or value is math.nan else escape(str(value)), "text")
+
+
+def unfolding(summary, lines):
+    """HTML of a list that unfolds; nothing for an empty one. The lines are plain text."""
+    items = "".join(f"<li>{escape(line.strip())}</li>" for line in lines if line.strip())
+    return f"<details><summary>{escape(summary)}</summary><ul>{items}</ul></details>" if items else ""
 
 
 TERMS = {"auroc": "ROC-AUC", "p50 ms": "p50 (ms)", "p99 ms": "p99 (ms)"}
 
 
-def _head(name):
+def heading(column, labels={}):  # noqa: B006
     """A column's name as it is printed."""
-    words = str(name).replace("_", " ")
+    if column in labels:
+        return labels[column]
+    words = title(column) if column in REGIMES else str(column).replace("_", " ")
     for short in ("auroc", "auprc", "ece", "fp32", "ptq", "qat", "p50 ms", "p99 ms"):
         words = re.sub(rf"\b{short}\b", TERMS.get(short, short.upper()), words)
     return words[:1].upper() + words[1:]
@@ -130,28 +196,3 @@ def _name(kind, value, row):
     elif kind in ("dataset", "backbone", "regime", "metric", "regime_a", "regime_b"):
         value = title(value)
     return escape(str(value))
-
-
-def _flat(frame):
-    """HTML of each cell and its CSS classes, of a table without the paper's numbers."""
-    formats, labels = frame.attrs.get("formats", {}), frame.attrs.get("labels", {})
-    index = frame.index.names != [None]
-    plain = frame.reset_index() if index else frame.reset_index(drop=True)
-    cells = pd.DataFrame(index=plain.index)
-    classes = pd.DataFrame(index=plain.index)
-    for column in plain:
-        values, head = plain[column], labels.get(column) or (title(column) if column in REGIMES else _head(column))
-        if pd.api.types.is_bool_dtype(values):
-            cells[head] = values.map({True: "✓", False: ""})
-        elif pd.api.types.is_numeric_dtype(values):
-            form = formats.get(column, formats.get(None, "{:.4g}"))
-            cells[head] = ["–" if absent(v) else form.format(v) for v in values.astype(float)]
-        else:
-            cells[head] = [
-                STATUS.get(v) or _name(column, v, r) if isinstance(v, str) else escape(str(v))
-                for v, r in zip(values, plain.to_dict("records"))
-            ]
-            classes[head] = "text"
-            continue
-        classes[head] = "number"
-    return cells, classes
