@@ -151,6 +151,7 @@ def new(n_rows=1, n_columns=1, *, height, width=WIDTH, abreast=1, **options):
             if first != (r, c):
                 getattr(axis, f"share{side}")(axes[first])
     figure.medq_rows = axes
+    return figure, axes
 
 
 def _signs(figure, instead=None):
