@@ -326,7 +326,8 @@ def test_peers_front_against_brute_force(full):
 
 def test_what_is_recommended_is_what_advice_ships_at_the_sizes_that_were_timed(full):
     t = tables.recommended(full)
-    assert len(t) == 48 and list(t["batch_size"].unique()) == [1, 32]
+    chosen = [advise.decide(full, advise.Limits(batch_size=n)).query("ship and speedup == speedup") for n in (1, 32)]
+    assert len(t) == sum(map(len, chosen)) > 24 and list(t["batch_size"].unique()) == [1, 32]
     one = fixtures.bent(
         full, peers=lambda p: p[(p["batch_size"] == 1) & (p["backbone"] == "resnet18") & (p["dataset"] == "BrainMRI")]
     )
