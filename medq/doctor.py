@@ -135,14 +135,14 @@ def _try(engine_name):
 
 def _extras():
     """{extra: {package: version or ""}} of what is optional."""
-    from medq.peers import PACKAGES
+    from medq.peers import RUNTIMES
 
     wanted = {
         "batch": ("snakemake",),
         "book": ("jupyter-book", "plotly", "itables"),
         "fetch": ("kagglehub",),
         "dicom": ("pydicom", "python-gdcm"),
-        "peers": PACKAGES,
+        "peers": sorted({name for runtime in RUNTIMES for name in runtime.packages}),
     }
     return {extra: {name: _version(name) for name in names} for extra, names in wanted.items()}
 

@@ -37,8 +37,9 @@ def build(folder, results):
 
 
 def warnings(output):
-    """Lines of a build's output that warn."""
-    return [line for line in output.splitlines() if re.search(r"\bWARNING\b|\bERROR\b", line)]
+    """Lines of a build's output that warn, without what Jupyter's kernels say of their own connection."""
+    lines = [line for line in output.splitlines() if not line.lstrip().startswith("[IPKernelApp]")]
+    return [line for line in lines if re.search(r"\bWARNING\b|\bERROR\b", line)]
 
 
 def pages(html):

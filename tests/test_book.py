@@ -332,7 +332,7 @@ It loses more than a thousand points.
 :::
 ::::
 
-:::{about} pretrained
+:::{about} elsewhere
 About other results.
 :::
 

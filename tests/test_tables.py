@@ -518,7 +518,7 @@ def test_every_table_shows_full_gappy_and_empty_results(name, gaps, paper, tmp_p
         assert not isinstance(table.data.columns, pd.MultiIndex)
         table.data.to_csv(tmp_path / "x.csv", index=False)
         assert pd.read_csv(tmp_path / "x.csv").shape == table.data.shape
-    if name not in (*tables.VARIANTS, "versions", "conditions", "selection"):
+    if name not in (*tables.VARIANTS, "leak_effect", "versions", "conditions", "selection"):
         assert len(tables.data(name, gaps, **OPTIONS.get(name, {})))
 
 
