@@ -75,7 +75,7 @@ def attention_gallery(results, dataset):
     shown = shown[(shown[[*CELL, "fold"]] == shown[[*CELL, "fold"]].iloc[0]).all(axis=1)]
     name = ", ".join(title(shown[key].iloc[0]) for key in ("backbone", "regime", "dataset"))
     n = int(shown["place"].max())
-    figure, axes = new(n, 6, height=0.5 + WIDTH / 6 * 1.15 * n)
+    figure, axes = new(n, 6, height=0.7 + WIDTH / 6 * 1.15 * n, abreast=3)
     for axis in axes.flat:
         axis.set_axis_off()
     for row in shown.to_dict("records"):
@@ -91,7 +91,7 @@ def attention_gallery(results, dataset):
         if row["place"] == 1:
             line[1].set_title("FP32", fontweight="normal")
             line[2].set_title("INT8", fontweight="normal")
-    figure.suptitle(f"{name}: moved most (left), moved least (right)", x=0.005, ha="left")
+    figure.suptitle(f"{name}:\nthe most moved first, the least moved last", x=0.005, ha="left")
     ends = shown.groupby("moved")["rank_correlation"].agg(["min", "max"])
     words = "; ".join(f"{moved} {low:.2f} to {high:.2f}" for moved, low, high in ends.itertuples())
     return described(

@@ -126,7 +126,7 @@ def sqnr_figure(results, dataset, backbone, regime):
     axis.xaxis.label.set_ha("left")
     axis.xaxis.label.set_x(0)
     few_ticks(axis.xaxis, 8)
-    legend(figure, ncols=2)
+    legend(figure, ncols=1)
     known = {r["layer"]: r["sqnr_db"] for r in worst}
     what = f"Signal-to-quantization-noise ratio in decibels of the {len(layers)} quantized layers of {name}"
     return described(figure, f"{what}; the worst: {listed(known, '{:.1f}')}.")

@@ -153,14 +153,12 @@ def range_figure():
         range(1, 17), widths, color=np.where(lost, regime_colour("ptq-fbgemm"), FLOAT32), edgecolor=INK, linewidth=0.4
     )
     left.axhline(step, color=INK, linestyle="--", linewidth=1)
-    left.text(1, step * 1.25, "one step of the shared range", va="bottom")
-    left.set(
-        yscale="log", xlabel="Channel, narrow to wide", ylabel="Standard deviation", title="Before batch normalisation"
-    )
+    left.text(1, step * 1.25, "one step of\nthe shared range", va="bottom")
+    left.set(yscale="log", xlabel="Channel, narrow to wide", ylabel="Standard deviation", title="Before batch norm")
     for values, name, regime, marker in ((unfused, "unfused", "ptq-fbgemm", "s"), (fused, "fused", "qat-fbgemm", "o")):
         right.plot(range(1, 17), values, color=regime_colour(regime), marker=marker, label=f"batch norm {name}")
     right.axhline(0, color=INK, linestyle="--", linewidth=1)
-    right.set(xlabel="Channel, narrow to wide", ylabel="Signal to noise (dB)", title="After batch normalisation")
+    right.set(xlabel="Channel, narrow to wide", ylabel="Signal to noise (dB)", title="After batch norm")
     right.legend(loc="lower right")
     return described(
         figure,
