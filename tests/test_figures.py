@@ -109,6 +109,7 @@ def test_nothing_is_cut_off_small_or_overlapping(name, size, gaps):
     assert -0.02 <= everything.x0 and everything.x1 <= width + 0.02
     assert -0.02 <= everything.y0 and everything.y1 <= height + 0.02
     assert all(t.get_fontsize() >= 9 for t in figure.findobj(Text) if t.get_text().strip())
+    assert not any("mathdefault" in t.get_text() for t in figure.findobj(Text))
     for axis in figure.axes:
         for ticks in (tick_boxes(axis.xaxis, renderer), tick_boxes(axis.yaxis, renderer)):
             assert not overlapping(ticks), [t for t, _ in ticks]

@@ -155,6 +155,7 @@ def range_figure():
     left.axhline(step, color=INK, linestyle="--", linewidth=1)
     left.text(1, step * 1.25, "one step of\nthe shared range", va="bottom")
     left.set(yscale="log", xlabel="Channel, narrow to wide", ylabel="Standard deviation", title="Before batch norm")
+    left.yaxis.set_major_formatter("{x:g}")
     for values, name, regime, marker in ((unfused, "unfused", "ptq-fbgemm", "s"), (fused, "fused", "qat-fbgemm", "o")):
         right.plot(range(1, 17), values, color=regime_colour(regime), marker=marker, label=f"batch norm {name}")
     right.axhline(0, color=INK, linestyle="--", linewidth=1)
