@@ -133,6 +133,25 @@ def _numbered(outputs, count):
     return list(outputs)
 
 
+class _Stream:
+    """Prints go to the notebook's `outputs` and, at once, to the log."""
+
+    def __init__(self, name, log, outputs):
+        self.name, self.log, self.outputs, self.encoding = name, log, outputs, "utf-8"
+
+    def write(self, text):
+        from nbformat.v4 import new_output
+
+        last = self.outputs[-1] if self.outputs else None
+        if last is None or last.output_type != "stream" or last.name != self.name:
+            self.outputs.append(last := new_output("stream", name=self.name, text=""))
+        last.text += text
+        return self.log.write(text)
+
+    def __getattr__(self, name):
+        return getattr(self.log, name)
+
+
 def _shell(outputs):
     """A fresh IPython whose displays, results, errors and prints are appended to the list `outputs`."""
     import matplotlib
@@ -173,26 +192,10 @@ def _shell(outputs):
         def enable_gui(self, gui=None):
             pass
 
-    class Stream:
-        """Prints go to the notebook and, at once, to the log."""
-
-        def __init__(self, name, log):
-            self.name, self.log, self.encoding = name, log, "utf-8"
-
-        def write(self, text):
-            last = outputs[-1] if outputs else None
-            if last is None or last.output_type != "stream" or last.name != self.name:
-                outputs.append(last := new_output("stream", name=self.name, text=""))
-            last.text += text
-            return self.log.write(text)
-
-        def __getattr__(self, name):
-            return getattr(self.log, name)
-
     matplotlib.use(BACKEND)
     matplotlib.interactive(True)  # a figure is shown at the end of the cell that drew it
     Shell.clear_instance()
     shell = Shell.instance(config=Config({"HistoryManager": {"enabled": False}}))
     configure_inline_support(shell, BACKEND)
-    sys.stdout, sys.stderr = Stream("stdout", sys.__stdout__), Stream("stderr", sys.__stderr__)
+    sys.stdout, sys.stderr = (_Stream("stdout", sys.__stdout__, outputs), _Stream("stderr", sys.__stderr__, outputs))
     return shell
