@@ -1,8 +1,10 @@
-"""How often intervals, p-values and gates do what they state, by simulation: `python tests/simulations.py`.
+"""How often intervals, p-values and gates do what they state, by simulation.
+
+    python tests/simulations.py [repetitions [run ...]]
 
 Writes book/_data/coverage.csv, which the page *Metrics* prints: quantity, condition, n (images), nominal and found
-rate, repetitions. Worlds are made of logits: a class signal plus noise, sharpened by a temperature (below 1:
-overconfident). The true values are those of a population of 400,000 images.
+rate, repetitions. With names of `RUNS` only their rows are replaced. Worlds are made of logits: a class signal plus
+noise, sharpened by a temperature (below 1: overconfident). The true values are those of a population of 400,000 images.
 """
 
 import sys
@@ -188,13 +190,16 @@ RUNS = (
 )
 
 
-def main(repetitions=1000):
-    rows = []
+def main(repetitions=1000, *names):
+    kept = pd.read_csv(FILE) if names else pd.DataFrame(columns=COLUMNS)
     for name, run in RUNS:
-        rows += run(repetitions)
+        if names and name not in names:
+            continue
+        rows = pd.DataFrame(run(int(repetitions)), columns=COLUMNS).round(6)
+        kept = pd.concat([kept, rows]).drop_duplicates(COLUMNS[:3], keep="last")
+        kept.to_csv(FILE, index=False)
         print(name, file=sys.stderr, flush=True)
-        pd.DataFrame(rows, columns=COLUMNS).round(6).to_csv(FILE, index=False)
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*sys.argv[1:])
