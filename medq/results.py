@@ -4,11 +4,11 @@ Everything in the book is a function of such a folder. A file that is not there 
 the right columns, so that the results of a half-finished batch can be shown.
 """
 
-import contextlib
+import itertools
 import json
 import os
 from dataclasses import dataclass
-from functools import cache, cached_property, wraps
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -92,28 +92,8 @@ TEXT = set(
 NEEDED = set("status batch_size value delta_pp low_pp high_pp p_value".split())
 MEASURED = set("ms mean_ms p50_ms p50_low p50_high p90_ms p99_ms p99_low p99_high throughput size_mb".split())
 CELL = ["dataset", "backbone", "regime"]
-FOLD_COLUMNS = ["image_id", "label", "group", "fold"]
-PREDICTION_COLUMNS = ["image_id", "fold", "label"]  # and p_<class> of each class
+FILES = {file.split(".")[0]: file for file in SCHEMA}
 AGAIN = "collect the results again"
-
-# What provenance.json holds, named as in a cell's manifest. Every key may be missing: the banner leaves
-# out what it does not know.
-PROVENANCE = {
-    "profile": "name of the profile",
-    "parameters": "the profile, whole: datasets, backbones, image_size, weights, subset, latency, ...",
-    "data": "{dataset: {fingerprint, n_images, n_release, n_train, n_held_out}}",
-    "versions": "{package: version}",
-    "platform": "operating system",
-    "cpu": "{model, machine, cores, instructions: [...]}",
-    "gpu": "{name, memory_gib, capability, cuda} or null",
-    "commit": "{hash, modified} of the code, or null",
-    "written": "when the newest cell was written, ISO 8601, UTC; first_written: the oldest",
-    "machines": "[{cpu, gpu}] of all machines that cells were made on",
-    "studied": "{stage: [{cpu, gpu}]} of the studies that were made on others",
-    "weights": "{backbone: {file, sha256, replaced, resampled}} of weights from files",
-    "train_hours": "hours spent training, all cells together",
-    "source": "only where nothing was run: a sentence that says where the numbers are from",
-}
 
 
 class _Facts(BaseModel):
@@ -156,29 +136,20 @@ class _Parameters(_Facts):
     calibration: dict = {}
 
 
-class _Provenance(_Machine):
-    """The shape of what is read of `PROVENANCE`, where it is there."""
+class Provenance(_Machine):
+    """What is read of provenance.json, whose keys are those of a cell's manifest. Every key may be missing."""
 
     profile: str = ""
-    source: str = ""
-    parameters: _Parameters = _Parameters()
-    data: dict[str, _Images] = {}
-    versions: dict = {}
-    commit: dict[str, str | bool | None] | None = None
+    source: str = ""  # only where nothing was run: a sentence that says where the numbers are from
+    parameters: _Parameters = _Parameters()  # the profile, whole
+    data: dict[str, _Images] = {}  # of each dataset
+    versions: dict = {}  # {package: version}
+    commit: dict[str, str | bool | None] | None = None  # {hash, modified} of the code
     commits: list[str] = []
-    written: str | None = None
-    first_written: str = ""
-    machines: list[_Machine] = []
-    studied: dict[str, list[_Machine]] = {}
-
-
-@contextlib.contextmanager
-def _reading(path):
-    """Turn what pandas and pyarrow raise for a damaged file into a sentence that names it."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as a table ({' '.join(str(error).split())}); {AGAIN}.") from None
+    written: str | None = None  # when the newest cell was written, ISO 8601, UTC
+    first_written: str = ""  # the oldest
+    machines: list[_Machine] = []  # all that cells were made on
+    studied: dict[str, list[_Machine]] = {}  # {stage: machines} of the studies that were made on others
 
 
 def read_table(path, needed=(), **options):
@@ -186,7 +157,7 @@ def read_table(path, needed=(), **options):
 
     `UserError` where it cannot be read, is cut short, or lacks one of the columns `needed`.
     """
-    with _reading(path):
+    try:
         if path.suffix == ".parquet":
             frame = pd.read_parquet(path)
         else:
@@ -196,32 +167,29 @@ def read_table(path, needed=(), **options):
             frame = pd.read_csv(path, **options)
             if not frame.index.equals(pd.RangeIndex(len(frame))):  # pandas takes what is left of the first row as names
                 raise ValueError("its rows have more entries than there are columns")
-    lacking = [c for c in needed if c not in frame]
-    if lacking:
-        raise UserError(f"{path}: lacks the column {lacking[0]!r}; {AGAIN}.")
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as a table ({' '.join(str(error).split())}); {AGAIN}.") from None
+    for column in needed:
+        if column not in frame:
+            raise UserError(f"{path}: lacks the column {column!r}; {AGAIN}.")
     return frame
 
 
 def _read(path, columns):
     """One tidy file as a DataFrame with exactly `columns`; empty where the file is missing."""
+    kinds = {c: "str" if c in KEYS | TEXT else "float64" for c in columns}
     if not path.is_file():
-        return pd.DataFrame({c: pd.Series(dtype="str" if c in KEYS | TEXT else "float64") for c in columns})
-    text = [c for c in columns if c in KEYS | TEXT]
-    numbers = [c for c in columns if c not in text]
-    # only numbers may be missing: a class may well be called "NA"
-    frame = read_table(
-        path,
-        [c for c in columns if c in KEYS | NEEDED],
-        dtype=dict.fromkeys(text, "str"),
-        keep_default_na=False,
-        na_values={c: ["", "nan", "NaN"] for c in numbers},
-    )
-    if path.suffix == ".parquet":
-        frame = frame.astype({c: "str" for c in text if c in frame})
+        return pd.DataFrame(columns=columns).astype(kinds)
+    text, numbers = ([c for c in columns if kinds[c] == kind] for kind in ("str", "float64"))
+    needed = [c for c in columns if c in KEYS | NEEDED]
+    missing = dict.fromkeys(numbers, ["", "nan", "NaN"])  # only numbers: a class may well be called "NA"
+    frame = read_table(path, needed, dtype=dict.fromkeys(text, "str"), keep_default_na=False, na_values=missing)
     for column in columns:
         if column not in frame:
             frame[column] = "" if column in text else float("nan")
-        elif column in numbers:
+        elif column in text:
+            frame[column] = frame[column].astype("str")
+        else:
             frame[column] = _numbers(path, frame[column])
     return _of_seeds(frame)[columns]
 
@@ -234,56 +202,47 @@ def _of_seeds(frame):
     if "seed" not in frame or "status" in frame:
         return frame
     seed = frame["seed"].astype("str")
-    if (seed == "mean").any():
-        return frame[seed == "mean"].reset_index(drop=True)
-    first = (
-        frame["seed"].groupby([frame[c] for c in CELL if c in frame]).transform("min")
-        if "backbone" in frame
-        else frame["seed"].min()
-    )
-    return frame[frame["seed"] == first].reset_index(drop=True)
+    chosen = seed == "mean"
+    if not chosen.any():
+        cell = [frame[c] for c in CELL if c in frame] if "backbone" in frame else [frame["seed"].notna()]
+        chosen = frame["seed"] == frame["seed"].groupby(cell).transform("min")
+    return frame[chosen].reset_index(drop=True)
 
 
 def _numbers(path, entries):
     """A column of numbers as it is; `UserError` where an entry is not a number, or cannot have been measured."""
+    numbers = entries
     if not pd.api.types.is_numeric_dtype(entries) or pd.api.types.is_bool_dtype(entries):
         numbers = pd.to_numeric(entries.astype("str"), errors="coerce").astype("float64")
-        _refuse(path, entries, numbers.isna() & entries.notna(), "is not a number")
-        entries = numbers
+    checks = {"is not a number": numbers.isna() & entries.notna()}
     if entries.name in MEASURED:
-        _refuse(path, entries, (entries <= 0) | (entries == float("inf")), "cannot have been measured")
-    return entries
+        checks["cannot have been measured"] = (numbers <= 0) | (numbers == float("inf"))
+    for why, wrong in checks.items():
+        if wrong.any():
+            row = int(wrong.to_numpy().argmax())
+            place = f"in row {row + 1} of the column {entries.name!r}"
+            raise UserError(f"{path}: {str(entries.iloc[row])!r} {place} {why}; {AGAIN}.")
+    return numbers
 
 
-def _refuse(path, entries, wrong, why):
-    if wrong.any():
-        row = int(wrong.to_numpy().argmax())
-        entry = str(entries.iloc[row])
-        raise UserError(f"{path}: {entry!r} in row {row + 1} of the column {entries.name!r} {why}; {AGAIN}.")
-
-
-def _file(name):
-    def read(self):
-        self.check(name)
-        return _read(self.path / name, SCHEMA[name])
-
-    read.__doc__ = f"`{name}` (columns in `SCHEMA`), empty where the folder lacks it."
-    found = cached_property(read)
-    found.__set_name__(Results, name.split(".")[0])
-    return found
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Results:
     """A result folder. Every file is read once, when first asked for; do not change what you get.
 
-    `UserError` names a file that is damaged: cut short, without a column it must have, or with an entry in one that is not a number.
+    It has one attribute for each file of `SCHEMA`, of its name without the suffix: a DataFrame with the columns that
+    `SCHEMA` names, empty where the folder lacks the file. `UserError` names a file that is damaged: cut short, without a
+    column it must have, or with an entry in one that is not a number.
     """
 
     name: str
     path: Path
 
-    # and one attribute for each file of SCHEMA, of its name without the suffix
+    def __getattr__(self, name):
+        if name not in FILES:
+            raise AttributeError(name)
+        self.check(FILES[name])
+        frame = vars(self)[name] = _read(self.path / FILES[name], SCHEMA[FILES[name]])
+        return frame
 
     @cached_property
     def _checksums(self):
@@ -302,76 +261,71 @@ class Results:
 
     @cached_property
     def provenance(self):
-        """`provenance.json` as a dict (keys in `PROVENANCE`), empty where the folder lacks it."""
+        """`provenance.json` as a dict (keys in `Provenance`), empty where the folder lacks it."""
         path = self.path / "provenance.json"
+        if not path.is_file():
+            return {}
         try:
-            found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except ValueError as error:
-            raise UserError(f"{path}: is not valid JSON ({error}); {AGAIN}.") from None
-        if not isinstance(found, dict):
-            raise UserError(f"{path}: must hold a JSON object, not {type(found).__name__}; {AGAIN}.")
-        try:
-            _Provenance.model_validate(found)
+            found = json.loads(path.read_text(encoding="utf-8"))
+            Provenance.model_validate(found)
         except ValidationError as error:
             wrong = error.errors()[0]
             key = ".".join(map(str, wrong["loc"]))
-            raise UserError(
-                f"{path}: {key}: {wrong['msg'].lower()}, not {str(wrong['input'])[:60]!r}; {AGAIN}."
-            ) from None
-        return found
+            why = (
+                f"{key}: {wrong['msg'].lower()}, not {str(wrong['input'])[:60]!r}" if key else "must hold a JSON object"
+            )
+        except ValueError as error:
+            why = f"is not valid JSON ({error})"
+        else:
+            return found
+        raise UserError(f"{path}: {why}; {AGAIN}.")
+
+    def _of_dataset(self, kind, dataset, columns, **options):
+        """`<kind>/<dataset>.csv`, which must have `columns`; empty where the folder lacks it."""
+        name = f"{kind}/{dataset}.csv"
+        if not (self.path / name).is_file():
+            return pd.DataFrame(columns=columns, dtype="str")
+        self.check(name)
+        return read_table(self.path / name, columns, keep_default_na=False, **options)
 
     def folds(self, dataset):
         """`folds/<dataset>.csv`: image_id, label, group, fold as text; empty where the folder lacks it."""
-        path = self.path / "folds" / f"{dataset}.csv"
-        if not path.is_file():
-            return pd.DataFrame(columns=FOLD_COLUMNS, dtype="str")
-        self.check(f"folds/{dataset}.csv")
-        return read_table(path, FOLD_COLUMNS, dtype="str", keep_default_na=False)
+        return self._of_dataset("folds", dataset, ["image_id", "label", "group", "fold"], dtype="str")
 
     def audit(self, dataset):
         """`audit/<dataset>.csv`: groups of copies (`medq.datasets.audit`); empty where the folder lacks it."""
-        path = self.path / "audit" / f"{dataset}.csv"
-        if not path.is_file():
-            return pd.DataFrame(columns=["image_id", "group_id", "kind", "spans", "label"])
-        return read_table(path, ["image_id", "group_id", "kind"], dtype={"image_id": "str"}, keep_default_na=False)
+        columns = ["image_id", "group_id", "kind", "spans", "label"]
+        return self._of_dataset("audit", dataset, columns, dtype={"image_id": "str"})
 
     def trained_on(self, dataset):
         """Ids of the images that any fold of a dataset was trained on, a set; empty where the folder lacks them."""
-        path = self.path / "trained_on" / f"{dataset}.csv"
-        return (
-            set(read_table(path, ["image_id"], dtype="str", keep_default_na=False)["image_id"])
-            if path.is_file()
-            else set()
-        )
+        return set(self._of_dataset("trained_on", dataset, ["image_id"], dtype="str")["image_id"])
 
     def predictions(self, dataset, backbone, regime, variant=""):
         """Stored predictions of a cell (of several seeds the first), all folds: image_id, fold, label, `p_<class>` in label order.
 
         `variant` is "" (what would be deployed), "fake-quant" or "mended". Empty where the folder lacks them.
         """
-        stem = f"{regime}.{variant}" if variant else regime
-        path = self.path / "predictions" / dataset / backbone / f"{stem}.parquet"
-        if path.is_file():
-            self.check(path.relative_to(self.path).as_posix())
-            return _of_seeds(read_table(path, PREDICTION_COLUMNS)).drop(columns="seed", errors="ignore")
-        return pd.DataFrame(columns=[*PREDICTION_COLUMNS, *(f"p_{c}" for c in self.classes(dataset))])
+        name = f"predictions/{dataset}/{backbone}/{regime}{'.' if variant else ''}{variant}.parquet"
+        columns = ["image_id", "fold", "label"]
+        if not (self.path / name).is_file():
+            return pd.DataFrame(columns=[*columns, *(f"p_{c}" for c in self.classes(dataset))])
+        self.check(name)
+        return _of_seeds(read_table(self.path / name, columns)).drop(columns="seed", errors="ignore")
 
     def classes(self, dataset):
         """Class names in label order: from predictions, else the catalogue, else the metrics."""
-        kept = vars(self).setdefault("_classes", {})
-        if dataset not in kept:
-            kept[dataset] = self._read_classes(dataset)
-        return list(kept[dataset])
+        if dataset not in self._classes:
+            files = sorted((self.path / "predictions" / dataset).glob("*/*.parquet"))
+            seen = self.metrics.loc[self.metrics["dataset"] == dataset, "class"]
+            known = _catalogue("datasets").get(dataset, {}).get("classes") or [c for c in seen.unique() if c]
+            stored = [c[2:] for c in read_table(files[0]).columns if c.startswith("p_")] if files else []
+            self._classes[dataset] = stored or list(known)
+        return list(self._classes[dataset])
 
-    def _read_classes(self, dataset):
-        for path in sorted((self.path / "predictions" / dataset).glob("*/*.parquet")):
-            import pyarrow.parquet
-
-            with _reading(path):
-                return [c[2:] for c in pyarrow.parquet.read_schema(path).names if c.startswith("p_")]
-        known = _catalogue("datasets").get(dataset, {}).get("classes")
-        seen = self.metrics.loc[self.metrics["dataset"] == dataset, "class"]
-        return list(known or dict.fromkeys(c for c in seen if c))
+    @cached_property
+    def _classes(self):
+        return {}
 
     def _named(self, column, known):
         """Names in `column` of the main files and the profile, known ones first and in their order."""
@@ -399,184 +353,104 @@ class Results:
 
     @cached_property
     def status(self):
-        """What became of each cell: dataset, backbone, regime, status, reason, folds_done, folds,
-        engine_agrees, note.
+        """What became of each cell: dataset, backbone, regime, status, reason, folds_done, folds, engine_agrees, note.
 
-        Over a cell's folds, `done` wins over `unsupported`, and that over `failed`; a cell that no file
-        mentions is `missing`. `engine_agrees` is False as soon as one fold's kernels disagree with their
-        own simulation.
+        Over a cell's folds, `done` wins over `unsupported`, and that over `failed`; a cell that no file mentions is
+        `missing`. `engine_agrees` is False as soon as one fold's kernels disagree with their own simulation.
         """
-        grid = pd.MultiIndex.from_product([self.datasets, self.backbones, self.regimes], names=CELL)
-        groups = {}
-        for row in self.cells.to_dict("records"):
-            groups.setdefault(tuple(row[c] for c in CELL), []).append(row)
-        measured = set(self.metrics[CELL].drop_duplicates().itertuples(index=False, name=None))
-        n_folds = self.cells.groupby("dataset")["fold"].nunique()
-        rows = [
-            _cell_status(groups.get(cell), cell in measured) | {"folds": int(n_folds.get(cell[0], 0))} for cell in grid
-        ]
-        columns = ["status", "reason", "folds_done", "engine_agrees", "note", "folds"]
-        return pd.DataFrame(rows, index=grid, columns=columns).reset_index()
+        return pd.DataFrame(self._states.values(), columns=[*CELL, *_cell_status([], False), "folds"])
 
     @cached_property
     def _states(self):
-        return {tuple(row[c] for c in CELL): row for row in self.status.to_dict("records")}
+        of_cell = {}
+        for row in self.cells.to_dict("records"):
+            of_cell.setdefault(tuple(row[c] for c in CELL), []).append(row)
+        measured = set(self.metrics[CELL].itertuples(index=False, name=None))
+        folds = self.cells.groupby("dataset")["fold"].nunique()
+        return {
+            cell: dict(zip(CELL, cell))
+            | _cell_status(of_cell.get(cell, []), cell in measured)
+            | {"folds": int(folds.get(cell[0], 0))}
+            for cell in itertools.product(self.datasets, self.backbones, self.regimes)
+        }
 
     def state(self, dataset, backbone, regime):
         """The row of `status` of one cell as a dict; status `missing` where nothing mentions the cell."""
-        return self._states.get((dataset, backbone, regime), _cell_status(None, False) | {"folds": 0})
+        return self._states.get((dataset, backbone, regime), _cell_status([], False) | {"folds": 0})
 
     def banner(self):
-        """Markdown: what these numbers are and are not, computed from `provenance.json` and the cells."""
-        return "\n\n".join(filter(None, (_banner_study(self), _banner_machine(self), _banner_gaps(self))))
+        """Markdown: what these numbers are and are not, `banner.md` filled in from `provenance.json` and the cells."""
+        import jinja2
 
-
-for _name in SCHEMA:
-    setattr(Results, _name.split(".")[0], _file(_name))
+        text = Path(__file__).with_name("banner.md").read_text(encoding="utf-8")
+        template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(text)
+        return template.render(_banner_facts(self)).strip()
 
 
 def _cell_status(rows, measured):
-    """One row of `Results.status` from a cell's rows of cells.csv (dicts), one per fold."""
-    if not rows:
-        return {
-            "status": "done" if measured else "missing",
-            "reason": "",
-            "folds_done": int(measured),
-            "engine_agrees": "",
-            "note": "",
-        }
-    states = [row["status"] for row in rows]
-    status = next((s for s in ("done", "unsupported", "failed") if s in states), "missing")
-    reasons = dict.fromkeys(row["reason"] for row in rows if row["status"] == status and row["reason"])
+    """What `Results.status` says of a cell: `rows` of cells.csv (dicts), one per fold, and whether it has metrics."""
+    found = {row["status"] for row in rows}
+    known = next((s for s in ("done", "unsupported", "failed") if s in found), "missing")
+    status = known if rows or not measured else "done"
     agreed = {row["engine_agrees"].lower() for row in rows}
     notes = dict.fromkeys(row["engine_note"] for row in rows if row["engine_agrees"].lower() == "false")
     return {
         "status": status,
-        "reason": "; ".join(reasons),
-        "folds_done": len({row["fold"] for row in rows if row["status"] == "done"}),
+        "reason": "; ".join(dict.fromkeys(r["reason"] for r in rows if r["status"] == status and r["reason"])),
+        "folds_done": len({r["fold"] for r in rows if r["status"] == "done"}) or int(status == "done"),
         "engine_agrees": False if "false" in agreed else True if "true" in agreed else "",
-        "note": "; ".join(n for n in notes if n),
+        "note": "; ".join(filter(None, notes)),
     }
 
 
-# --- what the numbers are -------------------------------------------------------------------------
-
-
-def _banner_study(results):
-    p = results.provenance
-    if "source" in p:
-        return p["source"]
-    params, data = p.get("parameters", {}), p.get("data", {})
-    facts = []
-    for dataset in results.datasets:
-        facts.append(f"{title(dataset)} ({_images_text(data.get(dataset, {}))}; {_folds_text(results, dataset)})")
-    phantoms = [d for d in results.datasets if d.startswith(PHANTOM)]
-    sentences = [
-        f"**Which numbers these are.** Profile `{p.get('profile', results.name)}`: {', '.join(facts) or 'no data'}."
-    ]
-    if phantoms:
-        sentences.append(
-            "**Generated phantoms, not medical images**: each is shown beside the paper's dataset "
-            "that it stands for, and says nothing about it."
-        )
-    size = params.get("image_size")
-    if size:
-        more = "." if size == 224 else "; the paper used 224 × 224."
-        sentences.append(f"Images of {size} × {size} pixels{more}")
-    purpose = {"train": "to train on", "held_out": "to evaluate on"}
-    subset = [f"{n:,} {purpose.get(part, part)}" for part, n in (params.get("subset") or {}).items() if n]
-    if subset:
-        sentences.append(f"A stratified subset of the images: at most {' and '.join(subset)}.")
-    weights = params.get("weights")
-    sentences.append(
-        {
-            None: "Starting weights are not recorded.",
-            "none": "Trained **from scratch**; the paper fine-tuned ImageNet weights.",
-            "imagenet": "Fine-tuned from ImageNet weights, as in the paper.",
-        }.get(weights, f"Fine-tuned from `{weights}`; the paper used ImageNet weights.")
-    )
-    return " ".join(sentences)
-
-
-def _images_text(known):
-    n, release = known.get("n_images"), known.get("n_release")
-    count = (
-        "image count not recorded"
-        if not n
-        else f"{n:,} images"
-        if not release
-        else f"all {n:,} images"
-        if n == release
-        else f"{n:,} of the release's {release:,} images"
-    )
-    used = known.get("n_train"), known.get("n_held_out")
-    return count + (f", {used[0]:,} trained on and {used[1]:,} evaluated per fold" if all(used) else "")
-
-
-def _folds_text(results, dataset):
-    cells = results.cells
-    done = sorted(cells.loc[(cells["dataset"] == dataset) & (cells["status"] == "done"), "fold"].unique())
-    scheme = _catalogue("datasets").get(dataset, {}).get("folds", {})
-    if not done:
-        return "no cell done"
-    if scheme.get("n") == 1:
-        return "fixed split"
-    of = f" of {scheme['n']}" if scheme.get("n") else ""
-    return f"fold{'s' if len(done) > 1 else ''} {', '.join(done)}{of}"
-
-
-def _banner_machine(results):
-    p = results.provenance
-    if "source" in p:
-        return None
-    cpu, gpu, commit = p.get("cpu") or {}, p.get("gpu") or {}, p.get("commit") or {}
-    torch = p.get("versions", {}).get("torch")
-    size = p.get("parameters", {}).get("latency", {}).get("image_size")
-    sentences = [
-        f"on {_machine_text(cpu, gpu)}" if cpu else "on a machine that was not recorded",
-        f"PyTorch {torch}" if torch else None,
-        p["written"][:10] if p.get("written") else None,
-        f"commit `{commit['hash'][:10]}`" if commit.get("hash") else None,
-    ]
-    timed = f" Timings at {size} × {size} pixels." if size and len(results.latency) else ""
-    machines = len(p.get("machines", []))
-    more = f" Cells come from {machines} machines; this is the newest." if machines > 1 else ""
+def _banner_facts(results):
+    """What `banner.md` is filled in with."""
+    p, status, cells = results.provenance, results.status, results.cells[results.cells["status"] == "done"]
+    given, subset = p.get("parameters", {}), p.get("parameters", {}).get("subset") or {}
     elsewhere = {}
-    for stage, found in p.get("studied", {}).items():
-        where = " and ".join(_machine_text(m.get("cpu") or {}, m.get("gpu") or {}) for m in found)
-        elsewhere.setdefault(where, []).append(STUDY_TITLES.get(stage, stage))
-    apart = "".join(f" Measured on {where}: {', '.join(names)}." for where, names in elsewhere.items())
-    return f"Measured {', '.join(filter(None, sentences))}.{more}{timed}{apart}"
+    for stage, machines in p.get("studied", {}).items():
+        elsewhere.setdefault(" and ".join(map(_machine, machines)), []).append(STUDY_TITLES.get(stage, stage))
+    return {
+        "p": p,
+        "name": results.name,
+        "given": {"latency": {}} | given,
+        "datasets": [
+            p.get("data", {}).get(name, {})
+            | {
+                "title": title(name),
+                "done": sorted(cells.loc[cells["dataset"] == name, "fold"].unique()),
+                "n_folds": _catalogue("datasets").get(name, {}).get("folds", {}).get("n"),
+            }
+            for name in results.datasets
+        ],
+        "phantoms": any(name.startswith(PHANTOM) for name in results.datasets),
+        "subset": [
+            f"{subset[part]:,} to {what} on"
+            for part, what in (("train", "train"), ("held_out", "evaluate"))
+            if subset.get(part)
+        ],
+        "machine": _machine(p),
+        "torch": "torch" in p.get("versions", {}) and f"PyTorch {p['versions']['torch']}",
+        "day": (p.get("written") or "")[:10],
+        "commit": (p.get("commit") or {}).get("hash") and f"commit `{p['commit']['hash'][:10]}`",
+        "elsewhere": elsewhere,
+        "timed": len(results.latency) > 0,
+        "n_cells": len(status),
+        "counts": status["status"].value_counts().to_dict(),
+        "disagreeing": int(status["engine_agrees"].eq(False).sum()),
+    }
 
 
-def _machine_text(cpu, gpu):
+def _machine(facts):
+    """A machine in words: processor, cores, VNNI, GPU."""
+    cpu, gpu = facts.get("cpu") or {}, facts.get("gpu") or {}
+    if not cpu and not gpu:
+        return "a machine that was not recorded"
     vnni = any("vnni" in i for i in cpu.get("instructions", []))
-    parts = [
-        cpu.get("model"),
-        f"{cpu['cores']} cores" if cpu.get("cores") else None,
-        ("with VNNI" if vnni else "without VNNI") if cpu else None,
-        gpu.get("name") or ("no GPU" if cpu else None),
-    ]
-    return ", ".join(filter(None, parts)) or "a machine that was not recorded"
-
-
-def _banner_gaps(results):
-    status = results.status
-    if "source" in results.provenance:
-        return None
-    if status.empty:
-        return "**There are no results here yet.**"
-    counts = status["status"].value_counts()
-    sentences = [f"{counts.get('done', 0)} of {len(status)} cells done"]
-    sentences += [f"**{counts[s]} {s}**" for s in ("unsupported", "failed", "missing") if s in counts]
-    wrong = status[status["engine_agrees"].eq(False)]
-    more = (
-        f" In {len(wrong)} cell{'s' if len(wrong) > 1 else ''} the engine's kernels do not compute what "
-        "the model's own fake-quantized simulation says; they are marked."
-        if len(wrong)
-        else ""
+    cores = f"{cpu['cores']} cores" if cpu.get("cores") else None
+    return ", ".join(
+        filter(None, [cpu.get("model"), cores, f"with{'' if vnni else 'out'} VNNI", gpu.get("name") or "no GPU"])
     )
-    return ", ".join(sentences) + "." + more
 
 
 # --- names ----------------------------------------------------------------------------------------
@@ -590,24 +464,14 @@ def _catalogue(kind):
 
 def title(name):
     """How tables and figures print a dataset, backbone, regime, metric or runtime; an unknown name stays as it is."""
-    known = REGIMES.get(name) or METRICS.get(name) or _runtime_title(name)
-    if known:
-        return known
-    entry = _catalogue("backbones").get(name) or {}
+    entry = _catalogue("backbones").get(name)
     if entry:
         return entry["title"]
-    return name.replace(PHANTOM, "phantom ") if name.startswith(PHANTOM) else name
-
-
-def _runtime_title(name):
-    """`pytorch-x86 int8` as PyTorch x86 INT8; None for what is no runtime with a precision."""
-    runtime, _, precision = name.partition(" ")
+    runtime, _, precision = name.partition(" ")  # "pytorch-x86 int8"
     runtime, _, engine = runtime.partition("-")
-    return (
-        " ".join(filter(None, (RUNTIMES[runtime], engine, precision.upper())))
-        if precision and runtime in RUNTIMES
-        else None
-    )
+    if precision and runtime in RUNTIMES:
+        return " ".join(filter(None, (RUNTIMES[runtime], engine, precision.upper())))
+    return REGIMES.get(name) or METRICS.get(name) or name.replace(PHANTOM, "phantom ")
 
 
 def class_title(dataset, name):
@@ -671,36 +535,23 @@ def current():
 # --- numbers --------------------------------------------------------------------------------------
 
 
-def _remembered(function):
-    """Keep what a function returns for a result folder as long as that folder's `Results` lives."""
-
-    @wraps(function)
-    def call(results, metric, **options):
-        kept = vars(results).setdefault("_kept", {})
-        key = (function.__name__, metric, *sorted(options.items()))
-        if key not in kept:
-            kept[key] = function(results, metric, **options)
-        return kept[key]
-
-    return call
+@lru_cache(maxsize=64)
+def _split(results, table):
+    """`metrics` or `intervals` of a folder as {(metric, class): rows}."""
+    return dict(list(getattr(results, table).groupby(["metric", "class"])))
 
 
 def _rows_of(results, table, metric, klass):
-    """Rows of `metrics` or `intervals` of one metric and class; the table is split once."""
-    kept = vars(results).setdefault("_split", {})
-    if table not in kept:
-        kept[table] = dict(list(getattr(results, table).groupby(["metric", "class"])))
-    return kept[table].get((metric, klass), getattr(results, table).iloc[:0])
+    return _split(results, table).get((metric, klass), getattr(results, table).iloc[:0])
 
 
-@_remembered
+@lru_cache(maxsize=1024)
 def scores(results, metric, *, form="converted", klass="", recipe="default"):
     """One metric of every cell: dataset, backbone, regime, value, low, high, n_folds.
 
-    `form` chooses between the INT8 forms (`converted` or `fake-quant`); floating-point regimes have only
-    one. `klass` names a class; empty is the macro average. The value is that of the pooled predictions
-    where they were pooled, else the mean over folds. `low` and `high` are the 95 % bootstrap interval
-    within the cell, missing where none is stored.
+    `form` chooses between the INT8 forms (`converted` or `fake-quant`); floating-point regimes have only one. `klass`
+    names a class; empty is the macro average. The value is that of the pooled predictions where they were pooled, else
+    the mean over folds. `low` and `high` are the 95 % bootstrap interval within the cell, missing where none is stored.
     """
     m = _rows_of(results, "metrics", metric, klass)
     m = m[
@@ -731,14 +582,12 @@ def _in_order(results, frame):
     return frame.sort_values([c for c in CELL if c in frame], key=rank).reset_index(drop=True)
 
 
-@_remembered
+@lru_cache(maxsize=1024)
 def means(results, metric, *, form="converted"):
-    """One metric averaged over backbones: dataset, regime, value, low, high, between_std, backbones (a
-    tuple).
+    """One metric averaged over backbones: dataset, regime, value, low, high, between_std, backbones (a tuple).
 
-    `low` and `high` are the stored 95 % bootstrap interval of the mean (the same resamples for every
-    backbone), and `between_std` the sample standard deviation between backbones: two different things, kept
-    apart.
+    `low` and `high` are the stored 95 % bootstrap interval of the mean (the same resamples for every backbone), and
+    `between_std` the sample standard deviation between backbones: two different things, kept apart.
     """
     m = _rows_of(results, "metrics", metric, "")
     given = m[(m["backbone"] == "mean") & m["form"].isin(["float", form])]
@@ -757,8 +606,7 @@ def means(results, metric, *, form="converted"):
 
 
 def timings(results, batch_size, *, device="cpu", baseline="eager"):
-    """Latency per backbone and regime: the median over datasets, as in Tables 2 and 4 (columns of
-    `latency.csv`).
+    """Latency per backbone and regime: the median over datasets, as in Tables 2 and 4 (columns of `latency.csv`).
 
     `baseline` chooses among the floating-point baselines; INT8 rows have only one.
     """
