@@ -361,7 +361,7 @@ def run(args):
         if planned:
             print(f"{params.profile}: {len(planned)} of {total} parts to run.", flush=True)
         todo = _run_planned(params, args, only, planned, results, remote)
-        if not _collected(params, results):
+        if _has_results(params) and not _collected(params, results):
             _snakemake(params, args, results, [], collect=True, remote=remote)
         return _report(params, todo, results, time.monotonic() - started)
 
@@ -378,7 +378,8 @@ def _run_planned(params, args, only, planned, results, remote):
         planned = [entry for entry in planned if entry[0].cell.dataset not in unknown]
     if planned:
         mark(planned)
-        _snakemake(params, args, results, [job for job, *_ in planned], collect=True, remote=remote)
+        collect = _has_results(params) or any(job.stage != "datasets" for job, *_ in planned)
+        _snakemake(params, args, results, [job for job, *_ in planned], collect=collect, remote=remote)
     return [job for job, *_ in [*first, *planned]]
 
 
@@ -620,6 +621,11 @@ def _duration(seconds):
 # --- afterwards -------------------------------------------------------------------------------------------------------
 
 
+def _has_results(params):
+    """Whether a cell or study of the profile is finished; the collection needs one."""
+    return any(artefacts.record(job.folder) for job in jobs(params) if job.stage != "datasets")
+
+
 def _collected(params, results):
     """Whether `results` holds the tables of what is in the batch's folder now."""
     facts = artefacts.record(job_of(params, "collect", {}).folder)
@@ -673,8 +679,9 @@ def _report(params, todo, results, seconds):
     if waiting:
         more = " …" if len(waiting) > 8 else ""
         print(f"{len(waiting)} parts wait for what failed: {', '.join(map(str, waiting[:8]))}{more}")
-    if (failed or waiting) and not any(artefacts.record(job.folder) for job in jobs(params) if job.stage != "datasets"):
-        return 1  # nothing to collect, for the reasons given
+    if not _has_results(params):
+        print("No cell has results yet: there is nothing to collect.")
+        return 1 if failed or waiting else 0
     if not _collected(params, results):
         log = paths.runs() / params.profile / "logs" / "snakemake.log"
         reason, _ = _failure(job_of(params, "collect", {})) or (f"Snakemake did not start it; see {log}", None)

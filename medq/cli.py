@@ -5,6 +5,7 @@ A module named here has `add_arguments(parser)` and `run(args)`; `run` returns a
 
 import argparse
 import importlib
+import os
 import sys
 import warnings
 
@@ -30,6 +31,9 @@ def main(argv=None):
     try:
         own, snakemake = _split(argv)
         args = _parser(own).parse_args(own)
+        for name, value in vars(args).items():  # a shell leaves `--root=~/data` alone
+            if isinstance(value, (str, os.PathLike)):
+                setattr(args, name, type(value)(os.path.expanduser(value)))
         args.snakemake = snakemake
         status = args.run(args) or 0
         sys.stdout.flush()

@@ -16,7 +16,7 @@ RESULTS = ROOT / "results"
 
 def runs():
     """Folder of all batches: `MEDQ_RUNS`, or `runs/` beside the package."""
-    return Path(os.environ.get("MEDQ_RUNS") or ROOT / "runs")
+    return Path(os.path.expanduser(os.environ.get("MEDQ_RUNS") or ROOT / "runs"))
 
 
 @dataclass(frozen=True)

@@ -528,7 +528,7 @@ def current():
     """The results that the book shows: `MEDQ_RESULTS` (a path or a name), else `reference`, else `smoke`."""
     chosen = os.environ.get("MEDQ_RESULTS")
     if chosen:
-        return load(chosen)
+        return load(os.path.expanduser(chosen))
     return load("reference" if (paths.RESULTS / "reference" / "metrics.csv").is_file() else "smoke")
 
 

@@ -453,6 +453,15 @@ def test_only_takes_along_what_the_chosen_start_from():
     }
 
 
+def test_a_batch_of_images_alone_ends_well_without_results(tmp_path, runs, capsys):
+    words = ["batch", str(write_profile(tmp_path)), "--only", "stage=datasets", "--results", str(tmp_path / "results")]
+    for done in ("1 of 1 parts done", "0 of 0 parts done"):
+        assert cli.main(words) == 0
+        printed = capsys.readouterr().out
+        assert done in printed and "nothing to collect" in printed and "failed" not in printed
+    assert (runs / "tiny" / "phantom-BrainMRI" / "data" / "done.json").is_file() and not (tmp_path / "results").exists()
+
+
 def test_an_unknown_fold_is_refused(tmp_path):
     with pytest.raises(UserError, match="has no fold 7; it has 0, 1, 2, 3, 4"):
         batch.jobs(params.load(write_profile(tmp_path, datasets=["phantom-SkinCancer"], folds=[7])))
