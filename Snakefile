@@ -27,13 +27,11 @@ wildcard_constraints:
 
 
 def needed(stage):
-    def paths(wildcards):
-        if stage == "collect":
-            return config.get("collect", ALL)
-        job = batch.before(PARAMS, batch.job_of(PARAMS, stage, wildcards))
-        return [job.notebook] if job else []
-
-    return paths
+    if stage == "collect":
+        return lambda wildcards: config.get("collect", ALL)
+    return lambda wildcards: [
+        job.notebook for job in batch.needed(PARAMS, batch.job_of(PARAMS, stage, wildcards))
+    ]
 
 
 def gpus(stage):

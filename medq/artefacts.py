@@ -89,14 +89,25 @@ def finish(folder, names, status="done", **facts):
     write_json(Path(folder) / DONE, {"status": status, "files": files, **facts})
 
 
-def record(folder):
-    """The content of `done.json`, or None where it is absent or unreadable."""
+def read_json(path):
+    """The content of a JSON file, or None where it is absent or unreadable."""
     try:
-        value = json.loads((Path(folder) / DONE).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def record(folder):
+    """The content of `done.json`, or None where it is absent or unreadable."""
+    value = read_json(Path(folder) / DONE)
     whole = isinstance(value, dict) and value.get("status") in STATUSES and isinstance(value.get("files"), dict)
     return value if whole else None
+
+
+def failure(folder):
+    """The content of `failed.json` ({reason, notebook}), or None where it is absent or unreadable."""
+    value = read_json(Path(folder) / FAILED)
+    return value if isinstance(value, dict) else None
 
 
 def damage(folder, *, names=None, quick=False):

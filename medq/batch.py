@@ -6,6 +6,7 @@ leaves the reason beside a cell that failed.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -14,10 +15,10 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medq import artefacts, params as profiles, paths, regimes, slots, stages
+from medq import artefacts, params as profiles, paths, provenance, regimes, slots, stages
 from medq.collect import parse_only, state
 from medq.errors import UserError
 
@@ -55,6 +56,11 @@ class Job:
         """Whether the stage has finished and its executed notebook is there."""
         return artefacts.record(self.folder) is not None and (self.folder / f"{self.stage}.ipynb").is_file()
 
+    @property
+    def failed(self):
+        """Whether the stage failed when it was run last."""
+        return (self.folder / artefacts.FAILED).is_file()
+
     def __str__(self):
         return self.notebook.removesuffix(f"/{self.stage}.ipynb")
 
@@ -72,57 +78,56 @@ def jobs(params, only=None):
     if not chosen:
         words = " ".join(f"{key}={','.join(names)}" for key, names in only.items())
         raise UserError(f"--only {words}: fits no part of {params.profile}; leave out one of these words.")
-    wanted = dict.fromkeys(chosen)
-    for job in chosen:
-        while (job := before(params, job)) and job not in wanted:
-            wanted[job] = None
+    wanted, ahead = dict.fromkeys(chosen), chosen
+    while ahead:
+        ahead = list(dict.fromkeys(job for later in ahead for job in needed(params, later) if job not in wanted))
+        wanted |= dict.fromkeys(ahead)
     order = list(stages.STAGES)
-    return sorted(wanted, key=lambda job: (job.cell.regime in regimes.CONTROLS, order.index(job.stage)))
+    return sorted(wanted, key=lambda job: (order.index(job.stage), job.cell.regime in regimes.CONTROLS))
 
 
-def before(params, job):
-    """The job that must be done before this one, or None. The collection waits for all that run beside it."""
-    cell, needs = job.cell, stages.STAGES[job.stage].needs
+def needed(params, job):
+    """The jobs that must be done before this one. The collection waits for all that run beside it."""
+    cell, row = job.cell, stages.STAGES[job.stage]
     if job.stage == "latency":  # any trained model of the backbone will do
         dataset, fold = next((name, k) for name in params.datasets for k in folds(params, profiles.datasets()[name]))
         cell = paths.Cell(cell.profile, dataset, cell.backbone, "fp32", fold, params.seeds_of(cell.backbone)[0])
-    if job.stage == "finetune" and regimes.REGIMES[cell.regime].start:
-        return Job("finetune", cell.of(regimes.REGIMES[cell.regime].start))
-    if needs == "datasets":
-        return Job("datasets", paths.Cell(cell.profile, cell.dataset, "", ""))
-    return Job(needs, cell.of("fp32")) if needs else None
+    if row.needs == "datasets" and not regimes.REGIMES[cell.regime].start:
+        return [Job("datasets", paths.Cell(cell.profile, cell.dataset, "", ""))]
+    others = [r for r in _regimes(params) if regimes.REGIMES[r].schedule == "qat"] if row.every_regime else []
+    names = ["fp32", *others] if row.needs else []
+    return [Job(regimes.REGIMES[name].stage, cell.of(name)) for name in names]
 
 
 def _all(params):
+    """Every job of a profile, as its lists have them."""
     catalogue, known = profiles.datasets(), profiles.backbones()
     if not any(folds(params, catalogue[dataset]) for dataset in params.datasets):
         asked = ", ".join(map(str, params.folds))
         raise UserError(f"folds: no dataset of {params.profile} has fold {asked}; a fixed split has fold 0.")
     found = [Job("datasets", paths.Cell(params.profile, dataset, "", "")) for dataset in params.datasets]
-    cells = [
-        [paths.Cell(params.profile, dataset, backbone, "fp32", fold, seed) for seed in params.seeds_of(backbone)]
-        for dataset in params.datasets
-        for backbone in params.backbones
-        for fold in folds(params, catalogue[dataset])
-    ]
-    for first, *others in cells:
-        found += [Job(regimes.REGIMES[r].stage, cell.of(r)) for cell in (first, *others) for r in _regimes(params)]
-        for row in stages.STAGES.values():
-            fits = not row.cnn or known[first.backbone].family == "cnn"
-            if row.study and row.name != "latency" and fits and _studied(params, row, first.backbone):
-                found += [Job(row.name, first.of(regime)) for regime in _studied_regimes(params, row)]
-    timed = [b for b in params.backbones if _studied(params, stages.STAGES["latency"], b)]
+    ptq = [name for name in params.regimes if regimes.method(name) == "ptq"]
+    studied = {  # {stage: backbones that it is made for}
+        row: [b for b in params.backbones if (names := getattr(params.study, row.name)) is None or b in names]
+        for row in stages.STAGES.values()
+        if row.study
+    }
+    for dataset, backbone in itertools.product(params.datasets, params.backbones):
+        for fold in folds(params, catalogue[dataset]):
+            cell = paths.Cell(params.profile, dataset, backbone, "fp32", fold)
+            seeds = [replace(cell, seed=seed) for seed in params.seeds_of(backbone)]
+            found += [Job(regimes.REGIMES[r].stage, cell.of(r)) for cell in seeds for r in _regimes(params)]
+            for row, names in studied.items():
+                fits = backbone in names and (not row.cnn or known[backbone].family == "cnn")
+                if row.name != "latency" and fits:
+                    of = (ptq if row.every_engine else ptq[:1]) if "{engine}" in row.folder else [""]
+                    found += [Job(row.name, seeds[0].of(regime)) for regime in of]
+    timed = studied[stages.STAGES["latency"]]
     return found + [Job("latency", paths.Cell(params.profile, "", backbone, "")) for backbone in timed]
 
 
 def _regimes(params):
     return [*dict.fromkeys(["fp32", *params.regimes, *params.controls])]
-
-
-def _studied_regimes(params, row):
-    """Regimes that a study is made for: those of PTQ that the profile has, the first of them, or none in particular."""
-    ptq = [name for name in params.regimes if regimes.method(name) == "ptq"]
-    return (ptq if row.every_engine else ptq[:1]) if "{engine}" in row.folder else [""]
 
 
 def folds(params, spec):
@@ -135,23 +140,12 @@ def folds(params, spec):
     return [fold for fold in asked if fold in known]
 
 
-def _studied(params, row, backbone):
-    names = getattr(params.study, row.name)
-    return names is None or backbone in names
-
-
 def _wanted(job, only):
-    facts = {
-        "dataset": job.cell.dataset,
-        "backbone": job.cell.backbone,
-        "regime": job.cell.regime,
-        "fold": str(job.cell.fold),
-        "seed": "" if job.cell.seed is None else str(job.cell.seed),
-        "stage": job.stage,
-    }
+    """Whether `--only` asks for a job; where it names regimes it asks for cells, not for studies of them."""
     if job.stage not in ("finetune", "quantize") and "regime" in only and "stage" not in only:
-        return False  # `--only regime=…` asks for cells, not for studies of them
-    return all(facts[key] in names for key, names in only.items() if facts[key] or key != "dataset")
+        return False
+    facts = {key: str(value) for key, value in vars(job.cell).items() if value not in ("", None)} | {"stage": job.stage}
+    return all(facts.get(key) in names or key == "dataset" and key not in facts for key, names in only.items())
 
 
 def parts(params):
@@ -172,25 +166,21 @@ def parts(params):
 
 def plan(params, only=None, look=True):
     """[(job, kind, why)] of all that must run. `look=False` reads no image whose file was touched: it counts as changed."""
-    keys, found = {}, []
+    keys, found = {}, []  # keys: what downstream jobs will see
     for job in jobs(params, only):
-        inputs = _inputs(params, job, keys.get, look)
-        kind, why = _state(job, inputs)
-        keys[job.folder] = _expected(job, inputs, kind)
+        record, inputs = artefacts.record(job.folder), _inputs(params, job, keys.get, look)
+        kind, why = _state(job, record, inputs)
+        stored = (record or {}).get("inputs", {})
+        same = job.stage == "datasets" and all(
+            stored.get(k) == (inputs or {}).get(k, "") for k in ("images", "parameters")
+        )
+        if record and (kind is None or same):  # images that are only scanned again are the same
+            keys[job.folder] = stages.content_key(record)
+        else:
+            keys[job.folder] = stages.key(inputs) if inputs else None
         if kind:
             found.append((job, kind, why))
     return found
-
-
-def _expected(job, inputs, kind):
-    """Key that downstream jobs will see; unchanged when images are only scanned again."""
-    record = artefacts.record(job.folder)
-    scanned = job.stage == "datasets" and record and inputs
-    if scanned and all(record["inputs"].get(name) == inputs[name] for name in ("images", "parameters")):
-        return stages.content_key(record)
-    if record and kind is None:
-        return stages.content_key(record)
-    return stages.key(inputs) if inputs else None
 
 
 def _inputs(params, job, key_of, look):
@@ -226,42 +216,32 @@ def _images(params, dataset, look, stored):
     return known or (fingerprint(frame, params.image_size, paths.pixels()) if look else "touched, not read yet")
 
 
-def _state(job, inputs):
+def _state(job, record, inputs):
     """(kind, why) a job must run, or (None, "")."""
-    record, failed = artefacts.record(job.folder), job.folder / artefacts.FAILED
     if record is None:
-        return NEW, "failed before" if failed.is_file() else "never finished"
+        return NEW, "failed before" if job.failed else "never finished"
     if inputs is None:
         return AGAIN, "images"
     stored = {name: value for name, value in record.get("inputs", {}).items() if name in inputs and name != "cell"}
     changed = stages.changes(stored, {name: value for name, value in inputs.items() if name != "cell"})
-    if changed:
-        return AGAIN, "; ".join(changed)
-    harm = artefacts.damage(job.folder, quick=True)
+    harm = "; ".join(changed) or artefacts.damage(job.folder, quick=True)
     if harm:
         return AGAIN, harm
-    shown = _notebook_state(job)
-    return (SHOWN, shown) if shown else (None, "")
+    shown, today = (_code(folder / f"{job.stage}.ipynb") for folder in (job.folder, paths.NOTEBOOKS))
+    if shown == today:
+        return None, ""
+    there = (job.folder / f"{job.stage}.ipynb").is_file()
+    return SHOWN, "notebook" if shown else "its notebook is damaged" if there else "its notebook is missing"
 
 
-def _notebook_state(job):
-    """Why the executed notebook is not that of `notebooks/`, or an empty string."""
-    path = job.folder / f"{job.stage}.ipynb"
-    try:
-        shown = _code(json.loads(path.read_text(encoding="utf-8")))
-    except OSError:
-        return "its notebook is missing"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return "its notebook is damaged"
-    today = _code(json.loads((paths.NOTEBOOKS / f"{job.stage}.ipynb").read_text(encoding="utf-8")))
-    return "" if shown == today else "notebook"
-
-
-def _code(notebook):
-    """Code cells of a notebook as text, without those that papermill adds."""
+def _code(path):
+    """Code cells of a notebook as text, without those that papermill adds; None where it cannot be read."""
     added = {"injected-parameters", "papermill-error-cell-tag"}
-    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    return ["".join(cell["source"]) for cell in cells if not added & set(cell["metadata"].get("tags", []))]
+    try:
+        cells = [cell for cell in artefacts.read_json(path)["cells"] if cell["cell_type"] == "code"]
+        return ["".join(cell["source"]) for cell in cells if not added & set(cell["metadata"].get("tags", []))]
+    except (KeyError, TypeError, AttributeError):
+        return None
 
 
 def mark(planned):
@@ -398,31 +378,25 @@ def _check(args, results):
 
 
 def _look_for_what_is_needed(params, chosen):
-    """`UserError` for a GPU, backbone, weights or images that `chosen` jobs need and that are not there."""
+    """`UserError` for a GPU, backbone, weights or images that `chosen` jobs need and that are not there.
+
+    Prints which INT8 regimes of their backbones will be unsupported, from a dry conversion with random weights.
+    """
     from medq import backbones
+    from medq.finetune import pick_device
+    from medq.quantize.stage import rehearse
 
     slots.per_gpu()
     trained = sorted({job.cell.backbone for job in chosen if job.stage == "finetune"})
     if params.device == "cuda" and any(slots.trains(job.stage, job.cell.regime) for job in chosen):
-        from medq.finetune import pick_device
-
         pick_device(params.device)
     backbones.check_names(trained)
     for name in trained:
         backbones.weights_file(params.weights_of(name), name)
     _look_for_images(params, chosen)
-    _rehearse(params, chosen, trained)
-
-
-def _rehearse(params, chosen, names):
-    """Print which INT8 regimes of these backbones will be unsupported, from a dry conversion with random weights."""
-    from medq import backbones
-
-    for name in names:
+    for name in trained:
         spec = profiles.backbones()[name]
         if backbones.CONVERTED.get(spec.timm) != spec.family:
-            from medq.quantize.stage import rehearse
-
             wanted = dict.fromkeys(job.cell.regime for job in chosen if job.cell.backbone == name)
             for regime, reason in rehearse(name, params.image_size, wanted).items():
                 print(f"note: {name}: {regime} will be unsupported: {reason}", flush=True)
@@ -457,25 +431,20 @@ def batch_lock(folder):
     """A lock on a batch's folder; `UserError` naming the batch that holds it. The system frees it however that one ends."""
     import filelock
 
-    from medq.provenance import now
-
     note = folder / ".batch.json"
     lock = filelock.FileLock(folder / ".batch.lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except filelock.Timeout:
-        try:
-            by = json.loads(note.read_text(encoding="utf-8"))
-            who = f"process {by['pid']} on {by['host']}, since {by['since']}"
-        except (OSError, ValueError, KeyError):
-            who = "just started"
+        by = artefacts.read_json(note)
+        who = f"process {by['pid']} on {by['host']}, since {by['since']}" if by else "just started"
         raise UserError(f"{folder}: another batch is running there ({who}); wait for it or stop it.") from None
     except OSError as error:
         why = error.strerror
         raise UserError(f"{folder}: cannot be written ({why}); choose another folder with MEDQ_RUNS.") from None
     with lock:
-        artefacts.write_json(note, {"pid": os.getpid(), "host": socket.gethostname(), "since": now()})
+        artefacts.write_json(note, {"pid": os.getpid(), "host": socket.gethostname(), "since": provenance.now()})
         try:
             yield
         finally:
@@ -487,8 +456,7 @@ def shares(params, jobs_asked=None, cores=None):
     """(jobs at a time, threads of each, free memory in MB): jobs × threads never exceed the cores."""
     import psutil
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = cores or usable
+    cores = cores or provenance.usable_cores()
     memory = psutil.virtual_memory().available // 2**20
     n = jobs_asked or (max(1, cores // 2) if uses_gpu(params) else cores // min(cores, params.threads or 1))
     n = max(1, min(n, max(1, memory // MEMORY_MB)))
@@ -541,11 +509,8 @@ def _snakemake(params, args, results, todo, collect, remote):
     words = [*map(str, options), *getattr(args, "snakemake", []), "--", *targets]
     log = folder / "logs" / "snakemake.log"
     failed = _watch(words, log, todo, environment, CANCEL if remote else 0)
-    begun = (
-        any(job.done or (job.folder / artefacts.FAILED).is_file() for job in todo)
-        or job_of(params, "collect", {}).log.with_suffix(".log").is_file()
-    )
-    if failed and not begun:
+    begun = job_of(params, "collect", {}).log.with_suffix(".log").is_file()
+    if failed and not begun and not any(job.done or job.failed for job in todo):
         printed = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
         raise UserError(f"Snakemake could not start ({' '.join(printed[-1:]) or 'it printed nothing'}); see {log}.")
 
@@ -595,7 +560,7 @@ def _show_progress(process, todo, started):
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=0.5 if on_terminal or len(todo) < 100 else 2)
-            ended = {job for job in open_jobs if job.done or (job.folder / artefacts.FAILED).is_file()}
+            ended = {job for job in open_jobs if job.done or job.failed}
             open_jobs -= ended
             bar.update(len(ended))
             if process.returncode is not None:
@@ -607,8 +572,7 @@ def _show_progress(process, todo, started):
 
 def progress(todo, seconds):
     """How far the jobs `todo` are after so many seconds, in one line."""
-    failed = sum((job.folder / artefacts.FAILED).is_file() for job in todo)
-    done = sum(job.done for job in todo)
+    failed, done = sum(job.failed for job in todo), sum(job.done for job in todo)
     text, left = f"{done} of {len(todo)} done, {failed} failed", len(todo) - done - failed
     return text + (f", about {_duration(seconds / (done + failed) * left)} left" if done and left else "")
 
@@ -633,15 +597,6 @@ def _collected(params, results):
     return bool(facts) and facts.get("key") == state(folder, results) and (results / "provenance.json").is_file()
 
 
-def _failure(job):
-    """(reason, path of the notebook or log) that a failed job left, or None."""
-    try:
-        facts = json.loads((job.folder / artefacts.FAILED).read_text(encoding="utf-8"))
-        return facts["reason"], paths.runs() / job.cell.profile / facts["notebook"]
-    except (OSError, ValueError, KeyError):
-        return None
-
-
 def _report_plan(planned, total):
     for job, _, why in planned:
         print(f"{job}: {why}")
@@ -660,31 +615,29 @@ def _report_plan(planned, total):
 
 def _report(params, todo, results, seconds):
     """Print how it ended; returns the exit status."""
-    failed = {job: found for job in todo if (found := _failure(job)) and not job.done}
-    records = {job: artefacts.record(job.folder) for job in todo}
-    unsupported = [job for job, record in records.items() if record and record["status"] == "unsupported"]
-    waiting = [job for job, record in records.items() if record is None and job not in failed]
-    done = len(todo) - len(failed) - len(waiting)
+    failed = {job: artefacts.failure(job.folder) or {} for job in todo if job.failed and not job.done}
+    records = {job: artefacts.record(job.folder) for job in todo if job not in failed}
+    waiting = [job for job, record in records.items() if record is None]
+    unsupported = sum(record["status"] == "unsupported" for record in records.values() if record)
+    collection, collected = job_of(params, "collect", {}), _collected(params, results)
     print(
-        f"{params.profile}: {done} of {len(todo)} parts done in {_duration(seconds)}"
-        + (f", {len(unsupported)} of them unsupported" if unsupported else "")
-        + (f"; tables in {results}." if _collected(params, results) else ".")
+        f"{params.profile}: {len(records) - len(waiting)} of {len(todo)} parts done in {_duration(seconds)}"
+        + (f", {unsupported} of them unsupported" if unsupported else "")
+        + (f"; tables in {results}." if collected else ".")
     )
-    left_out = (artefacts.record(job_of(params, "collect", {}).folder) or {}).get("left_out", {})
-    for name, reason in left_out.items() if _collected(params, results) else ():
-        if name not in {str(job) for job in [*failed, *waiting]}:
-            print(f"left out of the tables: {name}: {reason}")
-    for job, (reason, shown) in failed.items():
-        print(f"failed {job}: {reason}\n       see {shown}")
+    left_out = artefacts.record(collection.folder)["left_out"] if collected else {}
+    for name in [name for name in left_out if name not in {str(job) for job in [*failed, *waiting]}]:
+        print(f"left out of the tables: {name}: {left_out[name]}")
+    folder = paths.runs() / params.profile
+    for job, facts in failed.items():
+        print(f"failed {job}: {facts.get('reason')}\n       see {folder / facts.get('notebook', 'logs')}")
     if waiting:
         more = " …" if len(waiting) > 8 else ""
         print(f"{len(waiting)} parts wait for what failed: {', '.join(map(str, waiting[:8]))}{more}")
     if not _has_results(params):
         print("No cell has results yet: there is nothing to collect.")
         return 1 if failed or waiting else 0
-    if not _collected(params, results):
-        log = paths.runs() / params.profile / "logs" / "snakemake.log"
-        reason, _ = _failure(job_of(params, "collect", {})) or (f"Snakemake did not start it; see {log}", None)
-        print(f"failed collect: {reason}")
-        return 1
-    return 1 if failed or waiting else 0
+    if not collected:
+        unstarted = {"reason": f"Snakemake did not start it; see {folder / 'logs' / 'snakemake.log'}"}
+        print(f"failed collect: {(artefacts.failure(collection.folder) or unstarted).get('reason')}")
+    return 1 if failed or waiting or not collected else 0

@@ -17,27 +17,20 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from medq import artefacts, paths, regimes, stages
 from medq.errors import UserError, one_of
+from medq.results import SCHEMA
 
 RECORDS, CHECKSUMS, TRAINED_ON = "records.json", "checksums.json", "trained_on.csv"
 PEER_FILE = re.compile(r"predictions\.([a-z0-9-]+)\.parquet")
 PART = re.compile(r"[^/]+/data|latency/[^/]+|[^/]+/[^/]+/[^/]+/(seed\d+/)?fold\d+")  # what a batch writes, by its path
 SHARED = ("image_size", "weights", "subset", "deduplicate", "seed")  # never mixed within a result folder
-RUN = (
-    "parameters",
-    "versions",
-    "platform",
-    "cpu",
-    "gpu",
-    "commit",
-    "quantized_engines",
-    "threads",
-    "machines",
-    "commits",
-)
-FACTS = ("written", "first_written", "fingerprint", "n_images", "n_train", "n_held_out", "loaded")  # of a manifest
-OUTCOME = ("status", "reason", "train_seconds", "epochs", "engine_agrees", "engine_note")  # of a completion record
+NEWEST = "parameters versions platform cpu gpu commit quantized_engines threads".split()  # known of a result folder
+RUN = (*NEWEST, "machines", "commits")  # of a manifest: the settings and the machine
+FACTS = "written first_written fingerprint n_images n_train n_held_out loaded machine".split()  # of a manifest
+OUTCOME = "status reason train_seconds epochs engine_agrees engine_note".split()  # of a completion record
 CELL = ("dataset", "backbone", "regime", "fold", "seed")
 DIRECTORIES = ("predictions", "folds", "audit", "trained_on")
 
@@ -161,32 +154,27 @@ def collect(runs, results, only=None):
     A result folder given as both makes its tables again from what it keeps.
     Raises `UserError` where `runs` holds nothing that can be added, or `results` cannot be written, holds `runs` or is damaged.
     """
-    runs, results = Path(runs), Path(results).absolute()
+    runs, results, only = Path(runs), Path(results).absolute(), only or {}
     again = (results / RECORDS).is_file() and runs.resolve() == results.resolve()
     _check_places(runs, results, again)
-    left_out = {}
-    finished = {} if again else _finished(runs, left_out)
-    new = {name: part for name, part in finished.items() if _wanted(name, only or {})}
-    for dataset in {name.split("/")[0] for name in new if f"{name.split('/')[0]}/data" in finished}:
-        new[f"{dataset}/data"] = finished[f"{dataset}/data"]
-    for name in [name for name in left_out if not _wanted(name, only or {})]:
-        del left_out[name]
-    failed = {name: _failure(runs / name) for name in left_out if Part(name, {}, {}).cell}
-    failed = {name: reason for name, reason in failed.items() if reason is not None}
+    finished, left_out, failed = ({}, {}, {}) if again else _finished(runs)
+    new, left_out, failed = (_wanted(found, only) for found in (finished, left_out, failed))
+    images = {f"{name.split('/')[0]}/data" for name in new}
+    new |= {name: part for name, part in finished.items() if name in images}
     if not again:
         _check_some(new, runs, only, left_out)
-    with _scratch(results) as scratch:
+    with _replacing(results) as folder:
         kept = _kept(results)
         if not again:
             new = _fitting(new, finished, kept, results, failed, left_out)
             if not kept:
                 _check_some(new, runs, only, left_out)
-        for name in [name for name in {*kept} & {*failed} if kept[name].facts["status"] != "failed"]:
-            del failed[name]  # what it gave before is still there
-        parts = kept | {name: _failed_part(name, reason, kept) for name, reason in failed.items()} | new
+        parts = kept | new
+        for name, reason in failed.items():
+            if name not in kept or kept[name].facts["status"] == "failed":  # else what it gave before is still there
+                parts[name] = Part(name, {"status": "failed", "reason": reason}, kept[name].run if name in kept else {})
         parts = {name: parts[name] for name in sorted(parts, key=Path)}
-        _write(scratch / "new", results, parts)
-        _replace(results, scratch / "new")
+        _write(folder, results, parts)
     n = sum(part.cell is not None and part.facts["status"] != "failed" for part in parts.values())
     others = sum(part.cell is None for part in parts.values())
     print(f"{results}: {n} cells, {others} other parts" + (f", {len(left_out)} left out" if left_out else "") + ".")
@@ -205,11 +193,15 @@ def _check_places(runs, results, again):
         raise UserError(f"{results}: is a file; choose another folder for the tables.")
 
 
-def _wanted(name, only):
-    """Whether `only` asks for the finished folder `name`."""
-    parts, stage = name.split("/"), stages.stage_of(name)
-    facts = {"stage": stage, "dataset": "" if stage == "latency" else parts[0], "backbone": parts[1]}
-    return all(facts[key] in names for key, names in only.items())
+def _wanted(found, only):
+    """Those of `found` {name of a finished folder: …} that `only` asks for."""
+    chosen = {}
+    for name, value in found.items():
+        parts, stage = name.split("/"), stages.stage_of(name)
+        facts = {"stage": stage, "dataset": "" if stage == "latency" else parts[0], "backbone": parts[1]}
+        if all(facts[key] in names for key, names in only.items()):
+            chosen[name] = value
+    return chosen
 
 
 def _check_some(new, runs, only, left_out):
@@ -228,9 +220,9 @@ def _check_some(new, runs, only, left_out):
 # --- parts of a batch and of a result folder --------------------------------------------------------------------------
 
 
-def _finished(runs, left_out):
-    """{name: Part} of every finished folder below `runs`; what is not finished or damaged goes to `left_out`."""
-    found = {}
+def _finished(runs):
+    """The parts below `runs` by name: ({those finished}, {why others are not or are damaged}, {why cells failed})."""
+    found, left_out, failed = {}, {}, {}
     traces = (artefacts.DONE, artefacts.FAILED, "predictions.parquet", "resume.pt")
     for folder in sorted({path.parent for name in traces for path in runs.rglob(name)}):
         name = folder.relative_to(runs).as_posix()
@@ -238,41 +230,24 @@ def _finished(runs, left_out):
             continue  # the record of an earlier collection, what a study keeps for itself
         record = artefacts.record(folder)
         wanted = [f for f in (record or {}).get("files", {}) if not f.endswith(".safetensors")]
-        reason = artefacts.damage(folder, names=wanted)
-        if reason:
-            left_out[name] = _failure(folder) or reason
-            continue
-        try:
-            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            left_out[name] = "its manifest cannot be read"
+        manifest, reason = artefacts.read_json(folder / "manifest.json"), artefacts.damage(folder, names=wanted)
+        if reason or not manifest:
+            noted = (artefacts.failure(folder) or {}).get("reason")
+            left_out[name] = noted or reason or "its manifest cannot be read"
+            if noted is not None and Part(name, {}, {}).cell:
+                failed[name] = noted
             continue
         facts = {key: manifest[key] for key in FACTS if key in manifest}
         facts |= {key: record[key] for key in OUTCOME if record.get(key) not in (None, "")}
         inputs = record.get("inputs", {})
         facts |= {"key": stages.content_key(record)}
         facts |= {key: inputs[key] for key in ("images", "starts from") if inputs.get(key)}
-        if "machine" in manifest:
-            facts["machine"] = manifest["machine"]
         run = {key: manifest[key] for key in RUN if key in manifest}
         if not Part(name, facts, run).cell:
             facts |= {"model": _beside(name, "fp32")} if name.count("/") > 2 else {}  # a study's, with its seed
             name = re.sub(r"/seed\d+(?=/fold)", "", name)
         found[name] = Part(name, facts, run, folder, tuple(record["files"]))
-    return found
-
-
-def _failure(folder):
-    """Why a cell failed, as the batch noted it, or None."""
-    try:
-        return json.loads((folder / artefacts.FAILED).read_text(encoding="utf-8")).get("reason", "")
-    except (OSError, ValueError):
-        return None
-
-
-def _failed_part(name, reason, kept):
-    run = kept[name].run if name in kept else {}
-    return Part(name, {"status": "failed", "reason": reason}, run)
+    return found, left_out, failed
 
 
 def _kept(results):
@@ -311,13 +286,14 @@ def _fitting(new, finished, kept, results, failed, left_out):
     standard = (_newest(cells) if cells else newest).run["parameters"]
     where = f"of the cells in {results}" if cells else "of the newest cell"
     models = [name for name, part in kept.items() if part.cell and part.cell[2] == "fp32" and name in finished]
-    retrained = {name for name in models if _predictions(results, kept[name]) != _predictions(results, finished[name])}
+    retrained = {name for name in models if _digest(results, kept[name]) != _digest(results, finished[name])}
     blocked = ({part.start for part in stays} | (retrained - {*new})) & retrained
     datasets, fitting = {part.name.split("/")[0] for part in stays}, {}
     for name, part in new.items():
-        data = f"{name.split('/')[0]}/data"
-        images = kept[data] if data in kept and data.split("/")[0] in datasets else new.get(data)
-        reason = _unlike(part, standard, finished.get(data), images, where) or _outdated(part, finished)
+        dataset = name.split("/")[0]
+        data = f"{dataset}/data"
+        images = kept[data] if data in kept and dataset in datasets else new.get(data)
+        reason = _misfit(part, standard, finished, images, where)
         if not reason and part.cell and {part.start, name} & blocked:
             reason = (
                 f"starts from another FP32 model than cells in {results} do; run all of them, or choose another folder"
@@ -329,21 +305,15 @@ def _fitting(new, finished, kept, results, failed, left_out):
     return fitting
 
 
-def _unlike(part, standard, own, images, where):
-    """Why a part, made from the images `own`, does not fit the parameters `standard` and `images`, or an empty string."""
-    key = _differing(part, standard)
-    if key:
-        return f"its {key} is not that {where}; run the batch again, or choose another folder"
+def _misfit(part, standard, finished, images, where):
+    """Why a part does not fit the parameters `standard` and the part `images`, or its own batch today; or an empty string."""
+    own = finished.get(f"{part.name.split('/')[0]}/data")
     fingerprint = part.facts.get("fingerprint") or (own and own.facts["fingerprint"])
+    if key := _differing(part, standard):
+        return f"its {key} is not that {where}; run the batch again, or choose another folder"
     if images and fingerprint and fingerprint != images.facts["fingerprint"]:
         return f"was made from other images than those {where}; run the batch again, or choose another folder"
-    return ""
-
-
-def _outdated(part, finished):
-    """Why a part is not made from what is in its batch today, or an empty string."""
-    data = finished.get(f"{part.name.split('/')[0]}/data")
-    if data and data.name != part.name and part.facts.get("images", data.facts["key"]) != data.facts["key"]:
+    if own and own.name != part.name and part.facts.get("images", own.facts["key"]) != own.facts["key"]:
         return "was made from other images; run the batch again"
     if "starts from" in part.facts:
         model = finished.get(part.start or part.facts.get("model"))
@@ -371,95 +341,79 @@ def _differing(part, standard):
     return found[0] if found else ""
 
 
-def _predictions(results, part):
+def _digest(results, part):
     """A digest of a cell's predictions, to the last bit."""
-    import pandas as pd
-
-    frame = _own(part, "predictions.parquet") if part.folder else _stored(results, part, part.cell[2])
+    frame = _predictions(results, part, part.cell[2], "predictions.parquet")
     return None if frame is None else hashlib.sha256(pd.util.hash_pandas_object(frame, index=False).values).hexdigest()
 
 
-def _own(part, file):
-    """A file that a finished folder holds, CSV as text so that it keeps every digit; None where it has no such file."""
-    return _read(part.folder / file) if file in part.files else None
-
-
-def _read(path):
-    import pandas as pd
-
-    return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str, keep_default_na=False)
-
-
-def _stored(results, part, stem):
-    """The rows of a part in the predictions `<stem>.parquet` of a result folder, or None."""
+def _predictions(results, part, stem, file):
+    """Predictions of a part: its own `file`, or its rows of `<stem>.parquet` in a result folder; None without any."""
     path = Path(results, "predictions", *part.name.split("/")[:2], f"{stem}.parquet")
+    if part.folder:
+        return pd.read_parquet(part.folder / file) if file in part.files else None
     if not path.is_file():
         return None
-    frame = _read(path)
+    frame = pd.read_parquet(path)
     frame = frame[frame["fold"] == _fold(part.name)]
     if "seed" in frame:
         frame = frame[frame["seed"].astype(str) == part.seed].drop(columns="seed")
     return frame.reset_index(drop=True) if len(frame) else None
 
 
+def _read(path):
+    """A table; CSV as text, so that it keeps every digit."""
+    return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _scratch(results):
-    """A folder beside `results` to write in; it is removed in the end. A collection that was killed is recovered first."""
+def _replacing(results):
+    """Yield a folder that then takes the place of `results`, with those of its files that no collection writes.
+
+    Where an earlier collection was killed while its folder took this place, the tables of before are restored first.
+    """
+    ours = re.compile(re.escape(f".{results.name}.") + r"[a-z0-9_]{8}\.old")  # as they are made below
     try:
         results.parent.mkdir(parents=True, exist_ok=True)
-        _recover(results)
-        folder = Path(tempfile.mkdtemp(prefix=f".{results.name}.", suffix=".part", dir=results.parent))
+        for folder in sorted(path for path in results.parent.iterdir() if ours.fullmatch(path.name)):
+            if not results.exists() and (folder / "results").is_dir():
+                os.rename(folder / "results", results)
+            shutil.rmtree(folder, ignore_errors=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{results.name}.", suffix=".part", dir=results.parent))
     except OSError as error:
         raise UserError(
             f"{results}: cannot be written ({error.strerror}); choose another folder for the tables."
         ) from None
     try:
-        yield folder
+        new = scratch / "new"
+        yield new
+        if results.is_dir():
+            written = {path.name for path in new.iterdir()} | {*DIRECTORIES, *SCHEMA}
+            for path in results.iterdir():
+                if path.name not in written:
+                    (shutil.copytree if path.is_dir() else shutil.copy2)(path, new / path.name)
+            old = Path(tempfile.mkdtemp(prefix=f".{results.name}.", suffix=".old", dir=results.parent))
+            os.rename(results, old / "results")
+            os.rename(new, results)
+            shutil.rmtree(old)
+        else:
+            os.rename(new, results)
+        results.chmod(0o755)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _recover(results):
-    """Restore the previous tables if a collection died mid-swap."""
-    ours = re.compile(re.escape(f".{results.name}.") + r"[a-z0-9_]{8}\.old")  # as `_replace` has them made
-    for folder in sorted(path for path in results.parent.iterdir() if ours.fullmatch(path.name)):
-        if not results.exists() and (folder / "results").is_dir():
-            os.rename(folder / "results", results)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _replace(results, scratch):
-    """Put `scratch` in the place of `results`, keeping files there that no collection writes."""
-    from medq.results import SCHEMA
-
-    ours = {p.name for p in scratch.iterdir()} | {*DIRECTORIES, *SCHEMA}
-    if results.is_dir():
-        for path in results.iterdir():
-            if path.name not in ours:
-                (shutil.copytree if path.is_dir() else shutil.copy2)(path, scratch / path.name)
-        old = Path(tempfile.mkdtemp(prefix=f".{results.name}.", suffix=".old", dir=results.parent)) / "results"
-        os.rename(results, old)
-        os.rename(scratch, results)
-        shutil.rmtree(old.parent)
-    else:
-        os.rename(scratch, results)
-    results.chmod(0o755)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _write(folder, results, parts):
     """Every file of a result folder: what is kept of each part, then the tables made of them."""
-    import pandas as pd
-
     from medq import aggregate
-    from medq.results import SCHEMA
 
     newest = _newest([part for part in parts.values() if part.run and part.facts["status"] != "failed"])
     parameters = newest.run["parameters"]
-    models, peers = _all_predictions(folder, results, parts)
-    folds, audits, trained = _datasets(folder, results, parts, parameters)
+    models, peers = _write_predictions(folder, results, parts)
+    folds, audits, trained = _write_datasets(folder, results, parts, parameters)
     first = aggregate.first_seed(models)
     intervals, differences = aggregate.resampled(models, folds, audits, parameters)
     peer_rows = aggregate.peer_differences(peers, folds, audits, parameters)
@@ -472,9 +426,9 @@ def _write(folder, results, parts):
         "silent.csv": silent,
         "flips.csv": flips,
         "leak.csv": aggregate.leak(first, audits, trained),
-        "history.csv": _union("history.csv", results, parts, parameters),
-        "conditions.csv": _conditions(results, parts, parameters),
-        **{name: _union(name, results, parts, parameters) for name in stages.TABLES},
+        **{
+            name: _union(name, results, parts, parameters) for name in ("history.csv", "conditions.csv", *stages.TABLES)
+        },
     }
     for name, frame in tables.items():
         if len(frame) or name == "cells.csv":
@@ -497,66 +451,60 @@ def _write_records(folder, parts):
     artefacts.write_json(folder / RECORDS, {"runs": runs, "parts": records})
 
 
-def _all_predictions(folder, results, parts):
+def _write_predictions(folder, results, parts):
     """Write the predictions of all cells and of other runtimes; returns both as `medq.aggregate` takes them."""
-    import pandas as pd
-
     from medq import aggregate
 
     models, peers = {}, {}
     for part in parts.values():
         dataset, backbone, kind = (part.name.split("/") + ["", ""])[:3]
-        if part.cell:
-            for suffix in aggregate.VARIANTS:
-                own = part.folder is not None
-                frame = _own(part, f"predictions{suffix}.parquet") if own else _stored(results, part, kind + suffix)
-                if frame is not None:
-                    if part.seed:
-                        frame.insert(frame.columns.get_loc("fold") + 1, "seed", int(part.seed))
-                    frames = models.setdefault((dataset, backbone, kind, suffix), {})
-                    known = [frames[part.cell[3]]] if part.cell[3] in frames else []
-                    frames[part.cell[3]] = pd.concat([*known, frame], ignore_index=True)
-        elif kind == "peers":
-            own = {match[1]: match[0] for match in map(PEER_FILE.fullmatch, part.files) if match}
+        for suffix in aggregate.VARIANTS if part.cell else ():
+            frame = _predictions(results, part, kind + suffix, f"predictions{suffix}.parquet")
+            if frame is not None:
+                if part.seed:
+                    frame.insert(frame.columns.get_loc("fold") + 1, "seed", int(part.seed))
+                folds = models.setdefault((dataset, backbone, kind, suffix), {})
+                folds[part.cell[3]] = pd.concat(
+                    [*([folds[part.cell[3]]] if part.cell[3] in folds else []), frame], ignore_index=True
+                )
+        if kind == "peers":
             kept = sorted((results / "predictions" / dataset / backbone / "peers").glob("*.parquet"))
+            own = [match[1] for match in map(PEER_FILE.fullmatch, part.files) if match]
             for runtime in own if part.folder else [path.stem for path in kept]:
-                frame = _own(part, own[runtime]) if part.folder else _stored(results, part, f"peers/{runtime}")
+                frame = _predictions(results, part, f"peers/{runtime}", f"predictions.{runtime}.parquet")
                 if frame is not None:
                     peers.setdefault((dataset, backbone, runtime), {})[_fold(part.name)] = frame
     peers = {key: aggregate.pooled(frames) for key, frames in sorted(peers.items())}
-    for (dataset, backbone, regime, suffix), frames in models.items():
-        path = folder / "predictions" / dataset / backbone / f"{regime}{suffix}.parquet"
-        artefacts.write_parquet(path, aggregate.pooled(frames))
-    for (dataset, backbone, runtime), frame in peers.items():
-        artefacts.write_parquet(folder / "predictions" / dataset / backbone / "peers" / f"{runtime}.parquet", frame)
+    files = {(d, b, f"{regime}{suffix}"): aggregate.pooled(f) for (d, b, regime, suffix), f in models.items()}
+    files |= {(d, b, f"peers/{runtime}"): frame for (d, b, runtime), frame in peers.items()}
+    for (dataset, backbone, stem), frame in files.items():
+        artefacts.write_parquet(folder / "predictions" / dataset / backbone / f"{stem}.parquet", frame)
     return models, peers
 
 
-def _datasets(folder, results, parts, parameters):
+def _write_datasets(folder, results, parts, parameters):
     """Write folds, audits and ids of training images; returns ({dataset: folds}, {dataset: audit}, {(dataset, fold): ids})."""
-    import pandas as pd
-
-    folds, audits, trained = {}, {}, {}
-    for dataset in sorted({name.split("/")[0] for name, part in parts.items() if part.stage == "datasets"}):
-        part = parts[f"{dataset}/data"]
-        for kind, into in (("folds", folds), ("audit", audits)):
+    tables, trained = {"folds": {}, "audit": {}}, {}
+    for part in [part for part in parts.values() if part.stage == "datasets"]:
+        dataset = part.name.split("/")[0]
+        for kind, found in tables.items():
             source = part.folder / f"{kind}.csv" if part.folder else results / kind / f"{dataset}.csv"
             (folder / kind).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / kind / f"{dataset}.csv")
-            into[dataset] = pd.read_csv(source, dtype={"image_id": str, "group": str}, keep_default_na=False)
-        seen, path = {}, results / "trained_on" / f"{dataset}.csv"
-        if path.is_file():
-            table = _read(path)
-            seen = {int(fold): rows for fold, rows in table.groupby("fold")}
-        for cell in [p for p in parts.values() if p.cell and p.cell[0] == dataset and TRAINED_ON in p.files]:
-            seen[cell.cell[3]] = _own(cell, TRAINED_ON).assign(fold=cell.cell[3])
-        for fold in {p.cell[3] for p in parts.values() if p.cell and p.cell[0] == dataset} - seen.keys():
-            seen[fold] = _drawn(folds[dataset], audits[dataset], parameters, fold)
+            found[dataset] = pd.read_csv(source, dtype={"image_id": str, "group": str}, keep_default_na=False)
+        path, cells = (
+            results / "trained_on" / f"{dataset}.csv",
+            [p for p in parts.values() if p.cell and p.cell[0] == dataset],
+        )
+        seen = {int(fold): rows for fold, rows in _read(path).groupby("fold")} if path.is_file() else {}
+        seen |= {c.cell[3]: _read(c.folder / TRAINED_ON) for c in cells if TRAINED_ON in c.files}
+        for fold in {c.cell[3] for c in cells} - seen.keys():
+            seen[fold] = _drawn(tables["folds"][dataset], tables["audit"][dataset], parameters, fold)
         if seen:
-            table = pd.concat([seen[k] for k in sorted(seen)])[["fold", "image_id"]]
+            table = pd.concat([seen[fold].assign(fold=fold) for fold in sorted(seen)])[["fold", "image_id"]]
             artefacts.write_csv(folder / "trained_on" / f"{dataset}.csv", table)
         trained |= {(dataset, fold): set(rows["image_id"]) for fold, rows in seen.items()}
-    return folds, audits, trained
+    return tables["folds"], tables["audit"], trained
 
 
 def _drawn(assigned, audit, parameters, fold):
@@ -566,14 +514,11 @@ def _drawn(assigned, audit, parameters, fold):
     if parameters.get("deduplicate"):
         assigned = assigned[~assigned["image_id"].isin(twins_to_remove(audit, assigned, fold))]
     chosen = subset(assigned, parameters["subset"], fold, parameters["seed"])
-    return chosen[chosen["part"] == "train"].assign(fold=fold)
+    return chosen[chosen["part"] == "train"]
 
 
 def _cells(parts):
-    import pandas as pd
-
     from medq.aggregate import without_empty_seed
-    from medq.results import SCHEMA
 
     rows = []
     for part in [part for part in parts.values() if part.cell]:
@@ -590,65 +535,53 @@ def _cells(parts):
 
 
 def _union(name, results, parts, parameters):
-    """A table of all parts: rows that `results` keeps of parts that stay, and the files of that name of the new ones."""
-    import pandas as pd
-
+    """A table of all parts: rows that `results` keeps of parts that stay, and those of the new ones."""
     from medq.aggregate import without_empty_seed
-    from medq.results import SCHEMA
 
     stage, tables = stages.TABLES.get(name, ""), {}
     if (results / name).is_file():
         old = _read(results / name)
-        keys = ["backbone"] if stage == "latency" else [c for c in CELL if c in old]
+        keys = [c for c in ("stage", *CELL) if c in old]
         for values, rows in old.groupby(keys, sort=False):
-            part = _name_of(stage, dict(zip(keys, values)))  # which may have studied several regimes
-            tables[part] = pd.concat([tables[part], rows]) if part in tables else rows
-        tables = {part: rows for part, rows in tables.items() if part in parts and parts[part].folder is None}
+            tables.setdefault(_name_of(stage, dict(zip(keys, values))), []).append(rows)
     for part in parts.values():
-        if part.folder and name in part.files and (stage or part.cell):
-            rows = _own(part, name)
-            rows = rows if stage else rows.assign(**dict(zip(CELL, (*part.cell, part.seed))))
-            missing = "fold" in SCHEMA[name] and "fold" not in rows
-            tables[part.name] = rows.assign(fold=_fold(part.name)) if missing else rows
-    found = [tables[part] for part in parts if part in tables and len(tables[part])]
+        if part.folder:
+            rows = _rows_of(name, stage, part)
+            tables[part.name] = [] if rows is None else [rows]
+    found = [rows for part in parts for rows in tables.get(part, []) if len(rows)]
     if not found:
         return pd.DataFrame()
     frame = pd.concat(found, ignore_index=True)
-    if not stage:
+    if name == "history.csv":
         return without_empty_seed(frame.fillna({"seed": ""}))
-    by = [c for c in ("dataset", "backbone", "regime") if c in frame]
-    return frame.sort_values(by, key=_rank(parameters), kind="stable", ignore_index=True)
+    by = ["stage", "dataset", "backbone", "fold"] if "stage" in frame else ["dataset", "backbone", "regime"]
+    order = {n: k for key in ("datasets", "backbones") for k, n in enumerate(parameters.get(key, []))}
+    order |= {n: k for k, n in enumerate(regimes.REGIMES)}
+    return frame.sort_values(
+        [c for c in by if c in frame],
+        key=lambda column: column.map(lambda n: (order.get(n, len(order)), str(n))),
+        kind="stable",
+        ignore_index=True,
+    )
+
+
+def _rows_of(name, stage, part):
+    """What a new part adds to a table, or None."""
+    if name == "conditions.csv":
+        return pd.DataFrame([_condition(part)]) if "machine" in part.facts else None
+    if name not in part.files or not (stage or part.cell):
+        return None
+    rows = _read(part.folder / name)
+    if not stage:
+        return rows.assign(**dict(zip(CELL, (*part.cell, part.seed))))
+    return rows.assign(fold=_fold(part.name)) if "fold" in SCHEMA[name] and "fold" not in rows else rows
 
 
 def _name_of(stage, at):
     """Name of the part that rows of a table belong to; `at`: their keys."""
-    seed = int(at["seed"]) if at.get("seed") else None
+    stage, seed = at.get("stage", stage), int(at["seed"]) if at.get("seed") else None
     cell = paths.Cell("", at.get("dataset", ""), at["backbone"], at.get("regime", ""), int(at.get("fold") or 0), seed)
     return stages.folder(stage, cell).relative_to(paths.runs()).as_posix() if stage else str(cell)
-
-
-def _rank(parameters):
-    """Sort key of (dataset, backbone, regime, …) rows in the profile's order."""
-    order = {name: k for key in ("datasets", "backbones") for k, name in enumerate(parameters.get(key, []))}
-    order |= {name: k for k, name in enumerate(regimes.REGIMES)}
-    return lambda column: column.map(lambda name: (order.get(name, len(order)), str(name)))
-
-
-def _conditions(results, parts, parameters):
-    """conditions.csv: what the machine was doing during each timing (`latency.conditions`), one row for each, all text."""
-    import pandas as pd
-
-    from medq.results import SCHEMA
-
-    rows, path = [], results / "conditions.csv"
-    if path.is_file():
-        for row in _read(path).to_dict("records"):
-            part = parts.get(_name_of(row["stage"], row))
-            rows += [row] if part and part.folder is None else []
-    rows += [_condition(part) for part in parts.values() if part.folder and "machine" in part.facts]
-    frame = pd.DataFrame(rows, columns=SCHEMA["conditions.csv"])
-    by = ["stage", "dataset", "backbone", "fold"]
-    return frame.sort_values(by, key=_rank(parameters), kind="stable", ignore_index=True)
 
 
 def _condition(part):
@@ -675,37 +608,30 @@ def _provenance(newest, parts):
     """What `Results.banner` reads: facts of the newest cell, of each dataset, and of studies from elsewhere."""
     from medq import params
 
-    made = {name: part for name, part in parts.items() if part.run}
-    cells = [part for part in made.values() if part.cell]
+    made = [part for part in parts.values() if part.run]
+    cells = [part for part in made if part.cell]
     known, data = params.datasets(), {}
-    for name, part in made.items():
-        if part.stage == "datasets":
-            dataset = name.split("/")[0]
-            ours = [c.facts for c in cells if c.cell[0] == dataset]
-            release = known[dataset].release if dataset in known else {}
-            data[dataset] = {key: part.facts.get(key) for key in ("fingerprint", "n_images")}
-            data[dataset]["n_release"] = sum(sum(of.values()) for of in release.values()) or None
-            data[dataset] |= {k: max((f[k] for f in ours if k in f), default=None) for k in ("n_train", "n_held_out")}
-    machines = _machines(cells or made.values())
-    studied = {
-        stage: _machines([p for p in made.values() if p.stage == stage]) for stage in sorted({*stages.TABLES.values()})
-    }
-    commits = {h for p in made.values() for h in p.run.get("commits", [(p.run.get("commit") or {}).get("hash")])} - {
-        None
-    }
+    for part in [part for part in made if part.stage == "datasets"]:
+        dataset = part.name.split("/")[0]
+        ours = [c.facts for c in cells if c.cell[0] == dataset]
+        release = known[dataset].release if dataset in known else {}
+        data[dataset] = {key: part.facts.get(key) for key in ("fingerprint", "n_images")}
+        data[dataset]["n_release"] = sum(sum(of.values()) for of in release.values()) or None
+        data[dataset] |= {k: max((f[k] for f in ours if k in f), default=None) for k in ("n_train", "n_held_out")}
+    machines = _machines(cells or made)
+    studied = {stage: _machines([p for p in made if p.stage == stage]) for stage in sorted({*stages.TABLES.values()})}
+    commits = {h for p in made for h in p.run.get("commits", [(p.run.get("commit") or {}).get("hash")])} - {None}
     loaded = {c.cell[1]: c.facts.get("loaded") or {} for c in cells if c.cell[2] == "fp32"}
     weights = {backbone: facts for backbone, facts in sorted(loaded.items()) if "sha256" in facts}
-    keys = ("parameters", "versions", "platform", "cpu", "gpu", "commit", "quantized_engines", "threads")
+    parameters = newest.run["parameters"]
     return {
-        **{key: newest.run.get(key) for key in keys},
+        **{key: newest.run.get(key) for key in NEWEST},
         "written": newest.facts["written"],
-        "profile": newest.run["parameters"]["profile"],
+        "profile": parameters["profile"],
         "data": data,
-        "seeds": newest.run["parameters"].get("seeds") or [newest.run["parameters"]["seed"]],
+        "seeds": parameters.get("seeds") or [parameters["seed"]],
         "commits": sorted(commits),
-        "first_written": min(
-            p.facts.get("first_written", p.facts["written"]) for p in made.values() if "written" in p.facts
-        ),
+        "first_written": min(p.facts.get("first_written", p.facts["written"]) for p in made if "written" in p.facts),
         "machines": machines,
         "studied": {stage: found for stage, found in studied.items() if found and found != machines},
         **({"weights": weights} if weights else {}),

@@ -50,6 +50,11 @@ def cpu():
     }
 
 
+def usable_cores():
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def gpu():
     """Name, memory in GiB and compute capability of the first GPU, or None."""
     import torch

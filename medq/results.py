@@ -246,11 +246,8 @@ class Results:
 
     @cached_property
     def _checksums(self):
-        try:
-            found = json.loads((self.path / "checksums.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}  # of the paper's numbers, or tables that somebody made by hand
-        return found if isinstance(found, dict) else {}
+        found = artefacts.read_json(self.path / "checksums.json")
+        return found if isinstance(found, dict) else {}  # the paper's numbers, and tables made by hand, have none
 
     def check(self, name):
         """`UserError` where a file of the folder is not as it was collected: cut short, changed or missing."""

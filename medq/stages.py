@@ -34,6 +34,7 @@ class Stage:
     calibrates: bool = False  # needs `calibration.images` training images
     cnn: bool = False  # has nothing to show for a transformer
     every_engine: bool = False  # a study of each PTQ regime of the profile, not of the first alone
+    every_regime: bool = False  # needs the models of all regimes that are trained from FP32, not FP32 alone
     timed: bool = False  # measures time: nothing else runs beside it
 
     @property
@@ -63,7 +64,15 @@ _ROWS = (
     _study("ablation", "recipes", "ablation.csv", calibrates=True, cnn=True),
     _study("diagnosis", "layers", "layers.csv", calibrates=True, every_engine=True, **_PER_INT8),
     _study("remedies", "remedies", "remedies.csv", calibrates=True, **_PER_PTQ),
-    _study("attention", "class activation maps", "attention.csv", "gallery.csv", calibrates=True, cnn=True),
+    _study(
+        "attention",
+        "class activation maps",
+        "attention.csv",
+        "gallery.csv",
+        calibrates=True,
+        cnn=True,
+        every_regime=True,
+    ),
     Stage(
         "latency",
         "latency/{backbone}",

@@ -154,7 +154,7 @@ def test_fewer_training_images_than_are_calibrated_with_stop_a_batch_before_it_s
 def test_folds_that_only_some_datasets_have(tmp_path, runs):
     both = params.load(write_profile(tmp_path, datasets=["phantom-BrainMRI", "phantom-ChestXray"], folds=[1], study={}))
     timing = batch.Job("latency", paths.Cell("tiny", "", "resnet18", ""))
-    assert str(batch.before(both, timing)) == "phantom-ChestXray/resnet18/fp32/fold1"
+    assert list(map(str, batch.needed(both, timing))) == ["phantom-ChestXray/resnet18/fp32/fold1"]
     with pytest.raises(UserError, match="no dataset of tiny has fold 1"):
         batch.jobs(params.load(write_profile(tmp_path, folds=[1])))
 
@@ -436,8 +436,19 @@ def test_the_paper_profile_is_144_cells_times_folds():
     assert len(grid) == 48 * (1 + 5 + 5)
     assert len({job.notebook for job in found}) == len(found)
     positions = {job: k for k, job in enumerate(found)}
-    needed = {job: batch.before(params.load("paper"), job) for job in found}
-    assert all(before is None or positions[before] < positions[job] for job, before in needed.items())
+    needed = {job: batch.needed(params.load("paper"), job) for job in found}
+    assert all(positions[before] < positions[job] for job, all_before in needed.items() for before in all_before)
+
+
+def test_maps_wait_for_every_model_that_they_are_compared_with():
+    loaded = params.load("smoke")
+    (first, *_) = batch.jobs(
+        loaded, {"stage": ["attention"], "dataset": ["phantom-BrainMRI"], "backbone": ["resnet18"]}
+    )
+    assert first.stage == "datasets"
+    job = batch.Job("attention", paths.Cell("smoke", "phantom-BrainMRI", "resnet18", "", 0))
+    trained = {"fp32", "qat-fbgemm", "qat-qnnpack", "fp32-continued"}
+    assert {before.cell.regime for before in batch.needed(loaded, job)} == trained
 
 
 def test_only_takes_along_what_the_chosen_start_from():

@@ -36,10 +36,7 @@ class DatasetWarning(UserWarning):
 
 
 def dataset_root(spec, data_root=None):
-    """The folder that holds the dataset's images, below `MEDQ_DATA` if it is set, else below `data_root`; see `below`.
-
-    None for a phantom. Raises UserError that names both ways to say where the data is.
-    """
+    """The dataset's folder, below `MEDQ_DATA` if it is set, else below `data_root`; None for a phantom, which has none."""
     if spec.layout == "phantom":
         return None
     given = os.environ.get("MEDQ_DATA") or data_root
@@ -76,9 +73,7 @@ def holds(spec, place):
     """Whether the folder `place` holds the table or a class folder of the dataset."""
     if spec.layout == "table":
         return _table_file(spec, place) is not None
-    return any(
-        _class_folder(spec, place, part, name).is_dir() for part in spec.splits or ("",) for name in spec.classes
-    )
+    return any(folder.is_dir() for folder in _class_folders(spec, place).values())
 
 
 def at(root, relative):
@@ -120,8 +115,13 @@ def index(spec, root=None):
         raise UserError(f"{spec.name} in {str(root)!r}: {'; '.join(problems)}.")
     frame = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"label": "int64"})
     frame = frame.sort_values("image_id", kind="stable", ignore_index=True)
-    for message in differences(spec, frame):
-        warnings.warn(message, DatasetWarning, stacklevel=2)
+    table = counts(spec, frame)
+    wrong = table[table["found"] != table["release"]].to_dict("records") if spec.release else []
+    if wrong:
+        totals = f"{table['found'].sum()} images, the release has {table['release'].sum()}"
+        split = {part: f" ({part})" for part in SPLITS}
+        where = [f"{row['class']}{split.get(row['split'], '')} {row['found']} of {row['release']}" for row in wrong]
+        warnings.warn(f"{spec.name}: {totals}: {', '.join(where)}", DatasetWarning, stacklevel=2)
     return frame
 
 
@@ -142,18 +142,6 @@ def counts(spec, frame):
         for label, name in enumerate(spec.classes)
     ]
     return pd.DataFrame(rows, columns=["split", "class", "found", "release"])
-
-
-def differences(spec, frame):
-    """Sentences about other numbers of images than the public release's: none, or one with both numbers."""
-    table = counts(spec, frame)
-    wrong = table[table["found"] != table["release"]] if spec.release else table[:0]
-    where = [
-        f"{row['class']}{'' if row['split'] == 'all' else ' (' + row['split'] + ')'} {row['found']} of {row['release']}"
-        for _, row in wrong.iterrows()
-    ]
-    totals = f"{table['found'].sum()} images, the release has {table['release'].sum()}"
-    return [f"{spec.name}: {totals}: {', '.join(where)}"] if where else []
 
 
 # Which files are images
@@ -203,10 +191,8 @@ def _entries(folder):
 
 
 def _scan(folder, problems, pattern="*"):
-    """What lies directly in `folder`, hidden files apart.
-
-    Returns {"images": paths that match `pattern` in either case, "unmatched": names of other images, "others": names
-    of files that are not read, "folders": names of folders that hold images}.
+    """What lies directly in `folder`, hidden files apart, as {"images": paths that match `pattern` in either case,
+    "unmatched": names of other images, "others": names of files that are not read, "folders": those that hold images}.
     """
     found, broken = {"images": [], "unmatched": [], "others": [], "folders": []}, []
     try:
@@ -247,9 +233,8 @@ def _shown(path):
 def _reason(error):
     if isinstance(error, UnicodeEncodeError):
         return "its name is not UTF-8"
-    if error.errno == errno.ELOOP:
-        return "a loop of symbolic links"
-    return "a symbolic link that leads nowhere" if error.errno == errno.ENOENT else error.strerror
+    known = {errno.ELOOP: "a loop of symbolic links", errno.ENOENT: "a symbolic link that leads nowhere"}
+    return known.get(error.errno, error.strerror)
 
 
 def _not_read(place, names):
@@ -264,33 +249,36 @@ def _not_read(place, names):
 # Layout `folders`
 
 
-def _class_folder(spec, root, part, name):
-    """Where the pattern says that images of the class `name` lie."""
-    split = spec.splits.get(part, "")
-    return at(root, "/".join(spec.pattern.split("/")[:-1]).replace("{class}", name).replace("{split}", split))
-
-
-def _folder_rows(spec, root, problems, notes):
-    last, files = spec.pattern.split("/")[-1], []
-    taken = {
-        (part, label): _class_folder(spec, root, part, name)
+def _class_folders(spec, root):
+    """{(part, label): the folder where the pattern says that images of a class lie}."""
+    folder = "/".join(spec.pattern.split("/")[:-1])
+    return {
+        (part, label): at(root, folder.replace("{class}", name).replace("{split}", spec.splits.get(part, "")))
         for part in (SPLITS if spec.splits else ("",))
         for label, name in enumerate(spec.classes)
     }
+
+
+def _folder_rows(spec, root, problems, notes):
+    taken, last, files = _class_folders(spec, root), spec.pattern.split("/")[-1], []
     for (part, label), folder in taken.items():
         found, place = _scan(folder, problems, last), folder.relative_to(root).as_posix()
         files += [(path, label, part) for path in found["images"]]
         notes += _not_read(place, found["others"])
         if spec.release:  # of a known release it is known what else it holds
             continue
-        if found["folders"]:
-            notes.append(
-                f"left out in {place!r}, in folders below; the pattern covers one level: {named(found['folders'])}"
-            )
-        if found["unmatched"]:
-            notes.append(f"left out in {place!r}, as they do not match {last!r}: {named(found['unmatched'])}")
+        for kind, why in (
+            ("folders", "in folders below; the pattern covers one level"),
+            ("unmatched", f"as they do not match {last!r}"),
+        ):
+            notes += [f"left out in {place!r}, {why}: {named(found[kind])}"] if found[kind] else []
     notes += [] if spec.release else _other_classes(spec, root, set(taken.values()))
-    ids = _relative_ids([path for path, _, _ in files], root)
+    # ids are paths without suffix, so that re-encoded copies keep them; with it if ambiguous
+    whole = [Path(path).relative_to(root).as_posix() for path, _, _ in files]
+    stems = [composed(stem_of(name)) for name in whole]
+    repeated = Counter(stems)
+    ids = [composed(name) if repeated[stem] > 1 else stem for name, stem in zip(whole, stems, strict=True)]
+    ids = ids if len(set(ids)) == len(ids) else whole
     return [(image_id, path, label, image_id, part) for image_id, (path, label, part) in zip(ids, files, strict=True)]
 
 
@@ -307,36 +295,27 @@ def _other_classes(spec, root, taken):
     return [f"left out, since they are no class: {named(others)}"] if others else []
 
 
-def _relative_ids(paths, root):
-    """Paths below `root` without suffix, so that re-encoded copies keep their ids; with it if ambiguous."""
-    whole = [Path(path).relative_to(root).as_posix() for path in paths]
-    stems = [composed(stem_of(name)) for name in whole]
-    repeated = Counter(stems)
-    ids = [composed(name) if repeated[stem] > 1 else stem for name, stem in zip(whole, stems, strict=True)]
-    return ids if len(set(ids)) == len(ids) else whole
-
-
 def _empty_classes(spec, rows, root):
+    """Problems: classes without an image, where images of the first were expected, and what is there instead."""
     present = {(row[4], row[2]) for row in rows}
     for part in SPLITS if spec.splits else ("",):
-        empty = [name for label, name in enumerate(spec.classes) if (part, label) not in present]
-        if empty:
-            where = f" in {spec.splits[part]}" if part else ""
-            yield f"no images{where} of {', '.join(map(repr, empty))} ({_why_empty(spec, root, part, empty[0])})"
-
-
-def _why_empty(spec, root, part, name):
-    """Where images of the class `name` were expected, and what is there instead."""
-    if spec.layout == "table":
-        return f"no usable row has {name!r} as its {spec.table.label}"
-    folder, last = _class_folder(spec, root, part, name), spec.pattern.split("/")[-1]
-    while not folder.parent.is_dir() and folder.parent != root:
-        folder = folder.parent  # the first part of the way that is missing
-    place = folder.relative_to(root).as_posix()
-    if not folder.is_dir():
-        beside = [entry.name for entry in _entries(folder.parent) if os.path.isdir(entry.path)]
-        return f"there is no folder {place!r}; in its place: {named(beside) if beside else 'none'}"
-    return f"{place!r} holds {len(_entries(folder))} files and folders, none of them an image that matches {last!r}"
+        empty = [label for label in range(len(spec.classes)) if (part, label) not in present]
+        if not empty:
+            continue
+        names = [spec.classes[label] for label in empty]
+        if spec.layout == "table":
+            why = f"no usable row has {names[0]!r} as its {spec.table.label}"
+        else:
+            folder = _class_folders(spec, root)[part, empty[0]]
+            while not folder.parent.is_dir() and folder.parent != root:
+                folder = folder.parent  # the first part of the way that is missing
+            place, last = folder.relative_to(root).as_posix(), spec.pattern.split("/")[-1]
+            beside = named(e.name for e in _entries(folder.parent) if os.path.isdir(e.path)) or "none"
+            n = len(_entries(folder))
+            why = f"{place!r} holds {n} files and folders, none of them an image that matches {last!r}"
+            why = why if folder.is_dir() else f"there is no folder {place!r}; in its place: {beside}"
+        where = f" in {spec.splits[part]}" if part else ""
+        yield f"no images{where} of {', '.join(map(repr, names))} ({why})"
 
 
 # Layout `table`
@@ -345,9 +324,11 @@ def _why_empty(spec, root, part, name):
 def _table_rows(spec, root, problems, notes):
     table, file = spec.table, _table_file(spec, root)
     if file is None:
-        raise UserError(
-            f"{spec.name} in {str(root)!r}: the table {table.file!r} is missing{_other_tables(table, root)}."
-        )
+        stem, way_out = os.path.splitext(table.file)[0], "put it there, or name it in `table.file`"
+        books = [name for suffix in (".xlsx", ".xls", ".ods") if at(root, name := stem + suffix).is_file()]
+        if books:
+            way_out = f"{books[0]!r} is a workbook: save its sheet as a CSV file called {table.file!r}"
+        raise UserError(f"{spec.name} in {str(root)!r}: the table {table.file!r} is missing; {way_out}.")
     frame = _read_table(file, [name for name in (table.image, table.label, table.group, table.split) if name])
     _check_table(spec, file, frame, problems)
     places = {folder: at(root, folder) for folder in table.folders}
@@ -384,21 +365,9 @@ def _table_rows(spec, root, problems, notes):
 
 def _table_file(spec, root):
     """The table: by its name, by an alternative, or by its stem with another suffix of a text table."""
-    stem = os.path.splitext(spec.table.file)[0]
-    names = [
-        spec.table.file,
-        *spec.table.alternatives,
-        *(f"{stem}{suffix}" for suffix in (".csv", ".tab", ".tsv", ".txt")),
-    ]
+    others = [os.path.splitext(spec.table.file)[0] + suffix for suffix in (".csv", ".tab", ".tsv", ".txt")]
+    names = [spec.table.file, *spec.table.alternatives, *others]
     return next((path for name in names if (path := at(root, name)).is_file()), None)
-
-
-def _other_tables(table, root):
-    stem = os.path.splitext(table.file)[0]
-    books = [name for suffix in (".xlsx", ".xls", ".ods") if at(root, name := stem + suffix).is_file()]
-    if books:
-        return f"; {books[0]!r} is a workbook: save its sheet as a CSV file called {table.file!r}"
-    return "; put it there, or name it in `table.file`"
 
 
 def _mismatches(file, table, paths, known):

@@ -23,32 +23,26 @@ VIEWS = (1, 1, 1, 1, 1, 1, 2, 2, 3, 3)  # views per lesion, drawn from: HAM10000
 def index(spec):
     """Index of a phantom dataset, as medq.datasets.index gives for one on disk; `path` says what to draw.
 
-    Counts come from `spec.release`. For the grouped dataset (SkinCancer) an image is one of several views of
-    a lesion and `group` is the lesion.
+    Counts come from `spec.release`. For the grouped dataset (SkinCancer) an image is one of several views of a lesion
+    and `group` is the lesion.
     """
-    rows = []
+    phantom, rows = spec.phantom, []
+    query = f"side={phantom.image_size}&seed={phantom.seed}&contrast={phantom.contrast}&noise={phantom.label_noise}"
     for label, name in enumerate(spec.classes):
-        first = 0
+        number = 0
         for part, wanted in spec.release.items():
-            of_part, first = _rows(spec, label, name, "" if part == "all" else part, first, wanted[name])
-            rows += of_part
+            part, left = "" if part == "all" else part, wanted[name]
+            while left > 0:
+                subject = f"{phantom.stands_for}/{name}/{number}"
+                draw = _Draw(phantom.seed, subject, "views")
+                views = VIEWS[int(draw() * len(VIEWS))] if spec.grouped else 1
+                group = "/".join([*([part] if part else []), name, f"{number:04d}"])
+                for view in range(min(views, left)):
+                    image_id = f"{group}/{view}" if spec.grouped else group
+                    rows.append((image_id, f"phantom:{subject}/{view}?{query}", label, group, part))
+                left, number = left - views, number + 1
     frame = pd.DataFrame(rows, columns=["image_id", "path", "label", "group", "split"])
     return frame.sort_values("image_id", kind="stable", ignore_index=True)
-
-
-def _rows(spec, label, name, part, first, wanted):
-    phantom, rows, number = spec.phantom, [], first
-    query = f"side={phantom.image_size}&seed={phantom.seed}&contrast={phantom.contrast}&noise={phantom.label_noise}"
-    while len(rows) < wanted:
-        subject = f"{phantom.stands_for}/{name}/{number}"
-        draw = _Draw(phantom.seed, subject, "views")
-        views = VIEWS[int(draw() * len(VIEWS))] if spec.grouped else 1
-        for view in range(min(views, wanted - len(rows))):
-            group = "/".join([*([part] if part else []), name, f"{number:04d}"])
-            image_id = f"{group}/{view}" if spec.grouped else group
-            rows.append((image_id, f"phantom:{subject}/{view}?{query}", label, group, part))
-        number += 1
-    return rows, number
 
 
 def generate(spec):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medq import artefacts
+from medq import artefacts, provenance
 from medq.datasets import dicom
 from medq.datasets.index import named
 from medq.errors import UserError
@@ -47,14 +47,15 @@ def known_fingerprint(index, image_size, cache_dir):
 
     Nothing is decoded or written: sizes and modification times are compared.
     """
-    stem = _stem(index["image_id"].tolist(), index["path"].tolist(), image_size, cache_dir)
     stats, lost = _stats(index["path"].tolist())
-    found = None if lost else _mapped(Path(f"{stem}.npy"), Path(f"{stem}.json"), stats, image_size)
+    found = None if lost else _mapped(_stem(index, image_size, cache_dir), stats, image_size)
     return found[1] if found else None
 
 
-def _stem(ids, paths, image_size, cache_dir):
-    return Path(cache_dir) / f"{image_size}px-{_digest([_decoder(paths), image_size, ids, paths])[:20]}"
+def _stem(index, image_size, cache_dir):
+    """Path of the cache's files, without their suffix."""
+    ids, paths = index["image_id"].tolist(), index["path"].tolist()
+    return str(Path(cache_dir) / f"{image_size}px-{_digest([_decoder(paths), image_size, ids, paths])[:20]}")
 
 
 def _decoder(paths):
@@ -64,12 +65,11 @@ def _decoder(paths):
 def read_image(path, image_size=None):
     """One image as uint8 [height, width, 3], or [image_size, image_size, 3] when a size is given.
 
-    As PIL's `convert("RGB")`: transparency is dropped, palettes are looked up, CMYK is converted, the first frame
-    counts; the orientation noted in EXIF is not applied (the paper's pipeline does not). Grey values of 12 or 16 bits
-    are scaled to 8 bits instead of being clipped to white. DICOM is read as `medq.datasets.dicom.read` says. The content
-    decides on the format, not the suffix. Raises ValueError for floating-point images and grey values beyond 16 bits,
-    whose white is not defined; PIL's DecompressionBombError beyond its limit of pixels; whatever PIL raises for a
-    damaged file.
+    As PIL's `convert("RGB")` of the first frame; the orientation noted in EXIF is not applied (the paper's pipeline does
+    not). Grey values of 12 or 16 bits are scaled to 8 bits instead of being clipped to white. DICOM is read as
+    `medq.datasets.dicom.read` says. The content decides on the format, not the suffix. Raises ValueError for images
+    whose white is not defined (floating-point, or beyond 16 bits), PIL's DecompressionBombError beyond its limit of
+    pixels, and whatever PIL raises for a damaged file.
     """
     from PIL import Image
 
@@ -153,31 +153,35 @@ def bits_used(path):
 
 
 def _ensure(index, image_size, cache_dir):
+    """(memory map, fingerprint), decoding what is not in the cache."""
     import filelock
 
     if image_size < 1:
         raise ValueError(f"image_size must be at least 1, not {image_size}")
-    ids, paths = index["image_id"].tolist(), index["path"].tolist()
-    stem = _stem(ids, paths, image_size, cache_dir)
+    ids, paths, stem = index["image_id"].tolist(), index["path"].tolist(), _stem(index, image_size, cache_dir)
     array, record = Path(f"{stem}.npy"), Path(f"{stem}.json")
     stats, lost = _stats(paths)
     if lost:
         raise UserError(f"images are gone: {named(lost)}.")
-    found = _mapped(array, record, stats, image_size)
-    if found:
+    if found := _mapped(stem, stats, image_size):
         return found
     try:
         array.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{stem}.lock"):
-            found = _mapped(array, record, stats, image_size)
-            if found:
+            if found := _mapped(stem, stats, image_size):
                 return found
-            content = _content(ids, paths, image_size)
-            if _recorded(record).get("fingerprint") != content or _map(array, len(paths), image_size) is None:
+            hashed = list(each(_file_digest, paths, "fingerprint"))
+            refuse(paths, hashed)
+            content = _digest([_decoder(paths), image_size, [list(pair) for pair in zip(ids, hashed, strict=True)]])
+            facts = {"fingerprint": content, "stats": stats, "images": len(paths)}
+            known = artefacts.read_json(record)
+            if isinstance(known, dict) and known.get("fingerprint") == content:
+                artefacts.write_json(record, facts)  # the files were touched, not changed
+            if not _mapped(stem, stats, image_size):
                 record.unlink(missing_ok=True)
                 _decode(paths, image_size, array)
-            artefacts.write_json(record, {"fingerprint": content, "stats": stats, "images": len(paths)})
-            return _map(array, len(paths), image_size), content
+                artefacts.write_json(record, facts)
+            return _mapped(stem, stats, image_size)
     except OSError as error:
         raise UserError(
             f"the pixel cache {str(array)!r} cannot be written: {error.strerror or error}; "
@@ -185,31 +189,17 @@ def _ensure(index, image_size, cache_dir):
         ) from None
 
 
-def _mapped(array, record, stats, image_size):
+def _mapped(stem, stats, image_size):
     """(memory map, fingerprint) if the cache is whole and the files look untouched, else None."""
-    known = _recorded(record)
-    if known.get("stats") != stats:
+    known = artefacts.read_json(f"{stem}.json")
+    if not isinstance(known, dict) or known.get("stats") != stats:
         return None
-    mapped = _map(array, known["images"], image_size)
-    return None if mapped is None else (mapped, known["fingerprint"])
-
-
-def _recorded(record):
     try:
-        known = json.loads(record.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) and {"fingerprint", "stats", "images"} <= set(known) else {}
-
-
-def _map(array, n, image_size):
-    """The memory map, or None where the file is missing, cut short or of another shape."""
-    try:
-        mapped = np.lib.format.open_memmap(array, mode="r")
-    except (OSError, ValueError, EOFError):
-        return None
-    whole = mapped.shape == (n, image_size, image_size, 3) and mapped.dtype == np.uint8
-    return mapped if whole else None
+        mapped = np.lib.format.open_memmap(Path(f"{stem}.npy"), mode="r")
+        whole = mapped.shape == (known["images"], image_size, image_size, 3) and mapped.dtype == np.uint8
+        return (mapped, known["fingerprint"]) if whole else None
+    except (OSError, ValueError, EOFError, KeyError):
+        return None  # missing, cut short
 
 
 def _stats(paths):
@@ -226,13 +216,6 @@ def _stats(paths):
         else:
             seen.append((stat.st_size, stat.st_mtime_ns))
     return _digest(seen), lost
-
-
-def _content(ids, paths, image_size):
-    """The fingerprint, from the contents of all files. Raises UserError naming those that cannot be read."""
-    hashed = list(each(_file_digest, paths, "fingerprint"))
-    refuse(paths, hashed)
-    return _digest([_decoder(paths), image_size, [list(pair) for pair in zip(ids, hashed, strict=True)]])
 
 
 def _file_digest(path):
@@ -263,8 +246,7 @@ def _decode(paths, image_size, array):
 def each(function, paths, what):
     """`function` of each path, in order, computed in threads (PIL releases the lock), with a progress bar.
 
-    Where the function raises, its exception takes the place of the value: one damaged file must not hide
-    the others.
+    Where the function raises, its exception takes the place of the value: one damaged file must not hide the others.
     """
     from PIL import Image
     from tqdm import tqdm
@@ -277,7 +259,10 @@ def each(function, paths, what):
 
     _log.info("%s: %d images", what, len(paths))
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are refused in a sentence
-    with ThreadPoolExecutor(_workers()) as pool, tqdm(total=len(paths), desc=what, unit=" images", disable=None) as bar:
+    with (
+        ThreadPoolExecutor(provenance.usable_cores()) as pool,
+        tqdm(total=len(paths), desc=what, unit=" images", disable=None) as bar,
+    ):
         for start in range(0, len(paths), _CHUNK):
             yield from pool.map(attempt, paths[start : start + _CHUNK])
             bar.update(min(_CHUNK, len(paths) - start))
@@ -303,10 +288,6 @@ def _why(error):
     if isinstance(error, Image.DecompressionBombError):
         return f"too many pixels: scale it down to at most {Image.MAX_IMAGE_PIXELS:,}"
     return (error.strerror if isinstance(error, OSError) else None) or text or type(error).__name__
-
-
-def _workers():
-    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def _digest(value):
