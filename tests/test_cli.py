@@ -111,7 +111,7 @@ def test_data_check_of_an_unfit_folder_is_status_1(tmp_path, capsys):
 def test_home_is_expanded_in_arguments_and_variables(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("MEDQ_RUNS", "~/runs")
-    for words in (["data", "check", "BrainMRI", "--root=~/scans"], ["collect", "~/runs/x", "~/results"], ["advise", "~/r"]):
+    for words in (["data", "check", "BrainMRI", "--root=~/d"], ["collect", "~/runs/x", "~/results"], ["advise", "~/r"]):
         assert cli.main(words) in (1, 2)
         printed = "".join(capsys.readouterr())
         assert str(tmp_path) in printed and "~" not in printed
