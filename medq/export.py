@@ -276,8 +276,13 @@ def _describe(output, facts, labels, found, exact):
 
 
 def plain(text):
-    """`text` as it is in Markdown, also within a table: characters with a meaning there are escaped."""
-    return re.sub(r"([\\`*_{}\[\]<>#|$~])", r"\\\1", " ".join(str(text).split()))
+    """`text` as it is in Markdown, outside of tables: characters with a meaning there are escaped."""
+    return re.sub(r"([\\`*_{}\[\]<>#$~])", r"\\\1", " ".join(str(text).split()))
+
+
+def in_table(text):
+    """`text` as it is in a cell of a Markdown table, which a bar would end."""
+    return plain(text).replace("|", r"\|")
 
 
 def card(facts, scores, reference, spec):
@@ -307,7 +312,7 @@ def card(facts, scores, reference, spec):
         "snippet": _RUN[facts["file"]],
         "metrics": "\n".join(f"| {METRICS[m]} | {score(scores, m)} | {score(reference, m)} |" for m in shown),
         "per_class": "\n".join(
-            f"| {plain(spec.titles.get(c, c))} | {score(scores, 'auprc', c)} | {score(scores, 'auroc', c)} |"
+            f"| {in_table(spec.titles.get(c, c))} | {score(scores, 'auprc', c)} | {score(scores, 'auroc', c)} |"
             for c in facts["classes"]
         ),
         "largest_difference": f"{facts['largest_difference']:.2g}",

@@ -365,6 +365,14 @@ def test_accents_may_be_written_in_either_normal_form(root, form):
     assert index(spec, root)["image_id"].tolist() == ["2", "Ångström 1"]
 
 
+def test_both_spellings_of_an_accent_are_one_class():
+    nfc, nfd = (unicodedata.normalize(form, "bénin") for form in ("NFC", "NFD"))
+    spec = folder_spec(classes=[nfd, "malin"], titles={nfc: "Benign"}, release={"all": {nfd: 1, "malin": 1}})
+    assert spec.class_titles() == ["Benign", "malin"] and spec.classes[0] == nfc
+    with pytest.raises(ValueError, match="repeated"):
+        folder_spec(classes=[nfc, nfd])
+
+
 @pytest.mark.parametrize("name", ["scans [1]", "a*b", "what?", "[!x]", "{own}", "~own", "$HOME", "#1", "-own", "<own>"])
 def test_a_folder_with_signs_is_found_from_outside_and_inside(tmp_path, name, monkeypatch):
     monkeypatch.setenv("MEDQ_DATA", str(tmp_path))

@@ -352,8 +352,8 @@ def _table_rows(spec, root, problems, notes):
     unlisted = {Path(path).name for path in exact.values() if stem_of(Path(path).name) not in used}
     if unlisted and not problems:
         notes.append(f"left out, since {file.name} has no row for them: {named(unlisted)}")
-    labels = {composed(name): label for label, name in enumerate(spec.classes)}
-    parts = {composed(value): part for part, value in spec.splits.items()}
+    labels = {name: label for label, name in enumerate(spec.classes)}
+    parts = {value: part for part, value in spec.splits.items()}
     rows = []
     for row in frame.to_dict("records"):
         name, label = row[table.image], labels.get(row[table.label])
@@ -479,7 +479,7 @@ def _check_table(spec, file, frame, problems):
         problems.append(f"{file.name} names images more than once: {named(repeated)}")
     known = {table.label: spec.classes, table.split: tuple(spec.splits.values())}
     for column, values in known.items():
-        unknown = set(frame[column]) - set(map(composed, values)) - {""} if column else set()
+        unknown = set(frame[column]) - set(values) - {""} if column else set()
         if unknown:
             problems.append(
                 f"{file.name} has unknown values of {column}: {named(unknown)}; known are {', '.join(values)}"

@@ -1,9 +1,11 @@
 """The keys of an entry of params/datasets.yaml, validated."""
 
+import unicodedata
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, Strict, model_validator
+from pydantic import AfterValidator, Field, Strict, model_validator
 
 from medq import config
 from medq.config import Model
@@ -11,7 +13,8 @@ from medq.config import Model
 CATALOGUE = Path(__file__).parents[2] / "params" / "datasets.yaml"
 SPLITS = ("train", "held_out")
 
-Name = Annotated[str, Field(min_length=1)]
+# One spelling of accents: class names are compared with folders, tables and each other.
+Name = Annotated[str, Field(min_length=1), AfterValidator(partial(unicodedata.normalize, "NFC"))]
 Names = Annotated[tuple[Name, ...], Strict(False)]  # a list in YAML
 Count = Annotated[int, Field(ge=1)]
 
@@ -69,14 +72,14 @@ class DatasetSpec(Model):
     title: Name
     layout: Literal["folders", "table", "phantom"]
     classes: Annotated[Names, Field(min_length=2)]
-    titles: dict[str, Name] = {}
+    titles: dict[Name, Name] = {}
     folder: Names = ()
     splits: dict[Literal["train", "held_out"], Name] = {}
     pattern: Name | None = None
     table: Table | None = None
     phantom: Phantom | None = None
     folds: Folds
-    release: dict[Literal["all", "train", "held_out"], dict[str, Count]] = {}
+    release: dict[Literal["all", "train", "held_out"], dict[Name, Count]] = {}
     source: Name | None = None
     kaggle: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
     licence: Name | None = None
