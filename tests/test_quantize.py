@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from medq import artefacts, backbones, calibration_size, evaluate, finetune, fit, metrics, paths
+from medq import artefacts, backbones, calibration_size, evaluate, finetune, fit, metrics, params, paths
 from medq.errors import UserError
 from medq.params import Recipe
 from medq.quantize import dynamic, engines, kernels, stage, static, storage
@@ -137,6 +137,17 @@ def test_dynamic_linear_agrees_with_its_simulation(name):
         exact, simulated, integer = model(x), dynamic.prepare_training(model, name)(x), dynamic.convert(model, name)(x)
     assert (simulated - integer).abs().max() < 0.02 * exact.abs().max()
     assert (simulated - exact).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("name", INT8)
+@pytest.mark.parametrize("size", [1e-3, 1e-5, 1e-8, 0.0])
+def test_small_activations_have_the_engines_smallest_step(name, size):
+    torch.manual_seed(2)
+    model, x = nn.Linear(16, 8, bias=False), size * (torch.randn(4, 16) - 0.5)
+    with torch.inference_mode():
+        simulated = dynamic.prepare_training(nn.Sequential(model), name)(x)
+        integer = dynamic.convert(nn.Sequential(model), name)(x)
+    assert torch.allclose(simulated, integer, rtol=1e-4, atol=1e-3 * size)
 
 
 def test_fake_quantized_linear_has_a_straight_through_gradient():
@@ -397,6 +408,15 @@ def test_a_dry_conversion_says_what_cannot_be_done_before_anything_is_trained(mo
     assert stage.rehearse("swin_tiny", 32) == {}  # a Linear layer can be converted
     monkeypatch.setattr(backbones, "create", lambda *_: copy.deepcopy(trained()))
     assert stage.rehearse("resnet18", 32, ["fp32", "ptq-fbgemm", "qat-qnnpack"]) == {}
+    monkeypatch.setattr(backbones, "create", lambda *_: degenerate())  # training opens the branch
+    assert stage.rehearse("resnet18", 32, ["ptq-qnnpack", "qat-fbgemm"]) == {}
+
+
+def test_a_dry_conversion_refuses_a_backbone_that_is_built_for_another_size(monkeypatch):
+    entry = params.backbones()["swin_tiny"].model_copy(update={"timm": "eva02_tiny_patch14_224", "sized": False})
+    monkeypatch.setattr(params, "backbones", lambda: {"eva": entry})
+    with pytest.raises(UserError, match="sized: true"):
+        stage.rehearse("eva", 56)
 
 
 def test_a_check_that_fails_loses_no_cell(monkeypatch):

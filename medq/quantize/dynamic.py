@@ -12,6 +12,7 @@ from medq.quantize.engines import Quantized, Unsupported, engine, refusals, unsu
 
 # fbgemm reduces dynamic activations to 7 bits so that its 16-bit sums cannot saturate; qnnpack does not.
 LEVELS = {"fbgemm": 127, "qnnpack": 255}
+SMALLEST_STEP = 6.1e-5  # of activations: SMALL_SCALE_THRESHOLD in ATen/native/quantized/cpu/QuantUtils.h
 
 
 class FakeQuantLinear(nn.Linear):
@@ -40,7 +41,7 @@ def fake_activation(x, levels):
     low, high = low.clamp_max(0), high.clamp_min(0)
     scale = ((high - low) / levels).clamp_min(torch.finfo(torch.float32).eps)
     zero = (-low / scale).round().clamp(0, levels).to(torch.int32)
-    return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, levels)
+    return torch.fake_quantize_per_tensor_affine(x, scale.clamp_min(SMALLEST_STEP), zero, 0, levels)
 
 
 class _Watched(nn.Linear):

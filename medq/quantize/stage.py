@@ -99,14 +99,16 @@ def judged(quantized, batch):
 def rehearse(backbone, image_size, regimes=INT8):
     """{regime: reason} of the INT8 `regimes` that `backbone`, with random weights, cannot be converted for or run in.
 
-    It takes seconds and needs neither images nor a trained model. `UserError` where the model cannot be built.
+    It takes seconds and needs neither images nor a trained model. `UserError` where the model cannot be built for
+    images of this size.
     """
     family, found, x = profiles.backbones()[backbone].family, {}, torch.rand(2, 3, image_size, image_size)
     for regime in (name for name in regimes if name in INT8):
         method, engine_name = regime.split("-")
         try:
             with engine(engine_name), torch.random.fork_rng(devices=[]):
-                model = backbones.create(backbone, 2, image_size).eval()
+                model = _as_if_trained(backbones.create(backbone, 4, image_size)).eval()
+                backbones.check_images(model, backbone, 4, image_size)
                 if method == "qat":
                     prepared = _prepared_training(model, family, engine_name, image_size)
                     prepared(x)
@@ -117,6 +119,14 @@ def rehearse(backbone, image_size, regimes=INT8):
         except Unsupported as error:
             found[regime] = str(error)
     return found
+
+
+def _as_if_trained(model):
+    """`model` without branches that start closed (zero batch norms, layer scale of 1e-6), whose values have no range."""
+    for name, values in model.named_parameters():
+        if not name.endswith("bias") and values.detach().abs().max() < 1e-3:
+            torch.nn.init.ones_(values)
+    return model
 
 
 def study(params, cell, stage, measure):
