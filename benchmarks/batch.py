@@ -77,10 +77,10 @@ def profile(folder, backbones, epochs):
     return path
 
 
-def timed(function):
+def timed(function, *args):
     """Seconds that a call takes."""
     start = time.perf_counter()
-    function()
+    function(*args)
     return time.perf_counter() - start
 
 
@@ -196,8 +196,8 @@ def main():
         cold, forked = start_up(folder)
         print(f"start of a cell: {cold:.1f} s cold, {forked:.1f} s forked", flush=True)
         jobs, threads, _ = batches.shares(params.load(path), args.jobs)
-        shared = timed(lambda: batch(folder, path, jobs, threads))
-        again = timed(lambda: batch(folder, path, jobs, threads))
+        shared = timed(batch, folder, path, jobs, threads)
+        again = timed(batch, folder, path, jobs, threads)
         print(
             f"{len(args.backbones) * len(REGIMES)} cells, {jobs} at a time, {threads} threads each: batch {shared:.0f} s; "
             f"again, nothing changed: {again:.1f} s",
@@ -205,7 +205,7 @@ def main():
         )
         offered = alternatives(folder, path, known, args.epochs)
         for what, command in (offered[name] for name in args.against):
-            seconds = timed(lambda: one_by_one(command, folder, jobs, threads, args.backbones))
+            seconds = timed(one_by_one, command, folder, jobs, threads, args.backbones)
             print(f"{what}: {seconds:.0f} s, ratio {seconds / shared:.2f}", flush=True)
 
 

@@ -114,10 +114,24 @@ SOME = [
 ]
 
 
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """The folder with the `runs` of a batch with `SOME` of its cells, and `out`, collected from it; tests copy them."""
+    folder = tmp_path_factory.mktemp("first")
+    collect.collect(build(folder, SOME), folder / "out")
+    return folder
+
+
 @pytest.fixture
-def made(tmp_path):
+def made(first, tmp_path):
     """The runs folder of a batch with `SOME` of its cells, that a test may spoil."""
-    return build(tmp_path, SOME)
+    return shutil.copytree(first / "runs", tmp_path / "runs") / "made"
+
+
+@pytest.fixture
+def out(first, tmp_path):
+    """The results collected from `made` as it is at first."""
+    return shutil.copytree(first / "out", tmp_path / "out")
 
 
 @pytest.fixture(scope="module")
@@ -300,12 +314,11 @@ def test_the_leak_leaves_out_images_with_a_copy_on_the_training_side(found):
     }
 
 
-def test_collecting_twice_gives_the_same_bytes(made):
-    collected(made)
-    collected(made, "again")
+def test_collecting_twice_gives_the_same_bytes(made, out):
+    _, again = collected(made, "again")
     first, second = (
         {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
-        for root in (made.parent.parent / "out", made.parent.parent / "again")
+        for root in (out, again.path)
     )
     assert first == second
 
@@ -544,9 +557,7 @@ def test_other_runtimes_are_kept_from_an_earlier_sitting(made, folds):
     assert collect.collect(made, out) == {} and contents(out) == before
 
 
-def test_a_part_of_a_batch_is_added_to_a_grid(made, capsys):
-    out = made.parent.parent / "out"
-    collect.collect(made, out)
+def test_a_part_of_a_batch_is_added_to_a_grid(made, out, capsys):
     before = (out / "metrics.csv").read_bytes()
     add_peers(made)
     add_cell(made, "resnet18", "fp32", written="2026-11-02T10:00:00+00:00", parameters={"seed": 43})  # not asked for
@@ -597,9 +608,7 @@ def retrained(made, shift=1e-6):
     )
 
 
-def test_cells_are_added_without_the_model_they_start_from_only_if_it_is_the_kept_one(made):
-    out = made.parent.parent / "out"
-    collect.collect(made, out)
+def test_cells_are_added_without_the_model_they_start_from_only_if_it_is_the_kept_one(made, out):
     before = contents(out)
     only = {"stage": ["quantize"], "backbone": ["resnet18"]}
     assert collect.collect(made, out, only=only) == {} and contents(out) == before
@@ -658,9 +667,7 @@ def finished_again(folder):
         ({"parameters": {"seed": 7}}, "seed"),
     ],
 )
-def test_a_part_with_other_settings_leaves_the_grid_alone(made, change, said):
-    out = made.parent.parent / "out"
-    collect.collect(made, out)
+def test_a_part_with_other_settings_leaves_the_grid_alone(made, out, change, said):
     before = contents(out)
     add_peers(made)
     folder = made / "BrainMRI" / "resnet18" / "peers" / "fold0"
@@ -670,9 +677,7 @@ def test_a_part_with_other_settings_leaves_the_grid_alone(made, change, said):
     assert said in left_out["BrainMRI/resnet18/peers/fold0"] and contents(out) == before
 
 
-def test_a_part_of_other_images_leaves_the_grid_alone(made):
-    out = made.parent.parent / "out"
-    collect.collect(made, out)
+def test_a_part_of_other_images_leaves_the_grid_alone(made, out):
     before = contents(out)
     add_peers(made)
     data = made / "BrainMRI" / "data"
@@ -704,9 +709,7 @@ def test_a_study_alone_can_be_added_to(made):
     assert len(results.load(out).cells) == len(SOME) and len(results.load(out).peers) == 6
 
 
-def test_a_study_of_a_model_that_was_never_here_is_added(made):
-    out = made.parent.parent / "out"
-    collect.collect(made, out)
+def test_a_study_of_a_model_that_was_never_here_is_added(made, out):
     add_peers(made)
     folder = made / "BrainMRI" / "resnet18" / "peers" / "fold0"
     facts = artefacts.record(folder)
@@ -716,9 +719,7 @@ def test_a_study_of_a_model_that_was_never_here_is_added(made):
     assert collect.collect(made, out, only={"stage": ["peers"]}) == {} and len(results.load(out).peers) == 6
 
 
-def test_the_banner_names_the_machine_of_the_grid_and_of_a_study_from_elsewhere(made):
-    out = made.parent.parent / "out"
-    collect.collect(made, out)
+def test_the_banner_names_the_machine_of_the_grid_and_of_a_study_from_elsewhere(made, out):
     add_peers(made)
     folder = made / "BrainMRI" / "resnet18" / "peers" / "fold0"
     manifest(folder, "2026-12-24T10:00:00+00:00", cpu={"model": "Another CPU", "cores": 4, "instructions": []})
@@ -770,19 +771,16 @@ def test_nothing_finished_and_no_folder_are_sentences(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_failure_while_writing_leaves_the_old_results(made, monkeypatch):
-    collected(made)
-    before = (made.parent.parent / "out" / "metrics.csv").read_bytes()
+def test_a_failure_while_writing_leaves_the_old_results(made, out, monkeypatch):
+    before = (out / "metrics.csv").read_bytes()
     monkeypatch.setattr(collect, "_provenance", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         collected(made)
-    assert (made.parent.parent / "out" / "metrics.csv").read_bytes() == before
-    assert not list(made.parent.parent.glob(".out*"))
+    assert (out / "metrics.csv").read_bytes() == before
+    assert not list(out.parent.glob(".out*"))
 
 
-def test_a_kill_between_the_two_renames_loses_nothing(made):
-    collected(made)
-    out = made.parent.parent / "out"
+def test_a_kill_between_the_two_renames_loses_nothing(made, out):
     (out / "README.md").write_text("mine", encoding="utf-8")
     left, another = (
         out.parent / ".out.abcd_123.old",
@@ -835,9 +833,7 @@ def test_a_grid_made_in_several_sittings_is_the_grid_made_in_one(tmp_path):
     assert len(results.load(out).cells) == 14
 
 
-def test_what_a_new_run_holds_replaces_what_was_kept(made):
-    out = made.parent.parent / "out"
-    collect.collect(made, out)
+def test_what_a_new_run_holds_replaces_what_was_kept(made, out):
     before = results.load(out).cells
     shutil.rmtree(made / "BrainMRI" / "resnet50")
     add_cell(
@@ -855,9 +851,7 @@ def test_what_a_new_run_holds_replaces_what_was_kept(made):
     assert not (out / "predictions" / "BrainMRI" / "resnet18" / "fp16.parquet").exists()
 
 
-def test_what_is_new_must_have_the_settings_and_the_budget_of_what_stays(made):
-    out = made.parent.parent / "out"
-    collect.collect(made, out)
+def test_what_is_new_must_have_the_settings_and_the_budget_of_what_stays(made, out):
     before = contents(out)
     shutil.rmtree(made / "BrainMRI" / "resnet50")
     for key, value in (("image_size", 32), ("train", {"epochs": 3})):
@@ -866,9 +860,7 @@ def test_what_is_new_must_have_the_settings_and_the_budget_of_what_stays(made):
         assert key in left_out["BrainMRI/resnet18/fp16/fold0"] and contents(out) == before
 
 
-def test_what_was_made_from_other_images_than_what_stays_is_not_added(made):
-    out = made.parent.parent / "out"
-    collect.collect(made, out)
+def test_what_was_made_from_other_images_than_what_stays_is_not_added(made, out):
     before = contents(out)
     shutil.rmtree(made / "BrainMRI" / "resnet50")
     data = made / "BrainMRI" / "data"
@@ -898,6 +890,11 @@ def standing(tmp_path_factory):
     return runs, runs.parent.parent / "out"
 
 
+def spoil(path, change):
+    """Change the bytes of a file, or remove it where there is no change."""
+    path.write_bytes(change(path.read_bytes())) if change else path.unlink()
+
+
 def test_tables_are_made_again_from_what_the_folder_keeps(standing):
     _, out = standing
     before = contents(out)
@@ -923,7 +920,7 @@ def test_tables_are_made_again_from_what_the_folder_keeps(standing):
 @pytest.mark.parametrize("change", [lambda data: data[:-3], lambda data: data[: data[:-1].rfind(b"\n") + 1], None])
 def test_a_damaged_folder_is_not_added_to(standing, tmp_path, file, change, capsys):
     runs, out = (shutil.copytree(path, tmp_path / path.name) for path in standing)
-    (out / file).write_bytes(change((out / file).read_bytes())) if change else (out / file).unlink()
+    spoil(out / file, change)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert cli.main(["collect", str(runs), str(out)]) == 2
     found = capsys.readouterr().err
@@ -934,11 +931,9 @@ def test_a_damaged_folder_is_not_added_to(standing, tmp_path, file, change, caps
 @pytest.mark.parametrize("change", [lambda data: data[: data[:-1].rindex(b"\n") + 1], None])
 def test_a_table_that_lost_rows_is_not_read(standing, tmp_path, change):
     out = shutil.copytree(standing[1], tmp_path / "out")
-    (out / "metrics.csv").write_bytes(change((out / "metrics.csv").read_bytes())) if change else (
-        out / "metrics.csv"
-    ).unlink()
+    spoil(out / "metrics.csv", change)
     with pytest.raises(UserError, match="metrics.csv"):
-        results.load(out).metrics
+        _ = results.load(out).metrics
 
 
 # --- what a user can get wrong ----------------------------------------------------------------------------------------

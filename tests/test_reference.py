@@ -1,6 +1,7 @@
 """The committed results: metrics are those of the committed predictions, folds those of the predictions' images."""
 
 import json
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -28,30 +29,32 @@ def peer_predictions():
     return sorted((REFERENCE / "predictions").glob("*/*/peers/*.parquet"))
 
 
-@pytest.mark.parametrize("path", predictions(), ids=lambda path: path.relative_to(paths.RESULTS).as_posix())
-def test_metrics_are_those_of_the_predictions(path):
-    frame = pd.read_parquet(path)
-    dataset, backbone = path.parts[-3:-1]
-    regime, _, variant = path.name.removesuffix(".parquet").partition(".")
-    classes = [name.removeprefix("p_") for name in frame if name.startswith("p_")]
-    form = "fake-quant" if variant == "fake-quant" else "converted" if regime[:3] in ("ptq", "qat") else "float"
-    recipe = "mended" if variant == "mended" else "default"
-    table = pd.read_csv(path.parents[3] / "metrics.csv", keep_default_na=False, dtype={"fold": str, "seed": str})
-    table["value"] = pd.to_numeric(table["value"], errors="coerce")
-    rows = table[
-        (table["dataset"] == dataset)
-        & (table["backbone"] == backbone)
-        & (table["regime"] == regime)
-        & (table["form"] == form)
-        & (table["recipe"] == recipe)
-    ]
-    for (fold, seed), part in frame.assign(seed=frame.get("seed", "")).groupby(["fold", "seed"]):
-        mine = (rows["fold"] == str(fold)) & (rows.get("seed", "") == str(seed))
-        stored = rows[mine].set_index(["metric", "class"])["value"]
-        again = metrics.summary(part["label"].to_numpy(), part.filter(like="p_").to_numpy(), classes)
-        again = again.set_index(["metric", "class"])["value"]
-        assert set(stored.index) == set(again.index) and len(stored) > 20
-        np.testing.assert_allclose(stored.reindex(again.index), again, rtol=0, atol=1e-12)
+@cache
+def stored(folder):
+    """{(dataset, backbone, regime, form, recipe, fold, seed): values by metric and class} of its metrics.csv."""
+    table = pd.read_csv(folder / "metrics.csv", keep_default_na=False, dtype={"fold": str, "seed": str})
+    table = table.assign(value=pd.to_numeric(table["value"], errors="coerce"), seed=table.get("seed", ""))
+    keys = ["dataset", "backbone", "regime", "form", "recipe", "fold", "seed"]
+    return {key: rows.set_index(["metric", "class"])["value"] for key, rows in table.groupby(keys)}
+
+
+@pytest.mark.parametrize(
+    "folder", sorted({path.parent for path in predictions()}), ids=lambda p: p.relative_to(paths.RESULTS).as_posix()
+)
+def test_metrics_are_those_of_the_predictions(folder):
+    for path in sorted(folder.glob("*.parquet")):
+        frame = pd.read_parquet(path)
+        regime, _, variant = path.name.removesuffix(".parquet").partition(".")
+        classes = [name.removeprefix("p_") for name in frame if name.startswith("p_")]
+        form = "fake-quant" if variant == "fake-quant" else "converted" if regime[:3] in ("ptq", "qat") else "float"
+        recipe = "mended" if variant == "mended" else "default"
+        for (fold, seed), part in frame.assign(seed=frame.get("seed", "")).groupby(["fold", "seed"]):
+            key = (*folder.parts[-2:], regime, form, recipe, str(fold), str(seed))
+            values = stored(folder.parents[2])[key]
+            again = metrics.summary(part["label"].to_numpy(), part.filter(like="p_").to_numpy(), classes)
+            again = again.set_index(["metric", "class"])["value"]
+            assert set(values.index) == set(again.index) and len(values) > 20, path
+            np.testing.assert_allclose(values.reindex(again.index), again, rtol=0, atol=1e-12, err_msg=str(path))
 
 
 def test_metrics_of_other_runtimes_are_those_of_their_predictions(reference):
@@ -94,14 +97,20 @@ def test_percentiles_are_those_of_the_stored_batch_times(reference, table, raw, 
     np.testing.assert_allclose(both.loc[shown, "p99_ms"], both.loc[shown, "tail"], rtol=1e-12)
 
 
-def test_predictions_are_of_the_held_out_part(reference):
+@cache
+def folds(path):
+    """Fold and label of each image."""
+    table = pd.read_csv(path, dtype={"image_id": str}).set_index("image_id")
+    assert table.index.is_unique
+    return table[["fold", "label"]]
+
+
+def test_predictions_are_of_the_held_out_part():
     for path in [*predictions(), *peer_predictions()]:
-        frame = pd.read_parquet(path)
+        frame = pd.read_parquet(path, columns=["image_id", "fold", "label"])
         name, _, dataset, *_ = path.relative_to(paths.RESULTS).parts
-        folds = pd.read_csv(paths.RESULTS / name / "folds" / f"{dataset}.csv", dtype={"image_id": str})
-        joined = frame.merge(folds, on="image_id", suffixes=("", "_assigned"))
-        assert len(joined) == len(frame)
-        assert (joined["fold"] == joined["fold_assigned"]).all() and (joined["label"] == joined["label_assigned"]).all()
+        assigned = folds(paths.RESULTS / name / "folds" / f"{dataset}.csv").reindex(frame["image_id"])
+        assert (assigned.to_numpy() == frame[["fold", "label"]].to_numpy()).all(), path
 
 
 def test_finished_cells_have_predictions_and_the_provenance_says_what_they_are(reference):

@@ -60,10 +60,10 @@ def test_each_half_of_the_held_out_images_has_the_temperature_of_the_other():
     parts = np.arange(400) % 2 == 0, np.arange(400) % 2 == 1
     scaled, temperatures = remedies.tempered(p, labels, parts)
     assert (scaled.argsort(1) == p.argsort(1)).all() and scaled.sum(1) == pytest.approx(np.ones(400), abs=1e-5)
-    for part, temperature in zip(parts, temperatures):
-        assert temperature == pytest.approx(remedies.fit_temperature(logits[~part], labels[~part]), rel=1e-3)
-        wanted = np.exp(logits[part] / temperature)
-        np.testing.assert_allclose(scaled[part], wanted / wanted.sum(1, keepdims=True), atol=1e-4)
+    for half, temperature in zip(parts, temperatures):
+        assert temperature == pytest.approx(remedies.fit_temperature(logits[~half], labels[~half]), rel=1e-3)
+        wanted = np.exp(logits[half] / temperature)
+        np.testing.assert_allclose(scaled[half], wanted / wanted.sum(1, keepdims=True), atol=1e-4)
     changed = labels.copy()
     changed[parts[0]] = rng.integers(0, 3, 200)
     assert (remedies.tempered(p, changed, parts)[0][parts[0]] == scaled[parts[0]]).all()  # own labels play no part
