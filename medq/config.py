@@ -40,15 +40,11 @@ def validate(model, value, source):
     except UserError as error:  # of a part that is checked with another model
         raise UserError(f"{source}: {error}") from None
     except ValidationError as error:
-        raise UserError(f"{source}: {_listed(_mistakes(model, error))}") from None
+        mistakes = list(_mistakes(model, error))
+        more = f" ({len(mistakes) - SHOWN} more mistakes follow)" if len(mistakes) > SHOWN else ""
+        raise UserError(f"{source}: {'; '.join(mistakes[:SHOWN]).removesuffix('.')}{more}.") from None
     except RecursionError:
         raise UserError(f"{source}: the file is nested too deeply or refers to itself.") from None
-
-
-def _listed(mistakes):
-    mistakes = list(mistakes)
-    more = f" ({len(mistakes) - SHOWN} more mistakes follow)" if len(mistakes) > SHOWN else ""
-    return "; ".join(mistakes[:SHOWN]).removesuffix(".") + f"{more}."
 
 
 def _mistakes(model, error):
@@ -75,16 +71,13 @@ def _keys_at(model, location):
     """The keys that the mapping at `location` (names of keys, from `model` downwards) may have."""
     models = [model]
     for part in location:
-        fields = [found.model_fields[part].annotation for found in models if part in found.model_fields]
-        models = [found for annotation in fields for found in _models(annotation)] or models
+        ahead, below = [found.model_fields[part].annotation for found in models if part in found.model_fields], []
+        while ahead:
+            annotation = ahead.pop()
+            ahead += typing.get_args(annotation)
+            below += [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+        models = below or models
     return [name for found in models for name in found.model_fields if name != "name"]  # an entry's name is its key
-
-
-def _models(annotation):
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for part in typing.get_args(annotation):
-        yield from _models(part)
 
 
 class _Loader(yaml.SafeLoader):

@@ -1,13 +1,35 @@
 """`medq doctor`: what this machine is, and what it can train, convert and time."""
 
+import json
+import shutil
 from importlib import metadata
 
-from medq import regimes
+from medq import provenance, regimes
 
 NO_COMPILER = (
     "none, or a space in the path of this environment: no torch.compile, so neither its baseline, nor the runtime "
     "inductor, nor `compile: true`"
 )
+INTEGERS = (  # what the processor's instructions mean for 8-bit kernels and the reduced range; the first that fits
+    (
+        {"avx512_vnni", "avx_vnni", "amx_int8"},
+        "With VNNI: 8-bit products are summed in 32 bits and cannot saturate, except in fbgemm's depthwise kernels, which "
+        "still sum in 16 bits; PyTorch's default for fbgemm therefore keeps activations in 7 bits (reduced range) here too.",
+    ),
+    ({"asimddp", "i8mm"}, "Arm with integer dot products: qnnpack sums in 32 bits and needs no reduced range."),
+    (
+        {"avx2"},
+        "Without VNNI: fbgemm sums pairs of products in 16 bits, which saturate unless activations keep to 7 bits (reduced "
+        "range, PyTorch's default for fbgemm). A model calibrated for qnnpack, 8 bits, goes silently wrong under fbgemm here.",
+    ),
+)
+UNKNOWN = "No instructions for 8-bit sums were recognised: expect INT8 to be slow, and check it against its simulation."
+EXTRAS = {
+    "batch": ("snakemake",),
+    "book": ("jupyter-book", "plotly", "itables"),
+    "fetch": ("kagglehub",),
+    "dicom": ("pydicom", "python-gdcm"),
+}
 
 
 def add_arguments(parser):
@@ -18,38 +40,31 @@ def add_arguments(parser):
 def run(args):
     """Print the report; exit status 1 if no INT8 regime can be converted here."""
     found = report()
-    if args.json:
-        import json
-
-        print(json.dumps(found, indent=2))
-    else:
-        print(text(found))
+    print(json.dumps(found, indent=2) if args.json else text(found))
     return 0 if any(found["regimes"][name]["convert"] == "yes" for name in regimes.INT8) else 1
 
 
 def report():
-    """Everything as a dict: versions, packages (extras), cpu, integers (a sentence), gpu, threads,
-    memory_gib, engines {name: "works" or why not}, compiler, regimes {name: {train, convert, time}}, each
-    `yes…` or `no: …`."""
-    import os
-
+    """Everything as a dict: versions, packages (extras), cpu, integers (a sentence), gpu, threads, memory_gib, engines
+    {name: "works" or why not}, compiler, regimes {name: {train, convert, time}}, each `yes…` or `no: …`."""
     import psutil
     import torch
 
-    from medq import _torchvision, provenance
+    from medq import _torchvision
+    from medq.peers import RUNTIMES
     from medq.quantize import ENGINES
 
     _torchvision.ensure()
     cpu, gpu = provenance.cpu(), provenance.gpu()
     engines = {name: _try(name) for name in ENGINES}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    extras = EXTRAS | {"peers": sorted({name for runtime in RUNTIMES for name in runtime.packages})}
     return {
         "versions": provenance.versions(),
-        "packages": _extras(),
+        "packages": {extra: {name: _version(name) for name in names} for extra, names in extras.items()},
         "cpu": cpu,
         "integers": integers(cpu["instructions"]),
         "gpu": gpu,
-        "threads": {"torch": torch.get_num_threads(), "usable_cores": cores},
+        "threads": {"torch": torch.get_num_threads(), "usable_cores": provenance.usable_cores()},
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "engines": engines,
         "compiler": compiler(),
@@ -59,8 +74,6 @@ def report():
 
 def compiler():
     """Path of the C++ compiler; empty if torch's path contains a space, which torch.compile cannot handle."""
-    import shutil
-
     import torch
 
     return "" if " " in torch.__file__ else shutil.which("g++") or shutil.which("clang++") or ""
@@ -68,45 +81,25 @@ def compiler():
 
 def integers(instructions):
     """What the processor's instructions mean for 8-bit kernels and the reduced range, as a sentence."""
-    if {"avx512_vnni", "avx_vnni", "amx_int8"} & set(instructions):
-        return (
-            "With VNNI: 8-bit products are summed in 32 bits and cannot saturate, except in fbgemm's "
-            "depthwise kernels, which still sum in 16 bits; PyTorch's default for fbgemm therefore "
-            "keeps activations in 7 bits (reduced range) here too."
-        )
-    if {"asimddp", "i8mm"} & set(instructions):
-        return "Arm with integer dot products: qnnpack sums in 32 bits and needs no reduced range."
-    if "avx2" in instructions:
-        return (
-            "Without VNNI: fbgemm sums pairs of products in 16 bits, which saturate unless activations "
-            "keep to 7 bits (reduced range, PyTorch's default for fbgemm). A model calibrated for qnnpack, 8 "
-            "bits, goes silently wrong under fbgemm here."
-        )
-    return (
-        "No instructions for 8-bit sums were recognised: expect INT8 to be slow, and check it against its simulation."
-    )
+    return next((sentence for known, sentence in INTEGERS if known & set(instructions)), UNKNOWN)
 
 
 def fitness(gpu, engines, instructions):
     """{regime: {train, convert, time}}: `yes`, `yes, …` with a remark, or `no: …` with the reason."""
-    where = "yes" if gpu else "yes, on the CPU (slow)"
-    half = (
-        "yes"
-        if gpu
-        else "yes, as bfloat16 on the CPU"
-        + ("" if {"avx512_bf16", "amx_int8"} & set(instructions) else ", emulated and slow")
-    )
+    emulated = "" if {"avx512_bf16", "amx_int8"} & set(instructions) else ", emulated and slow"
+    train, half = "yes, on the CPU (slow)", f"yes, as bfloat16 on the CPU{emulated}"
     found = {
-        "fp32": {"train": where, "convert": "not needed", "time": "yes"},
+        "fp32": {"train": "yes" if gpu else train, "convert": "not needed", "time": "yes"},
         "fp16": {
-            "train": half,
+            "train": "yes" if gpu else half,
             "convert": "not needed",
             "time": "yes" if gpu else "no: half precision is timed on a GPU",
         },
     }
     for row in (regimes.REGIMES[name] for name in regimes.INT8):
         works = "yes" if engines[row.engine] == "works" else f"no: {engines[row.engine]}"
-        found[row.name] = {"train": where if row.schedule else "not needed", "convert": works, "time": works}
+        trains = found["fp32"]["train"] if row.schedule else "not needed"
+        found[row.name] = {"train": trains, "convert": works, "time": works}
     return found
 
 
@@ -133,20 +126,6 @@ def _try(engine_name):
     return "works"
 
 
-def _extras():
-    """{extra: {package: version or ""}} of what is optional."""
-    from medq.peers import RUNTIMES
-
-    wanted = {
-        "batch": ("snakemake",),
-        "book": ("jupyter-book", "plotly", "itables"),
-        "fetch": ("kagglehub",),
-        "dicom": ("pydicom", "python-gdcm"),
-        "peers": sorted({name for runtime in RUNTIMES for name in runtime.packages}),
-    }
-    return {extra: {name: _version(name) for name in names} for extra, names in wanted.items()}
-
-
 def _version(name):
     try:
         return metadata.version(name)
@@ -156,35 +135,27 @@ def _version(name):
 
 def text(found):
     """The report as lines for a terminal."""
-    cpu, gpu = found["cpu"], found["gpu"]
+    cpu, gpu, threads = found["cpu"], found["gpu"], found["threads"]
     lines = ["Versions    " + ", ".join(f"{name} {version}" for name, version in found["versions"].items())]
     for extra, installed in found["packages"].items():
+        parts = [f"{name} {version}" for name, version in installed.items() if version]
         lacking = [name for name, version in installed.items() if not version]
-        lines.append(
-            f"  [{extra}]".ljust(12)
-            + ", ".join(f"{name} {v}" for name, v in installed.items() if v)
-            + (
-                f"{'; ' if len(lacking) < len(installed) else ''}missing: {', '.join(lacking)} "
-                f"(pip install 'medq[{extra}]')"
-                if lacking
-                else ""
-            )
-        )
+        there = [", ".join(parts)] if parts else []
+        missing = [f"missing: {', '.join(lacking)} (pip install 'medq[{extra}]')"] if lacking else []
+        lines.append(f"  [{extra}]".ljust(12) + "; ".join(there + missing))
+    graphics = "none: FP32 and QAT train on the CPU, FP16 falls back to bfloat16"
+    if gpu:
+        graphics = f"{gpu['name']}, {gpu['memory_gib']} GiB, capability {gpu['capability']}, CUDA {gpu['cuda']}"
     lines += [
-        f"Processor   {cpu['model']}, {found['threads']['usable_cores']} usable cores, "
-        f"torch uses {found['threads']['torch']} threads, "
+        f"Processor   {cpu['model']}, {threads['usable_cores']} usable cores, torch uses {threads['torch']} threads, "
         f"{found['memory_gib']} GiB",
         f"  integers  {', '.join(cpu['instructions']) or 'none recognised'}",
         f"            {found['integers']}",
-        f"GPU         {gpu['name']}, {gpu['memory_gib']} GiB, capability {gpu['capability']}, CUDA {gpu['cuda']}"
-        if gpu
-        else "GPU         none: FP32 and QAT train on the CPU, FP16 falls back to bfloat16",
+        f"GPU         {graphics}",
         f"Compiler    {found['compiler'] or NO_COMPILER}",
         "Engines     " + "; ".join(f"{name}: {state}" for name, state in found["engines"].items()),
         "",
-        f"{'Regime':<14}{'train':<30}{'convert':<30}time",
     ]
-    lines += [
-        f"{name:<14}{row['train']:<30}{row['convert']:<30}{row['time']}" for name, row in found["regimes"].items()
-    ]
+    rows = {"Regime": {key: key for key in ("train", "convert", "time")}} | found["regimes"]
+    lines += [f"{name:<14}{row['train']:<30}{row['convert']:<30}{row['time']}" for name, row in rows.items()]
     return "\n".join(lines)

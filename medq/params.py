@@ -78,14 +78,10 @@ class Latency(Model):
     threads: Positive | None = None
     baselines: list[Literal["eager", "channels-last", "fused", "compiled"]] = ["eager", "channels-last", "fused"]
 
-    @field_validator("seconds", mode="before")
+    @field_validator("seconds", mode="wrap")
     @classmethod
-    def _one_for_all(cls, value):
-        return [value] if isinstance(value, (int, float)) else value
-
-    @field_validator("seconds")
-    @classmethod
-    def _one_for_each(cls, value, info):
+    def _one_for_all_or_each(cls, value, check, info):
+        value = check([value] if isinstance(value, (int, float)) else value)
         sizes = info.data.get("batch_sizes", value)
         if len(value) not in (1, len(sizes)):
             raise ValueError(f"give one number, or one for each of the {len(sizes)} batch_sizes")
@@ -207,11 +203,15 @@ class Params(Model):
 
     def training(self, backbone):
         """The `Train` settings of one backbone."""
-        return _merged(Train, self.train, self.overrides, backbone, "train")
+        return self._merged("train", backbone)
 
     def quantization(self, backbone):
         """The `Qat` settings of one backbone."""
-        return _merged(Qat, self.qat, self.overrides, backbone, "qat")
+        return self._merged("qat", backbone)
+
+    def _merged(self, key, backbone):
+        settings, changes = getattr(self, key), getattr(self.overrides.get(backbone), key, {})
+        return validate(type(settings), settings.model_dump() | changes, f"overrides.{backbone}.{key}")
 
     def thread_count(self):
         """Threads of a process: `MEDQ_THREADS` (a batch shares the machine), else the profile's `threads`, else None."""
@@ -225,11 +225,6 @@ class Params(Model):
     def root(self):
         """Folder of the images: `MEDQ_DATA`, else the profile's `data_root` (a manifest has it from the repository), else None."""
         return os.environ.get("MEDQ_DATA") or (self.data_root and os.path.normpath(paths.ROOT / self.data_root))
-
-
-def _merged(kind, base, overrides, backbone, key):
-    changes = getattr(overrides[backbone], key) if backbone in overrides else {}
-    return validate(kind, base.model_dump() | changes, f"overrides.{backbone}.{key}")
 
 
 class Backbone(Model):
@@ -248,8 +243,7 @@ class Recipe(Model):
 
     `batch_norm`: `traced` as FX graph mode finds it (timm's combined norm-and-activation layers stay apart from their
     convolutions), `fused` into the convolution wherever there is one before it, `unfused` nowhere.
-    `training_mode`: traced with the model left in training mode, as when `eval()` is forgotten. PyTorch refuses to fold batch
-    norm then; where it stays outside, it uses the statistics of each batch for ever.
+    `training_mode`: traced with the model left in training mode, as when `eval()` is forgotten.
     `run_engine`: `other` converts and runs under the engine that the recipe was not made for.
     """
 
@@ -280,12 +274,11 @@ def datasets(folder=paths.PARAMS):
 
 def _with(value, changes):
     """`value` with `changes` merged into it, mapping by mapping."""
-    nested = {
-        key: _with(value[key], new)
-        for key, new in changes.items()
-        if isinstance(new, dict) and isinstance(value.get(key), dict)
-    }
-    return value | changes | nested
+    merged = dict(value)
+    for key, new in changes.items():
+        both = isinstance(new, dict) and isinstance(value.get(key), dict)
+        merged[key] = _with(value[key], new) if both else new
+    return merged
 
 
 def profile_path(name):
@@ -294,22 +287,17 @@ def profile_path(name):
     return Path(text) if text.endswith((".yaml", ".yml")) else paths.PARAMS / f"{text}.yaml"
 
 
-def _beside(path, value):
+def _beside(folder, value):
     """`value` with `data_root` and files of `weights` as absolute paths: a notebook runs in another folder than the command."""
-
-    def absolute(key, given):
-        if key == "overrides" and isinstance(given, dict):
-            return {
-                name: beside(override) if isinstance(override, dict) else override for name, override in given.items()
-            }
-        if key not in ("data_root", "weights") or not isinstance(given, str) or given in ("", "imagenet", "none"):
-            return given
-        return os.path.normpath(path.absolute().parent / os.path.expanduser(given))
-
-    def beside(found):
-        return {key: absolute(key, given) for key, given in found.items()}
-
-    return beside(value)
+    value = dict(value)
+    for key in ("data_root", "weights"):
+        given = value.get(key)
+        if isinstance(given, str) and given not in ("", "imagenet", "none"):
+            value[key] = os.path.normpath(folder / os.path.expanduser(given))
+    if isinstance(value.get("overrides"), dict):
+        found = value["overrides"].items()
+        value["overrides"] = {name: _beside(folder, o) if isinstance(o, dict) else o for name, o in found}
+    return value
 
 
 def load(path, replaced=None, /, **changes):
@@ -319,23 +307,22 @@ def load(path, replaced=None, /, **changes):
     """
     path = profile_path(path)
     value = _with(read_yaml(path), {**(replaced or {}), **changes})
-    params = validate(Params, _beside(path, value), str(path))
+    params = validate(Params, _beside(path.absolute().parent, value), str(path))
     if params.profile != path.stem:
         raise UserError(f"{path}: profile: must be {path.stem!r}, the file's own name, not {params.profile!r}.")
-    known = {
-        "dataset": datasets(),
-        "backbone": backbones(),
-        "recipe": recipes(),
-        "regime": REGIMES,
-        "control": CONTROLS,
+    lists = {  # {key: (kind of name, names given, names known)}
+        "datasets": ("dataset", params.datasets, datasets()),
+        "backbones": ("backbone", params.backbones, backbones()),
+        "regimes": ("regime", params.regimes, REGIMES),
+        "controls": ("control", params.controls, CONTROLS),
+        "overrides": ("backbone", params.overrides, backbones()),
+        **{f"study.{key}": ("backbone", names, backbones()) for key, names in params.study},
+        "study.recipes": ("recipe", params.study.recipes, recipes()),
     }
-    lists = {f"{kind}s": (kind, getattr(params, f"{kind}s")) for kind in ("dataset", "backbone", "regime", "control")}
-    lists |= {"overrides": ("backbone", params.overrides)}
-    lists |= {f"study.{key}": ("recipe" if key == "recipes" else "backbone", names) for key, names in params.study}
-    for key, (kind, names) in lists.items():
+    for key, (kind, names, known) in lists.items():
         for name in names or ():
             try:
-                one_of(kind, name, list(known[kind]))
+                one_of(kind, name, list(known))
             except UserError as error:
                 raise UserError(f"{path}: {key}: {error}") from None
     return params

@@ -7,7 +7,6 @@ tell a night from a month, not an hour from two.
 from collections import Counter
 
 from medq import artefacts, backbones, batch, params as profiles, paths, regimes
-from medq.batch import uses_gpu
 
 MEASURED = {
     # ms per training step of 32 images of 64 × 64 pixels on two cores (AVX512-VNNI), FP32 and QAT; images per second in
@@ -41,9 +40,9 @@ def run(args):
     params = profiles.load(args.params)
     backbones.check_names(params.backbones)
     found = estimate(params)
+    stages = ", ".join(f"{n} {stage}" for stage, n in found["stages"].items())
     print(
-        f"{params.profile}: {found['parts']} notebooks for {found['cells']} cells of dataset, backbone and regime"
-        f" ({', '.join(f'{n} {stage}' for stage, n in found['stages'].items())})."
+        f"{params.profile}: {found['parts']} notebooks for {found['cells']} cells of dataset, backbone and regime ({stages})."
     )
     if found["gpu_hours"]:
         print(f"GPU: about {found['gpu_hours']:,.1f} hours on one card like an RTX 3090.")
@@ -52,36 +51,33 @@ def run(args):
     unknown = [name for name in params.datasets if not sum(n_images(profiles.datasets()[name]))]
     if unknown:
         print(f"Not counted: the images of {', '.join(unknown)}, which have no `release` in params/datasets.yaml.")
-    own = found["measured"]
-    print(
-        f"Training rates: {'measured in this profile for ' + ', '.join(own) if own else 'from published and measured tables'}"
-        f"{'; the others from tables' if own and len(own) < len(params.backbones) else ''}."
-        " Early stopping may end sooner."
+    own = ", ".join(found["measured"])
+    rates = (
+        f"measured in this profile for {own}, from tables for others" if own else "from published and measured tables"
     )
+    print(f"Training rates: {rates}. Early stopping may end sooner.")
 
 
 def estimate(params):
     """{parts, cells, stages, gpu_hours, cpu_hours, disk_gb, measured} of a profile."""
-    found, catalogue = batch.jobs(params), profiles.datasets()
-    gpu, own, seconds = uses_gpu(params), measured(params), Counter()
+    jobs, catalogue = batch.jobs(params), profiles.datasets()
+    cells = [job for job in jobs if job.stage in ("finetune", "quantize")]
+    gpu, own, seconds = batch.uses_gpu(params), _measured(cells), Counter()
     disk = sum(params.image_size**2 * 3 * sum(n_images(catalogue[d])) for d in params.datasets) / 1e6
-    for job in found:
-        backbone, regime = job.cell.backbone, job.cell.regime
-        if job.stage in ("finetune", "quantize"):
-            n_train, n_held_out = part_sizes(params, catalogue[job.cell.dataset])
-            trained = epochs(params, backbone, regime) * n_train
-            kind = rate_of(regime)
-            seconds["gpu" if gpu and trained else "cpu"] += trained / rate(params, backbone, kind, gpu, own)
-            seconds["cpu" if job.stage == "quantize" or not gpu else "gpu"] += (
-                3 * n_held_out * (step_seconds(params, backbone, "fp32") / 3)
-            )
-            disk += MEASURED.get(backbone, UNKNOWN)[3] / (1 if job.stage == "finetune" else 3.7)
-        seconds["cpu"] += START_SECONDS + study_seconds(params, job, catalogue)
-    cells = {(j.cell.dataset, j.cell.backbone, j.cell.regime) for j in found if j.stage in ("finetune", "quantize")}
+    for job in cells:
+        backbone, schedule = job.cell.backbone, regimes.REGIMES[job.cell.regime].schedule
+        n_train, n_held_out = part_sizes(params, catalogue[job.cell.dataset])
+        epochs = {"train": params.training, "qat": params.quantization}[schedule](backbone).epochs if schedule else 0
+        trained = epochs * n_train  # at most
+        seconds["gpu" if gpu and trained else "cpu"] += trained / _rate(params, backbone, _kind(job), gpu, own)
+        evaluated = "gpu" if gpu and job.stage == "finetune" else "cpu"
+        seconds[evaluated] += n_held_out / _rate(params, backbone, "fp32", False, {})
+        disk += MEASURED.get(backbone, UNKNOWN)[3] / (1 if job.stage == "finetune" else 3.7)
+    seconds["cpu"] += sum(START_SECONDS + study_seconds(params, job, catalogue) for job in jobs)
     return {
-        "parts": len(found),
-        "cells": len(cells),
-        "stages": Counter(job.stage for job in found),
+        "parts": len(jobs),
+        "cells": len({(job.cell.dataset, job.cell.backbone, job.cell.regime) for job in cells}),
+        "stages": Counter(job.stage for job in jobs),
         "gpu_hours": seconds["gpu"] / 3600,
         "cpu_hours": seconds["cpu"] / 3600,
         "disk_gb": disk / 1e3,
@@ -91,20 +87,15 @@ def estimate(params):
 
 def study_seconds(params, job, catalogue):
     """Seconds of a stage that trains nothing, with the size of images and of the held-out part."""
+    timed = sum(params.latency.budget(n) for n in params.latency.batch_sizes)
     if job.stage == "latency":
-        variants = len(params.regimes) + len(params.latency.baselines)
-        return variants * sum(params.latency.budget(n) for n in params.latency.batch_sizes)
+        return (len(params.regimes) + len(params.latency.baselines)) * timed
     if job.stage == "peers":
-        return 60 * PEER_MINUTES + PEER_MODELS * sum(params.latency.budget(n) for n in params.latency.batch_sizes) / 2
+        return 60 * PEER_MINUTES + PEER_MODELS * timed / 2
     if job.stage not in STUDY_MINUTES:
         return 0
     images = part_sizes(params, catalogue[job.cell.dataset])[1] / 1500
     return 60 * STUDY_MINUTES[job.stage] * images * (params.image_size / 224) ** 2
-
-
-def rate_of(regime):
-    """The kind of training whose rate a regime has: `fp32`, `fp16` or `qat`."""
-    return regime if regime == "fp16" else "qat" if regimes.method(regime) == "qat" else "fp32"
 
 
 def n_images(spec):
@@ -121,39 +112,29 @@ def part_sizes(params, spec):
     return tuple(min(n, limit or n) for n, limit in zip(n_images(spec), (params.subset.train, params.subset.held_out)))
 
 
-def epochs(params, backbone, regime):
-    """Epochs that a regime trains at most."""
-    schedule = {"train": params.training, "qat": params.quantization}.get(regimes.REGIMES[regime].schedule)
-    return schedule(backbone).epochs if schedule else 0
+def _kind(job):
+    """The kind of training whose rate a cell has: `fp32`, `fp16` or `qat`."""
+    regime = job.cell.regime
+    return regime if regime == "fp16" else "qat" if regimes.method(regime) == "qat" else "fp32"
 
 
-def step_seconds(params, backbone, kind):
-    """Seconds of training per image on two cores, at the profile's image size."""
-    fp32, qat, *_ = MEASURED.get(backbone, UNKNOWN)
-    return (qat if kind == "qat" else fp32) / 1000 / 32 * (params.image_size / 64) ** 2
-
-
-def rate(params, backbone, kind, gpu, own):
+def _rate(params, backbone, kind, gpu, own):
     """Training images per second: this profile's own where it has been measured, else from the tables."""
     if (backbone, kind) in own:
         return own[backbone, kind]
-    if not gpu:
-        return 1 / step_seconds(params, backbone, kind)
     fp32, qat, images, _ = MEASURED.get(backbone, UNKNOWN)
+    if not gpu:
+        return 32 * 1000 / (qat if kind == "qat" else fp32) * (64 / params.image_size) ** 2
     slower = {"fp16": 1, "fp32": FP32_SLOWER, "qat": FP32_SLOWER * qat / fp32}[kind]
     return images * (224 / params.image_size) ** 2 / slower
 
 
-def measured(params):
-    """{(backbone, fp32 | fp16 | qat): images per second} of the profile's finished cells."""
-    import json
-
+def _measured(cells):
+    """{(backbone, fp32 | fp16 | qat): images per second} of those cells that are finished."""
     images, seconds = Counter(), Counter()
-    for job in batch.jobs(params):
-        record = artefacts.record(job.folder) if job.stage in ("finetune", "quantize") else None
-        if record and record.get("train_seconds"):
-            manifest = json.loads((job.folder / "manifest.json").read_text(encoding="utf-8"))
-            kind = rate_of(job.cell.regime)
-            images[job.cell.backbone, kind] += record["epochs"] * manifest["n_train"]
-            seconds[job.cell.backbone, kind] += record["train_seconds"]
+    for job in cells:
+        record, manifest = artefacts.record(job.folder), artefacts.read_json(job.folder / "manifest.json")
+        if record and record.get("train_seconds") and manifest:
+            images[job.cell.backbone, _kind(job)] += record["epochs"] * manifest["n_train"]
+            seconds[job.cell.backbone, _kind(job)] += record["train_seconds"]
     return {key: images[key] / seconds[key] for key in images}

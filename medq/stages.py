@@ -48,22 +48,22 @@ class Stage:
         return f"{self.folder}/{self.name}.ipynb"
 
 
-def _study(name, title, *tables, per_engine=False, **more):
+def _study(name, title, *tables, folder="", **more):
     """A stage that analyses trained cells: what it is called, the tables that it writes, and what is special about it."""
-    folder = f"{{dataset}}/{{backbone}}/{name}{'-{engine}' * per_engine}/{{place}}"
+    engine = "-{engine}" if "methods" in more else ""
+    folder = folder or f"{{dataset}}/{{backbone}}/{name}{engine}/{{place}}"
     return Stage(name, folder, "finetune", tables=tables, title=title, **more)
 
 
-_PER_PTQ = {"per_engine": True, "methods": ("ptq",)}
-_PER_INT8 = {"per_engine": True, "methods": ("ptq", "qat")}
+_PTQ, _INT8 = ("ptq",), ("ptq", "qat")
 _ROWS = (
     Stage("datasets", "{dataset}/data", module="datasets.partition"),
     Stage("finetune", CELL, "datasets", methods=("float",)),
-    Stage("quantize", CELL, "finetune", "quantize.stage", ("ptq", "qat"), calibrates=True),
-    _study("calibration_size", "calibration sizes", "calibration_size.csv", cnn=True, **_PER_PTQ),
+    Stage("quantize", CELL, "finetune", "quantize.stage", _INT8, calibrates=True),
+    _study("calibration_size", "calibration sizes", "calibration_size.csv", cnn=True, methods=_PTQ),
     _study("ablation", "recipes", "ablation.csv", calibrates=True, cnn=True),
-    _study("diagnosis", "layers", "layers.csv", calibrates=True, every_engine=True, **_PER_INT8),
-    _study("remedies", "remedies", "remedies.csv", calibrates=True, **_PER_PTQ),
+    _study("diagnosis", "layers", "layers.csv", calibrates=True, every_engine=True, methods=_INT8),
+    _study("remedies", "remedies", "remedies.csv", calibrates=True, methods=_PTQ),
     _study(
         "attention",
         "class activation maps",
@@ -73,14 +73,7 @@ _ROWS = (
         cnn=True,
         every_regime=True,
     ),
-    Stage(
-        "latency",
-        "latency/{backbone}",
-        "finetune",
-        tables=("latency.csv", "latency_raw.parquet"),
-        title="timings",
-        timed=True,
-    ),
+    _study("latency", "timings", "latency.csv", "latency_raw.parquet", folder="latency/{backbone}", timed=True),
     _study("peers", "other runtimes", "peers.csv", "peers_raw.parquet", calibrates=True, timed=True),
     Stage("collect", "collect"),
 )
@@ -248,26 +241,21 @@ def _digest(path, *_):
     return artefacts.sha256(path)
 
 
-def _timed(params, backbone):
-    """The values that a timing depends on; weights and images are not among them: they change no time."""
-    return {
-        "latency": params.latency.model_dump(),
-        "calibration": {"images": params.calibration.images},
-        "backbone": profiles.backbones()[backbone].model_dump(exclude={"title"}),
-        "device": params.device,
-        "regimes": [name for name in params.regimes if name != "fp32"],
-    }
-
-
 def inputs(params, stage, cell, key_of=None):
     """Everything the result of `stage` for `cell` depends on, as a mapping of plain data.
 
     `key_of(folder)` gives the content key of the folder of an earlier stage; by default it is read from the disk.
     """
     key_of = key_of or (lambda path: content_key(artefacts.record(path)))
-    if stage == "latency":
-        value = {"parameters": _timed(params, cell.backbone), "code": code(stage), "cell": ["", cell.backbone, "", 0]}
-        return json.loads(json.dumps(value))
+    if stage == "latency":  # weights and images change no time
+        values = {
+            "latency": params.latency.model_dump(),
+            "calibration": {"images": params.calibration.images},
+            "backbone": profiles.backbones()[cell.backbone].model_dump(exclude={"title"}),
+            "device": params.device,
+            "regimes": [name for name in params.regimes if name != "fp32"],
+        }
+        return json.loads(json.dumps({"parameters": values, "code": code(stage), "cell": ["", cell.backbone, "", 0]}))
     own = regimes.REGIMES.get(cell.regime) if stage in ("finetune", "quantize") else None
     start = own.start if own else "fp32"
     value = {
