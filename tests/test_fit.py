@@ -1,5 +1,8 @@
 """Training compiled: the same model by another way of computing, and one sentence where it cannot be had."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -105,3 +108,18 @@ def test_compile_is_an_input_of_a_cell_and_leaves_qat_as_it_is():
         "fp16": True,
         "qat-fbgemm": False,
     }
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc alone has the option")
+def test_freed_memory_stays_in_the_process():
+    """A large tensor that is made again needs no new pages; by default every one of its pages is faulted in again."""
+    script = (
+        "import resource, torch; from medq import finetune; finetune.keep_memory()\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    torch.ones(16, 1024, 1024)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "print(faults(), faults())"
+    )
+    first, again = map(int, subprocess.check_output([sys.executable, "-c", script], text=True).split())
+    assert first > 10_000 and again < first / 100
