@@ -35,6 +35,7 @@ TEMPERED = {"fp32-temperature": "fp32", "temperature": "none", "combined": "comb
 ROUNDS = 60  # timings of each model, one round after the other
 WEIGHTED = ("Conv2d", "ConvReLU2d", "Linear", "LinearReLU", "Linear (dynamic)")
 EQUALIZATION_ROUNDS = 20
+DEAD = 1e-4  # of the widest channel: below it equalization leaves a channel alone
 
 
 def run(params, cell):
@@ -299,7 +300,8 @@ def _balance(first, second):
     depthwise = isinstance(second, nn.Conv2d) and second.groups > 1
     r1 = first.weight.abs().flatten(1).amax(1)
     r2 = (second.weight if depthwise else second.weight.transpose(0, 1)).abs().flatten(1).amax(1)
-    s = torch.where((r1 > 0) & (r2 > 0), (r1 / r2.clamp_min(1e-12)).sqrt(), torch.ones_like(r1)).clamp(1e-3, 1e3)
+    alive = (r1 > DEAD * r1.amax()) & (r2 > DEAD * r2.amax())  # scaling a dead channel only makes its bias explode
+    s = torch.where(alive, (r1 / r2.clamp_min(1e-12)).sqrt(), torch.ones_like(r1)).clamp(1e-3, 1e3)
     first.weight.div_(s.view(-1, *[1] * (first.weight.ndim - 1)))
     if first.bias is not None:
         first.bias.div_(s)
