@@ -47,10 +47,10 @@ book: setup  ## the book on the committed results
 	@$(BIN)/jupyter-book build book/
 
 test: setup  ## the test suite (minutes)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow and not browser"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and not browser"
 
 test-all: setup  ## the long tests too
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not browser"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not browser"
 
 book-check: setup  ## every page of the built book in Chromium
 	@$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[$(EXTRAS),browser]"

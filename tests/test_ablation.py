@@ -4,13 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fixtures.quantize import BatchNormAct2d, batch, cell, part, trained
+from fixtures.quantize import BatchNormAct2d, batch, cell, integer_model, observed, part, trained
 from torch.nn import functional as F
 
 from medq import ablation, params as profiles, results, tables
 from medq.augment import normalise, unnormalised
 from medq.errors import UserError
-from medq.params import Recipe
 from medq.quantize import stage, static
 from medq.quantize.engines import Unsupported
 
@@ -19,9 +18,7 @@ INT8 = ("fbgemm", "qnnpack")
 
 def made(name, **switches):
     """(prepared, integer model) of the trained network for an engine."""
-    recipe = Recipe(title="", **switches)
-    prepared = static.prepare(trained(), name, recipe, 32)
-    static.calibrate(prepared, [batch()])
+    prepared = observed(trained(), name, **switches)
     return prepared, static.convert(prepared, name)
 
 
@@ -103,8 +100,7 @@ def test_pytorch_refuses_to_fold_batch_norm_in_training_mode_and_takes_what_it_d
         made(name, training_mode=True)
     torch.manual_seed(0)
     combined = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), BatchNormAct2d(8)).eval()  # as in EfficientNet
-    prepared = static.prepare(combined, name, Recipe(title="", training_mode=True), 32)
-    static.calibrate(prepared, [batch(8)])
+    prepared = observed(combined, name, batches=[batch(8)], training_mode=True)
     with torch.inference_mode():
         quantized = static.convert(prepared, name)
         assert not torch.allclose(quantized(batch(8))[:2], quantized(batch(2)), atol=0.05)
@@ -127,8 +123,7 @@ def test_images_that_are_not_normalised():
     assert 0 <= wrong.min() and wrong.max() <= 1 and right.min() < -1
     first = {}
     for name, images in (("right", right), ("wrong", wrong)):
-        prepared = static.prepare(trained(), "qnnpack", Recipe(title="", activations="minmax"), 32)
-        static.calibrate(prepared, [images])
+        prepared = observed(trained(), "qnnpack", batches=[images], activations="minmax")
         observer = prepared.get_submodule("activation_post_process_0")
         first[name] = float(observer.min_val), float(observer.max_val)
     assert first["right"] == (float(right.min()), float(right.max()))
@@ -149,21 +144,15 @@ def test_a_resolved_recipe_is_the_default_written_out(name):
     assert None not in (written.weights, written.activations, written.reduce_range)
     x = batch()
     with torch.inference_mode():
-        a, b = (static.convert(_observed(name, recipe), name)(x) for recipe in (stage.DEFAULT, written))
+        a, b = (integer_model(trained(), name, recipe)(x) for recipe in (stage.DEFAULT, written))
     assert torch.equal(a, b)
 
 
 def test_settings_alone_decide_not_the_engine_that_prepares():
     settings = static.resolved(stage.DEFAULT, "qnnpack")
     with torch.inference_mode():
-        a, b = (static.simulate(_observed(name, settings))(batch()) for name in INT8)
+        a, b = (static.simulate(observed(trained(), name, settings))(batch()) for name in INT8)
     assert torch.equal(a, b)
-
-
-def _observed(name, recipe):
-    prepared = static.prepare(trained(), name, recipe, 32)
-    static.calibrate(prepared, [batch()])
-    return prepared
 
 
 @pytest.mark.parametrize("name", [name for name in profiles.recipes() if name != "default"])

@@ -1,6 +1,5 @@
 """The audit finds copies and nothing else, says which stand on both sides, and what to remove."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,6 @@ from medq.datasets import audit, folds, held_out_twins, index, load_catalogue, r
 from medq.datasets.audit import summary
 from medq.errors import UserError
 
-REAL = Path(os.environ.get("MEDQ_DATA") or Path(__file__).parents[2] / "shared" / "data")
-needs_images = pytest.mark.skipif(not REAL.is_dir(), reason="no real images: set MEDQ_DATA")
 CATALOGUE = load_catalogue()
 
 
@@ -139,10 +136,10 @@ def test_unreadable_images_are_named(dataset):
         audit(frame, assigned)
 
 
-@needs_images
-def test_real_brain_images_identical_on_both_sides():
+@pytest.mark.slow
+def test_real_brain_images_identical_on_both_sides(real_data):
     spec = CATALOGUE["BrainMRI"]
-    frame = index(spec, REAL)
+    frame = index(spec, real_data)
     assigned = folds(frame, spec)
     found = audit(frame, assigned, kinds=("identical",))
     table = summary(found).set_index("kind").loc["identical"]
@@ -151,9 +148,9 @@ def test_real_brain_images_identical_on_both_sides():
     assert len({read_image(path).tobytes() for path in first["path"]}) == 1
 
 
-@needs_images
-def test_real_near_twins_are_twins_at_full_size_too():
-    frame = index(CATALOGUE["BrainMRI"], REAL)
+@pytest.mark.slow
+def test_real_near_twins_are_twins_at_full_size_too(real_data):
+    frame = index(CATALOGUE["BrainMRI"], real_data)
     part = frame[frame["label"] == 3].iloc[::3].reset_index(drop=True)
     found = audit(part).merge(part[["image_id", "path"]], on="image_id")
     grey = {path: read_image(path).mean(2) for path in found["path"]}
@@ -165,11 +162,10 @@ def test_real_near_twins_are_twins_at_full_size_too():
     assert (found["kind"] == "mirrored").sum() > 50
 
 
-@needs_images
 @pytest.mark.slow
-def test_real_near_and_mirrored_twins_across_the_split():
+def test_real_near_and_mirrored_twins_across_the_split(real_data):
     spec = CATALOGUE["BrainMRI"]
-    frame = index(spec, REAL)
+    frame = index(spec, real_data)
     assigned = folds(frame, spec)
     found = audit(frame, assigned)
     # 475 in the release's own files

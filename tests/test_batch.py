@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fixtures.batch import ROOT, environment, finished, killed, snapshot, start_batch, write_profile  # noqa: F401
+from fixtures.batch import ROOT, environment, finished, killed, snapshot, write_profile  # noqa: F401
 
 from medq import artefacts, batch, cli, finetune, notebook, params, paths, results, slots, stages
 from medq.errors import UserError
@@ -26,6 +26,13 @@ pytestmark = pytest.mark.timeout(1200)  # a batch may share the machine
 
 def why(loaded, only=None):
     return {str(job): reason for job, _, reason in batch.plan(loaded, only)}
+
+
+def run_batch(profile, runs, capsys):
+    """Status and output of a batch that this process starts."""
+    capsys.readouterr()
+    code = cli.main(["batch", str(profile), "--results", str(runs / "results")])
+    return code, "".join(capsys.readouterr())
 
 
 # --- a whole batch, killed once on the way ----------------------------------------------------------------------------
@@ -255,7 +262,7 @@ def test_images_looked_at_again_by_other_code_make_no_cell_stale(finished, monke
     assert why(finished[0]) == {DATA: "code"}
 
 
-def test_what_is_found_in_the_images_decides_what_is_run_again(finished, killed):
+def test_what_is_found_in_the_images_decides_what_is_run_again(finished, killed, capsys):
     loaded, runs = finished
     data, cells = runs / "tiny" / DATA, runs / "tiny" / "phantom-BrainMRI" / "resnet18"
     facts = artefacts.record(data)
@@ -263,17 +270,15 @@ def test_what_is_found_in_the_images_decides_what_is_run_again(finished, killed)
     artefacts.write_json(data / artefacts.DONE, facts | {"key": "earlier", "content": "as other code had found it"})
     assert why(loaded) == {DATA: "code", FP32: "images", PTQ: "images; starts from"}
     before = snapshot(cells)
-    again = start_batch(killed[0], runs)
-    said = again.communicate(timeout=600)[0]
-    assert again.returncode == 0 and "1 of 1 parts done" in said, said
+    code, said = run_batch(killed[0], runs, capsys)
+    assert code == 0 and "1 of 1 parts done" in said
     assert why(loaded) == {} and snapshot(cells) == before
     assert artefacts.record(data)["content"] == facts["content"]
 
 
-@pytest.mark.parametrize(
-    "harm", [*(pytest.param(harm, marks=pytest.mark.slow) for harm in ("killed", "failed")), "deleted"]
-)
-def test_images_that_could_not_be_looked_at_again_cost_no_cell(finished, monkeypatch, harm):
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", ["killed", "failed", "deleted"])
+def test_images_that_could_not_be_looked_at_again_cost_no_cell(finished, monkeypatch, capsys, harm):
     loaded, runs = finished
     data, code = runs / "tiny" / DATA, stages.code
     monkeypatch.setattr(stages, "code", lambda stage: "new" if stage == "datasets" else code(stage))
@@ -290,34 +295,31 @@ def test_images_that_could_not_be_looked_at_again_cost_no_cell(finished, monkeyp
         assert set(why(loaded)) == {DATA}  # its notebook
     # whatever the plan says of the cells: the images come first, and then it is asked again
     monkeypatch.setattr(stages, "code", code)
-    again = start_batch(write_profile(runs.parent / "params"), runs)
-    said = again.communicate(timeout=600)[0]
-    assert again.returncode == 0, said
+    code, said = run_batch(write_profile(runs.parent / "params"), runs, capsys)
+    assert code == 0, said
     assert why(loaded) == {} and snapshot(runs / "tiny" / "phantom-BrainMRI" / "resnet18") == cells
 
 
 @pytest.mark.slow
-def test_a_dataset_that_is_new_runs_beside_one_that_is_looked_at_again(finished, tmp_path):
+def test_a_dataset_that_is_new_runs_beside_one_that_is_looked_at_again(finished, tmp_path, capsys):
     loaded, runs = finished
     facts = artefacts.record(runs / "tiny" / DATA)
     facts["inputs"]["code"] = facts["key"] = "earlier"
     artefacts.write_json(runs / "tiny" / DATA / artefacts.DONE, facts)
     profile = write_profile(tmp_path / "params", datasets=["phantom-BrainMRI", "phantom-ChestXray"], regimes=["fp32"])
-    again = start_batch(profile, runs)
-    said = again.communicate(timeout=900)[0]
-    assert again.returncode == 0 and "3 of 3 parts done" in said, said
+    code, said = run_batch(profile, runs, capsys)
+    assert code == 0 and "3 of 3 parts done" in said
     assert why(params.load(profile)) == {}
 
 
-def test_cells_of_images_that_cannot_be_prepared_are_left_alone(finished, tmp_path):
+def test_cells_of_images_that_cannot_be_prepared_are_left_alone(finished, tmp_path, capsys):
     loaded, runs = finished
     (runs / "tiny" / DATA / artefacts.DONE).unlink()
     (runs / "tiny" / DATA / "folds.csv").unlink()
     (runs / "tiny" / DATA / "folds.csv").mkdir()  # so that preparing fails
     cells = snapshot(runs / "tiny" / "phantom-BrainMRI" / "resnet18")
-    again = start_batch(write_profile(tmp_path / "params"), runs)
-    said = again.communicate(timeout=600)[0]
-    assert again.returncode == 1 and f"failed {DATA}" in said, said
+    code, said = run_batch(write_profile(tmp_path / "params"), runs, capsys)
+    assert code == 1 and f"failed {DATA}" in said
     assert snapshot(runs / "tiny" / "phantom-BrainMRI" / "resnet18") == cells
 
 
@@ -352,7 +354,7 @@ def test_a_changed_notebook_is_shown_again_and_nothing_is_computed(finished, tmp
 
 
 @pytest.fixture
-def real_cells(runs, tmp_path, monkeypatch):
+def real_cells(drawn, tmp_path, monkeypatch):
     """A profile on two classes of files, prepared, with a cell that claims to be trained from them."""
     from PIL import Image
 
@@ -464,13 +466,13 @@ def test_only_takes_along_what_the_chosen_start_from():
     }
 
 
-def test_a_batch_of_images_alone_ends_well_without_results(tmp_path, runs, capsys):
+def test_a_batch_of_images_alone_ends_well_without_results(tmp_path, drawn, capsys):
     words = ["batch", str(write_profile(tmp_path)), "--only", "stage=datasets", "--results", str(tmp_path / "results")]
     for done in ("1 of 1 parts done", "0 of 0 parts done"):
         assert cli.main(words) == 0
         printed = capsys.readouterr().out
         assert done in printed and "nothing to collect" in printed and "failed" not in printed
-    assert (runs / "tiny" / "phantom-BrainMRI" / "data" / "done.json").is_file() and not (tmp_path / "results").exists()
+    assert (drawn / "tiny" / DATA / "done.json").is_file() and not (tmp_path / "results").exists()
 
 
 def test_an_unknown_fold_is_refused(tmp_path):

@@ -316,6 +316,7 @@ def test_images_that_are_connected_are_one_group():
         bootstrap.connected(ids, lesions[:3])
 
 
+@pytest.mark.slow  # tests/test_simulations.py repeats some of the stored rates
 @pytest.mark.parametrize("true_difference", [False, True])
 def test_interval_covers_the_truth(true_difference):
     """The 95 % interval covers it in 93 to 97 % of 1,000 repetitions (at 95 %, the standard error is 0.7 %).

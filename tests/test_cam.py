@@ -2,21 +2,14 @@
 
 import pytest
 import torch
-from fixtures.quantize import batch, trained
+from fixtures.quantize import batch, integer_model, observed, trained
 from torch import nn
 
 from medq import backbones
 from medq.quantize import cam, static
 from medq.quantize.engines import Unsupported, engine
-from medq.quantize.stage import DEFAULT
 
 INT8 = ("fbgemm", "qnnpack")
-
-
-def observed(name, model=None, x=None):
-    prepared = static.prepare(trained() if model is None else model, name, DEFAULT, 32)
-    static.calibrate(prepared, [batch() if x is None else x])
-    return prepared
 
 
 def seen(model, path, x):
@@ -45,7 +38,7 @@ def test_float_map_is_the_exact_one_and_sums_to_the_logit():
 @pytest.mark.parametrize("name", INT8)
 def test_integer_map_is_the_exact_one_of_dequantized_features(name):
     """It sums to the integer model's logit but for the rounding of the pooled features and of the logit itself."""
-    quantized, x = static.convert(observed(name), name), batch()
+    quantized, x = integer_model(trained(), name), batch()
     classes = torch.arange(len(x)) % 4
     found = cam.maps(quantized, [x], classes)
     with engine(name):
@@ -62,7 +55,7 @@ def test_integer_map_is_the_exact_one_of_dequantized_features(name):
 
 @pytest.mark.parametrize("name", INT8)
 def test_simulated_map_has_the_simulations_numbers(name):
-    simulation, x = static.simulate(observed(name)), batch()
+    simulation, x = static.simulate(observed(trained(), name)), batch()
     found = cam.maps(simulation, [x])
     features, logits = seen(simulation, "pool", x)
     assert torch.equal(found.logits, logits)
@@ -115,7 +108,7 @@ def test_grad_cam_goes_through_integer_kernels(name):
     reference = cam.maps(static.fused(model), [x])
     assert torch.allclose(reference.values, gradient_map(model, "conv", x, reference.classes), atol=1e-4)
     assert not reference.exact()
-    prepared = observed(name, model, x)
+    prepared = observed(model, name, batches=[x])
     for quantized in (static.simulate(prepared), static.convert(prepared, name)):
         found = cam.maps(quantized, [x], reference.classes)
         assert 0 < (found.values - reference.values).abs().max() < 0.1 * reference.values.abs().max()

@@ -84,20 +84,16 @@ def compared(metrics, half, trainings=3):
     m = metrics[(metrics["class"] == "") & (metrics["recipe"] == "default")].copy()
     m["method"] = m["regime"] + np.where(m["form"] == "fake-quant", ".fake-quant", "")
     m = m[m["metric"].isin(bootstrap.TESTED)]
-    wide = m.pivot_table(index=["dataset", "backbone", "metric"], columns="method", values="value").reset_index()
+    wide = m.set_index(["dataset", "backbone", "metric", "method"])["value"].unstack()
     pairs = [("fp32", r) for r in ("fp16", "fp32-continued", *INT8)] + [("fp32-continued", r) for r in INT8[2:]]
     pairs += [(f"ptq-{e}", f"qat-{e}") for e in ("fbgemm", "qnnpack")] + [(INT8[0], INT8[1]), (INT8[2], INT8[3])]
     pairs += [(a if a not in INT8 else f"{a}.fake-quant", f"{b}.fake-quant") for a, b in pairs if b in INT8]
     pairs += [(f"{r}.fake-quant", r) for r in INT8] + [("fp16", f"{r}.fake-quant") for r in INT8]
     pairs += [(f"{a}.fake-quant", f"{b}.fake-quant") for a, b in ((INT8[0], INT8[3]), (INT8[1], INT8[2]))]
-    rows = []
-    for a, b in pairs:
-        if not {a, b} <= set(wide.columns):
-            continue
-        found = wide[["dataset", "backbone", "metric"]].assign(delta_pp=100 * (wide[a] - wide[b])).dropna()
-        pooled = found.groupby(["dataset", "metric"])["delta_pp"].mean().reset_index().assign(backbone="all")
-        rows.append(pd.concat([found, pooled]).assign(method_a=a, method_b=b))
-    b = pd.concat(rows, ignore_index=True)
+    differences = {(a, b): 100 * (wide[a] - wide[b]) for a, b in pairs if {a, b} <= set(wide.columns)}
+    cells = pd.concat(differences, names=["method_a", "method_b"]).dropna().rename("delta_pp").reset_index()
+    pooled = cells.groupby(["method_a", "method_b", "dataset", "metric"], as_index=False)["delta_pp"].mean()
+    b = pd.concat([cells, pooled.assign(backbone="all")], ignore_index=True)
     p = np.where(b["delta_pp"].abs() > 100 * half, 0.0001, 0.6)
     ends = {"low_pp": b["delta_pp"] - 100 * half, "high_pp": b["delta_pp"] + 100 * half}
     return b.assign(**ends, p_value=p, p_equation3=p, p_holm=p, n_resamples=2000, n_models=1, trainings=trainings)

@@ -17,8 +17,6 @@ from medq.datasets.spec import DatasetSpec
 from medq.errors import UserError
 
 CATALOGUE = load_catalogue()
-REAL = Path(os.environ.get("MEDQ_DATA") or Path(__file__).parents[2] / "shared" / "data")
-needs_images = pytest.mark.skipif(not REAL.is_dir(), reason="no real images: set MEDQ_DATA")
 
 
 def folder_spec(**changes):
@@ -821,20 +819,18 @@ def test_groups_of_several_classes_lose_no_class(kinds):
 # Real images
 
 
-@needs_images
-def test_real_brain_images_and_their_fixed_split():
+def test_real_brain_images_and_their_fixed_split(real_data):
     spec = CATALOGUE["BrainMRI"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the release is complete
-        frame = index(spec, REAL)
+        frame = index(spec, real_data)
     assert frame.groupby(["split", "label"]).size().tolist() == [300, 306, 405, 300, 1321, 1339, 1595, 1457]
     assert (folds(frame, spec)["fold"] == 0).sum() == 1311
 
 
-@needs_images
-def test_real_skin_images_keep_lesions_whole():
+def test_real_skin_images_keep_lesions_whole(real_data):
     spec = CATALOGUE["SkinCancer"]
-    frame = index(spec, REAL)
+    frame = index(spec, real_data)
     assert len(frame) == 10015 and frame["group"].nunique() == 7470
     table = folds(frame, spec)
     assert (table.groupby("group")["fold"].nunique() == 1).all()
@@ -845,8 +841,7 @@ def test_real_skin_images_keep_lesions_whole():
     assert 470 <= (chosen["part"] == "train").sum() <= 485
 
 
-@needs_images
-def test_real_chest_images_are_a_part_of_the_release():
+def test_real_chest_images_are_a_part_of_the_release(real_data):
     with pytest.warns(DatasetWarning, match="10284 images, the release has 15153"):
-        frame = index(CATALOGUE["ChestXray"], REAL)
+        frame = index(CATALOGUE["ChestXray"], real_data)
     assert frame.groupby("label").size().tolist() == [3350, 5596, 1338]

@@ -3,22 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from fixtures.quantize import BatchNormAct2d, batch, cell, part, trained
+from fixtures.quantize import BatchNormAct2d, batch, cell, integer_model, part, trained
 from torch import nn
 
 from medq import artefacts, diagnosis, finetune, results
 from medq.errors import UserError
-from medq.params import Recipe
-from medq.quantize import dynamic, kernels, stage, static
+from medq.quantize import dynamic, kernels, stage
 from medq.quantize.engines import Unsupported
 
 INT8 = ("fbgemm", "qnnpack")
-
-
-def integer_model(model, name, batches=None, **switches):
-    prepared = static.prepare(model, name, Recipe(title="", **switches), 32)
-    static.calibrate(prepared, batches or [batch()])
-    return static.convert(prepared, name)
 
 
 def outputs(model, paths, x):
@@ -67,7 +60,7 @@ def test_the_fused_layer_is_compared_with_convolution_and_batch_norm():
 def test_saturation_is_the_share_of_values_off_the_grid():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 1)).eval()
-    quantized = integer_model(model, "qnnpack", [batch(8)], activations="minmax")
+    quantized = integer_model(model, "qnnpack", batches=[batch(8)], activations="minmax")
     conv = quantized.model.get_submodule("0")
     x = 3 * batch(8)  # wider than what the observers saw
     with torch.inference_mode():

@@ -39,8 +39,15 @@ def model():
     )
 
 
-@pytest.mark.skipif(not doctor.compiler(), reason="torch.compile needs a C++ compiler, and no space in torch's path")
-def test_compiled_training_gives_the_weights_of_plain_training_also_when_interrupted(part, tmp_path, interrupted):
+NEEDS = pytest.mark.skipif(not doctor.compiler(), reason="it needs a C++ compiler, and no space in torch's path")
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, NEEDS])])
+def test_compiled_training_gives_the_weights_of_plain_training_also_when_interrupted(
+    part, tmp_path, interrupted, monkeypatch, backend
+):
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **options: real(model, backend=backend, **options))
     plain, compiled, resumed = model(), model(), model()
     history = fit.fit(plain, part, fit.Schedule(**SCHEDULE), tmp_path / "plain")
     schedule = fit.Schedule(**SCHEDULE, compiled=True)

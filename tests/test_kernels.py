@@ -4,14 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fixtures.quantize import batch, part, trained
+from fixtures.quantize import batch, integer_model, observed, part, trained
 from torch import fx, nn
 from torch.ao.nn import quantized as nnq
 from torch.nn import functional as F
 
 from medq import backbones, diagnosis, evaluate
-from medq.params import Recipe
-from medq.quantize import agreement, dynamic, kernels, mended, stage, static, sweep
+from medq.quantize import agreement, dynamic, kernels, mended, static, sweep
 from medq.quantize.engines import Quantized, engine
 
 ENGINES = [name for name in torch.backends.quantized.supported_engines if name != "none"]
@@ -105,8 +104,7 @@ def mobilenet():
             module.momentum = None  # the statistics of exactly what it sees
     with torch.no_grad():
         model(x)
-    prepared = static.prepare(model.eval(), "qnnpack", stage.DEFAULT, 32)
-    static.calibrate(prepared, [x])
+    prepared = observed(model.eval(), "qnnpack", batches=[x], activations="minmax")
     return prepared, x
 
 
@@ -138,8 +136,7 @@ def test_mended_changes_no_weight_and_only_what_needs_it(mobilenet):
             )
     assert mended(Quantized(quantized.model, "fbgemm")) is None
     assert mended(dynamic.convert(nn.Sequential(nn.Linear(4, 4)), "qnnpack")) is None
-    plain = static.prepare(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "qnnpack", stage.DEFAULT, 32)
-    static.calibrate(plain, [batch(2)])
+    plain = observed(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "qnnpack", batches=[batch(2)])
     assert mended(static.convert(plain, "qnnpack")) is None
 
 
@@ -165,8 +162,7 @@ def test_every_way_to_write_a_clamp_is_mended(activation):
             return activation(x) if self.act is None else self.act(x)
 
     torch.manual_seed(0)
-    prepared = static.prepare(Net(), "qnnpack", stage.DEFAULT, 32)
-    static.calibrate(prepared, [batch(4)])
+    prepared = observed(Net(), "qnnpack", batches=[batch(4)])
     cured = mended(static.convert(prepared, "qnnpack"))
     assert cured is not None
     with torch.inference_mode():
@@ -178,8 +174,7 @@ def test_every_way_to_write_a_clamp_is_mended(activation):
 
 def test_the_check_finds_a_kernel_that_is_wrong(monkeypatch):
     """A convolution whose result is off by five steps in one channel, as nothing else in the model is."""
-    prepared = static.prepare(trained(), "fbgemm", stage.DEFAULT, 32)
-    static.calibrate(prepared, [batch()])
+    prepared = observed(trained(), "fbgemm", batches=[batch()])
     quantized = static.convert(prepared, "fbgemm")
     assert kernels.verdict(agreement(quantized, batch())) == (True, "")
     right = nnq.Conv2d.forward
@@ -204,8 +199,7 @@ def test_full_range_under_fbgemm_is_caught_on_a_whole_model():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 5, padding=2, groups=32))
     nn.init.constant_(model[1].weight, 0.5)
-    prepared = static.prepare(model, "fbgemm", Recipe(title="", reduce_range=False), 32)
-    static.calibrate(prepared, [batch(8)])
+    prepared = observed(model, "fbgemm", batches=[batch(8)], reduce_range=False)
     table = agreement(static.convert(prepared, "fbgemm"), batch(8)).set_index("layer")
     if all(table["agrees"]):
         pytest.skip("fbgemm's depthwise kernel does not saturate on this processor")
@@ -230,8 +224,7 @@ class Functional(nn.Module):
 @pytest.mark.parametrize("name", ["fbgemm", "qnnpack"])
 def test_functional_operators_are_checked_too(name):
     torch.manual_seed(0)
-    prepared = static.prepare(Functional().eval(), name, stage.DEFAULT, 32)
-    static.calibrate(prepared, [batch(8)])
+    prepared = observed(Functional().eval(), name, batches=[batch(8)])
     table = agreement(static.convert(prepared, name), batch(8))
     assert table["agrees"].notna().all() and table["agrees"].all()
     assert {"conv2d", "linear", "Hardswish"} <= set(table["operator"])
@@ -306,8 +299,7 @@ def test_scalars_broadcasts_and_what_differs_in_training(between, name):
     """The engine's own result says what is right: it must repeat itself and lie near the simulation and the twin."""
     torch.manual_seed(0)
     model, x = Operators((BETWEEN | MODES)[between]).eval(), batch(4)
-    prepared = static.prepare(model, name, stage.DEFAULT, 32)
-    static.calibrate(prepared, [x])
+    prepared = observed(model, name, batches=[x])
     quantized = static.convert(prepared, name)
     with torch.inference_mode():
         once, simulated = quantized(x), static.simulate(prepared)(x)
@@ -320,9 +312,9 @@ def test_scalars_broadcasts_and_what_differs_in_training(between, name):
 def test_the_check_finds_that_prelu_misreads_weights_above_half_of_their_grid():
     """`quantized::prelu` takes a weight's integer above 127 for a negative one, and PyTorch puts the widest at 255."""
     torch.manual_seed(0)
-    prepared, x = static.prepare(Operators(nn.PReLU(4)).eval(), "fbgemm", stage.DEFAULT, 32), batch(4)
-    static.calibrate(prepared, [x])
-    table = agreement(static.convert(prepared, "fbgemm"), x).set_index("operator")
+    x = batch(4)
+    quantized = integer_model(Operators(nn.PReLU(4)).eval(), "fbgemm", batches=[x])
+    table = agreement(quantized, x).set_index("operator")
     if table.loc["PReLU", "agrees"]:
         pytest.skip(f"torch {torch.__version__} computes the quantized PReLU right")
     assert table.loc["PReLU", "wrong"] > 0.2 and table.drop("PReLU")["agrees"].all()
@@ -332,8 +324,7 @@ def test_a_diagnosis_survives_an_operator_that_is_not_known(monkeypatch):
     monkeypatch.delitem(kernels.FUNCTIONS, "hardswish")
     torch.manual_seed(0)
     model, x = Operators(BETWEEN["hardswish"]).eval(), batch(4)
-    prepared = static.prepare(model, "fbgemm", stage.DEFAULT, 32)
-    static.calibrate(prepared, [x])
+    prepared = observed(model, "fbgemm", batches=[x])
     table = diagnosis.layers(model, static.convert(prepared, "fbgemm"), x).set_index("operator")
     assert np.isnan(table.loc["hardswish", "sqnr_db"]) and table.drop("hardswish")["sqnr_db"].notna().all()
 
@@ -384,8 +375,7 @@ def test_sqnr_and_the_count_of_wrong_outputs():
 
 def test_predictions_of_the_cured_model_are_those_of_the_simulation():
     """The whole way: images to probabilities of a trained model with a ReLU6, as it is and mended, under qnnpack."""
-    prepared = static.prepare(trained(), "qnnpack", stage.DEFAULT, 32)
-    static.calibrate(prepared, [batch(64)])
+    prepared = observed(trained(), "qnnpack", batches=[batch(64)])
     quantized, held_out = static.convert(prepared, "qnnpack"), part().images[part().held_out]
     wanted, got, broken = (
         evaluate.probabilities(m, held_out) for m in (static.simulate(prepared), mended(quantized), quantized)

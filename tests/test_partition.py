@@ -15,7 +15,7 @@ def profile(**changes):
 
 
 @pytest.fixture
-def small(runs):
+def small(drawn):
     return profile(subset={"train": 80, "held_out": 40})
 
 
@@ -29,7 +29,7 @@ def test_parts_are_apart_and_as_large_as_asked(small, dataset):
     assert set(part.labels[part.train]) == set(range(len(part.classes)))
 
 
-def test_no_lesion_stands_on_both_sides(runs):
+def test_no_lesion_stands_on_both_sides(drawn):
     part = partition(profile(subset={}), "phantom-SkinCancer", 0)
     folds = pd.read_csv(paths.data_folder("smoke", "phantom-SkinCancer") / "folds.csv", dtype=str)
     group = folds.set_index("image_id")["group"]
@@ -37,14 +37,14 @@ def test_no_lesion_stands_on_both_sides(runs):
     assert group.nunique() < len(group)
 
 
-def test_inner_selection_comes_out_of_the_training_part(runs):
+def test_inner_selection_comes_out_of_the_training_part(drawn):
     usual = partition(profile(), "phantom-ChestXray", 0)
     inner = partition(profile(train={"selection": "inner"}), "phantom-ChestXray", 0)
     assert set(inner.selection) <= set(usual.train) and set(inner.selection).isdisjoint(inner.train)
     np.testing.assert_array_equal(inner.held_out, usual.held_out)
 
 
-def test_deduplication_takes_twins_out_of_the_training_side_only(runs):
+def test_deduplication_takes_twins_out_of_the_training_side_only(drawn):
     usual = partition(profile(subset={}), "phantom-BrainMRI", 0)
     folder = paths.data_folder("smoke", "phantom-BrainMRI")
     twins = pd.DataFrame(
@@ -68,7 +68,7 @@ def twins(*groups):
     return pd.DataFrame(rows, columns=["image_id", "group_id", "kind", "spans", "label"])
 
 
-def test_copies_never_stand_on_both_sides_of_the_inner_split(runs):
+def test_copies_never_stand_on_both_sides_of_the_inner_split(drawn):
     inner = profile(train={"selection": "inner"}, subset={"train": 200})
     usual = partition(inner, "phantom-ChestXray", 0)
     folder = paths.data_folder("smoke", "phantom-ChestXray")
@@ -87,7 +87,7 @@ def test_copies_never_stand_on_both_sides_of_the_inner_split(runs):
     assert any(len({before[i] for i in group}) == 2 for group in groups)  # so the split had torn some apart
 
 
-def test_without_a_limit_of_its_own_every_held_out_image_is_evaluated(runs):
+def test_without_a_limit_of_its_own_every_held_out_image_is_evaluated(drawn):
     part, whole = (partition(profile(subset=s), "phantom-BrainMRI", 0) for s in ({"train": 50}, {}))
     np.testing.assert_array_equal(part.held_out, whole.held_out)
     assert len(part.train) <= 50 < len(whole.train)
@@ -111,7 +111,7 @@ def test_unknown_names_are_refused(small):
 
 
 @pytest.mark.parametrize("name", ["NA", "null", "nan", "None", "007", "1e5", "True"])
-def test_an_image_may_have_any_name_and_its_copies_are_removed(runs, tmp_path, monkeypatch, name):
+def test_an_image_may_have_any_name_and_its_copies_are_removed(drawn, tmp_path, monkeypatch, name):
     from PIL import Image
 
     names = [name, *(f"s{k}" for k in range(7))]

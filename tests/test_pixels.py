@@ -17,7 +17,6 @@ from medq.datasets import fingerprint, index, load_catalogue, pixels, read_image
 from medq.errors import UserError
 
 decoder = sys.modules["medq.datasets.pixels"]  # the package's attribute of that name is the function
-REAL = Path(os.environ.get("MEDQ_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
 
 def picture(mode="RGB", size=(40, 30), seed=0):
@@ -326,9 +325,8 @@ def test_image_size_must_be_positive(images, cache):
         pixels(frame(images), 0, cache)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="no real images: set MEDQ_DATA")
-def test_real_images_of_all_three_datasets(cache):
+def test_real_images_of_all_three_datasets(cache, real_data):
     for name in ("BrainMRI", "SkinCancer"):
-        part = index(load_catalogue()[name], REAL).iloc[::400]
+        part = index(load_catalogue()[name], real_data).iloc[::400]
         array = pixels(part, 64, cache)
         assert array.shape == (len(part), 64, 64, 3) and 10 < array.mean() < 200

@@ -6,22 +6,16 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from fixtures.quantize import batch, cell, part, trained
+from fixtures.quantize import batch, cell, integer_model, part, trained
 from torch import nn
 
 from medq import remedies, results
 from medq.errors import UserError
 from medq.params import Recipe
-from medq.quantize import kernels, stage, static
+from medq.quantize import kernels
 from medq.quantize.engines import Unsupported
 
 INT8 = ("fbgemm", "qnnpack")
-
-
-def integer_model(model, name, recipe=stage.DEFAULT):
-    prepared = static.prepare(model, name, recipe, 32)
-    static.calibrate(prepared, [batch()])
-    return static.convert(prepared, name)
 
 
 # --- temperature ----------------------------------------------------------------------------------

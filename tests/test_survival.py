@@ -36,7 +36,7 @@ CELL = ("phantom-BrainMRI", "resnet18")
 
 
 @pytest.fixture
-def tiny(runs, tmp_path):
+def tiny(drawn, tmp_path):
     """(params, its fp32 cell) in a folder of the test's own."""
     return params.load(write_profile(tmp_path)), paths.Cell("tiny", *CELL, "fp32", 0)
 
