@@ -53,8 +53,7 @@ def by_sklearn(metric, labels, probs):
 
 
 @pytest.mark.parametrize("metric", ["auprc", "auroc"])
-@pytest.mark.parametrize("grouped", [False, True])
-@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("grouped, ties", [(False, False), (True, True)])
 def test_replicates_equal_the_loop_over_sklearn(metric, grouped, ties):
     labels, a, b, groups = two_models(ties=ties)
     groups = groups if grouped else None

@@ -350,15 +350,14 @@ def test_an_older_result_goes_and_a_readme_stays(made):
         ),
     ],
 )
-def test_what_is_not_finished_is_left_out_and_named(made, spoil, reason, capsys):
+def test_what_is_not_finished_is_left_out_and_named(made, tmp_path, spoil, reason, capsys):
     spoil(made / "BrainMRI" / "resnet18" / "qat-fbgemm" / "fold0")
-    left_out, found = collected(made)
-    assert left_out == {"BrainMRI/resnet18/qat-fbgemm/fold0": reason}
-    states = found.status.set_index(["backbone", "regime"])["status"]
+    assert cli.main(["collect", str(made), str(tmp_path / "out")]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert len(said) == 1 and f"left out BrainMRI/resnet18/qat-fbgemm/fold0: {reason}" in said[0]
+    states = results.load(tmp_path / "out").status.set_index(["backbone", "regime"])["status"]
     assert states["resnet18", "qat-fbgemm"] == ("failed" if "kernel" in reason else "missing")
     assert all(states[cell] == "done" for cell in SOME if cell != ("resnet18", "qat-fbgemm"))
-    assert cli.main(["collect", str(made), str(made.parent.parent / "out")]) == 0
-    assert f"left out BrainMRI/resnet18/qat-fbgemm/fold0: {reason}" in capsys.readouterr().err
 
 
 def test_unsupported_cells_are_shown_with_their_reason(made):
@@ -520,7 +519,7 @@ def contents(folder):
     }
 
 
-@pytest.mark.parametrize("folds", [(0,), (1,), (0, 1)])
+@pytest.mark.parametrize("folds", [(1,), (0, 1)])
 def test_other_runtimes_are_kept_from_an_earlier_sitting(made, folds):
     for fold in folds:
         add_peers(made, fold=fold)

@@ -259,7 +259,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.dictionaries(KEYS, VALUES, max_size=4), whole=st.booleans(), root=VALUES)
 def test_anything_gives_parameters_or_a_sentence(tmp_path, changes, whole, root):
     value = root if whole else GOOD | changes
@@ -273,7 +273,7 @@ def test_anything_gives_parameters_or_a_sentence(tmp_path, changes, whole, root)
         assert isinstance(loaded, params.Params) and loaded.profile == "mine"
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=60))
 def test_any_bytes_give_parameters_or_a_sentence(tmp_path, content):
     path = tmp_path / "mine.yaml"

@@ -286,7 +286,7 @@ def test_kills_of_a_notebook_at_random_moments(killed, tmp_path):
     rng, given = random.Random(7), environment(tmp_path / "runs")
     values = {"profile": str(profile), "dataset": CELL[0], "backbone": CELL[1], "regime": "fp32"}
     words = paths.NOTEBOOKS / "finetune.ipynb", tmp_path / "out.ipynb", values, tmp_path / "log.ipynb", given
-    for _ in range(3):
+    for _ in range(2):
         with ThreadPoolExecutor(1) as pool:
             found = pool.submit(execute.run, *words)
             wait_for(lambda found=found: found.done() or multiprocessing.active_children())
