@@ -13,6 +13,11 @@ from medq.errors import UserError
 from medq.results import SCHEMA, Results
 
 
+def brain():
+    """The world like the paper's, of one dataset."""
+    return world(datasets=("BrainMRI",))
+
+
 def made(tmp_path, **tables):
     """A result folder of one dataset and backbone with the given rows per file."""
     for file, rows in tables.items():
@@ -228,14 +233,14 @@ def test_nothing_is_recommended_for_a_model_that_names_the_largest_class_or_gues
 
 
 def test_in_a_world_like_the_papers_ptq_never_ships():
-    table = decide(world())
+    table = decide(brain())
     assert not table[table["ship"]]["candidate"].str.startswith("ptq").any()
     assert table.groupby(["dataset", "backbone"])["ship"].sum().max() == 1
     assert list(table.columns) == advise.COLUMNS
 
 
 def test_results_without_timings_or_peers_still_decide():
-    results = bent(world(), latency=lambda t: t.iloc[:0], peers=lambda t: t.iloc[:0])
+    results = bent(brain(), latency=lambda t: t.iloc[:0], peers=lambda t: t.iloc[:0])
     table = decide(results)
     assert table.loc[table["ship"], "candidate"].eq("fp32").all()
     assert "time not measured" in advise.text(table, Limits())
@@ -251,15 +256,15 @@ def test_limits_that_make_no_sense_are_refused(wrong):
 
 
 def test_the_command_prints_decisions_and_writes_a_table(tmp_path, capsys):
-    assert main(["advise", str(world().path), "--max-latency-ms", "10", "--csv", str(tmp_path / "out.csv")]) == 0
+    assert main(["advise", str(brain().path), "--max-latency-ms", "10", "--csv", str(tmp_path / "out.csv")]) == 0
     said = capsys.readouterr().out
     assert "BrainMRI, ResNet-18: ship" in said and "DenseNet-121: nothing passes" in said
     assert set(advise.COLUMNS) == set(pd.read_csv(tmp_path / "out.csv").columns)
     assert main(["advise", str(tmp_path / "absent")]) == 2
     assert main(["advise", str(tmp_path)]) == 2
-    assert main(["advise", str(world().path), "--confidence", "2"]) == 2
+    assert main(["advise", str(brain().path), "--confidence", "2"]) == 2
     assert "confidence must be" in capsys.readouterr().err
-    assert main(["advise", str(world().path), "--csv", str(tmp_path)]) == 2
+    assert main(["advise", str(brain().path), "--csv", str(tmp_path)]) == 2
     found = capsys.readouterr()
     assert found.out == "" and found.err.startswith("medq: --csv") and "Is a directory" in found.err
 
@@ -278,4 +283,4 @@ def test_advising_needs_no_torch():
         "import sys, medq.advise as a; from medq.results import load; a.decide(load(sys.argv[1]))\n"
         "assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code, str(world().path)], check=True)
+    subprocess.run([sys.executable, "-c", code, str(brain().path)], check=True)
