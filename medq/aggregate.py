@@ -18,7 +18,7 @@ VARIANTS = {  # suffix of a file of predictions: (recipe, form; empty: float or 
     SIMULATED: ("default", "fake-quant"),
     ".mended": ("mended", "converted"),
 }
-LEAK = ("auroc", "auprc", "ece", "ece_top_label", "brier", "accuracy")
+LEAK = (*metrics.SCORES, "accuracy")
 SUBSETS = {"without-identical": ("identical",), "without-twins": None}  # kinds of copies that are left out; None: all
 
 

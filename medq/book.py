@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from medq import results, tables
+from medq import figures, results, tables
 
 ASSETS = "_build/assets"
 SMALL = 4.2  # inches: a figure that fits a phone as it is
@@ -90,8 +90,6 @@ def figure(draw, *args, name, caption="", data=None, numbered=True, phone=True, 
 
     For a build it is drawn for a wide page and, unless `phone` is false, for a phone, which else shows it smaller. One that is numbered can be referred to as {numref}`name`.
     """
-    from medq import figures
-
     drawn = draw(*args, **options)
     alt = figures.alt_text(drawn)
     if not building():
@@ -132,8 +130,6 @@ def each_dataset(draw, name, caption, data):
 
 def interactive(figure, name):
     """A plotly figure of medq.figures, which the reader can hover over and zoom."""
-    from medq import figures
-
     alt = figures.alt_text(figure)
     if not figure.data:
         return Shown(f"*{alt}*")

@@ -28,6 +28,9 @@ from dataclasses import dataclass, field
 
 import numba
 import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from medq import metrics as m
 
@@ -73,9 +76,9 @@ class Interval:
     replicates: np.ndarray = field(repr=False)
 
 
-def paired_auprc(y_true, prob_a, prob_b, *, n_resamples=10_000, groups=None, seed=42, threads=None):
+def paired_auprc(y_true, prob_a, prob_b, **options):
     """Paired bootstrap of macro AUPRC, method A minus B (section 3.5, equations 1 to 3): see `paired`."""
-    return paired(y_true, prob_a, prob_b, "auprc", n_resamples=n_resamples, groups=groups, seed=seed, threads=threads)
+    return paired(y_true, prob_a, prob_b, "auprc", **options)
 
 
 def paired(y_true, prob_a, prob_b, metric="auprc", *, n_resamples=10_000, groups=None, seed=42, threads=None):
@@ -90,7 +93,8 @@ def paired(y_true, prob_a, prob_b, metric="auprc", *, n_resamples=10_000, groups
     first, second = _as_models(prob_a), _as_models(prob_b)
     if len(first) != len(second):
         raise ValueError(f"prob_a holds {len(first)} models and prob_b {len(second)}, but they go in pairs.")
-    points, draws = _evaluate(y_true, first + second, metric, n_resamples, groups, seed, threads)
+    options = {"n_resamples": n_resamples, "groups": groups, "seed": seed, "threads": threads}
+    points, draws = _evaluate(y_true, first + second, metric, **options)
     pairs = len(first)
     # pair by pair, so that the difference of equal methods is exactly 0
     delta = float((points[:pairs] - points[pairs:]).mean())
@@ -109,21 +113,21 @@ def difference(metric, delta, draws):
     return PairedDifference(metric, 100 * delta, low, high, float(p_value), float(paper), n, draws)
 
 
-def interval(y_true, y_prob, metric="auprc", *, n_resamples=10_000, groups=None, seed=42, threads=None):
+def interval(y_true, y_prob, metric="auprc", **options):
     """95 % percentile interval of a metric of one model [n, classes], or of its mean over several models.
 
-    Arguments as in `paired`. The metric must be one of TESTED.
+    `options` are those of `paired`. The metric must be one of TESTED.
     """
-    points, draws = _evaluate(y_true, _as_models(y_prob), metric, n_resamples, groups, seed, threads)
+    points, draws = _evaluate(y_true, _as_models(y_prob), metric, **options)
     return _interval(metric, points.mean(), draws.mean(axis=1))
 
 
-def _evaluate(y_true, models, metric, n_resamples, groups, seed, threads):
+def _evaluate(y_true, models, metric, **options):
     """Values [models] and replicates [n_resamples, models] of one metric."""
     labels, models = _validate(y_true, models)
-    options = {"n_resamples": n_resamples, "groups": groups, "seed": seed, "threads": threads}
     values = replicates(labels, models, [metric], **options)[metric]
-    return np.array([m.combine(metric, m.COLUMNS[metric](labels, p)) for p in models]), _macro(metric, values)
+    points = [m.combine(metric, m.TABLE[metric].columns(labels, p)) for p in models]
+    return np.array(points), _macro(metric, values)
 
 
 def _macro(metric, values):
@@ -132,7 +136,12 @@ def _macro(metric, values):
     if not present.any():
         return np.full(values.shape[:-1], np.nan)
     kept = values[..., present]
-    return kept.sum(axis=-1) if metric in m.SUMMED else kept.mean(axis=-1)
+    return kept.sum(axis=-1) if m.TABLE[metric].summed else kept.mean(axis=-1)
+
+
+def _percentiles(defined):
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(defined) else (np.nan, np.nan)
+    return float(low), float(high)
 
 
 def _interval(metric, value, draws):
@@ -158,8 +167,6 @@ def tables(y_true, models, pairs=(), *, classes=None, groups=None, n_resamples=1
     trainings, is added to each replicate; differences pair the trainings in their order. With one training an interval
     covers other images alone. Ends and p-values are NaN where a class has too few groups (FEWEST).
     """
-    import pandas as pd
-
     models = {key: np.asarray(p) if np.ndim(p) == 3 else np.asarray(p)[None] for key, p in models.items()}
     options = {"n_resamples": n_resamples, "groups": groups, "seed": seed, "threads": threads}
     intervals, differences, means, pooled = [], [], {}, {}
@@ -177,12 +184,12 @@ def tables(y_true, models, pairs=(), *, classes=None, groups=None, n_resamples=1
                 pooled.setdefault((a, b, metric), []).append(estimate)
     for (regime, metric), parts in means.items():
         values = [points.mean() for points, _ in parts]
-        i = _interval(metric, np.mean(values), _mean_of(parts))
+        i = _interval(metric, np.mean(values), np.mean([draws for _, draws in parts], axis=0))
         spread = float(np.std(values, ddof=1)) if len(parts) > 1 else np.nan
         intervals.append(("mean", regime, metric, "", i.value, i.low, i.high, spread, len(parts), len(parts[0][0])))
     for (a, b, metric), parts in pooled.items():
         delta = np.mean([points.mean() for points, _ in parts], keepdims=True)
-        row = _difference_row("all", a, b, metric, delta, _mean_of(parts), len(parts))
+        row = _difference_row("all", a, b, metric, delta, np.mean([draws for _, draws in parts], axis=0), len(parts))
         differences.append((*row[:-1], len(parts[0][0])))
     names = "backbone regime metric class value low high between_std n_models trainings"
     of_pairs = "backbone method_a method_b metric n_resamples delta_pp low_pp high_pp p_value p_equation3"
@@ -200,13 +207,13 @@ def _estimates(y_true, models, classes, options, rng):
     for regime, trainings in models.items():
         part = slice(start, start := start + len(trainings))
         for metric in TESTED:
-            columns = np.array([m.COLUMNS[metric](labels, p) for p in flat[part]])
+            columns = np.array([m.TABLE[metric].columns(labels, p) for p in flat[part]])
             own = drawn[metric][:, part]
             of_class, of_mean = FEWEST.get(metric, (0, 0))
             draws = _macro(metric, own).mean(axis=1) + (0.0 if sizes.min() >= of_mean else np.nan)
             found[regime, metric] = m.combine(metric, columns), draws
             parts = [("", *found[regime, metric])]
-            for c, name in enumerate(names if metric in m.PER_CLASS else []):
+            for c, name in enumerate(names if m.TABLE[metric].per_class else []):
                 few = 0.0 if sizes[c] >= of_class else np.nan
                 parts.append((name, columns[:, c], own[:, :, c].mean(axis=1) + few))
             for name, points, draws in parts:
@@ -240,10 +247,6 @@ def _minus(a, b, rng):
     return a[0].mean(keepdims=True) - b[0].mean(), _with_trainings(*a, rng) - _with_trainings(*b, rng)
 
 
-def _mean_of(parts):
-    return np.mean([draws for _, draws in parts], axis=0)
-
-
 def _difference_row(backbone, a, b, metric, points, draws, n_models):
     d = difference(metric, float(points.mean()), draws)
     numbers = d.delta, d.low, d.high, d.p_value, d.p_equation3
@@ -256,9 +259,7 @@ def with_holm(differences):
     A family is all comparisons of one metric, in all datasets; those pooled over backbones, and those with a simulated
     model (a method such as `ptq-fbgemm.fake-quant`), are families of their own.
     """
-    simulated = differences["method_a"].str.contains(".", regex=False) | differences["method_b"].str.contains(
-        ".", regex=False
-    )
+    simulated = (differences["method_a"] + differences["method_b"]).str.contains(".", regex=False)
     family = [differences["metric"], differences["backbone"].eq("all"), simulated]
     adjusted = differences.groupby(family)["p_value"].transform(lambda p: holm(p.to_numpy()))
     return differences.assign(p_holm=adjusted)
@@ -270,10 +271,6 @@ def connected(image_id, *memberships):
     `memberships`: arrays [n] such as lesion or patient identifiers, or DataFrames with the columns `image_id` and
     `group_id` (as `medq.datasets.audit` returns: near-duplicates). Groups that overlap are joined.
     """
-    import pandas as pd
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     place = pd.Series(np.arange(len(image_id)), index=np.asarray(image_id))
     images, groups, start = [place.to_numpy()], [place.to_numpy()], len(place)
     for member in memberships:
@@ -322,7 +319,7 @@ def replicates(y_true, models, metrics, *, n_resamples=10_000, groups=None, seed
     n_classes = models[0].shape[1]
     ranked = [_sweeps(labels, probs) for probs in models] if set(metrics) & set(RANKED) else []
     scores = [_image_scores(labels, probs) for probs in models] if set(metrics) - set(RANKED) else []
-    width = {metric: n_classes if metric in m.PER_CLASS else 1 for metric in metrics}
+    width = {metric: n_classes if m.TABLE[metric].per_class else 1 for metric in metrics}
     values = {metric: np.empty((n_chunks * LANES, len(models), width[metric])) for metric in metrics}
 
     def work(chunk):
@@ -377,13 +374,6 @@ def _validate(y_true, models):
     return checked[0][0], [probs for _, probs in checked]
 
 
-def _percentiles(defined):
-    if not len(defined):
-        return np.nan, np.nan
-    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
 def _processors():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -417,8 +407,6 @@ def _drawing(n, n_resamples, groups, seed):
 
 
 def _group_numbers(groups, n):
-    import pandas as pd
-
     groups = np.asarray(groups, dtype=object)  # else one text among them makes texts of 1 and NaN
     if groups.shape != (n,):
         raise ValueError(f"groups must hold one group for each of {n} images, but has shape {groups.shape}.")

@@ -13,10 +13,12 @@ so that each holds about n / n_bins images; images of equal probability share a 
 order of the images does not matter.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 N_BINS = 15
 
@@ -133,6 +135,15 @@ def accuracy(y_true, y_prob):
     return float(_accuracy(*validate(y_true, y_prob))[0])
 
 
+def _one_vs_rest(function):
+    """Turn a function of (score, positive) into one of (labels, probs) that returns a value per class."""
+
+    def each(labels, probs, *options):
+        return np.array([function(column, labels == c, *options) for c, column in enumerate(probs.T)])
+
+    return each
+
+
 def _tie_groups(score, positive):
     """Positives and negatives [groups] at each distinct score, lowest first."""
     _, group, size = np.unique(score, return_inverse=True, return_counts=True)
@@ -140,27 +151,19 @@ def _tie_groups(score, positive):
     return positives, size - positives
 
 
-def _one_vs_rest(function, labels, probs):
-    return np.array([function(column, labels == c) for c, column in enumerate(probs.T)])
+@_one_vs_rest
+def _auroc(score, positive):
+    positives, negatives = _tie_groups(score, positive)
+    pairs = positives.sum() * negatives.sum()
+    below = np.cumsum(negatives) - negatives / 2
+    return positives @ below / pairs if pairs else np.nan
 
 
-def _auroc(labels, probs):
-    def one(score, positive):
-        positives, negatives = _tie_groups(score, positive)
-        pairs = positives.sum() * negatives.sum()
-        below = np.cumsum(negatives) - negatives / 2
-        return positives @ below / pairs if pairs else np.nan
-
-    return _one_vs_rest(one, labels, probs)
-
-
-def _auprc(labels, probs):
-    def one(score, positive):
-        positives, negatives = (counts[::-1] for counts in _tie_groups(score, positive))
-        found, shown = np.cumsum(positives), np.cumsum(positives + negatives)
-        return positives @ (found / shown) / found[-1] if found[-1] else np.nan
-
-    return _one_vs_rest(one, labels, probs)
+@_one_vs_rest
+def _auprc(score, positive):
+    positives, negatives = (counts[::-1] for counts in _tie_groups(score, positive))
+    found, shown = np.cumsum(positives), np.cumsum(positives + negatives)
+    return positives @ (found / shown) / found[-1] if found[-1] else np.nan
 
 
 def _accuracy(labels, probs):
@@ -206,11 +209,8 @@ def calibration_floor(y_prob, kind="one-vs-rest", *, n_bins=N_BINS, n_draws=1000
     Labels are drawn `n_draws` times from the model's own probabilities [n, classes], so that every value above 0 is
     the estimator's bias and noise at this number of images.
     """
-    errors = [
-        np.abs(hits - bin_sums).sum(axis=1) / len(y_prob)
-        for hits, bin_sums, _ in _calibrated_draws(y_prob, kind, n_bins, n_draws, seed)
-    ]
-    draws = np.mean(errors, axis=0)
+    events = _calibrated_draws(y_prob, kind, n_bins, n_draws, seed)
+    draws = np.mean([np.abs(hits - sums).sum(axis=1) / len(y_prob) for hits, sums, _ in events], axis=0)
     return CalibrationFloor(float(draws.mean()), *map(float, np.quantile(draws, [0.025, 0.975])), draws)
 
 
@@ -255,8 +255,9 @@ def brier_decomposition(y_true, y_prob, n_bins=N_BINS):
     the variation within bins, so that Brier = reliability - resolution + uncertainty holds exactly.
     """
     labels, probs = validate(y_true, y_prob)
-    parts = _reliability(labels, probs, n_bins), _uncertainty(labels, probs)
-    return BrierDecomposition(parts[0], parts[0] + parts[1] - _brier(labels, probs), parts[1])
+    return BrierDecomposition(
+        *(part(labels, probs, n_bins) for part in (_reliability, _resolution)), _uncertainty(labels, probs)
+    )
 
 
 def negative_log_likelihood(y_true, y_prob):
@@ -309,12 +310,8 @@ def _calibration_error(probability, hit, place):
 
 
 def _ece(labels, probs, n_bins=N_BINS, kind="one-vs-rest"):
-    return np.array(
-        [
-            _calibration_error(probability, hit, bin_index(probability, n_bins))
-            for probability, hit in calibration_events(labels, probs, kind)
-        ]
-    )
+    events = calibration_events(labels, probs, kind)
+    return np.array([_calibration_error(p, hit, bin_index(p, n_bins)) for p, hit in events])
 
 
 def mass_bins(probability, n_bins):
@@ -325,38 +322,36 @@ def mass_bins(probability, n_bins):
     return (twice_middle * n_bins // (2 * len(probability)))[group]
 
 
-def _adaptive_ece(labels, probs, n_bins=N_BINS):
-    def one(probability, hit):
-        return _calibration_error(probability, hit, mass_bins(probability, n_bins))
-
-    return _one_vs_rest(one, labels, probs)
+@_one_vs_rest
+def _adaptive_ece(probability, hit, n_bins=N_BINS):
+    return _calibration_error(probability, hit, mass_bins(probability, n_bins))
 
 
-def _ce2(labels, probs, n_bins=N_BINS):
-    def one(probability, hit):
-        place, error = mass_bins(probability, n_bins), probability - hit
-        count, total, squares = (np.bincount(place, weights=w) for w in (np.ones(len(hit)), error, error**2))
-        return ((total**2 - squares) / np.maximum(count - 1, 1)).sum() / len(hit)
-
-    return _one_vs_rest(one, labels, probs)
+@_one_vs_rest
+def _ce2(probability, hit, n_bins=N_BINS):
+    place, error = mass_bins(probability, n_bins), probability - hit
+    count, total, squares = (np.bincount(place, weights=w) for w in (np.ones(len(hit)), error, error**2))
+    return ((total**2 - squares) / np.maximum(count - 1, 1)).sum() / len(hit)
 
 
 def _brier(labels, probs):
     return np.mean((probs - np.eye(probs.shape[1])[labels]) ** 2, axis=0)
 
 
-def _reliability(labels, probs, n_bins=N_BINS):
-    def one(probability, hit):
-        place = bin_index(probability, n_bins)
-        error = np.bincount(place, weights=probability - hit, minlength=n_bins)
-        return (error**2 / np.maximum(np.bincount(place, minlength=n_bins), 1)).sum() / len(hit)
-
-    return _one_vs_rest(one, labels, probs)
+@_one_vs_rest
+def _reliability(probability, hit, n_bins=N_BINS):
+    place = bin_index(probability, n_bins)
+    error = np.bincount(place, weights=probability - hit, minlength=n_bins)
+    return (error**2 / np.maximum(np.bincount(place, minlength=n_bins), 1)).sum() / len(hit)
 
 
 def _uncertainty(labels, probs):
     prevalence = np.bincount(labels, minlength=probs.shape[1]) / len(labels)
     return prevalence * (1 - prevalence)
+
+
+def _resolution(labels, probs, n_bins=N_BINS):
+    return _reliability(labels, probs, n_bins) + _uncertainty(labels, probs) - _brier(labels, probs)
 
 
 def image_nll(labels, probs):
@@ -370,35 +365,46 @@ def _nll(labels, probs):
 
 # By name
 
-# Values per class [classes], or [1], of validated arrays; `combine` makes one number of them.
-COLUMNS = {
-    "auroc": _auroc,
-    "auprc": _auprc,
-    "ece": _ece,
-    "ece_top_label": partial(_ece, kind="top-label"),
-    "ece_adaptive": _adaptive_ece,
-    "ce2": _ce2,
-    "brier": _brier,
-    "brier_reliability": _reliability,
-    "brier_resolution": lambda y, p: _reliability(y, p) + _uncertainty(y, p) - _brier(y, p),
-    "brier_uncertainty": _uncertainty,
-    "nll": _nll,
-    "accuracy": _accuracy,
+
+class Metric(NamedTuple):
+    """One row of the table of metrics: a new metric is a row and its function."""
+
+    columns: Callable  # of validated (labels, probs): values per class [classes], or [1]
+    title: str
+    better: str = "lower"
+    per_class: bool = True
+    summed: bool = False  # over classes; else the mean of those that are defined
+    study: bool = False  # one of the scores that studies store of every model
+
+
+TABLE = {
+    "auroc": Metric(_auroc, "ROC-AUC", "higher", study=True),
+    "auprc": Metric(_auprc, "AUPRC", "higher", study=True),
+    "ece": Metric(_ece, "Binned ECE", study=True),
+    "ece_top_label": Metric(partial(_ece, kind="top-label"), "Binned ECE (top label)", per_class=False, study=True),
+    "ece_adaptive": Metric(_adaptive_ece, "Binned ECE (equal mass)"),
+    "ce2": Metric(_ce2, "Squared calibration error (debiased)"),
+    "brier": Metric(_brier, "Brier", summed=True, study=True),
+    "brier_reliability": Metric(_reliability, "Brier: reliability", summed=True),
+    "brier_resolution": Metric(_resolution, "Brier: resolution", "higher", summed=True),
+    "brier_uncertainty": Metric(_uncertainty, "Brier: uncertainty", "neither", summed=True),
+    "nll": Metric(_nll, "Negative log-likelihood", per_class=False),
+    "accuracy": Metric(_accuracy, "Accuracy", "higher", per_class=False),
 }
-SUMMED = tuple(name for name in COLUMNS if name.startswith("brier"))
-PER_CLASS = tuple(name for name in COLUMNS if name not in ("ece_top_label", "nll", "accuracy"))
+PER_CLASS = tuple(name for name, row in TABLE.items() if row.per_class)
+SCORES = tuple(name for name, row in TABLE.items() if row.study)
 
 
 def combine(metric, columns):
     """One number from the values per class [..., classes or 1]: the sum for Brier, else the mean of the defined ones."""
-    return np.sum(columns, axis=-1) if metric in SUMMED else defined_mean(columns)
+    return np.sum(columns, axis=-1) if TABLE[metric].summed else defined_mean(columns)
 
 
 def _whole(y_true, y_prob, metric):
-    return float(combine(metric, COLUMNS[metric](*validate(y_true, y_prob))))
+    return float(combine(metric, TABLE[metric].columns(*validate(y_true, y_prob))))
 
 
-METRICS = {name: partial(_whole, metric=name) for name in COLUMNS}  # name: function of (y_true, y_prob)
+METRICS = {name: partial(_whole, metric=name) for name in TABLE}  # name: function of (y_true, y_prob)
 
 
 def known_metric(metric):
@@ -415,20 +421,18 @@ def per_class(y_true, y_prob, metric="auprc"):
     """
     if known_metric(metric) not in PER_CLASS:
         raise ValueError(f"{metric} has no value per class; metrics that have one: {', '.join(PER_CLASS)}.")
-    return COLUMNS[metric](*validate(y_true, y_prob))
+    return TABLE[metric].columns(*validate(y_true, y_prob))
 
 
 def summary(y_true, y_prob, classes=None):
     """Every metric as tidy rows: a DataFrame with metric, class (empty for the macro value) and value."""
-    import pandas as pd
-
     labels, probs = validate(y_true, y_prob)
     names = class_names(classes, probs)
     rows = []
-    for metric, function in COLUMNS.items():
-        columns = function(labels, probs)
+    for metric, row in TABLE.items():
+        columns = row.columns(labels, probs)
         rows.append((metric, "", float(combine(metric, columns))))
-        if metric in PER_CLASS:
+        if row.per_class:
             rows += [(metric, name, float(value)) for name, value in zip(names, columns)]
     return pd.DataFrame(rows, columns=["metric", "class", "value"])
 
@@ -459,29 +463,22 @@ def threshold_crossings(y_true, prob_reference, prob_other, *, sensitivity=0.95,
     Undefined values are NaN: sensitivity without an image of the class, specificity without an image of another,
     everything without a threshold.
     """
-    import pandas as pd
-
     labels, reference = validate(y_true, prob_reference)
     other = _validate_other(labels, reference, prob_other)
     names = class_names(classes, reference)
     if thresholds is None:
-        thresholds = _one_vs_rest(partial(_threshold, sensitivity=sensitivity), labels, reference)
+        thresholds = _threshold(labels, reference, sensitivity)
     try:
         thresholds = np.broadcast_to(np.asarray(thresholds, dtype=np.float64), len(names))
     except (TypeError, ValueError):
         raise ValueError(
             f"thresholds must be one number, or one for each of {len(names)} classes, but is {thresholds!r}."
         ) from None
-    return pd.DataFrame(
-        [
-            {
-                "class": name,
-                "threshold": thresholds[c],
-                **_crossings(labels == c, reference[:, c], other[:, c], thresholds[c]),
-            }
-            for c, name in enumerate(names)
-        ]
-    )
+    rows = []
+    for c, (name, threshold) in enumerate(zip(names, thresholds)):
+        crossings = _crossings(labels == c, reference[:, c], other[:, c], threshold)
+        rows.append({"class": name, "threshold": threshold} | crossings)
+    return pd.DataFrame(rows)
 
 
 def _validate_other(labels, probs, prob_other):
@@ -491,6 +488,7 @@ def _validate_other(labels, probs, prob_other):
     return other
 
 
+@_one_vs_rest
 def _threshold(score, positive, sensitivity):
     if not 0 < sensitivity <= 1:
         raise ValueError(f"sensitivity must be above 0 and at most 1, but is {sensitivity!r}.")
@@ -510,16 +508,15 @@ def _crossings(positive, score_reference, score_other, threshold):
         "crossed": (up | down).sum(),
     }
     everything = np.ones_like(positive)
-    for name, among, flag in [
+    for name, among, flag in (
         ("sensitivity", positive, True),
         ("specificity", ~positive, False),
         ("prevalence", everything, True),
-    ]:
+    ):
         first, second = (np.mean(flagged[among] == flag) if among.any() else np.nan for flagged in (before, after))
         row |= {f"{name}_reference": first, f"{name}_other": second, f"{name}_shift": second - first}
-    if np.isnan(threshold):
-        row = dict.fromkeys(row, np.nan)
-    return {"n": len(positive), "n_positive": positive.sum(), **row}
+    row = dict.fromkeys(row, np.nan) if np.isnan(threshold) else row
+    return {"n": len(positive), "n_positive": positive.sum()} | row
 
 
 def label_flips(y_true, prob_a, prob_b, *, classes=None):
@@ -528,8 +525,6 @@ def label_flips(y_true, prob_a, prob_b, *, classes=None):
     Returns a DataFrame, one row for all images (class empty) and one for each true class: class, n, flips,
     share (of n; NaN without images), and by outcome right_to_wrong, wrong_to_right, wrong_to_wrong.
     """
-    import pandas as pd
-
     labels, first = validate(y_true, prob_a)
     second = _validate_other(labels, first, prob_b)
     names = class_names(classes, first)

@@ -34,7 +34,7 @@ BATCH = 32  # of evaluation
 COMPILES = "inductor"  # takes a minute for each model
 NOT_COMPILED = "`latency.baselines` of the profile does not name `compiled`"
 SHARE = 0.5  # of `latency.seconds`: there are about twice as many models
-SCORES = ["auroc", "auprc", "ece", "ece_top_label", "brier"]
+SCORES = list(metrics.SCORES)
 
 
 @dataclass(frozen=True)

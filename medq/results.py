@@ -15,7 +15,7 @@ from typing import Annotated
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from medq import artefacts, paths, regimes, stages
+from medq import artefacts, metrics, paths, regimes, stages
 from medq.config import read_yaml
 from medq.errors import UserError
 from medq.params import Positive
@@ -27,21 +27,8 @@ STUDY_TITLES = {name: row.title for name, row in stages.STAGES.items() if row.ti
 RUNTIMES = {"pytorch": "PyTorch", "inductor": "Inductor", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 PHANTOM = "phantom-"
 ENGINES = regimes.ENGINES
-METRICS = {
-    "auroc": "ROC-AUC",
-    "auprc": "AUPRC",
-    "ece": "Binned ECE",
-    "ece_top_label": "Binned ECE (top label)",
-    "brier": "Brier",
-    "accuracy": "Accuracy",
-    "ece_adaptive": "Binned ECE (equal mass)",
-    "ce2": "Squared calibration error (debiased)",
-    "nll": "Negative log-likelihood",
-    "brier_reliability": "Brier: reliability",
-    "brier_resolution": "Brier: resolution",
-    "brier_uncertainty": "Brier: uncertainty",
-}
-LOWER_IS_BETTER = {"ece", "ece_top_label", "ece_adaptive", "ce2", "brier", "nll", "brier_reliability"}
+METRICS = {name: row.title for name, row in metrics.TABLE.items()}
+LOWER_IS_BETTER = {name for name, row in metrics.TABLE.items() if row.better == "lower"}
 
 # File -> columns. This is the one place that defines the tidy files. Columns in KEYS are text and must be
 # there, as must those in NEEDED; the others are numbers (or text where named in TEXT) and read as missing where

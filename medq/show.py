@@ -4,9 +4,14 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from IPython.display import Image
+from matplotlib.figure import Figure
 
-from medq import artefacts
+from medq import artefacts, figures, metrics, paths
+from medq.datasets import audit
+from medq.params import datasets
 
 DEPLOYED = "predictions.parquet"
 FORMS = {
@@ -18,13 +23,9 @@ FORMS = {
 
 def picture(figure):
     """A figure of `medq.figures` as an image with its alternative text."""
-    from IPython.display import Image
-
-    from medq.figures import alt_text
-
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=80)
-    return Image(data=data.getvalue(), format="png", alt=alt_text(figure))
+    return Image(data=data.getvalue(), format="png", alt=figures.alt_text(figure))
 
 
 def _predictions(folder, name=DEPLOYED):
@@ -34,8 +35,6 @@ def _predictions(folder, name=DEPLOYED):
 
 def before_and_after(folder):
     """Calibration of the FP32 model and of this cell's."""
-    from medq import figures
-
     folder = Path(folder)
     regime = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["cell"]["regime"]
     both = [_predictions(path) for path in (folder.parent.parent / "fp32" / folder.name, folder)]
@@ -44,10 +43,6 @@ def before_and_after(folder):
 
 def scores(folder):
     """The main metrics of every prediction table of a cell; the reason where there is none."""
-    from medq.metrics import METRICS
-    from medq.results import METRICS as TITLES
-    from medq.tables import SCORES
-
     record = artefacts.record(folder) or {}
     if record.get("status") != "done":
         return f"{record.get('status', 'unfinished')}: {record.get('reason', '')}"
@@ -55,8 +50,8 @@ def scores(folder):
     for name, label in FORMS.items():
         frame = _predictions(folder, name)
         if len(frame):
-            truth, probability = frame["label"].to_numpy(), frame.filter(regex="^p_").to_numpy()
-            rows[label] = {TITLES[m]: METRICS[m](truth, probability) for m in (*SCORES, "accuracy")}
+            truth, probability, shown = frame["label"].to_numpy(), frame.filter(regex="^p_").to_numpy(), metrics.SCORES
+            rows[label] = {metrics.TABLE[m].title: metrics.METRICS[m](truth, probability) for m in (*shown, "accuracy")}
     return pd.DataFrame(rows).T.round(4)
 
 
@@ -68,9 +63,6 @@ def kernels(folder):
 
 def images(folder, n=4):
     """The first images of each class, as later cells see them."""
-    import numpy as np
-    from matplotlib.figure import Figure
-
     folds, names, pixels = _data(folder)
     figure = Figure(figsize=(1.25 * n, 1.35 * len(names)), layout="constrained")
     axes = figure.subplots(len(names), n, squeeze=False)
@@ -93,17 +85,10 @@ def class_balance(folder):
 
 def copies(folder):
     """How many images the dataset holds more than once, and how many of those are on both sides of a split."""
-    from medq.datasets.audit import summary
-
-    return summary(pd.read_csv(Path(folder) / "audit.csv", dtype={"image_id": str}, keep_default_na=False))
+    return audit.summary(pd.read_csv(Path(folder) / "audit.csv", dtype={"image_id": str}, keep_default_na=False))
 
 
 def _data(folder):
-    import numpy as np
-
-    from medq import paths
-    from medq.params import datasets
-
     folds = pd.read_csv(Path(folder) / "folds.csv", dtype={"image_id": str}, keep_default_na=False)
     spec = datasets()[Path(folder).parent.name]
     return folds, spec.class_titles(), np.load(paths.runs() / artefacts.record(folder)["pixels"], mmap_mode="r")

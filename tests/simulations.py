@@ -145,7 +145,7 @@ def gate(n, repetitions, seed=5):
             )
             scale = advise.COSTS[metric][2]
             limit = scale * (true[metric][0] - true[metric][1])
-            _, bound = advise.bounded(found.delta, found.low, found.high, scale, confidence=0.95)
+            _, bound = advise.bounded(found.delta / 100, found.low / 100, found.high / 100, scale, confidence=0.95)
             hits[metric] += bound <= limit
     return [
         (

@@ -1,6 +1,7 @@
 import math
 import subprocess
 import sys
+from argparse import Namespace
 
 import pandas as pd
 import pytest
@@ -273,7 +274,7 @@ def test_a_place_where_no_table_can_be_written_is_said(tmp_path):
     (tmp_path / "file").write_text("mine")
     for path, said in ((tmp_path, "Is a directory"), (tmp_path / "file" / "x.csv", "file"), ("", "names no file")):
         with pytest.raises(UserError, match=said) as error:
-            advise._write(str(path), pd.DataFrame())
+            advise.run(Namespace(results=world().path, csv=str(path), **vars(Limits())))
         assert str(error.value).startswith("--csv") and "MEDQ" not in str(error.value)
     assert (tmp_path / "file").read_text() == "mine"
 

@@ -14,19 +14,19 @@ from scipy.special import fdtri, ndtri, stdtrit
 from medq.advise import incompetent
 from medq.regimes import ENGINES, INT8
 from medq.results import LOWER_IS_BETTER, counterpart, means, scores, title
+from medq.changes import paired
 
 SUPPORTED, CONTRADICTED, OPEN = "supported", "contradicted", "not testable"
 OUTSIDE = "outside this protocol's reach"
 NAN = math.nan
 MISSING = "These results do not hold the numbers that this needs."
-UNITS = {  # name: how a number is written, and its unit
-    "points": (lambda v: f"{100 * v:+.1f}", " points"),
-    "plain": (lambda v: f"{v:.3f}", ""),
-    "signed": (lambda v: f"{v:+.3f}", ""),
-    "times": (lambda v: f"{v:.2f}", "×"),
-    "seconds": (lambda v: f"{v:.2f}", " s"),
+UNITS = {  # name: factor, format, unit
+    "points": (100, "{:+.1f}", " points"),
+    "plain": (1, "{:.3f}", ""),
+    "signed": (1, "{:+.3f}", ""),
+    "times": (1, "{:.2f}", "×"),
+    "seconds": (1, "{:.2f}", " s"),
 }
-UNIT = dict.fromkeys(("auroc", "auprc", "accuracy"), "points") | dict.fromkeys(("ece", "brier", "nll"), "signed")
 
 
 class Entry(NamedTuple):
@@ -40,9 +40,8 @@ class Entry(NamedTuple):
     def at(self, looks):
         """The entry with its interval at Bonferroni's level for so many looks, scaled as that of a normal variable."""
         reach = float(ndtri(1 - 0.025 / max(looks, 1)) / ndtri(0.975))
-        return self._replace(
-            low=self.value - reach * (self.value - self.low), high=self.value + reach * (self.high - self.value)
-        )
+        low, high = (self.value + reach * (end - self.value) for end in self[2:])
+        return self._replace(low=low, high=high)
 
 
 class Finding(NamedTuple):
@@ -67,6 +66,9 @@ def entry(results, label, value, low=NAN, high=NAN):
     return Entry(label, float(value), float(low), float(high))
 
 
+# --- rules ----------------------------------------------------------------------------------------
+
+
 def judge(entries, *, low=-math.inf, high=math.inf, unit="points"):
     """Do all true values lie in [low, high]?
 
@@ -82,7 +84,13 @@ def judge(entries, *, low=-math.inf, high=math.inf, unit="points"):
     verdict = CONTRADICTED if outside else SUPPORTED if len(inside) == len(entries) else OPEN
     worst = min(outside or known, key=lambda e: min(e.value - low, high - e.value))
     absent = [e.label for e in entries if math.isnan(e.value)]
-    return Finding(verdict, _words(known, worst, absent, unit), *worst[1:])
+    text = "; ".join(_text(e, unit) for e in known)
+    if len(known) > 6:
+        factor, form, suffix = UNITS[unit]
+        least, most = (form.format(factor * end(e.value for e in known)) for end in (min, max))
+        text = f"{len(known)} values from {least} to {most}{suffix}, decisive: {_text(worst, unit)}"
+    text += f"; missing: {' / '.join(absent)}." if absent else "."
+    return Finding(verdict, text, *worst[1:])
 
 
 def exists(entries, *, above, unit="points"):
@@ -96,40 +104,31 @@ def exists(entries, *, above, unit="points"):
     best = max(known, key=lambda e: (e.at(len(known)).low > above, e.value))
     none = all(e.high < above for e in known)
     verdict = SUPPORTED if best.at(len(known)).low > above else CONTRADICTED if none else OPEN
-    return Finding(verdict, f"Of {len(known)} cases, {_words([best], best, [], unit)}", *best[1:])
+    return Finding(verdict, f"Of {len(known)} cases, {_text(best, unit)}.", *best[1:])
 
 
-def _words(known, worst, absent, unit):
-    form, suffix = UNITS[unit]
-
-    def one(e):
-        bounds = "" if math.isnan(e.low) or e.low == e.high else f" ({form(e.low)} to {form(e.high)})"
-        return f"{e.label} {form(e.value)}{suffix}{bounds}"
-
-    extremes = (form(f(e.value for e in known)) for f in (min, max))
-    text = "; ".join(map(one, known))
-    if len(known) > 6:
-        text = f"{len(known)} values from {' to '.join(extremes)}{suffix}, decisive: {one(worst)}"
-    return text + (f"; missing: {' / '.join(absent)}" if absent else "") + "."
+def _text(e, unit):
+    factor, form, suffix = UNITS[unit]
+    value, low, high = (form.format(factor * v) for v in e[1:])
+    return f"{e.label} {value}{suffix}" + ("" if math.isnan(e.low) or e.low == e.high else f" ({low} to {high})")
 
 
 def both(*findings):
-    """All parts of a claim together: contradicted if one part is, supported only if all are."""
+    """All parts of a claim together: contradicted if one part is, supported only if all are; no part: not testable."""
     verdicts = [f.verdict for f in findings]
     verdict = CONTRADICTED if CONTRADICTED in verdicts else OPEN if OPEN in verdicts else SUPPORTED
-    decisive = next((f for f in findings if f.verdict == verdict), findings[0])
-    return Finding(verdict, " ".join(dict.fromkeys(f.evidence for f in findings)), *decisive[2:])
+    decisive = next((f for f in findings if f.verdict == verdict), Finding(OPEN, MISSING))
+    evidence = " ".join(dict.fromkeys(f.evidence for f in findings)) or MISSING
+    return decisive._replace(evidence=evidence)
 
 
 # --- which results --------------------------------------------------------------------------------
 
 
-def ours(results, *names):
+def ours(results, names=()):
     """Our datasets that stand for the paper's `names`, or all; a name without a counterpart is kept."""
-    if not names:
-        return results.datasets
     found = {n: [d for d in results.datasets if counterpart(d) == n] for n in names}
-    return [d for n in names for d in (found[n] or [n])]
+    return [d for n in names for d in (found[n] or [n])] if names else results.datasets
 
 
 def regimes(results, kind):
@@ -155,51 +154,34 @@ def harm(results, metric, a, b, dataset, *, backbone="all", form="converted"):
     `backbone="all"` pools over backbones. `form` chooses among INT8 models; `a` and `b` may also name a form themselves
     (`ptq-fbgemm.fake-quant`). Without a stored bootstrap there is a value, but no interval.
     """
-    backbone_label = "" if backbone == "all" else f"{title(backbone)}, "
-    label = f"{title(dataset)}, {backbone_label}{title(b.removesuffix('.fake-quant'))}"
-    sign = 1 if metric in LOWER_IS_BETTER else -1
-    a, b = (r + ".fake-quant" if form == "fake-quant" and r in INT8 else r for r in (a, b))
-    row = stored(results, metric, b, a, dataset, backbone)
+    names = [title(n) for n in (dataset, backbone, b.removesuffix(".fake-quant")) if n != "all"]
+    a, b = (f"{r}.fake-quant" if form == "fake-quant" and r in INT8 else r for r in (a, b))
+    worse, better = (b, a) if metric in LOWER_IS_BETTER else (a, b)
+    row = paired(results, metric, worse, better, dataset, backbone)
     if row is not None:
-        value, low, high = (row[c] / 100 for c in ("delta_pp", "low_pp", "high_pp"))
-        return Entry(label, *((value, low, high) if sign > 0 else (-value, -high, -low)))
-    values = [_value(results, metric, r, dataset, backbone) for r in (a, b)]
-    return entry(results, label, sign * (values[1] - values[0]))
-
-
-def stored(results, metric, a, b, dataset, backbone="all"):
-    """The row of bootstrap.csv of `a` minus `b` as a dict, turned round where `b` minus `a` is stored, or None."""
-    rows = vars(results).setdefault("_bootstrap_rows", {})
-    if not rows:
-        keys = ["metric", "dataset", "backbone", "method_a", "method_b"]
-        table = results.bootstrap
-        numbers = [c for c in table if c not in keys]
-        values = (dict(zip(numbers, row)) for row in zip(*(table[c].tolist() for c in numbers)))
-        rows.update(zip(zip(*(table[c].tolist() for c in keys)), values))
-    row = rows.get((metric, dataset, backbone, a, b))
-    if row is None and (r := rows.get((metric, dataset, backbone, b, a))) is not None:
-        return r | {"delta_pp": -r["delta_pp"], "low_pp": -r["high_pp"], "high_pp": -r["low_pp"]}
-    return row
+        return Entry(", ".join(names), row["value"], row["low"], row["high"])
+    value = _value(results, metric, worse, dataset, backbone) - _value(results, metric, better, dataset, backbone)
+    return entry(results, ", ".join(names), value)
 
 
 def _value(results, metric, method, dataset, backbone):
     regime, _, form = method.partition(".")
     table = (means if backbone == "all" else scores)(results, metric, form=form or "converted")
-    if is_published(results) and regime in INT8 and backbone == "all":
-        table = means(results, metric, form="fake-quant") if table.empty else table
-    rows = table[(table["dataset"] == dataset) & (table["regime"] == regime)]
-    rows = rows if backbone == "all" else rows[rows["backbone"] == backbone]
+    if table.empty and backbone == "all" and is_published(results) and regime in INT8:
+        table = means(results, metric, form="fake-quant")
+    keep = (table["dataset"] == dataset) & (table["regime"] == regime)
+    rows = table[keep if backbone == "all" else keep & (table["backbone"] == backbone)]
     return float(rows["value"].iloc[0]) if len(rows) else NAN
 
 
-def harms(results, metric, kind, *, reference="fp32", form="converted", floor=True):
-    """`harm` of each cell: {(dataset, backbone, regime): Entry}; with `floor`, of competent models alone."""
+def harms(results, metric, kind):
+    """`harm` against FP32 of each cell of competent models: {(dataset, backbone, regime): Entry}."""
     found = {}
     for dataset in results.datasets:
         for backbone in results.backbones:
-            for regime in regimes(results, kind):
-                e = harm(results, metric, reference, regime, dataset, backbone=backbone, form=form)
-                if not math.isnan(e.value) and (not floor or competent(results, dataset, backbone)):
+            for regime in regimes(results, kind) if competent(results, dataset, backbone) else ():
+                e = harm(results, metric, "fp32", regime, dataset, backbone=backbone)
+                if not math.isnan(e.value):
                     found[dataset, backbone, regime] = e
     return found
 
@@ -212,8 +194,7 @@ def contrast(lost, left, change, share, label):
     variance = [((e.high - e.low) / 2 / 1.96) ** 2 for e in (lost, left, change)]
     covariance = (variance[0] + variance[1] - variance[2]) / 2
     half = 1.96 * math.sqrt(max(0.0, variance[1] + share**2 * variance[0] - 2 * share * covariance))
-    value = left.value - share * lost.value
-    return Entry(label, value, value - half, value + half)
+    return around(label, left.value - share * lost.value, half)
 
 
 def minus(first, second, label):
@@ -222,6 +203,11 @@ def minus(first, second, label):
     down = math.hypot(first.value - first.low, second.high - second.value)
     up = math.hypot(first.high - first.value, second.value - second.low)
     return Entry(label, value, value - down, value + up)
+
+
+def around(label, value, half):
+    """An Entry with a symmetric interval."""
+    return Entry(label, float(value), float(value - half), float(value + half))
 
 
 def mean(entries, label=""):
@@ -236,8 +222,14 @@ def student(results, label, values):
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         return entry(results, label, values.mean()) if len(values) else Entry(label, NAN)
-    half = stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / math.sqrt(len(values))
-    return Entry(label, float(values.mean()), float(values.mean() - half), float(values.mean() + half))
+    return around(label, values.mean(), stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def welch_half(*parts):
+    """Half of Welch's 95 % interval of a difference of means; of each mean its variance and its number of values."""
+    total = sum(variance for variance, _ in parts)
+    df = total**2 / max(sum(variance**2 / max(n - 1, 1) for variance, n in parts), 1e-300)
+    return stdtrit(max(df, 1.0), 0.975) * math.sqrt(total)
 
 
 def welch(label, first, second):
@@ -245,10 +237,8 @@ def welch(label, first, second):
     a, b = np.log(first), np.log(second)
     if min(len(a), len(b)) < 2:
         return Entry(label, NAN)
-    va, vb = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
-    df = (va + vb) ** 2 / max(va**2 / (len(a) - 1) + vb**2 / (len(b) - 1), 1e-300)
-    value, half = a.mean() - b.mean(), stdtrit(max(df, 1.0), 0.975) * math.sqrt(va + vb)
-    return Entry(label, *(float(np.exp(v)) for v in (value, value - half, value + half)))
+    found = around(label, a.mean() - b.mean(), welch_half(*((x.var(ddof=1) / len(x), len(x)) for x in (a, b))))
+    return Entry(label, *map(math.exp, found[1:]))
 
 
 def newcombe(hits_a, hits_b, n):
@@ -256,20 +246,16 @@ def newcombe(hits_a, hits_b, n):
 
     Wilson intervals of both, combined as if independent: too wide, not too narrow, for the same images.
     """
-    z2, (a, b) = 1.96**2, (hits_a / n, hits_b / n)
-    (la, ua), (lb, ub) = (
-        (
-            (p + z2 / 2 / n) / (1 + z2 / n)
-            + np.array([-1, 1]) * 1.96 * math.sqrt(p * (1 - p) / n + z2 / 4 / n**2) / (1 + z2 / n)
-        )
-        for p in (a, b)
-    )
-    return a - b, float(a - b - math.hypot(a - la, ub - b)), float(a - b + math.hypot(ua - a, b - lb))
+    z2, wilson = 1.96**2, []
+    for p in (hits_a / n, hits_b / n):
+        half = 1.96 * math.sqrt(p * (1 - p) / n + z2 / 4 / n**2)
+        wilson.append(Entry("", p, *((p + z2 / 2 / n + side * half) / (1 + z2 / n) for side in (-1, 1))))
+    return minus(*wilson, "")[1:]
 
 
-def spread_ratio(results, metric, a, b, dataset_a, dataset_b, label, *, form="converted"):
+def spread_ratio(results, metric, a, b, dataset_a, dataset_b, label):
     """Standard deviation between backbones, b on dataset_b over a on dataset_a, with the F interval."""
-    s = scores(results, metric, form=form)
+    s = scores(results, metric)
     x, y = (s[(s["dataset"] == d) & (s["regime"] == r)]["value"] for d, r in ((dataset_a, a), (dataset_b, b)))
     if min(len(x), len(y)) < 3 or x.std() == 0:
         return Entry(label, NAN)
@@ -284,6 +270,5 @@ def rank_correlation(x, y, label):
     if len(common) < 5:
         return Entry(label, NAN)
     rho = float(np.corrcoef(x[common].rank(), y[common].rank())[0, 1])
-    half = 1.96 * math.sqrt(1.06 / (len(common) - 3))
-    z = math.atanh(max(-0.999, min(0.999, rho)))
+    z, half = math.atanh(max(-0.999, min(0.999, rho))), 1.96 * math.sqrt(1.06 / (len(common) - 3))
     return Entry(label, rho, math.tanh(z - half), math.tanh(z + half))

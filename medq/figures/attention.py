@@ -4,19 +4,10 @@ import base64
 import io
 
 import numpy as np
+from PIL import Image
 
-from medq.figures.style import (
-    INK,
-    MUTED,
-    WIDTH,
-    backbone_legend,
-    backbone_style,
-    described,
-    empty,
-    few_ticks,
-    new,
-    styled,
-)
+from medq.figures import style
+from medq.figures.style import INK, MUTED, WIDTH, backbone_style, described, empty, styled
 from medq.regimes import INT8
 from medq.results import CELL, title
 from medq.tables.attention import attention_means
@@ -36,29 +27,21 @@ def attention_figure(results, dataset):
     if frame.empty:
         return empty(f"Class activation maps on {title(dataset)}: missing from these results.")
     models, backbones = (list(frame[column].unique()) for column in ("model", "backbone"))
-    figure, axes = new(1, len(PANELS), height=1.6 + 0.42 * len(models), sharey=True)
+    figure, axes = style.new(1, len(PANELS), height=1.6 + 0.42 * len(models), sharey=True)
     for axis, (measure, label) in zip(axes[0], PANELS.items()):
         axis.set_xlabel(label)
         for row in frame[frame["measure"] == measure].to_dict("records"):
-            colour, marker = backbone_style(row["backbone"])
-            step = 0.6 * ((backbones.index(row["backbone"]) + 0.5) / len(backbones) - 0.5)
-            y = models.index(row["model"]) + step
-            axis.hlines(y, row["low"], row["high"], color=colour)
-            axis.plot(row["value"], y, marker, color=colour, markeredgecolor=INK, markeredgewidth=0.5)
+            y = models.index(row["model"]) + style.step(row["backbone"], backbones)
+            axis.hlines(y, row["low"], row["high"], color=backbone_style(row["backbone"])[0])
+            style.point(axis, row["value"], y, *backbone_style(row["backbone"]), 6)
         axis.axhline(frame.loc[~frame["regime"].isin(INT8), "model"].nunique() - 0.5, color=MUTED, linewidth=0.8)
-        axis.grid(axis="y", visible=False)
-        few_ticks(axis.xaxis, 4)
-    axes[0, 0].set_yticks(range(len(models)), models)
-    axes[0, 0].set_ylim(len(models) - 0.5, -0.5)
+        style.few_ticks(axis.xaxis, 4)
+    style.name_rows(axes[0], models)
     axes[0, 0].set_xlim(right=1.02)
-    backbone_legend(figure, backbones)
+    style.backbone_legend(figure, backbones)
     mean = frame[frame["measure"] == "rank_correlation"].groupby("model", sort=False)["value"].mean()
-    listed = "; ".join(f"{model} {value:.2f}" for model, value in mean.items())
-    return described(
-        figure,
-        f"How far class activation maps lie from those of FP32 on {title(dataset)}, a row per model and a marker per "
-        f"backbone. Mean rank correlation: {listed}.",
-    )
+    what = f"How far class activation maps lie from those of FP32 on {title(dataset)}, a row per model and a marker per backbone."
+    return described(figure, f"{what} Mean rank correlation", mean, "{:.2f}")
 
 
 @styled
@@ -67,15 +50,13 @@ def attention_gallery(results, dataset):
 
     Of each the image, the map of FP32 and that of the integer model.
     """
-    from PIL import Image
-
     shown = results.gallery[results.gallery["dataset"] == dataset]
     if shown.empty:
         return empty(f"Images of {title(dataset)} with their maps: missing from these results.")
     shown = shown[(shown[[*CELL, "fold"]] == shown[[*CELL, "fold"]].iloc[0]).all(axis=1)]
     name = ", ".join(title(shown[key].iloc[0]) for key in ("backbone", "regime", "dataset"))
     n = int(shown["place"].max())
-    figure, axes = new(n, 6, height=0.7 + WIDTH / 6 * 1.15 * n, abreast=3)
+    figure, axes = style.new(n, 6, height=0.7 + WIDTH / 6 * 1.15 * n, abreast=3)
     for axis in axes.flat:
         axis.set_axis_off()
     for row in shown.to_dict("records"):
@@ -92,10 +73,7 @@ def attention_gallery(results, dataset):
             line[1].set_title("FP32", fontweight="normal")
             line[2].set_title("INT8", fontweight="normal")
     figure.suptitle(f"{name}:\nthe most moved first, the least moved last", x=0.005, ha="left")
-    ends = shown.groupby("moved")["rank_correlation"].agg(["min", "max"])
-    words = "; ".join(f"{moved} {low:.2f} to {high:.2f}" for moved, low, high in ends.itertuples())
-    return described(
-        figure,
-        f"Generated images of {name} with the class activation maps of FP32 and of the integer model, whose maxima are "
-        f"circled. Rank correlation of the maps that moved: {words}.",
-    )
+    ends = shown.groupby("moved")["rank_correlation"].agg(["min", "max"]).stack()
+    what = f"Generated images of {name} with the class activation maps of FP32 and of the integer model, whose maxima are circled."
+    known = {f"{moved} ({end})": value for (moved, end), value in ends.items()}
+    return described(figure, f"{what} Rank correlation of the maps that moved", known, "{:.2f}")

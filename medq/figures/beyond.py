@@ -2,30 +2,15 @@
 
 import numpy as np
 import pandas as pd
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.patches import Patch
 
+from medq.changes import changes
+from medq.figures import style
 from medq.figures.paper import reliability_panels
-from medq.figures.style import (
-    GRID,
-    INK,
-    MUTED,
-    ON_COLOUR,
-    ON_DARK,
-    absent,
-    backbone_legend,
-    backbone_style,
-    described,
-    empty,
-    few_ticks,
-    handle,
-    legend,
-    listed,
-    new,
-    point,
-    regime_colour,
-    styled,
-)
+from medq.figures.style import GRID, INK, MUTED, backbone_style, described, empty, handle, regime_colour, styled
 from medq.results import RUNTIMES, class_title, title
-from medq.tables import changes, peers, recipe_means, reliability_bins, remedies, worst_layers
+from medq.tables import of_cell, peers, recipe_means, reliability_bins, remedies, worst_layers
 
 # --- what each regime costs -----------------------------------------------------------------------
 
@@ -36,64 +21,50 @@ COSTS = {"auprc": "Change in AUPRC\n(percentage points)", "brier": "Change in Br
 def summary_figure(results, published=None, *, form="converted"):
     """The start page's figure: what each regime costs against FP32, in AUPRC and in the Brier score."""
     data = changes(results, COSTS, form=form)
-    regimes = [r for r in results.regimes if r != "fp32"]
+    regimes, backbones = [r for r in results.regimes if r != "fp32"], results.backbones
     if data.empty or not regimes:
         return empty("What each regime costs against FP32: no cell of these results is done yet.")
     data = data.assign(value=100 * data["value"])
-    figure, axes = new(2, len(results.datasets), height=1.6 + 2 * 0.3 * len(regimes), sharey=True, sharex="row")
+    figure, axes = style.new(2, len(results.datasets), height=1.6 + 2 * 0.3 * len(regimes), sharey=True, sharex="row")
     for line, (metric, label) in zip(axes, COSTS.items()):
         rows = data[data["metric"] == metric]
         for axis, dataset in zip(line, results.datasets):
-            _change_panel(axis, rows[rows["dataset"] == dataset], regimes, results.backbones)
+            _change_panel(axis, rows[rows["dataset"] == dataset], regimes, backbones)
             axis.set_xlabel(label)
-        _symlog(line, rows["value"])
-        line[0].set_yticks(range(len(regimes)), [title(r) for r in regimes])
+        low, high = min(rows["value"].min() * 1.3, -1.5), max(rows["value"].max() * 1.3, 1.5)
+        ticks = [t for t in (-50, -10, -1, 0, 1, 10, 50) if low <= t <= high]
+        for axis in line:  # one scale for all: linear to ±1, logarithmic beyond
+            axis.set_xscale("symlog", linthresh=1)
+            axis.set_xlim(low, high)
+            axis.set_xticks(ticks, [f"{t:+g}" if t else "0" for t in ticks])
+            axis.set_xticks([], minor=True)
+        style.name_rows(line, map(title, regimes))
     for axis, dataset in zip(axes[0], results.datasets):
         axis.set_title(title(dataset))
-    axes[0, 0].set_ylim(len(regimes) - 0.5, -0.5)
-    backbone_legend(figure, results.backbones, extra=_bar_handles(), columns=5)
-    mean = data[data["backbone"] == "mean"].groupby(["metric", "regime"])["value"].mean()
-    known = [{title(r): mean[m, r] for r in regimes if (m, r) in mean.index} for m in COSTS]
-    return described(
-        figure,
-        "What each precision regime costs against FP32, per dataset, a marker per backbone. Mean change over datasets and "
-        f"backbones, AUPRC in points: {listed(known[0], '{:+.1f}')}; Brier score times 100: {listed(known[1], '{:+.1f}')}.",
-    )
-
-
-def _bar_handles():
-    from matplotlib.patches import Patch
-
     scale = Patch(facecolor="none", edgecolor="none", label="logarithmic beyond ±1")
-    return [Patch(color=MUTED, alpha=0.45, label="mean of backbones"), scale]
+    style.backbone_legend(
+        figure, backbones, extra=[Patch(color=MUTED, alpha=0.45, label="mean of backbones"), scale], columns=5
+    )
+    mean = data[data["backbone"] == "mean"].groupby(["metric", "regime"], sort=False)["value"].mean()
+    what = (
+        "What each precision regime costs against FP32, per dataset, a marker per backbone. Mean change over datasets"
+    )
+    known = {f"{title(m)} {title(r)}": value for (m, r), value in mean.items()}
+    return described(figure, f"{what} and backbones, AUPRC in points, Brier score times 100", known, "{:+.1f}")
 
 
 def _change_panel(axis, data, regimes, backbones):
     if data.empty:
-        return absent(axis)
+        return style.absent(axis)
     axis.axvline(0, color=INK, linewidth=1)
     for y, regime in enumerate(regimes):
-        rows = data[(data["regime"] == regime) & data["value"].notna()]
-        if rows.empty:
+        values = data[data["regime"] == regime].dropna(subset=["value"]).set_index("backbone")["value"]
+        if values.empty:
             axis.text(0.02, y, "missing", transform=axis.get_yaxis_transform(), va="center", color=MUTED)
             continue
-        mean = rows[rows["backbone"] == "mean"]["value"].item()
-        axis.barh(y, mean, height=0.7, color=regime_colour(regime), alpha=0.45, linewidth=0)
-        for b, value in rows[rows["backbone"] != "mean"].set_index("backbone")["value"].items():
-            step = 0.5 * (backbones.index(b) / max(1, len(backbones) - 1) - 0.5)
-            point(axis, value, y + step, *backbone_style(b))
-    axis.grid(axis="y", visible=False)
-
-
-def _symlog(axes, values):
-    """One scale for panels of changes: linear to ±1, logarithmic beyond."""
-    low, high = min(values.min() * 1.3, -1.5), max(values.max() * 1.3, 1.5)
-    ticks = [t for t in (-50, -10, -1, 0, 1, 10, 50) if low <= t <= high]
-    for axis in axes:
-        axis.set_xscale("symlog", linthresh=1)
-        axis.set_xlim(low, high)
-        axis.set_xticks(ticks, [f"{t:+g}" if t else "0" for t in ticks])
-        axis.set_xticks([], minor=True)
+        axis.barh(y, values["mean"], height=0.7, color=regime_colour(regime), alpha=0.45, linewidth=0)
+        for b, value in values.drop("mean").items():
+            style.point(axis, value, y + style.step(b, backbones), *backbone_style(b))
 
 
 # --- why a model collapses ------------------------------------------------------------------------
@@ -102,13 +73,11 @@ def _symlog(axes, values):
 @styled
 def sqnr_figure(results, dataset, backbone, regime):
     """Signal-to-quantization-noise ratio of each quantized layer in order; the three worst are named."""
-    layers = results.layers
-    layers = layers[(layers["dataset"] == dataset) & (layers["backbone"] == backbone) & (layers["regime"] == regime)]
-    layers = layers.drop_duplicates("layer").reset_index(drop=True)
+    layers = of_cell(results.layers, dataset, backbone, regime).drop_duplicates("layer").reset_index(drop=True)
     name = f"{title(backbone)}, {title(regime)}, {title(dataset)}"
     if layers.empty:
         return empty(f"Noise per layer of {name}: missing from these results.")
-    figure, axes = new(height=3.8)
+    figure, axes = style.new(height=3.8)
     axis, twin = axes[0, 0], {"color": regime_colour(regime), "marker": "o", "markersize": 4, "linewidth": 1}
     axis.plot(layers.index, layers["sqnr_db"], label="simulated layer against its FP32 twin", **twin)
     if layers["kernel_sqnr_db"].notna().any():
@@ -121,15 +90,12 @@ def sqnr_figure(results, dataset, backbone, regime):
         side = {"xytext": (-9, -3), "ha": "right"} if place[0] > len(layers) / 2 else {"xytext": (9, -3), "ha": "left"}
         axis.annotate(f"{k}", place, textcoords="offset points", fontweight="bold", **side)
     lines = [f"{k}  {r['layer']} ({r['operator']}), {r['sqnr_db']:.1f} dB" for k, r in enumerate(worst, 1)]
-    label = "\n".join(["Quantized layers, first to last", "", "Worst:", *lines])
-    axis.set(xlabel=label, ylabel="Signal to noise (dB)", title=name)
-    axis.xaxis.label.set_ha("left")
-    axis.xaxis.label.set_x(0)
-    few_ticks(axis.xaxis, 8)
-    legend(figure, ncols=1)
-    known = {r["layer"]: r["sqnr_db"] for r in worst}
-    what = f"Signal-to-quantization-noise ratio in decibels of the {len(layers)} quantized layers of {name}"
-    return described(figure, f"{what}; the worst: {listed(known, '{:.1f}')}.")
+    axis.set(ylabel="Signal to noise (dB)", title=name)
+    axis.set_xlabel("\n".join(["Quantized layers, first to last", "", "Worst:", *lines]), ha="left", x=0)
+    style.few_ticks(axis.xaxis, 8)
+    style.legend(figure, ncols=1)
+    what = f"Signal-to-quantization-noise ratio in decibels of the {len(layers)} quantized layers of {name}; the worst"
+    return described(figure, what, {r["layer"]: r["sqnr_db"] for r in worst}, "{:.1f}")
 
 
 @styled
@@ -144,32 +110,33 @@ def ablation_figure(results, dataset, *, engine="fbgemm", form="converted"):
     wide = wide.reindex(index=frame["recipe"].unique(), columns=known)
     base = wide.loc["default"] if "default" in wide.index else wide.max()
     change = wide.drop(index="default", errors="ignore") - base
-    figure, axes = new(height=1.9 + 0.3 * len(change))
-    axis, values = axes[0, 0], change.to_numpy()
+    figure, axes = style.new(height=1.9 + 0.3 * len(change))
+    values = change.to_numpy()
     texts = [["–" if np.isnan(v) else f"{v:+.1f}" for v in row] for row in values]
     losses = ("#7a0b10", "#ce0e17", "#f18102", "#f8d9b0", "#fbf3e6")  # light is good, dark is bad
-    _heat(axis, (values.clip(-60, 0) + 60) / 60, texts, losses, lambda share: share < 0.45)
-    slanted = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
-    axis.set_xticks(range(len(known)), [f"{title(b)}\n{base[b]:.1f}" for b in known], **slanted)
-    axis.set_yticks(range(len(change)), [r.replace("-", " ") for r in change.index])
-    axis.set_title(f"{title(dataset)}, {engine}", loc="left")
-    axis.set_xlabel("Change in AUPRC (points), and the AUPRC (%) under the default recipe")
+    _heat(axes[0, 0], (values.clip(-60, 0) + 60) / 60, texts, losses, lambda share: share < 0.45)
+    _name_tiles(axes[0, 0], [f"{title(b)}\n{base[b]:.1f}" for b in known], [r.replace("-", " ") for r in change.index])
+    axes[0, 0].set_title(f"{title(dataset)}, {engine}")
+    axes[0, 0].set_xlabel("Change in AUPRC (points), and the AUPRC (%) under the default recipe")
     lowest = {f"{title(b)} under {r}": v for (r, b), v in change.stack().nsmallest(3).items()}
     what = f"Change in AUPRC, in points, that each recipe makes on {title(dataset)} under {engine}, for each backbone."
-    return described(figure, f"{what} The greatest losses: {listed(lowest, '{:+.1f}')}.")
+    return described(figure, f"{what} The greatest losses", lowest, "{:+.1f}")
 
 
 def _heat(axis, shares, texts, colours, is_dark):
     """A heat map of values from 0 to 1 with words written in; missing values stay blank."""
-    from matplotlib.colors import LinearSegmentedColormap
-
-    ramp = LinearSegmentedColormap.from_list("ramp", colours)
-    axis.imshow(shares, cmap=ramp, vmin=0, vmax=1, aspect="auto")
+    axis.imshow(shares, cmap=LinearSegmentedColormap.from_list("ramp", colours), vmin=0, vmax=1, aspect="auto")
     for (y, x), share in np.ndenumerate(shares):
-        axis.text(x, y, texts[y][x], ha="center", va="center", color=ON_DARK if is_dark(share) else ON_COLOUR)
+        colour = style.ON_DARK if is_dark(share) else style.ON_COLOUR
+        axis.text(x, y, texts[y][x], ha="center", va="center", color=colour)
     axis.grid(visible=False)
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
+
+
+def _name_tiles(axis, columns, rows):
+    axis.set_xticks(range(len(columns)), columns, rotation=35, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(len(rows)), rows)
 
 
 # --- what helps, and what else runs ---------------------------------------------------------------
@@ -182,31 +149,30 @@ def remedies_figure(results, dataset, *, regime="ptq-fbgemm"):
     frame = frame[(frame["dataset"] == dataset) & (frame["regime"] == regime)]
     if frame.empty:
         return empty(f"Remedies on {title(dataset)} ({title(regime)}): missing from these results.")
-    names, shown = list(frame["remedy"].unique()), ("ece", "brier", "auprc")
-    figure, axes = new(1, 3, height=1.5 + 0.42 * len(names), sharey=True)
-    for axis, metric in zip(axes[0], shown):
-        for mark, style in ((0, "-"), (100, "--")):
-            axis.axvline(mark, color=INK, linewidth=1, linestyle=style)
-        closed = 100 * frame[f"{metric}_closed"]
-        for backbone, remedy, value in zip(frame["backbone"], frame["remedy"], closed.clip(-100, 200)):
-            if np.isfinite(value):
-                place = results.backbones.index(backbone) / max(1, len(results.backbones) - 1)
-                point(axis, value, names.index(remedy) + 0.6 * (place - 0.5), *backbone_style(backbone), 5.5)
+    names, shown = list(frame["remedy"].unique()), {m: f"{m}_closed" for m in ("ece", "brier", "auprc")}
+    frame = frame.assign(**{column: 100 * frame[column] for column in shown.values()})
+    figure, axes = style.new(1, len(shown), height=1.5 + 0.42 * len(names), sharey=True)
+    for axis, (metric, column) in zip(axes[0], shown.items()):
+        closed = frame.dropna(subset=[column])
+        axis.axvline(0, color=INK, linewidth=1)
+        axis.axvline(100, color=INK, linewidth=1, linestyle="--")
+        for backbone, remedy, value in zip(closed["backbone"], closed["remedy"], closed[column].clip(-100, 200)):
+            y = names.index(remedy) + style.step(backbone, results.backbones)
+            style.point(axis, value, y, *backbone_style(backbone), 5.5)
         axis.set(title=title(metric), xlabel="Gap closed (%)")
-        axis.set_xticks([-100, 0, 100, 200] if closed.min() < -20 or closed.max() > 120 else [0, 50, 100])
+        far = closed[column].min() < -20 or closed[column].max() > 120
+        axis.set_xticks([-100, 0, 100, 200] if far else [0, 50, 100])
         axis.margins(x=0.08)
-        axis.grid(axis="y", visible=False)
-        if not np.isfinite(closed).any():
+        if closed.empty:
             axis.text(0.5, 0.5, "no gap to close", transform=axis.transAxes, ha="center", color=MUTED)
-    axes[0, 0].set_yticks(range(len(names)), [n.replace("-", " ") for n in names])
-    axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
-    backbone_legend(figure, [b for b in results.backbones if b in set(frame["backbone"])])
-    medians = 100 * frame.groupby("remedy", sort=False)[[f"{m}_closed" for m in shown]].median()
-    known = [f"{title(m)} {listed(medians[f'{m}_closed'].dropna().to_dict(), '{:.0f} %')}" for m in shown]
+    style.name_rows(axes[0], [n.replace("-", " ") for n in names])
+    style.backbone_legend(figure, [b for b in results.backbones if b in set(frame["backbone"])])
+    medians = frame.groupby("remedy", sort=False)[list(shown.values())].median()
+    known = {f"{title(m)} {r}": v for m, column in shown.items() for r, v in medians[column].dropna().items()}
     what = (
         f"Share of the gap between {title(regime)} and FP32 on {title(dataset)} that each remedy closes; 100 % is FP32."
     )
-    return described(figure, f"{what} Medians over backbones: {'; '.join(known)}.")
+    return described(figure, f"{what} Medians over backbones", known, "{:.0f} %")
 
 
 RUNTIME_COLOURS = dict(zip(RUNTIMES, map(regime_colour, ("fp32", "fp16", "ptq-qnnpack", "qat-fbgemm"))))
@@ -223,8 +189,7 @@ def peers_figure(results, dataset, *, batch_size=1):
         return empty(f"Other runtimes on {title(dataset)}, batch {batch_size}: missing from these results.")
     columns = min(4, len(backbones))
     rows = -(-len(backbones) // columns)
-    shape = {"height": 1.1 + 1.7 * rows, "abreast": 2}
-    figure, axes = new(rows, columns, sharex=True, sharey=True, **shape)
+    figure, axes = style.new(rows, columns, sharex=True, sharey=True, height=1.1 + 1.7 * rows, abreast=2)
     fastest = {}
     for axis, backbone in zip(axes.flat, backbones):
         own = frame[frame["backbone"] == backbone]
@@ -235,7 +200,8 @@ def peers_figure(results, dataset, *, batch_size=1):
         axis.axhline(0, color=GRID, linewidth=1, zorder=0)
         for row in own.to_dict("records"):
             colour = RUNTIME_COLOURS.get(row["runtime"].split("-")[0], MUTED)
-            point(axis, row["speedup"], row["rise"], colour, "s" if row["precision"] == "int8" else "o", 6, alpha=0.9)
+            shape = "s" if row["precision"] == "int8" else "o"
+            style.point(axis, row["speedup"], row["rise"], colour, shape, 6, alpha=0.9)
         axis.set_title(title(backbone))
         best = own.loc[own["speedup"].idxmax()]
         fastest[f"{title(backbone)} {best['name']}"] = best["speedup"]
@@ -250,9 +216,9 @@ def peers_figure(results, dataset, *, batch_size=1):
         axis.set_ylabel("Change in ECE")
     handles = [handle(name, RUNTIME_COLOURS[r], "s") for r, name in RUNTIMES.items()]
     handles += [handle("FP32"), handle("INT8", marker="s"), handle("front", marker=None, linestyle="-", linewidth=1)]
-    legend(figure, handles=handles, ncols=4, handletextpad=0.4, columnspacing=1.4)
+    style.legend(figure, handles=handles, ncols=4, handletextpad=0.4, columnspacing=1.4)
     what = f"Runtimes on {title(dataset)} at batch {batch_size}, a panel per backbone: speed-up over eager FP32 and change in ECE."
-    return described(figure, f"{what} Fastest, in times: {listed(fastest, '{:.1f}')}.")
+    return described(figure, f"{what} Fastest, in times", fastest, "{:.1f}")
 
 
 # --- one cell -------------------------------------------------------------------------------------
@@ -266,19 +232,11 @@ def reliability(*predictions, regime="fp32", label="", labels=None):
     """
     if any(p.empty for p in predictions):
         return empty("Reliability diagram: no predictions are stored for this cell.")
-    n, known, labels = len(predictions), {}, labels or [label]
-    shape = {"height": 4.2, "width": 3.7 if n == 1 else 6.4, "height_ratios": [3, 1.2]}
-    figure, axes = new(2, n, sharex=True, sharey="row", **shape)
-    for column, frame, label in zip(axes.T, predictions, labels):
-        errors = reliability_panels(column, reliability_bins(frame, regime), [regime])
-        column[0].set_title(label or title(regime))
-        column[1].set_xlabel("Confidence")
-        known[f"{label or title(regime)} ({len(frame)} images)"] = errors[regime]
-    axes[0, 0].set_ylabel("Fraction correct")
-    axes[1, 0].set_ylabel("Share of\nimages")
-    return described(
-        figure, f"Reliability diagram with a histogram of confidence. Top-label calibration error: {listed(known)}."
-    )
+    names = labels or [label or title(regime)]
+    columns = {name: reliability_bins(frame, regime) for name, frame in zip(names, predictions)}
+    figure, errors = reliability_panels(columns, [regime], height=4.2, width=3.7 if len(columns) == 1 else 6.4)
+    known = {f"{n} ({len(frame)} images)": errors[n, regime] for n, frame in zip(names, predictions)}
+    return described(figure, "Reliability diagram with a histogram of confidence. Top-label calibration error", known)
 
 
 @styled
@@ -287,20 +245,20 @@ def training_curve(history, *, regime="fp32", label=""):
     if history.empty:
         return empty("Training curve: this regime trains nothing, or its history is missing.")
     history, colour, label = history.sort_values("epoch"), regime_colour(regime), label or title(regime)
-    figure, axes = new(1, 2, height=2.7)
+    figure, axes = style.new(1, 2, height=2.7)
     left, right = axes[0]
-    left.plot(history["epoch"], history["train_loss"], color=colour, marker="o", markersize=4)
+    line = {"color": colour, "marker": "o", "markersize": 4}
+    left.plot(history["epoch"], history["train_loss"], **line)
     left.set(xlabel="Epoch", ylabel="Cross-entropy (nats)", title="Training loss", ylim=(0, None))
     right.plot(history["epoch"], 100 * history["train_accuracy"], color=MUTED, linestyle=":", label="training images")
-    chosen = {"color": colour, "marker": "o", "markersize": 4, "label": "images that choose the epoch"}
-    right.plot(history["epoch"], 100 * history["accuracy"], **chosen)
+    right.plot(history["epoch"], 100 * history["accuracy"], label="images that choose the epoch", **line)
     best = history.loc[history["accuracy"].idxmax()]
     ring = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": INK, "label": "best"}
     right.plot(best["epoch"], 100 * best["accuracy"], "o", **ring)
     right.set(xlabel="Epoch", ylabel="Accuracy (%)", title=label)
     right.legend(loc="lower right")
     for axis in axes[0]:
-        few_ticks(axis.xaxis, 6, whole=True)
+        style.few_ticks(axis.xaxis, 6, whole=True)
     accuracy = f"best accuracy {100 * best['accuracy']:.1f} % at epoch {best['epoch']:.0f}"
     return described(figure, f"Training loss and accuracy of {label} by epoch: {len(history)} epochs, {accuracy}.")
 
@@ -315,12 +273,10 @@ def confusion_matrix(predictions, *, dataset="", label=""):
     counts = pd.crosstab(predictions["label"].to_numpy(), probabilities.to_numpy().argmax(1))
     counts = counts.reindex(index=range(len(names)), columns=range(len(names)), fill_value=0).to_numpy()
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure, axes = new(height=1.4 + 0.42 * len(names), width=2.0 + 0.62 * len(names))
-    axis = axes[0, 0]
-    _heat(axis, share, counts.astype(str), ("#f2f6fb", "#7fa3d1", "#1f3f77"), lambda s: s > 0.5)
-    axis.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
-    axis.set_yticks(range(len(names)), names)
-    axis.set(xlabel="Predicted", ylabel="True", title=label)
-    recall = {n: 100 * s for n, s in zip(names, np.diag(share))}
-    what = f"Confusion matrix of {counts.sum()} images, {100 * np.trace(counts) / counts.sum():.1f} % right"
-    return described(figure, f"{what}. Percentage found of each class: {listed(recall, '{:.0f}')}.")
+    figure, axes = style.new(height=1.4 + 0.42 * len(names), width=2.0 + 0.62 * len(names))
+    _heat(axes[0, 0], share, counts.astype(str), ("#f2f6fb", "#7fa3d1", "#1f3f77"), lambda s: s > 0.5)
+    _name_tiles(axes[0, 0], names, names)
+    axes[0, 0].set(xlabel="Predicted", ylabel="True", title=label)
+    right = f"{100 * np.trace(counts) / counts.sum():.1f} % right"
+    what = f"Confusion matrix of {counts.sum()} images, {right}. Percentage found of each class"
+    return described(figure, what, {n: 100 * s for n, s in zip(names, np.diag(share))}, "{:.0f}")

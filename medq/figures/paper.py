@@ -4,87 +4,62 @@ import math
 import textwrap
 
 import numpy as np
+from matplotlib.patches import Patch
 
-from medq.figures.style import (
-    FONT,
-    GRID,
-    INK,
-    MUTED,
-    PAPER,
-    absent,
-    backbone_legend,
-    backbone_style,
-    described,
-    empty,
-    few_ticks,
-    handle,
-    joined,
-    legend,
-    listed,
-    new,
-    point,
-    regime_colour,
-    styled,
-)
-from medq.results import REGIMES, family, title
+from medq.figures import style
+from medq.figures.style import FONT, GRID, INK, MUTED, PAPER, backbone_style, described, empty, handle, regime_colour
+from medq.figures.style import styled
+from medq.regimes import REGIMES
+from medq.results import family, title
 from medq.results import published as paper_results
-from medq.tables import (
-    PAIRS,
-    calibration_data,
-    forest_data,
-    latency_data,
-    regimes_data,
-    reliability_data,
-    speedups,
-    tradeoff_data,
-)
+from medq.tables import PAIRS, calibration_data, forest_data, latency_data, plotted, regimes_data, reliability_data
+from medq.tables import speedups
 
 # --- Figures 1 and 5 ------------------------------------------------------------------------------
 
 
-def figure1(results, published=None, *, form="converted"):
-    """Figure 1: macro ROC-AUC across regimes, a panel per dataset; each backbone, and their mean ± std."""
-    return _across_regimes(results, published, "auroc", form)
-
-
-def figure5(results, published=None, *, form="converted"):
-    """Figure 5: macro AUPRC across regimes, drawn like Figure 1."""
-    return _across_regimes(results, published, "auprc", form)
-
-
 @styled
-def _across_regimes(results, published, metric, form):
+def figure1(results, published=None, *, form="converted", metric="auroc"):
+    """Figure 1: macro ROC-AUC across regimes, a panel per dataset; each backbone, and their mean ± std."""
     data = regimes_data(results, metric, published, form=form)
     if data.empty:
         return empty(f"{title(metric)} across regimes: no cell of these results is done yet.")
     regimes = [r for r in REGIMES if r in results.regimes]
-    figure, axes = new(1, len(results.datasets), height=1.5 + 0.47 * len(regimes), sharey=True)
+    figure, axes = style.new(1, len(results.datasets), height=1.5 + 0.47 * len(regimes), sharey=True)
     for axis, dataset in zip(axes[0], results.datasets):
-        _regime_panel(axis, data[data["dataset"] == dataset], regimes, results)
-        axis.set_title(title(dataset))
-        axis.set_xlabel(f"Macro {title(metric)}")
-    axes[0, 0].set_yticks(range(len(regimes)), [title(r) for r in regimes])
-    axes[0, 0].set_ylim(len(regimes) - 0.4, -0.6)
-    backbone_legend(figure, results.backbones, extra=_mean_handles(data))
+        _regime_panel(axis, data[data["dataset"] == dataset], regimes, results.backbones)
+        axis.set(title=title(dataset), xlabel=f"Macro {title(metric)}")
+    style.name_rows(axes[0], map(title, regimes))
     mean = data[data["backbone"] == "mean"]
+    diamond = {"marker": "D", "markerfacecolor": "none", "markeredgecolor": INK}
+    handles = [handle("mean", marker="|", markersize=11, markeredgewidth=3)]
+    handles.append(Patch(color=MUTED, alpha=0.3, label="± std of backbones"))
+    if data["low"].notna().any():
+        handles.append(handle("95 % interval of mean", INK, None, linestyle="-", linewidth=1.2))
+    handles += [handle("paper", **diamond)] if data["paper"].notna().any() else []
+    style.backbone_legend(figure, results.backbones, extra=handles)
     known = {f"{title(d)}, {title(r)}": v for d, r, v in zip(mean["dataset"], mean["regime"], mean["value"])}
-    return described(
-        figure, f"Macro {title(metric)} of each regime, a panel per dataset. Means over backbones: {listed(known)}."
-    )
+    what = f"Macro {title(metric)} of each regime, a panel per dataset. Means over backbones"
+    return described(figure, what, known)
 
 
-def _regime_panel(axis, data, regimes, results):
+def figure5(results, published=None, *, form="converted"):
+    """Figure 5: macro AUPRC across regimes, drawn like Figure 1."""
+    return figure1(results, published, form=form, metric="auprc")
+
+
+def _regime_panel(axis, data, regimes, backbones):
     """One dataset: per regime a bar of mean ± std, the mean's own interval, a marker per backbone."""
     if data.empty:
-        return absent(axis)
-    spread = {b: k for k, b in enumerate(results.backbones)}
-    mean = data[data["backbone"] == "mean"].set_index("regime")
+        return style.absent(axis)
+    cells, mean = data[data["backbone"] != "mean"], data[data["backbone"] == "mean"].set_index("regime")
+    place = {"transform": axis.get_yaxis_transform(), "va": "center", "color": MUTED}
     for y, regime in enumerate(regimes):
         if regime not in mean.index:
-            axis.text(0.5, y, "missing", transform=axis.get_yaxis_transform(), ha="center", va="center", color=MUTED)
+            axis.text(0.5, y, "missing", ha="center", **place)
             continue
         row, colour = mean.loc[regime], regime_colour(regime)
-        std = 0.0 if math.isnan(row["between_std"]) else row["between_std"]
+        std = np.nan_to_num(row["between_std"])
         left, right = max(0.0, row["value"] - std), min(1.0, row["value"] + std)
         axis.barh(y, right - left, left=left, height=0.62, color=colour, alpha=0.3, linewidth=0)
         axis.plot([row["value"]] * 2, [y - 0.36, y + 0.36], color=colour, linewidth=3, solid_capstyle="butt")
@@ -92,33 +67,15 @@ def _regime_panel(axis, data, regimes, results):
             axis.plot([row["low"], row["high"]], [y + 0.36] * 2, color=INK, linewidth=1.2, solid_capstyle="butt")
         if not math.isnan(row["paper"]):
             axis.plot(row["paper"], y, "D", markersize=7, markerfacecolor="none", markeredgecolor=INK, zorder=5)
-    cells = data[data["backbone"] != "mean"]
-    for row in cells.to_dict("records"):
-        step = 0.5 * (spread[row["backbone"]] / max(1, len(spread) - 1) - 0.5)
-        point(axis, row["value"], regimes.index(row["regime"]) + step, *backbone_style(row["backbone"]), zorder=4)
-    axis.grid(axis="y", visible=False)
+    for b, regime, value in zip(cells["backbone"], cells["regime"], cells["value"]):
+        style.point(axis, value, regimes.index(regime) + style.step(b, backbones), *backbone_style(b), zorder=4)
     axis.margins(x=0.06)
-    few_ticks(axis.xaxis, 3)
+    style.few_ticks(axis.xaxis, 3)
     counts = cells.groupby("regime").size()
-    for regime, n in counts[counts < len(results.backbones)].items():
-        left = mean["value"].get(regime, 0) > sum(axis.get_xlim()) / 2  # where there is room
-        place = {"x": 0.01, "ha": "left"} if left else {"x": 0.99, "ha": "right"}
-        words = {"s": f"{n} of {len(results.backbones)}", "va": "center", "color": MUTED}
-        axis.text(y=regimes.index(regime) - 0.5, transform=axis.get_yaxis_transform(), **place, **words)
-
-
-def _mean_handles(data):
-    from matplotlib.patches import Patch
-
-    handles = [
-        handle("mean", marker="|", markersize=11, markeredgewidth=3),
-        Patch(color=MUTED, alpha=0.3, label="± std of backbones"),
-    ]
-    if data["low"].notna().any():
-        handles.append(handle("95 % interval of mean", INK, None, linestyle="-", linewidth=1.2))
-    if data["paper"].notna().any():
-        handles.append(handle("paper", marker="D", markerfacecolor="none", markeredgecolor=INK))
-    return handles
+    for regime, n in counts[counts < len(backbones)].items():
+        room = mean["value"].get(regime, 0) > sum(axis.get_xlim()) / 2
+        x, side = (0.01, "left") if room else (0.99, "right")
+        axis.text(x, regimes.index(regime) - 0.5, f"{n} of {len(backbones)}", ha=side, **place)
 
 
 # --- Figure 2 -------------------------------------------------------------------------------------
@@ -127,12 +84,10 @@ def _mean_handles(data):
 @styled
 def figure2(results, published=None, *, engine="fbgemm", batch_size=1):
     """Figure 2: macro AUPRC against latency, FP32 (circle) and INT8-QAT (square), a colour per backbone."""
-    from matplotlib.patches import Patch
-
-    data = tradeoff_data(results, engine=engine, batch_size=batch_size).dropna(subset=["value", "p50_ms"])
+    data = plotted.tradeoff_data(results, engine=engine, batch_size=batch_size).dropna(subset=["value", "p50_ms"])
     if data.empty:
         return empty("AUPRC against latency: these results hold no backbone with both an AUPRC and a timing.")
-    figure, axes = new(1, len(results.datasets), height=3.9)
+    figure, axes = style.new(1, len(results.datasets), height=3.9)
     for axis, dataset in zip(axes[0], results.datasets):
         part = data[data["dataset"] == dataset]
         for backbone, points in part.groupby("backbone", sort=False):
@@ -140,21 +95,19 @@ def figure2(results, published=None, *, engine="fbgemm", batch_size=1):
             axis.plot(points["p50_ms"], points["value"], color=colour, linewidth=1, alpha=0.8)
             for p in points.to_dict("records"):
                 axis.plot([p["p50_ms"]] * 2, [p["low"], p["high"]], color=colour, linewidth=1)
-                point(axis, p["p50_ms"], p["value"], colour, "o" if p["regime"] == "fp32" else "s", 8)
+                style.point(axis, p["p50_ms"], p["value"], colour, "o" if p["regime"] == "fp32" else "s", 8)
         _log_ms(axis, part["p50_ms"])
         axis.set(title=title(dataset), xlabel=f"p50 at batch {batch_size} (ms)")
-        few_ticks(axis.yaxis, 5)
+        style.few_ticks(axis.yaxis, 5)
         if part.empty:
-            absent(axis)
+            style.absent(axis)
             axis.tick_params(axis="y", left=False, labelleft=False)
     axes[0, 0].set_ylabel("Macro AUPRC")
     shapes = {"o": "FP32", "s": f"INT8-QAT ({engine.upper()})"}
-    handles = [  # the shape means something else here, so a backbone is a patch of its colour
-        Patch(facecolor=backbone_style(b)[0], edgecolor=INK, linewidth=0.5, label=title(b)) for b in results.backbones
-    ]
+    edge = {"edgecolor": INK, "linewidth": 0.5}  # the shape means something else here, so a backbone is a patch
+    handles = [Patch(facecolor=backbone_style(b)[0], label=title(b), **edge) for b in results.backbones]
     handles += [handle(label, marker=m, markersize=8, markeredgecolor=INK) for m, label in shapes.items()]
-    spacing = {"handlelength": 1, "handletextpad": 0.5, "columnspacing": 1.3}
-    legend(figure, handles=handles, ncols=5, **spacing)
+    style.legend(figure, handles=handles, ncols=5, handlelength=1, handletextpad=0.5, columnspacing=1.3)
     return described(figure, _tradeoff_alt(data, engine))
 
 
@@ -164,11 +117,10 @@ def _log_ms(axis, values):
     axis.xaxis.set_major_formatter("{x:g}")
     if len(values):
         low, high = values.min() / 1.35, values.max() * 1.35
-        choices = [
-            [s * 10.0**k for k in range(-2, 6) for s in steps if low <= s * 10.0**k <= high]
-            for steps in ((1, 2, 5), (1, 3), (1,))
-        ]
-        ticks = next((c for c in choices if len(c) <= axis.figure.get_figwidth()), choices[-1])
+        for steps in ((1, 2, 5), (1, 3), (1,)):
+            ticks = [s * 10.0**k for k in range(-2, 6) for s in steps if low <= s * 10.0**k <= high]
+            if len(ticks) <= axis.figure.get_figwidth():
+                break
         axis.set_xlim(low, high)
         axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
         axis.set_xticks([], minor=True)
@@ -176,20 +128,20 @@ def _log_ms(axis, values):
 
 def _tradeoff_alt(data, engine):
     wide = data.pivot_table(index=["dataset", "backbone"], columns="regime", values=["value", "p50_ms"]).dropna()
-    if wide.empty or not {"fp32", f"qat-{engine}"} <= set(wide["value"]):
+    qat = f"qat-{engine}"
+    if wide.empty or not {"fp32", qat} <= set(wide["value"]):
         return f"Macro AUPRC against latency; no backbone has both an FP32 and an INT8-QAT ({engine}) point."
-    faster = wide["p50_ms"]["fp32"] / wide["p50_ms"][f"qat-{engine}"]
-    change = 100 * (wide["value"][f"qat-{engine}"] - wide["value"]["fp32"])
+    times, points = wide["p50_ms"]["fp32"] / wide["p50_ms"][qat], 100 * (wide["value"][qat] - wide["value"]["fp32"])
     return (
         "Macro AUPRC against median latency, a panel per dataset, FP32 as circles and INT8-QAT as squares. From FP32 to "
-        f"INT8-QAT latency changes by a factor of {faster.min():.2f} to {faster.max():.2f} and AUPRC by "
-        f"{change.min():+.1f} to {change.max():+.1f} percentage points."
+        f"INT8-QAT latency changes by a factor of {times.min():.2f} to {times.max():.2f} and AUPRC by "
+        f"{points.min():+.1f} to {points.max():+.1f} percentage points."
     )
 
 
 def figure2_interactive(results, *, engine="fbgemm", batch_size=1):
     """Figure 2 with values on hover, as a plotly figure (alternative text in `alt_text`)."""
-    data = tradeoff_data(results, engine=engine, batch_size=batch_size).dropna(subset=["value", "p50_ms"])
+    data = plotted.tradeoff_data(results, engine=engine, batch_size=batch_size).dropna(subset=["value", "p50_ms"])
 
     def trace(points):
         regimes = ["FP32" if r == "fp32" else "INT8-QAT" for r in points["regime"]]
@@ -202,9 +154,8 @@ def figure2_interactive(results, *, engine="fbgemm", batch_size=1):
             "marker": {"size": 11, "symbol": symbols, "line": {"width": 1}},
         }
 
-    figure = _interactive(
-        results, data, trace, _tradeoff_alt(data, engine) if len(data) else "AUPRC against latency: missing."
-    )
+    alt = _tradeoff_alt(data, engine) if len(data) else "AUPRC against latency: missing."
+    figure = _interactive(results, data, trace, alt)
     figure.update_xaxes(type="log", title=f"p50 at batch {batch_size} (ms)", dtick="D2")
     figure.update_yaxes(title="Macro AUPRC", col=1)
     return figure
@@ -217,7 +168,7 @@ def _interactive(results, data, trace, alt):
     """
     from plotly.subplots import make_subplots
 
-    names, seen, grey = [title(d) for d in results.datasets], set(), "#7a7a7a"
+    names, seen, grey, clear = [title(d) for d in results.datasets], set(), "#7a7a7a", "rgba(0,0,0,0)"
     figure = make_subplots(rows=1, cols=max(1, len(names)), subplot_titles=names, horizontal_spacing=0.07)
     for column, dataset in enumerate(results.datasets, 1):
         for backbone, points in data[data["dataset"] == dataset].groupby("backbone", sort=False):
@@ -225,15 +176,9 @@ def _interactive(results, data, trace, alt):
             legend = {"name": title(backbone), "legendgroup": backbone, "showlegend": backbone not in seen}
             figure.add_scatter(mode="lines+markers", row=1, col=column, line=line, **legend, **trace(points))
             seen.add(backbone)
-    figure.update_layout(
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        height=460,
-        font={"color": grey, "size": 13},
-        margin={"l": 60, "r": 10, "t": 40, "b": 10},
-        legend={"orientation": "h", "y": -0.2},
-        meta={"alt": " ".join(alt.split())},
-    )
+    legend, margin = {"orientation": "h", "y": -0.2}, {"l": 60, "r": 10, "t": 40, "b": 10}
+    figure.update_layout(paper_bgcolor=clear, plot_bgcolor=clear, height=460, font={"color": grey, "size": 13})
+    figure.update_layout(margin=margin, legend=legend, meta={"alt": alt})
     for update in (figure.update_xaxes, figure.update_yaxes):
         update(gridcolor="rgba(128,128,128,.3)", linecolor=grey, zeroline=False)
     return figure
@@ -248,37 +193,33 @@ def figure3(results, published=None, *, engine="fbgemm", metric="auprc", per_bac
     data = forest_data(results, metric=metric, engine=engine)
     if data.empty:
         return empty(f"Paired bootstrap differences in {title(metric)}: missing from these results.")
-    rows = ["all", *(b for b in results.backbones if per_backbone)]
-    pairs = [" vs ".join("FP32" if k == "fp32" else f"INT8-{k.upper()}" for k in pair) for pair in PAIRS]
+    rows = ["all", *(results.backbones if per_backbone else ())]
     each = max(1.55, 0.35 + 0.2 * len(rows))  # inches, so that the pair's name fits beside its panel
-    figure, axes = new(len(pairs), len(results.datasets), height=1.0 + len(pairs) * each, sharey=True)
-    for pair, line in zip(pairs, axes):
+    figure, axes = style.new(len(PAIRS), len(results.datasets), height=1.0 + len(PAIRS) * each, sharey=True)
+    for pair, line in zip(PAIRS, axes):
+        name = plotted.pair_title(pair)
         for axis, dataset in zip(line, results.datasets):
-            _forest_panel(axis, data[(data["pair"] == pair) & (data["dataset"] == dataset)], rows)
-        line[0].set_yticks(range(len(rows)), ["All backbones", *(title(b) for b in rows[1:])])
-        line[0].set_ylabel(pair, fontweight="bold")
+            _forest_panel(axis, data[(data["pair"] == name) & (data["dataset"] == dataset)], rows)
+        line[0].set_yticks(range(len(rows)), ["All backbones", *map(title, rows[1:])])
+        line[0].set_ylabel(name, fontweight="bold")
     for top, bottom, dataset in zip(axes[0], axes[-1], results.datasets):
         top.set_title(title(dataset))
         bottom.set_xlabel(f"Δ{title(metric)} (percentage points)")
     axes[0, 0].invert_yaxis()
-    hollow = {"markeredgecolor": INK, "markerfacecolor": PAPER}
-    handles = [
-        handle("p < 0.05", marker="s"),
-        handle("p ≥ 0.05"),
-        handle("p < 0.05, but not after Holm", INK, "s", **hollow),
-    ]
+    hollow = handle("p < 0.05, but not after Holm", INK, "s", markeredgecolor=INK, markerfacecolor=PAPER)
     note = "Line: 95 % interval. Right of zero: the first method is better."
-    legend(figure, handles=handles, ncols=3, title=note)
-    pooled = data[data["backbone"] == "all"].to_dict("records")
-    known = {f"{r['pair']}, {title(r['dataset'])}": r["delta_pp"] for r in pooled}
+    handles = [handle("p < 0.05", marker="s"), handle("p ≥ 0.05"), hollow]
+    style.legend(figure, handles=handles, ncols=3, title=note)
+    pooled = data[data["backbone"] == "all"]
+    known = {f"{p}, {title(d)}": v for p, d, v in zip(pooled["pair"], pooled["dataset"], pooled["delta_pp"])}
     what = f"Paired bootstrap differences in {title(metric)}, in percentage points, for three pairs of regimes and each dataset."
-    return described(figure, f"{what} Over all backbones: {listed(known, '{:+.2f}')}.")
+    return described(figure, f"{what} Over all backbones", known, "{:+.2f}")
 
 
 def _forest_panel(axis, data, rows):
     axis.set_ylim(-0.7, len(rows) - 0.3)
     if data.empty:
-        return absent(axis)
+        return style.absent(axis)
     axis.axvline(0, color=INK, linewidth=1)
     for r in data[data["backbone"].isin(rows)].to_dict("records"):
         y, pooled = rows.index(r["backbone"]), r["backbone"] == "all"
@@ -286,12 +227,13 @@ def _forest_panel(axis, data, rows):
         significant, kept = r["p_value"] < 0.05, not r["p_holm"] >= 0.05
         axis.plot([r["low_pp"], r["high_pp"]], [y, y], color=colour, linewidth=2.2 if pooled else 1.5)
         face = {"markerfacecolor": PAPER if significant and not kept else colour, "markeredgecolor": colour}
-        point(axis, r["delta_pp"], y, colour, "s" if significant else "o", 7 if pooled else 5.5, zorder=4, **face)
+        shape = "s" if significant else "o", 7 if pooled else 5.5
+        style.point(axis, r["delta_pp"], y, colour, *shape, zorder=4, **face)
     place = {"transform": axis.get_yaxis_transform(), "ha": "right", "va": "center", "color": MUTED}
     for y in set(range(len(rows))) - {rows.index(b) for b in data["backbone"] if b in rows}:
         axis.text(0.99, y, "missing", bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1}, **place)
     axis.margins(x=0.08)
-    few_ticks(axis.xaxis, 4)
+    style.few_ticks(axis.xaxis, 4)
 
 
 # --- Figure 4 -------------------------------------------------------------------------------------
@@ -305,53 +247,43 @@ def figure4(results, published=None, *, regime="ptq-fbgemm"):
         return empty("AUPRC against the number of calibration images: missing from these results.")
     cnns = [b for b in results.backbones if family(b) == "cnn"]
     shape = {"height": 1.1 + 1.35 * len(results.datasets), "abreast": 2}
-    figure, axes = new(len(results.datasets), len(cnns), sharex=True, sharey="row", **shape)
-    for axis, backbone in zip(axes[0], cnns):
-        axis.set_title(title(backbone), fontsize=FONT, loc="center")
+    figure, axes = style.new(len(results.datasets), len(cnns), sharex=True, sharey="row", **shape)
     for line, dataset in zip(axes, results.datasets):
         for axis, backbone in zip(line, cnns):
-            part = data[(data["dataset"] == dataset) & (data["backbone"] == backbone)]
-            _sweep_panel(axis, part.sort_values("n_calibration"), backbone)
+            part = data[(data["dataset"] == dataset) & (data["backbone"] == backbone)].sort_values("n_calibration")
+            colour, marker = backbone_style(backbone)
+            if part.empty:  # the scale is shared with the panels beside
+                axis.text(0.5, 0.5, "missing", transform=axis.transAxes, ha="center", va="center", color=MUTED)
+            ends = (part["mean"] + sign * part["std"].fillna(0) for sign in (-1, 1))
+            axis.fill_between(part["n_calibration"], *ends, color=colour, alpha=0.35, linewidth=0)
+            style.point(axis, part["n_calibration"], part["mean"], colour, marker, 4, linestyle="-")
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.minorticks_off()
         line[0].set_ylabel(f"{title(dataset)}\nAUPRC")
-        few_ticks(line[0].yaxis, 4)
+        style.few_ticks(line[0].yaxis, 4)
+    for axis, backbone in zip(axes[0], cnns):
+        axis.set_title(title(backbone), fontsize=FONT, loc="center")
     sizes = sorted(data["n_calibration"].unique())
     marks = sorted({sizes[0], sizes[len(sizes) // 2], sizes[-1]})
     axes[0, 0].set_xticks(marks, [f"{m:g}" for m in marks])
-    note = _sweep_note(data, results)
+    spread = {"folds": "over folds", "subsets": "over resampled subsets of one fold"}
+    dynamic = [title(b) for b in results.backbones if b not in cnns]
+    note = f"Line: mean; band: ± 1 std {style.joined(dict.fromkeys(data['spread'].map(spread)))}."
+    note += f" {style.joined(dynamic)}: quantized dynamically, without calibration images." if dynamic else ""
     lines = textwrap.fill(note, int(13 * figure.get_figwidth()))
     figure.supxlabel(f"Calibration images\n{lines}", fontsize=FONT)
-    return described(figure, _sweep_alt(data) + " " + note)
-
-
-def _sweep_panel(axis, part, backbone):
-    colour, marker = backbone_style(backbone)
-    if part.empty:  # the scale is shared with the panels beside
-        axis.text(0.5, 0.5, "missing", transform=axis.transAxes, ha="center", va="center", color=MUTED)
-    std, band = part["std"].fillna(0), {"color": colour, "alpha": 0.35, "linewidth": 0}
-    axis.fill_between(part["n_calibration"], part["mean"] - std, part["mean"] + std, **band)
-    point(axis, part["n_calibration"], part["mean"], colour, marker, 4, linestyle="-")
-    axis.set_xscale("log", base=2)
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.minorticks_off()
-
-
-def _sweep_note(data, results):
-    spread = {"folds": "over folds", "subsets": "over resampled subsets of one fold"}
-    kinds = joined(dict.fromkeys(spread[s] for s in data["spread"]))
-    dynamic = [title(b) for b in results.backbones if family(b) == "transformer"]
-    note = f"Line: mean; band: ± 1 std {kinds}."
-    return note + (f" {joined(dynamic)}: quantized dynamically, without calibration images." if dynamic else "")
+    return described(figure, *_sweep_alt(data))
 
 
 def _sweep_alt(data):
     ends = data.sort_values("n_calibration").groupby(["dataset", "backbone"], sort=False)["mean"].agg(["first", "last"])
     change = 100 * (ends["last"] - ends["first"])
-    known = {f"{title(d)} {title(b)}": v for (d, b), v in change.items()}
-    return (
-        "AUPRC after post-training quantization against the number of calibration images, a small panel for each "
-        f"convolutional backbone and dataset. Change in percentage points from the smallest to the largest set: "
-        f"{listed(known, '{:+.1f}')}."
+    what = (
+        "AUPRC after post-training quantization against the number of calibration images, for each convolutional "
+        "backbone and dataset. Change in percentage points from the smallest to the largest set"
     )
+    return what, {f"{title(d)} {title(b)}": v for (d, b), v in change.items()}, "{:+.1f}"
 
 
 def figure4_interactive(results, *, regime="ptq-fbgemm"):
@@ -368,7 +300,7 @@ def figure4_interactive(results, *, regime="ptq-fbgemm"):
         }
 
     missing = "AUPRC against the number of calibration images: missing."
-    figure = _interactive(results, data, trace, _sweep_alt(data) if len(data) else missing)
+    figure = _interactive(results, data, trace, style.listing(*_sweep_alt(data)) if len(data) else missing)
     figure.update_xaxes(type="log", title="Calibration images", tickvals=sorted(data["n_calibration"].unique()))
     figure.update_yaxes(title="AUPRC", col=1)
     return figure
@@ -383,7 +315,7 @@ def figure6(results, published=None, *, engine="fbgemm", batch_size=1):
     data = latency_data(results, published, engine=engine, batch_size=batch_size).dropna(subset=["p50_ms"])
     if data.empty:
         return empty("CPU latency of FP32 and INT8-PTQ: missing from these results.")
-    figure, axes = new(height=1.4 + 0.36 * len(results.backbones))
+    figure, axes = style.new(height=1.4 + 0.36 * len(results.backbones))
     axis, shapes = axes[0, 0], {"fp32": "o", f"ptq-{engine}": "s"}
     ups = speedups(results, batch_size=batch_size, regime=f"ptq-{engine}")
     ups = ups[ups["baseline"] == "eager"].set_index("backbone")["value"].dropna()
@@ -399,24 +331,21 @@ def figure6(results, published=None, *, engine="fbgemm", batch_size=1):
             colour = regime_colour(regime)
             axis.plot([row["p50_ms"], row["p99_ms"]], [y, y], color=colour, linewidth=2)
             axis.plot(row["p99_ms"], y, "|", color=colour, markersize=9, markeredgewidth=2)
-            point(axis, row["p50_ms"], y, colour, shapes[regime], 8)
+            style.point(axis, row["p50_ms"], y, colour, shapes[regime], 8)
         ratio = f"{ups[backbone]:.2f}×" if backbone in ups else "not timed"
         ratio += f"  ({theirs[backbone]:.2f}×)" if backbone in theirs else ""
         axis.text(1.01, y, ratio, va="center", **beside)
     axis.text(1.01, -0.8, "speed-up (paper's)", va="bottom", color=MUTED, **beside)
-    axis.set_yticks(range(len(results.backbones)), [title(b) for b in results.backbones])
-    axis.set_ylim(len(results.backbones) - 0.4, -0.6)
+    style.name_rows([axis], map(title, results.backbones))
     _log_ms(axis, np.concatenate([data["p50_ms"], data["p99_ms"].dropna()]))
     axis.set_xlabel(f"Latency at batch {batch_size} on this CPU (ms, logarithmic)")
-    axis.grid(axis="y", visible=False)
-    handles = [
-        handle(f"{title(r)}, p50", regime_colour(r), m, markeredgecolor=INK, markersize=8) for r, m in shapes.items()
-    ]
+    edge = {"markeredgecolor": INK, "markersize": 8}
+    handles = [handle(f"{title(r)}, p50", regime_colour(r), m, **edge) for r, m in shapes.items()]
     handles.append(handle("p99", marker="|", markersize=9, markeredgewidth=2))
-    legend(figure, handles=handles, ncols=3)
-    known = {title(b): ups[b] for b in results.backbones if b in ups}
+    style.legend(figure, handles=handles, ncols=3)
     what = f"CPU latency at batch {batch_size} of FP32 and INT8-PTQ for each backbone, median and 99th percentile."
-    return described(figure, f"{what} Speed-up of INT8 over FP32: {listed(known, '{:.2f}')}.")
+    known = {title(b): ups[b] for b in results.backbones if b in ups}
+    return described(figure, f"{what} Speed-up of INT8 over FP32", known, "{:.2f}")
 
 
 # --- Figure 7 -------------------------------------------------------------------------------------
@@ -428,50 +357,52 @@ def figure7(results, published=None, *, backbone="resnet50", engine="fbgemm"):
     data = reliability_data(results, backbone=backbone, engine=engine)
     if data.empty:
         return empty(f"Reliability of {title(backbone)}: these results hold no predictions for it.")
-    datasets, regimes = results.datasets, ["fp32", f"ptq-{engine}", f"qat-{engine}"]
-    shape = {"height": 4.9, "height_ratios": [3, 1.2]} | ({} if len(datasets) > 2 else {"width": 4.8})
-    figure, axes = new(2, len(datasets), sharex=True, sharey="row", **shape)
-    known = {}
-    for column, dataset in enumerate(datasets):
-        errors = reliability_panels(axes[:, column], data[data["dataset"] == dataset], regimes)
-        known |= {f"{title(dataset)} {title(r)}": e for r, e in errors.items()}
-        axes[0, column].set_title(title(dataset))
-        axes[1, column].set_xlabel("Confidence")
-    axes[0, 0].set_ylabel("Fraction correct")
-    axes[1, 0].set_ylabel("Share of\nimages")
+    regimes = ["fp32", f"ptq-{engine}", f"qat-{engine}"]
+    columns = {title(d): data[data["dataset"] == d] for d in results.datasets}
+    figure, errors = reliability_panels(
+        columns, regimes, **({"height": 4.9} if len(columns) > 2 else {"height": 4.9, "width": 4.8})
+    )
     handles = [handle(title(r), regime_colour(r), m, linestyle="-") for r, m in zip(regimes, "osD")]
     handles.append(handle("perfect calibration", INK, None, linestyle="--"))
-    legend(figure, handles=handles, ncols=4 if len(datasets) > 2 else 2)
+    style.legend(figure, handles=handles, ncols=4 if len(columns) > 2 else 2)
     what = f"Reliability diagrams of {title(backbone)} with histograms of confidence below, a column per dataset."
-    return described(figure, f"{what} Top-label calibration error: {listed(known)}.")
+    return described(
+        figure, f"{what} Top-label calibration error", {f"{d} {title(r)}": e for (d, r), e in errors.items()}
+    )
 
 
-def reliability_panels(axes, data, regimes):
-    """Draw the bins of `tables.reliability_bins` on axes[0], histograms on axes[1]; return {regime: top-label ECE}.
+def reliability_panels(columns, regimes, **shape):
+    """Reliability diagrams, with histograms below, of {title: bins of `tables.reliability_bins`}.
 
-    The pale band is where the bins of a calibrated model lie in 95 % of samples of this size.
+    Returns the figure and {(title, regime): top-label ECE}. The pale band is where the bins of a calibrated model lie in
+    95 % of samples of this size.
     """
+    figure, axes = style.new(2, len(columns), sharex=True, sharey="row", height_ratios=[3, 1.2], **shape)
     errors, edge = {}, {"edgecolor": INK, "linewidth": 0.4, "zorder": 3, "clip_on": False}
-    axes[0].plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1)
-    for k, (regime, marker) in enumerate(zip(regimes, "osD")):
-        bins = data[data["regime"] == regime]
-        if bins.empty:
-            continue
-        share, colour, errors[regime] = bins["count"] / bins["count"].sum(), regime_colour(regime), bins["ece"].iloc[0]
-        shown = bins[bins["count"] > 0]
-        axes[0].fill_between(
-            shown["confidence"], shown["band_low"], shown["band_high"], color=colour, alpha=0.12, linewidth=0
-        )
-        axes[0].plot(shown["confidence"], shown["frequency"], color=colour, linewidth=1.2, alpha=0.8)
-        sizes = 12 + 90 * share[shown.index]
-        axes[0].scatter(shown["confidence"], shown["frequency"], s=sizes, color=colour, marker=marker, **edge)
-        axes[1].stairs(share, [*bins["lower"], bins["upper"].iloc[-1]], color=colour, linewidth=1.8)
-        axes[1].text(0.1, 0.97 - 0.23 * k, f"ECE {errors[regime]:.3f}", transform=axes[1].transAxes, va="top")
-        point(axes[1], 0.05, 0.89 - 0.23 * k, colour, marker, 5.5, transform=axes[1].transAxes)
-    axes[1].set_ylim(0, None)
-    if not errors:
-        axes[0].text(0.5, 0.55, "missing", transform=axes[0].transAxes, ha="center", color=MUTED)
-    axes[0].set(xlim=(0, 1), ylim=(0, 1))
-    axes[0].set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-    axes[0].set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
-    return errors
+    for (above, below), (name, data) in zip(axes.T, columns.items()):
+        above.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1)
+        for k, (regime, marker) in enumerate(zip(regimes, "osD")):
+            bins, colour = data[data["regime"] == regime], regime_colour(regime)
+            if bins.empty:
+                continue
+            errors[name, regime] = ece = bins["ece"].iloc[0]
+            share, shown = bins["count"] / bins["count"].sum(), bins[bins["count"] > 0]
+            band = {"color": colour, "alpha": 0.12, "linewidth": 0}
+            above.fill_between(shown["confidence"], shown["band_low"], shown["band_high"], **band)
+            above.plot(shown["confidence"], shown["frequency"], color=colour, linewidth=1.2, alpha=0.8)
+            sizes = 12 + 90 * share[shown.index]
+            above.scatter(shown["confidence"], shown["frequency"], s=sizes, color=colour, marker=marker, **edge)
+            below.stairs(share, [*bins["lower"], bins["upper"].iloc[-1]], color=colour, linewidth=1.8)
+            below.text(0.1, 0.97 - 0.23 * k, f"ECE {ece:.3f}", transform=below.transAxes, va="top")
+            style.point(below, 0.05, 0.89 - 0.23 * k, colour, marker, 5.5, transform=below.transAxes)
+        if not any(known == name for known, _ in errors):
+            above.text(0.5, 0.55, "missing", transform=above.transAxes, ha="center", color=MUTED)
+        ticks = [0, 0.5, 1], ["0", "0.5", "1"]
+        above.set(title=name, xlim=(0, 1), ylim=(0, 1))
+        above.set_xticks(*ticks)
+        above.set_yticks(*ticks)
+        below.set(xlabel="Confidence")
+        below.set_ylim(0, None)
+    axes[0, 0].set_ylabel("Fraction correct")
+    axes[1, 0].set_ylabel("Share of\nimages")
+    return figure, errors

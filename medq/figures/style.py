@@ -12,12 +12,14 @@ import warnings
 from contextvars import ContextVar
 from functools import cache, wraps
 
+import matplotlib.style
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
-from matplotlib.ticker import FixedLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from medq.regimes import REGIMES
 from medq.results import title
@@ -41,38 +43,29 @@ FONT = 9.0  # points, the smallest that is used
 
 RC = {
     "figure.dpi": 96,
-    "figure.facecolor": PAPER,
-    "savefig.facecolor": PAPER,
-    "axes.facecolor": PAPER,
     "font.family": "DejaVu Sans",
-    "font.size": FONT,
     "text.parse_math": False,  # a title may hold dollar signs
     "axes.titlesize": 10,
-    "axes.labelsize": FONT,
-    "xtick.labelsize": FONT,
-    "ytick.labelsize": FONT,
-    "legend.fontsize": FONT,
     "figure.titlesize": 11,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
     "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "figure.constrained_layout.use": True,
     "grid.color": GRID,
     "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
     "legend.frameon": False,
     "lines.linewidth": 1.5,
     "lines.markersize": 6,
     "svg.fonttype": "path",
     "svg.hashsalt": "medq",
-    "figure.constrained_layout.use": True,
-    "axes.formatter.useoffset": False,
+    **dict.fromkeys(("figure.facecolor", "savefig.facecolor", "axes.facecolor"), PAPER),
+    **dict.fromkeys(("axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("font.size", "axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize"), FONT),
 }
 
 
@@ -95,8 +88,6 @@ def styled(function):
 
     @wraps(function)
     def draw(*args, **options):
-        import matplotlib.style
-
         with matplotlib.style.context(["default", RC]):
             figure = function(*args, **options)
             missing = _signs(figure) - _covered(RC["font.family"]) if isinstance(figure, Figure) else set()
@@ -194,19 +185,26 @@ def _families(missing):
     return chosen
 
 
-def described(figure, alt):
-    """Give a figure its alternative text and return it; for a phone, break what is too long for the page."""
-    figure.set_label(" ".join(alt.split()))
+def described(figure, text, values=None, form="{:.3f}"):
+    """Give a figure its alternative text and return it; for a phone, break what is too long for the page.
+
+    `values` are numbers by name that follow the text, each in the format `form`.
+    """
+    figure.set_label(text if values is None else listing(text, values, form))
     if _narrow.get():
         for row in getattr(figure, "medq_rows", ()):
+            label = row[0].yaxis.label
             for axis in row[1:]:
-                axis.set_ylabel(
-                    axis.get_ylabel() or row[0].get_ylabel(), fontweight=row[0].yaxis.label.get_fontweight()
-                )
+                axis.set_ylabel(axis.get_ylabel() or label.get_text(), fontweight=label.get_fontweight())
         for axis in figure.axes:
             for text in (axis.title, axis._left_title, axis.xaxis.label, *axis.texts):
                 text.set_text("\n".join(textwrap.fill(line, 30) for line in text.get_text().split("\n")))
     return figure
+
+
+def listing(text, values, form="{:.3f}"):
+    """`<text>: a 0.123, b 0.456.` of {name: number}."""
+    return f"{text}: {', '.join(f'{name} {form.format(value)}' for name, value in values.items()) or 'missing'}."
 
 
 def alt_text(figure):
@@ -216,8 +214,6 @@ def alt_text(figure):
 
 def save(figure, path):
     """Write a figure as SVG, the same bytes each time, with its alternative text as description."""
-    import matplotlib
-
     with matplotlib.rc_context({"svg.hashsalt": "medq", "svg.fonttype": "path"}):
         figure.savefig(path, format="svg", metadata={"Date": None, "Description": alt_text(figure)})
 
@@ -229,12 +225,11 @@ def empty(message, *, height=1.2):
     return described(figure, message)
 
 
-def backbone_legend(figure, backbones, *, columns=4, extra=(), line=False):
+def backbone_legend(figure, backbones, *, columns=4, extra=()):
     """One legend for the whole figure, below it: the backbones' colours and markers, then `extra` handles."""
-    options = {"markeredgecolor": INK, "markeredgewidth": 0.5, "linestyle": "-" if line else "none"}
-    handles = [handle(title(name), *backbone_style(name), **options) for name in backbones]
-    handles += list(extra)
-    legend(figure, handles=handles, ncols=columns, handletextpad=0.4, columnspacing=1.4)
+    edge = {"markeredgecolor": INK, "markeredgewidth": 0.5}
+    handles = [handle(title(name), *backbone_style(name), **edge) for name in backbones]
+    legend(figure, handles=[*handles, *extra], ncols=columns, handletextpad=0.4, columnspacing=1.4)
 
 
 def legend(figure, *, ncols, title="", **options):
@@ -246,9 +241,21 @@ def legend(figure, *, ncols, title="", **options):
 
 def few_ticks(axis, n=4, *, whole=False):
     """At most `n` ticks (at whole numbers), so that labels never touch."""
-    from matplotlib.ticker import MaxNLocator
-
     axis.set_major_locator(MaxNLocator(n, steps=[1, 2, 5, 10] if whole else [1, 2, 2.5, 5, 10], integer=whole))
+
+
+def name_rows(axes, names):
+    """Give panels that share their y axis a row for each name, the first on top."""
+    names = list(names)
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].set_ylim(len(names) - 0.4, -0.6)
+    for axis in axes:
+        axis.grid(axis="y", visible=False)
+
+
+def step(backbone, backbones):
+    """How far below the middle of a row the marker of a backbone is drawn, so that markers do not hide each other."""
+    return 0.5 * (backbones.index(backbone) / max(1, len(backbones) - 1) - 0.5)
 
 
 def absent(axis):
@@ -264,11 +271,6 @@ def joined(words):
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
-def listed(values, form="{:.3f}"):
-    """'a 0.123, b 0.456' of a dict, or `missing`: how alternative texts give the numbers that are drawn."""
-    return ", ".join(f"{name} {form.format(value)}" for name, value in values.items()) or "missing"
-
-
 def point(axis, x, y, colour, marker, size=5, **options):
     """One marker with a thin dark edge."""
     edge = {"markeredgecolor": INK, "markeredgewidth": 0.5, "linestyle": "none"} | options
@@ -277,8 +279,5 @@ def point(axis, x, y, colour, marker, size=5, **options):
 
 def handle(label, colour=MUTED, marker="o", **options):
     """An entry of a legend that stands for a marker."""
-    from matplotlib.lines import Line2D
-
-    return Line2D(
-        [], [], **{"color": colour, "marker": marker, "linestyle": "none", "markersize": 7} | options, label=label
-    )
+    look = {"color": colour, "marker": marker, "linestyle": "none", "markersize": 7} | options
+    return Line2D([], [], **look, label=label)

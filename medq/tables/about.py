@@ -16,13 +16,11 @@ def balance(results):
     rows = []
     for name in results.datasets:
         spec, folds = params.datasets().get(name), results.folds(name)
-        done = set(results.cells.loc[results.cells["dataset"] == name, "fold"])
+        done = folds["fold"].isin(set(results.cells.loc[results.cells["dataset"] == name, "fold"]))
         for label, klass in enumerate(results.classes(name)):
-            ours = folds[folds["label"].isin([str(label), klass])]
+            ours = folds["label"].isin([str(label), klass])
             release = sum(part.get(klass, 0) for part in spec.release.values()) if spec else 0
-            rows.append(
-                [name, klass, release, len(ours), len(ours) / max(1, len(folds)), int(ours["fold"].isin(done).sum())]
-            )
+            rows.append([name, klass, release, ours.sum(), ours.sum() / max(1, len(folds)), (ours & done).sum()])
     return pd.DataFrame(rows, columns=["dataset", "class", "release", "in these results", "share", "held out"])
 
 
@@ -41,28 +39,16 @@ def folds(results):
 
 def conditions(results):
     """What the machine was doing during each timing."""
-    found = results.conditions
     names = {
         "load_before": "load before",
         "load_after": "load after",
         "others": "other work (cores)",
         "cpu": "processor",
     }
-    found = found.assign(
-        timing=found["stage"].map(STUDY_TITLES), backbone=found["backbone"].map(title), commit=found["commit"].str[:7]
-    )
-    columns = [
-        "timing",
-        "dataset",
-        "backbone",
-        "threads",
-        "load_before",
-        "load_after",
-        "others",
-        "seconds",
-        "cpu",
-        "commit",
-    ]
+    found = results.conditions
+    found = found.assign(timing=found["stage"].map(STUDY_TITLES), backbone=found["backbone"].map(title))
+    found["commit"] = found["commit"].str[:7]
+    columns = "timing dataset backbone threads load_before load_after others seconds cpu commit".split()
     return found[columns].rename(columns=names)
 
 
@@ -114,31 +100,33 @@ def of_cell(frame, dataset, backbone, regime):
     return frame[(frame["dataset"] == dataset) & (frame["backbone"] == backbone) & (frame["regime"] == regime)]
 
 
+def _deployed(results, cell):
+    """Rows of metrics.csv of one cell, pooled over folds where they were."""
+    frame = of_cell(results.metrics, *cell)
+    return frame[frame["fold"] == "pooled"] if (frame["fold"] == "pooled").any() else frame
+
+
 def cell_numbers(results, dataset, backbone, regime):
     """Every macro metric of a cell: metric, then a column for each form and recipe of the model, and its interval."""
-    cell = (dataset, backbone, regime)
-    frame = of_cell(results.metrics, *cell)
+    frame = _deployed(results, (dataset, backbone, regime))
     frame = frame[frame["class"] == ""]
     if frame.empty:
         return pd.DataFrame(columns=["metric", "95 % interval"])
-    forms = [FORMS.get(f, f) if r in ("default", "") else r for f, r in zip(frame["form"], frame["recipe"])]
-    frame = frame.assign(form=forms)
-    frame = frame[frame["fold"] == "pooled"] if (frame["fold"] == "pooled").any() else frame
-    wide = frame.groupby(["metric", "form"], sort=False)["value"].mean().unstack("form")
+    named = frame["form"].replace(FORMS).where(frame["recipe"].isin(["default", ""]), frame["recipe"])
+    wide = frame.assign(form=named).groupby(["metric", "form"], sort=False)["value"].mean().unstack("form")
     wide = wide[sorted(wide.columns, key=lambda column: not column.startswith("deployed"))]
-    known = of_cell(results.intervals, *cell)
-    known = known[(known["class"] == "") & known["form"].isin(["float", "converted"])].drop_duplicates("metric")
-    bounds = {r["metric"]: f"{r['low']:.4f}–{r['high']:.4f}" for r in known.to_dict("records")}
+    known = of_cell(results.intervals, dataset, backbone, regime)
+    known = known[(known["class"] == "") & known["form"].isin(["float", "converted"])]
+    bounds = {r.metric: f"{r.low:.4f}–{r.high:.4f}" for r in known[::-1].itertuples()}
     wide.insert(1, "95 % interval", [bounds.get(m, "–") for m in wide.index])
     return wide.reset_index().rename_axis(None, axis=1)
 
 
 def cell_classes(results, dataset, backbone, regime):
     """AUPRC, ROC-AUC and ECE of each class of a cell as it would be deployed."""
-    frame = of_cell(results.metrics, dataset, backbone, regime)
+    frame, shown = _deployed(results, (dataset, backbone, regime)), ["auprc", "auroc", "ece"]
     frame = frame[(frame["class"] != "") & frame["form"].isin(["float", "converted"])]
-    frame = frame[frame["recipe"].isin(["default", ""]) & frame["metric"].isin(["auprc", "auroc", "ece"])]
-    frame = frame[frame["fold"] == "pooled"] if (frame["fold"] == "pooled").any() else frame
+    frame = frame[frame["recipe"].isin(["default", ""]) & frame["metric"].isin(shown)]
     wide = frame.groupby(["class", "metric"], sort=False)["value"].mean().unstack("metric")
-    wide = wide.reindex(columns=["auprc", "auroc", "ece"]).reset_index().rename_axis(None, axis=1)
+    wide = wide.reindex(columns=shown).reset_index().rename_axis(None, axis=1)
     return wide.assign(**{"class": [class_title(dataset, c) for c in wide["class"]]})

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pandas as pd
 
-from medq import regimes
+from medq import advise, regimes
 from medq.results import CELL, CONTROL, LOWER_IS_BETTER, counterpart, means, peer_means, scores, title, variant
 from medq.results import published as paper_results
-from medq.tables.changes import SCORES
+from medq.changes import SCORES
 from medq.tables.entries import by_key, cell_state
 
 COLLAPSE = 0.10  # a recipe collapses a model if it costs this much AUPRC, or adds this much top-label ECE
@@ -21,31 +21,31 @@ def engine_check(results, metric="brier"):
     simulated, in the direction of worse), worst_layer, max_steps (largest error of a kernel, in
     quantization steps), note.
     """
-    simulated, converted = (by_key(scores(results, metric, form=s), CELL) for s in ("fake-quant", "converted"))
-    patched = by_key(scores(results, metric, recipe="mended"), CELL)
+    frame = results.status[results.status["regime"].isin(regimes.INT8)].copy()
+    cells = pd.MultiIndex.from_frame(frame[CELL])
+    converted = scores(results, metric).set_index(CELL)["value"]
+    simulated = scores(results, metric, form="fake-quant").set_index(CELL)["value"].reindex(cells)
+    patched = scores(results, metric, recipe="mended").set_index(CELL)["value"].reindex(cells)
+    fp32 = converted[converted.index.get_level_values("regime") == "fp32"].droplevel("regime")
+    fp32 = fp32.reindex(cells.droplevel("regime"))
+    gap = (converted.reindex(cells) - simulated) * (1 if metric in LOWER_IS_BETTER else -1)
     worst = results.layers.dropna(subset=["kernel_max_steps"]).sort_values("kernel_max_steps")
-    layers = by_key(worst.drop_duplicates(CELL, keep="last"), CELL)
-    sign, rows = 1 if metric in LOWER_IS_BETTER else -1, []
-    for cell in results.status.to_dict("records"):
-        key = tuple(cell[c] for c in CELL)
-        if key[2] not in regimes.INT8:
-            continue
-        value = [f.get(key, {}).get("value", math.nan) for f in (simulated, converted, patched)]
-        layer = layers.get(key, {})
-        rows.append(
-            [
-                *key,
-                {True: "yes", False: "NO"}.get(cell["engine_agrees"], ""),
-                converted.get((*key[:2], "fp32"), {}).get("value", math.nan),
-                *value,
-                sign * (value[1] - value[0]),
-                layer.get("layer", ""),
-                layer.get("kernel_max_steps", math.nan),
-                cell["note"] or cell_state(results, *key),
-            ]
-        )
-    columns = [*CELL, "agrees", "fp32", "simulated", "converted", "patched", "gap", "worst_layer", "max_steps", "note"]
-    frame = pd.DataFrame(rows, columns=columns)
+    worst = worst.drop_duplicates(CELL, keep="last").set_index(CELL).reindex(cells)
+    states = [note or cell_state(results, *key) for note, key in zip(frame["note"], cells)]
+    numbers = {
+        "fp32": fp32,
+        "simulated": simulated,
+        "converted": converted.reindex(cells),
+        "patched": patched,
+        "gap": gap,
+    }
+    frame = frame[CELL].assign(
+        agrees=frame["engine_agrees"].map({True: "yes", False: "NO"}).fillna(""),
+        **{name: values.to_numpy(float) for name, values in numbers.items()},
+        worst_layer=worst["layer"].fillna("").to_numpy(),
+        max_steps=worst["kernel_max_steps"].to_numpy(float),
+        note=states,
+    )
     return frame.sort_values("gap", ascending=False, kind="stable").reset_index(drop=True)
 
 
@@ -73,18 +73,15 @@ def recipe_means(results, form):
     keys = [*MODEL, "recipe"]
     first = a.drop_duplicates(keys).set_index(keys)
     frame = first[[*FACTORS, "run_engine"]].join(a.groupby(keys)[list(SCORES)].mean()).reset_index()
-    default = by_key(frame[frame["recipe"] == "default"], MODEL)
-    frame["changes"] = [_changed(row, default.get(tuple(row[k] for k in MODEL))) for row in frame.to_dict("records")]
-    return frame
-
-
-def _changed(row, default):
-    changed = [
-        SWITCHES.get((f, row[f].lower()), f"{f} {row[f] or 'as the engine has them'}")
-        for f in FACTORS
-        if default is not None and row[f].lower() != default[f].lower()
-    ]
-    return changed + ([f"run under {row['run_engine']}"] if row["run_engine"] not in ("", row["engine"]) else [])
+    defaults, changed = by_key(frame[frame["recipe"] == "default"], MODEL), []
+    for row in frame.to_dict("records"):
+        default = defaults.get(tuple(row[k] for k in MODEL), row)
+        factors = [f for f in FACTORS if row[f].lower() != default[f].lower()]
+        names = [SWITCHES.get((f, row[f].lower()), f"{f} {row[f] or 'as the engine has them'}") for f in factors]
+        changed.append(
+            names + ([f"run under {row['run_engine']}"] if row["run_engine"] not in ("", row["engine"]) else [])
+        )
+    return frame.assign(changes=changed)
 
 
 def ablation(results, *, form="converted"):
@@ -124,32 +121,33 @@ def recipes_against_table1(results, published=None, *, form="converted"):
     paper's), worst_ece, worst_brier, distance (of both errors, each in units of REPRODUCED), reproduces (all six cells,
     each within REPRODUCED); nearest first, recipes of fewer cells last.
     """
-    published, frame = published or paper_results(), recipe_means(results, form)
-    rows = []
-    for recipe, own in frame.groupby("recipe", sort=False):
-        errors = {metric: [] for metric in REPRODUCED}
-        for (dataset, engine), part in own.groupby(["dataset", "engine"], sort=False):
-            for metric, found in errors.items():
-                paper = by_key(means(published, metric, form="fake-quant"), ["dataset", "regime"])
-                fp32 = by_key(scores(results, metric).query("regime == 'fp32'"), ["dataset", "backbone"])
-                ours = [
-                    r[metric] - fp32.get((dataset, r["backbone"]), {}).get("value", math.nan)
-                    for _, r in part.iterrows()
-                ]
-                theirs = [
-                    paper.get((counterpart(dataset), regime), {}).get("value", math.nan)
-                    for regime in ("fp32", f"ptq-{engine}")
-                ]
-                found.append(np.mean(ours) - (theirs[1] - theirs[0]))
-        rms = [float(np.sqrt(np.mean(np.square(e)))) for e in errors.values()]
-        worst = [float(np.max(np.abs(e))) for e in errors.values()]
-        near = all(w <= limit for w, limit in zip(worst, REPRODUCED.values()))
-        cells = len(errors["ece"])
-        distance = math.hypot(*(r / limit for r, limit in zip(rms, REPRODUCED.values())))
-        rows.append((recipe, cells, *rms, *worst, distance, near and cells == 6))
-    columns = ["recipe", "cells", "error_ece", "error_brier", "worst_ece", "worst_brier", "distance", "reproduces"]
-    table = pd.DataFrame(rows, columns=columns).dropna(subset=["distance"])
+    frame, errors = recipe_means(results, form), {}
+    keys = ["recipe", "dataset", "engine"]
+    for metric in REPRODUCED:
+        fp32 = scores(results, metric).query("regime == 'fp32'").set_index(["dataset", "backbone"])["value"]
+        before = fp32.reindex(pd.MultiIndex.from_frame(frame[["dataset", "backbone"]])).to_numpy()
+        ours = (frame[metric] - before).groupby([frame[k] for k in keys], sort=False).agg(_mean)
+        paper = means(published or paper_results(), metric, form="fake-quant").set_index(["dataset", "regime"])["value"]
+        theirs = [
+            paper.get((counterpart(d), f"ptq-{engine}"), math.nan) - paper.get((counterpart(d), "fp32"), math.nan)
+            for _, d, engine in ours.index
+        ]
+        errors[metric] = ours - theirs
+    grouped = pd.DataFrame(errors).groupby("recipe", sort=False)
+    table = pd.DataFrame({"cells": grouped.size()})
+    table[["error_ece", "error_brier"]] = np.sqrt((grouped.agg(lambda e: _mean(e**2))).to_numpy(float)).reshape(-1, 2)
+    table[["worst_ece", "worst_brier"]] = (
+        grouped.agg(lambda e: e.abs().max(skipna=False)).to_numpy(float).reshape(-1, 2)
+    )
+    limits = list(REPRODUCED.values())
+    table["distance"] = np.hypot(*(table[["error_ece", "error_brier"]] / limits).to_numpy().T)
+    table["reproduces"] = (table[["worst_ece", "worst_brier"]] <= limits).all(axis=1) & (table["cells"] == 6)
+    table = table.dropna(subset=["distance"]).reset_index()
     return table.sort_values(["cells", "distance"], ascending=[False, True], ignore_index=True)
+
+
+def _mean(values):
+    return values.mean(skipna=False)
 
 
 # --- remedies -------------------------------------------------------------------------------------
@@ -281,26 +279,24 @@ def _image_brier(results, dataset):
     return found
 
 
-VARIANTS = {
-    "deduplicated": "trained without the copies and near twins of test images",
-    "inner": "with the epoch chosen on a part of the training images",
-}
+VARIANTS = ("deduplicated", "inner")  # trained without copies of test images; epoch chosen on training images
 
 
 def beside_variant(results, kind, *, form="converted"):
-    """The same cells, trained with one thing changed (`VARIANTS`), on the same test images: one row per cell and metric.
+    """The same cells, trained with one thing changed (`kind` of `VARIANTS`), on the same test images: one row per cell and metric.
 
     Columns: dataset, backbone, regime, metric, as_in_the_paper, changed, effect (what the paper's way adds, in the
     metric's own unit). Empty where `results` has no such folder beside it.
     """
-    other, rows = variant(results, kind), []
+    other, parts = variant(results, kind), []
     for metric in ("accuracy", "auroc", "auprc", "ece") if other else ():
-        ours = by_key(scores(results, metric, form=form), CELL)
-        for key, row in by_key(scores(other, metric, form=form), CELL).items():
-            if key in ours:
-                a, b = ours[key]["value"], row["value"]
-                rows.append([*key, title(metric), a, b, a - b])
-    return pd.DataFrame(rows, columns=[*CELL, "metric", "as_in_the_paper", "changed", "effect"])
+        ours, changed = (scores(r, metric, form=form)[[*CELL, "value"]] for r in (results, other))
+        both = changed.rename(columns={"value": "changed"}).merge(
+            ours.rename(columns={"value": "as_in_the_paper"}), on=CELL
+        )
+        parts.append(both.assign(metric=title(metric), effect=both["as_in_the_paper"] - both["changed"]))
+    columns = [*CELL, "metric", "as_in_the_paper", "changed", "effect"]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
 
 def qat_control(results, metric="auprc", *, engine="fbgemm", form="converted"):
@@ -327,26 +323,28 @@ def peers(results):
     both p50 and ECE.
     """
     frame = peer_means(results).sort_values("batch_size", kind="stable").reset_index(drop=True)
-    best = pd.Series(False, index=frame.index)
+    frame = frame.assign(pareto=False, name=(frame["runtime"] + " " + frame["precision"]).map(title))
     for _, group in frame.groupby(["dataset", "backbone", "batch_size"]):
-        time, ece = group["p50_ms"].to_numpy(), group["ece"].to_numpy()
-        for k, t, e in zip(group.index, time, ece):
-            best[k] = not (((time <= t) & (ece <= e) & ((time < t) | (ece < e))).any() or math.isnan(t))
-    frame = frame.assign(pareto=best, name=(frame["runtime"] + " " + frame["precision"]).map(title))
+        for row in group.dropna(subset=["p50_ms"]).itertuples():
+            better = (group["p50_ms"] <= row.p50_ms) & (group["ece"] <= row.ece)
+            frame.loc[row.Index, "pareto"] = not (
+                better & ((group["p50_ms"] < row.p50_ms) | (group["ece"] < row.ece))
+            ).any()
     columns = ["dataset", "backbone", "batch_size", "name", "pareto", "p50_ms", "p99_ms", "ece", "auprc", "auroc"]
     columns += ["ece_top_label", "brier", "size_mb", "convert_seconds", "runtime", "precision", "image_size", "note"]
     return frame[columns]
 
 
+COST = [cost[0] for cost in advise.COSTS.values()]  # columns of `medq.advise.decide`: costs against FP32
+
+
 def recommended(results):
     """What `medq advise` ships of each model and batch size that other runtimes were timed at, and what beats it.
 
-    Columns: dataset, backbone, batch_size, ship, speedup (over eager FP32), its `costs`, beaten_by (candidates that
+    Columns: dataset, backbone, batch_size, ship, speedup (over eager FP32), `COST`, beaten_by (candidates that
     are both faster and better calibrated, though they do not pass).
     """
-    from medq import advise
-
-    columns, parts = ["dataset", "backbone", "batch_size", "ship", "speedup", *costs(), "beaten_by"], []
+    columns, parts = ["dataset", "backbone", "batch_size", "ship", "speedup", *COST, "beaten_by"], []
     for n, timed in results.peers.dropna(subset=["p50_ms"]).groupby("batch_size"):
         chosen = advise.decide(results, advise.Limits(batch_size=int(n))).query("ship").dropna(subset=["speedup"])
         chosen = chosen.merge(timed[["dataset", "backbone"]].drop_duplicates())
@@ -355,22 +353,13 @@ def recommended(results):
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
-def costs():
-    """Columns of `medq.advise.decide` that hold what a candidate costs against FP32."""
-    from medq import advise
-
-    return [c for c in advise.COLUMNS if c.endswith(("_loss_pp", "_rise"))]
-
-
 def advice(results, limits=None):
     """`medq.advise.decide` in one row per dataset and backbone.
 
-    Columns: dataset, backbone, ship, p50_ms, speedup (over eager FP32), its `costs`, refused (candidates that are
+    Columns: dataset, backbone, ship, p50_ms, speedup (over eager FP32), `COST`, refused (candidates that are
     faster, and why they were passed over, a line each).
     """
-    from medq import advise
-
-    rows, shown = [], ["p50_ms", "speedup", *costs()]
+    rows, shown = [], ["p50_ms", "speedup", *COST]
     for key, group in advise.decide(results, limits).groupby(["dataset", "backbone"], sort=False):
         chosen = group[group["ship"]]
         row = chosen.iloc[0].to_dict() if len(chosen) else {"candidate": advise.nothing(group)}

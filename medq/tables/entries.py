@@ -3,7 +3,7 @@
 import math
 
 from medq import regimes
-from medq.results import title
+from medq.results import PHANTOM, title
 
 FIELDS = ("ours", "low", "high", "paper", "state")
 PAPER_REGIMES = list(regimes.PAPER)
@@ -56,12 +56,11 @@ def is_outside(entry):
 
 
 def comparable(results):
-    """Whether levels may be held against the paper's: fine-tuned pretrained weights, 224 pixels, no phantoms."""
-    p = results.provenance.get("parameters", {})
-    real = not any(d.startswith("phantom-") for d in results.datasets)
-    return "source" in results.provenance or (
-        real and p.get("image_size") == 224 and p.get("weights") not in (None, "none")
-    )
+    """Whether models are the paper's or like them: fine-tuned from pretrained weights, real images of 224 pixels."""
+    used = results.provenance.get("parameters", {})
+    real = bool(results.datasets) and not any(d.startswith(PHANTOM) for d in results.datasets)
+    like = (used.get("weights") or "none") != "none" and used.get("image_size", 0) >= 224
+    return "source" in results.provenance or real and like
 
 
 def covers(results):

@@ -48,9 +48,13 @@ class Look(NamedTuple):
 
 def to_html(frame, look):
     """A DataFrame as HTML text: one block that scrolls sideways, and its notes below."""
-    notes = _Notes(look.interval)
-    heads, rows = _beside_paper(frame, look, notes) if look.across else _flat(frame, look)
-    below = "".join(f"<div>{escape(line)}</div>" for line in (*filter(None, look.notes), *notes.lines()))
+    sentences, marks = {}, set()  # lettered notes, one letter for each distinct sentence; marks that were used
+    heads, rows = _beside_paper(frame, look, sentences, marks) if look.across else _flat(frame, look)
+    lines = [*filter(None, look.notes)]
+    lines += [f"≠: the paper's value lies outside {look.interval}."] if "≠" in marks else []
+    lines += ["Bold: the lowest of the row, ours and the paper's apart."] if "bold" in marks else []
+    lines += [f"{mark}: {sentence}." for sentence, mark in sentences.items()]
+    below = "".join(f"<div>{escape(line)}</div>" for line in lines)
     return f'{grid(heads, rows, look.caption or "Table")}\n<div class="medq-notes">{below}</div>'
 
 
@@ -60,17 +64,13 @@ def grid(heads, rows, label, *, caption="", css="medq-table"):
     A third entry of a pair is the cell's hint. The first cell of a row is its header.
     """
 
-    def cell(tag, scope, entry):
-        hint = f' title="{escape(entry[2], quote=True)}"' if len(entry) > 2 and entry[2] else ""
-        return f'<{tag}{scope} class="{entry[1]}"{hint}>{entry[0]}</{tag}>'
+    def cell(tag, html, css, hint=""):
+        hint = f' title="{escape(hint, quote=True)}"' if hint else ""
+        return f'<{tag} class="{css}"{hint}>{html}</{tag.split()[0]}>'
 
-    head = "".join(cell("th", ' scope="col"', h) for h in heads)
-    body = "".join(
-        "<tr>"
-        + "".join(cell(*(("td", "") if k else ("th", ' scope="row"')), entry) for k, entry in enumerate(row))
-        + "</tr>"
-        for row in rows
-    )
+    head = "".join(cell('th scope="col"', *h) for h in heads)
+    body = ["".join(cell("td" if k else 'th scope="row"', *entry) for k, entry in enumerate(row)) for row in rows]
+    body = "".join(f"<tr>{row}</tr>" for row in body)
     caption = f"<caption>{escape(caption)}</caption>" if caption else ""
     return (
         f'<div class="medq-scroll" role="region" tabindex="0" aria-label="{escape(label, quote=True)}">'
@@ -78,64 +78,43 @@ def grid(heads, rows, label, *, caption="", css="medq-table"):
     )
 
 
-class _Notes:
-    """Lettered notes, one letter for each distinct sentence, and the marks that were used."""
-
-    def __init__(self, interval):
-        self.sentences, self.marks, self.interval = {}, set(), interval
-
-    def letter(self, sentence):
-        return self.sentences.setdefault(sentence, letter(len(self.sentences)))
-
-    def lines(self):
-        if "≠" in self.marks:
-            yield f"≠: the paper's value lies outside {self.interval}."
-        if "bold" in self.marks:
-            yield "Bold: the lowest of the row, ours and the paper's apart."
-        for sentence, mark in self.sentences.items():
-            yield f"{mark}: {sentence}."
-
-
 def letter(k):
     """The mark of note `k`, from 0: a to z, then aa, ab, …"""
     return (letter(k // 26 - 1) if k >= 26 else "") + chr(97 + k % 26)
 
 
-def _beside_paper(frame, look, notes):
+def _beside_paper(frame, look, sentences, marks):
     names = list(dict.fromkeys(frame[look.across])) if len(frame) else []
     heads = [(escape(heading(k)), "text") for k in look.rows]
     heads += [(escape(look.labels.get(n) or title(n)), "number") for n in names]
     rows = []
     for keys, group in frame.groupby(list(look.rows), sort=False):
         keys, entries = dict(zip(look.rows, keys)), {r[look.across]: r for r in group.to_dict("records")}
-        best = {f: _lowest(entries, look.lowest, f) for f in ("ours", "paper")}
+        lowest = group[group[look.across].isin(look.lowest)][["ours", "paper"]].min()
         row = [(_name(k, v, keys), "text") for k, v in keys.items()]
         for name in names:
-            entry, form = entries.get(name), look.formats.get(name, look.formats.get(None, "{:.4g}"))
-            bold = {f for f in best if entry and name in look.lowest and entry[f] == best[f]}
-            compared = look.compared is None or name in look.compared
-            row.append(_entry(entry, form, compared, bold, notes) if entry else ("–", "number"))
+            if name not in entries:
+                row.append(("–", "number"))
+                continue
+            entry, form = entries[name], look.formats.get(name, look.formats.get(None, "{:.4g}"))
+            bold = {f for f in lowest.index if name in look.lowest and entry[f] == lowest[f]}
+            outside = (look.compared is None or name in look.compared) and is_outside(entry)
+            marks |= {mark for mark, used in (("≠", outside), ("bold", bold)) if used}
+            row.append((_entry(entry, form, outside, bold, sentences), "outside" if outside else "number"))
         rows.append(row)
     return heads, rows
 
 
-def _lowest(entries, among, field):
-    return min((entries[n][field] for n in among if n in entries and not absent(entries[n][field])), default=None)
-
-
-def _entry(entry, form, compared, bold, notes):
-    """(HTML, class) of a number of ours beside the paper's."""
+def _entry(entry, form, outside, bold, sentences):
+    """HTML of a number of ours beside the paper's."""
     state = entry["state"] if isinstance(entry["state"], str) else ""
-    mark = f"<sup>{notes.letter(state)}</sup>" if state else ""
+    mark = f"<sup>{sentences.setdefault(state, letter(len(sentences)))}</sup>" if state else ""
     shown = {f: "" if absent(entry[f]) else form.format(entry[f]) for f in ("ours", "low", "high", "paper")}
     shown |= {f: f"<strong>{shown[f]}</strong>" for f in bold}
-    outside = compared and is_outside(entry)
-    notes.marks |= ({"≠"} if outside else set()) | ({"bold"} if bold else set())
     ours = shown["ours"] or escape(state.split(":")[0]) or "missing"
     interval = f"<span>({shown['low']}–{shown['high']})</span>" if shown["low"] and shown["high"] else ""
     paper = f'<span class="paper">paper {shown["paper"]}{" ≠" if outside else ""}</span>' if shown["paper"] else ""
-    doubt = "⚠ " if DISAGREES in state else ""
-    return f"{doubt}{ours}{mark}{interval}{paper}", "outside" if outside else "number"
+    return f"{'⚠ ' if DISAGREES in state else ''}{ours}{mark}{interval}{paper}"
 
 
 def _flat(frame, look):

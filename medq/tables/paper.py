@@ -1,7 +1,6 @@
 """Tables 1 to 4 of the paper: our number beside the paper's, one row per number (columns `FIELDS`)."""
 
 import math
-from functools import cache
 
 import pandas as pd
 
@@ -11,8 +10,6 @@ from medq.results import CELL, ENGINES, counterpart, family, means, scores, timi
 from medq.results import published as paper_results
 from medq.tables.entries import FIELDS, PAPER_REGIMES, by_key, cell_state, entry, mean_state
 
-# --- Table 1 --------------------------------------------------------------------------------------
-
 
 def table1(results, published=None, *, form="fake-quant"):
     """Table 1, ECE and Brier, mean over backbones: dataset, metric, regime, FIELDS, between_std.
@@ -20,34 +17,24 @@ def table1(results, published=None, *, form="fake-quant"):
     `form` `fake-quant` is the paper's, `converted` what is deployed. The control `fp32-continued` comes last
     and is not among the paper's six regimes.
     """
-    published = published or paper_results()
-    tables = {
-        m: [by_key(means(r, m, form=s), ["dataset", "regime"]) for r, s in ((results, form), (published, "fake-quant"))]
-        for m in ("ece", "brier")
-    }
+    sides = (results, form), (published or paper_results(), "fake-quant")
+    tables = {m: [by_key(means(r, m, form=f), ["dataset", "regime"]) for r, f in sides] for m in ("ece", "brier")}
     rows = []
     for dataset in results.datasets:
         for metric, (ours, paper) in tables.items():
             for regime in PAPER_REGIMES + [r for r in results.regimes if r not in PAPER_REGIMES]:
-                mine = ours.get((dataset, regime))
+                mine = ours.get((dataset, regime), {})
                 theirs = paper.get((counterpart(dataset), regime), {}).get("value", math.nan)
-                transcribed = mine and not mine["backbones"]  # a published mean, whose backbones are not here
+                used = mine.get("backbones", ())
                 state = (
-                    "" if transcribed else mean_state(results, dataset, regime, mine["backbones"] if mine else (), form)
-                )
-                spread = mine["between_std"] if mine else math.nan
-                rows.append([dataset, metric, regime, *entry(mine, theirs, state).values(), spread])
+                    "" if mine and not used else mean_state(results, dataset, regime, used, form)
+                )  # no backbones: published
+                fields = entry(mine, theirs, state).values()
+                rows.append([dataset, metric, regime, *fields, mine.get("between_std", math.nan)])
     return pd.DataFrame(rows, columns=["dataset", "metric", "regime", *FIELDS, "between_std"])
 
 
-# --- Table 2 --------------------------------------------------------------------------------------
-
-TABLE2 = {
-    "throughput": "Throughput (images/s)",
-    "p50_ms": "p50 (ms per batch)",
-    "convert_seconds": "Convert (s)",
-    "against_fbgemm": "Throughput, times FBGEMM's",
-}
+TABLE2 = ("throughput", "p50_ms", "convert_seconds", "against_fbgemm")
 
 
 def table2(results, published=None, *, batch_size=32):
@@ -55,49 +42,30 @@ def table2(results, published=None, *, batch_size=32):
 
     `ours` is the median over the family's backbones, `low` and `high` the least and the greatest of them.
     """
-    published = published or paper_results()
-    rows = []
+    published, rows = published or paper_results(), []
     for dataset in results.datasets:
         for kind in ("cnn", "transformer"):
-            ours = {e: _family_rows(results, dataset, kind, f"ptq-{e}", batch_size) for e in ENGINES}
-            paper = {e: _published_family(published, counterpart(dataset), kind, f"ptq-{e}") for e in ENGINES}
+            backbones = [b for b in results.backbones if family(b) == kind]
+            ours = _efficiency(results, (dataset, ""), backbones, batch_size)
+            paper = _efficiency(published, (counterpart(dataset),), (kind,), 32)
             for engine in ENGINES:
+                states = {cell_state(results, dataset, b, f"ptq-{engine}") for b in backbones} - {""}
+                untimed = " / ".join(sorted(states)) or ("not timed" if backbones else "no such backbone here")
                 for quantity in TABLE2:
-                    values = _efficiency(ours, engine, quantity)
-                    row = {} if values.empty else {"value": values.median(), "low": values.min(), "high": values.max()}
-                    theirs = _efficiency(paper, engine, quantity)
-                    state = "" if len(values) else _untimed(results, dataset, kind, f"ptq-{engine}")
-                    fields = entry(row, theirs.iloc[0] if len(theirs) else math.nan, state).values()
-                    rows.append([dataset, kind, engine, quantity, *fields])
+                    values, theirs = (t.loc[t["regime"] == f"ptq-{engine}", quantity].dropna() for t in (ours, paper))
+                    row = {"value": values.median(), "low": values.min(), "high": values.max()}
+                    fields = entry(row, theirs.iloc[0] if len(theirs) else math.nan, "" if len(values) else untimed)
+                    rows.append([dataset, kind, engine, quantity, *fields.values()])
     return pd.DataFrame(rows, columns=["dataset", "family", "engine", "quantity", *FIELDS])
 
 
-def _family_rows(results, dataset, kind, regime, batch_size):
+def _efficiency(results, datasets, backbones, batch_size):
+    """Rows of latency.csv on the CPU, one per regime and backbone, with `against_fbgemm`."""
     t = results.latency
-    t = t[t["dataset"].isin([dataset, ""]) & t["device"].isin(["cpu", ""])]
-    t = t[(t["regime"] == regime) & (t["batch_size"] == batch_size)]
-    t = t[t["backbone"].isin([b for b in results.backbones if family(b) == kind])]
-    return t.drop_duplicates("backbone", keep="last").set_index("backbone")
-
-
-def _published_family(published, dataset, kind, regime):
-    t = published.latency
-    return t[(t["dataset"] == dataset) & (t["backbone"] == kind) & (t["regime"] == regime)].set_index("backbone")
-
-
-def _efficiency(frames, engine, quantity):
-    if quantity == "against_fbgemm":
-        return (frames[engine]["throughput"] / frames["fbgemm"]["throughput"]).dropna()
-    return frames[engine][quantity].dropna()
-
-
-def _untimed(results, dataset, kind, regime):
-    backbones = [b for b in results.backbones if family(b) == kind]
-    states = {cell_state(results, dataset, b, regime) for b in backbones} - {""}
-    return " / ".join(sorted(states)) or ("not timed" if backbones else "no such backbone here")
-
-
-# --- Table 3 --------------------------------------------------------------------------------------
+    t = t[t["dataset"].isin(datasets) & t["device"].isin(["cpu", ""]) & (t["batch_size"] == batch_size)]
+    t = t[t["backbone"].isin(backbones)].drop_duplicates(["regime", "backbone"], keep="last")
+    fbgemm = t[t["regime"] == "ptq-fbgemm"].set_index("backbone")["throughput"]
+    return t.assign(against_fbgemm=t["throughput"] / t["backbone"].map(fbgemm).astype(float))
 
 
 def table3(results, published=None, *, dataset=None, backbone="resnet50", engine="fbgemm", form="converted"):
@@ -105,21 +73,12 @@ def table3(results, published=None, *, dataset=None, backbone="resnet50", engine
 
     All datasets, or one. The paper does not say which engine its PTQ and QAT rows mean; `engine` chooses ours.
     """
-    published = published or paper_results()
     one_of("engine", engine, ENGINES)
-    datasets = results.datasets if dataset is None else [one_of("dataset", dataset, results.datasets)]
-
-    @cache
-    def known(metric, klass):
-        return [
-            by_key(scores(r, metric, klass=klass, **o), CELL) for r, o in ((results, {"form": form}), (published, {}))
-        ]
-
-    rows = []
-    for name in datasets:
+    sides, rows = ((results, {"form": form}), (published or paper_results(), {})), []
+    for name in results.datasets if dataset is None else [one_of("dataset", dataset, results.datasets)]:
         for klass in results.classes(name):
             for metric in ("auprc", "auroc"):
-                ours, paper = known(metric, klass)
+                ours, paper = (by_key(scores(r, metric, klass=klass, **o), CELL) for r, o in sides)
                 for regime in ("fp32", f"ptq-{engine}", f"qat-{engine}"):
                     theirs = paper.get((counterpart(name), backbone, regime.removesuffix(f"-{engine}")), {})
                     state = cell_state(results, name, backbone, regime, form)
@@ -128,24 +87,16 @@ def table3(results, published=None, *, dataset=None, backbone="resnet50", engine
     return pd.DataFrame(rows, columns=["dataset", "class", "regime", "metric", *FIELDS])
 
 
-# --- Table 4 --------------------------------------------------------------------------------------
-
-TABLE4 = {
-    "fp32_p50": "FP32 p50 (ms)",
-    "fp32_p99": "FP32 p99 (ms)",
-    "int8_p50": "INT8-PTQ p50 (ms)",
-    "int8_p99": "INT8-PTQ p99 (ms)",
-    "fp32_tail": "FP32 p99/p50",
-    "int8_tail": "INT8-PTQ p99/p50",
-    "speedup": "Speedup (×)",
-    "best_speedup": "Speedup over the best FP32 (×)",
-    "size_ratio": "Size ↓ (×)",
-}
+TABLE4 = "fp32_p50 fp32_p99 int8_p50 int8_p99 fp32_tail int8_tail speedup best_speedup size_ratio".split()
 TOO_FEW = "too few: p99 takes 368 batches"  # medq.timing.TAILS
 
 
 def table4(results, published=None, *, batch_size=1, engine="fbgemm"):
-    """Table 4, CPU latency of FP32 and INT8-PTQ, speed-up and size: backbone, quantity, FIELDS."""
+    """Table 4, CPU latency, speed-up and size per backbone: backbone, quantity (of `TABLE4`), FIELDS.
+
+    `speedup` compares INT8-PTQ with eager FP32, as the paper does, `best_speedup` with the fastest FP32
+    baseline that was timed. Milliseconds of two machines cannot be compared; ratios can.
+    """
     published = published or paper_results()
     regime = f"ptq-{one_of('engine', engine, ENGINES)}"
     ours, paper = latency_rows(results, batch_size, regime), latency_rows(published, batch_size, regime)
@@ -155,41 +106,35 @@ def table4(results, published=None, *, batch_size=1, engine="fbgemm"):
             paper.setdefault(row["backbone"], {})[quantity] = {"value": row[quantity]}
     rows = []
     for backbone in results.backbones:
+        states = {cell_state(results, d, backbone, regime) for d in results.datasets}
+        untimed = min((s for s in states if s.startswith("unsupported")), default="not timed")
         for quantity in TABLE4:
             mine = ours.get(backbone, {}).get(quantity)
             theirs = paper.get(backbone, {}).get(quantity, {}).get("value", math.nan)
             timed, of_p99 = mine is not None and not math.isnan(mine["value"]), quantity.endswith(("_p99", "_tail"))
-            state = "" if timed else TOO_FEW if mine is not None and of_p99 else _not_timed(results, backbone, regime)
+            state = "" if timed else TOO_FEW if mine is not None and of_p99 else untimed
             rows.append([backbone, quantity, *entry(mine, theirs, state).values()])
     return pd.DataFrame(rows, columns=["backbone", "quantity", *FIELDS])
 
 
-def _not_timed(results, backbone, regime):
-    states = {cell_state(results, d, backbone, regime) for d in results.datasets} - {""}
-    kinds = {s for s in states if s.startswith("unsupported")}
-    return sorted(kinds)[0] if kinds else "not timed"
-
-
 def latency_rows(results, batch_size, regime):
     """{backbone: {quantity of TABLE4: {value, low, high}}} of one result set."""
-    t = timings(results, batch_size)
-    found = {}
+    t, found = timings(results, batch_size), {}
     for kind, name in (("fp32", "fp32"), ("int8", regime)):
         for row in t[t["regime"] == name].to_dict("records"):
+            p50, p99 = (
+                dict(zip(("value", "low", "high"), (row[f"{p}_{k}"] for k in ("ms", "low", "high"))))
+                for p in ("p50", "p99")
+            )
+            tail = {k: v / row["p50_ms"] for k, v in p99.items()}
             q = found.setdefault(row["backbone"], {})
-            q[f"{kind}_p50"] = {"value": row["p50_ms"], "low": row["p50_low"], "high": row["p50_high"]}
-            q[f"{kind}_p99"] = {"value": row["p99_ms"], "low": row["p99_low"], "high": row["p99_high"]}
-            q[f"{kind}_tail"] = {k: q[f"{kind}_p99"][k] / row["p50_ms"] for k in ("value", "low", "high")}
-            q.setdefault("sizes", {})[kind] = row["size_mb"]
+            q |= {f"{kind}_p50": p50, f"{kind}_p99": p99, f"{kind}_tail": tail}
     for row in speedups(results, batch_size=batch_size, regime=regime).to_dict("records"):
         q = found.setdefault(row["backbone"], {})
-        if row["baseline"] == "eager":
-            q["speedup"] = row
-        if row["best"]:
-            q["best_speedup"] = row
-    for q in found.values():
-        sizes = q.pop("sizes", {})
-        q["size_ratio"] = {"value": sizes.get("fp32", math.nan) / sizes.get("int8", math.nan)}
+        q |= ({"speedup": row} if row["baseline"] == "eager" else {}) | ({"best_speedup": row} if row["best"] else {})
+    size = t.pivot(index="backbone", columns="regime", values="size_mb").reindex(found, columns=["fp32", regime])
+    for backbone, value in (size["fp32"] / size[regime]).items():
+        found[backbone]["size_ratio"] = {"value": value}
     return found
 
 

@@ -39,14 +39,19 @@ def tradeoff_data(results, *, engine="fbgemm", batch_size=1, metric="auprc"):
 PAIRS = (("fp32", "ptq"), ("fp32", "qat"), ("ptq", "qat"))  # top to bottom in Figure 3
 
 
+def pair_title(pair):
+    """`FP32 vs INT8-PTQ` of one of `PAIRS`."""
+    return " vs ".join("FP32" if kind == "fp32" else f"INT8-{kind.upper()}" for kind in pair)
+
+
 def forest_data(results, *, metric="auprc", engine="fbgemm"):
     """Figure 3: rows of `bootstrap.csv` for the paper's three pairs, with `pair` as the figure labels it."""
-    b = results.bootstrap
+    b = results.bootstrap[results.bootstrap["metric"] == metric]
     parts = []
     for pair in PAIRS:
-        first, second = (k if k == "fp32" else f"{k}-{engine}" for k in pair)
-        rows = b[(b["method_a"] == first) & (b["method_b"] == second) & (b["metric"] == metric)]
-        parts.append(rows.assign(pair=" vs ".join("FP32" if k == "fp32" else f"INT8-{k.upper()}" for k in pair)))
+        first, second = (kind if kind == "fp32" else f"{kind}-{engine}" for kind in pair)
+        rows = b[(b["method_a"] == first) & (b["method_b"] == second)]
+        parts.append(rows.assign(pair=pair_title(pair)))
     return pd.concat(parts, ignore_index=True)
 
 

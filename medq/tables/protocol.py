@@ -8,7 +8,7 @@ import math
 import pandas as pd
 
 from medq import paths, results as found
-from medq.tables.changes import changes
+from medq.changes import changes
 
 NONE = {"brier": 0.02, "auroc": 0.01}  # a change whose whole interval is smaller than this is none
 SHARE = 0.5  # of the paper's own rise of the Brier score: a change above it is the paper's collapse
@@ -74,11 +74,9 @@ def under_protocol(results, regimes=("ptq-fbgemm", "ptq-qnnpack"), form="fake-qu
     before = {m: found.scores(results, m).set_index(found.CELL)["value"] for m in NONE}
     rows = []
     for (dataset, backbone, regime), part in frame.groupby(found.CELL, sort=False):
-        change = {
-            f"{row['metric']}{end}": row[column]
-            for row in part.to_dict("records")
-            for end, column in (("", "value"), ("_low", "low"), ("_high", "high"))
-        }
+        part = part.set_index("metric")
+        ends = [c.rpartition("_") if c not in NONE else (c, "", "value") for c in CHANGES]
+        change = {c: part[end].get(metric, math.nan) for c, (metric, _, end) in zip(CHANGES, ends)}
         seeds = _of_seeds(results, dataset, backbone, regime, form)
         decides = regime == "ptq-fbgemm" and form == "fake-quant" and (part["interval"] == "paired").all()
         rows.append(
