@@ -5,9 +5,10 @@ import sys
 
 import numpy as np
 import pytest
-from test_peers import needs, partition
+from fixtures import resnet
+from fixtures.resnet import needs
 
-from medq import evaluate, export, finetune, metrics, params as profiles, paths, remedies
+from medq import evaluate, export, metrics, params as profiles, remedies
 from medq.cli import main
 from medq.datasets import partition as partitions
 from medq.errors import UserError
@@ -30,16 +31,9 @@ print(json.dumps([facts["classes"], session.get_inputs()[0].type, others]))
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """(params, cell, partition) of a ResNet-18 trained for a moment."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MEDQ_RUNS", str(tmp_path_factory.mktemp("runs")))
-        patch.setattr(finetune, "partition", partition)
-        patch.setattr(partitions, "partition", partition)
-        params = profiles.load(
-            "smoke", train={"epochs": 2, "batch_size": 16}, calibration={"images": 32, "sizes": [16]}
-        )
-        cell = paths.Cell("smoke", "phantom-BrainMRI", "resnet18", "fp32", 0)
-        finetune.run(params, cell)
-        yield params, cell, partition(params, cell.dataset, 0)
+    folder, changes = tmp_path_factory.mktemp("runs"), {"calibration": {"images": 32, "sizes": [16]}}
+    with resnet.trained(folder, partitions, **changes) as (params, cell):
+        yield params, cell, resnet.partition(params, cell.dataset, 0)
 
 
 @needs_onnx

@@ -1,13 +1,13 @@
-import importlib.util
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fixtures import resnet
+from fixtures.resnet import needs, partition
 
-from medq import artefacts, evaluate, finetune, metrics, params as profiles, paths, peers
-from medq.datasets import partition as partitions
+from medq import artefacts, evaluate, metrics, peers
 from medq.quantize.engines import Unsupported
 from medq.quantize.stage import float_model
 from medq.results import SCHEMA
@@ -16,38 +16,17 @@ NATIVE = ["pytorch-fp32", "pytorch-fbgemm-int8"]
 FOREIGN = ["onnxruntime-fp32", "onnxruntime-int8", "openvino-fp32", "openvino-int8"]
 
 
-def partition(params, dataset, fold):
-    """Forty-eight images of two colours, a class each, instead of a dataset on disk."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(48) % 4
-    images = np.clip(60 * labels[:, None, None, None] + rng.integers(0, 60, (48, 32, 32, 3)), 0, 255).astype(np.uint8)
-    ids = np.array([f"image{k}" for k in range(48)])
-    classes = ("glioma", "meningioma", "notumor", "pituitary")
-    return partitions.Partition(images, labels, ids, classes, np.arange(32), np.arange(32, 48), np.arange(32, 48))
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """(params, cell) of a ResNet-18 trained for a moment, in a folder of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MEDQ_RUNS", str(tmp_path_factory.mktemp("runs")))
-        for module in (finetune, peers):
-            patch.setattr(module, "partition", partition)
-        patch.setattr(peers, "BATCH", 2)
-        params = profiles.load(
-            "smoke",
-            train={"epochs": 2, "batch_size": 16},
-            calibration={"images": 16, "sizes": [16]},
-            latency={"image_size": 32, "seconds": 0.01, "warmup": 1, "batch_sizes": [2], "threads": 1},
-        )
-        cell = paths.Cell("smoke", "phantom-BrainMRI", "resnet18", "", 0)
-        finetune.run(params, cell.of("fp32"))
-        yield params, cell
-
-
-def needs(*names):
-    lacking = [name for name in names if importlib.util.find_spec(name) is None]
-    return pytest.mark.skipif(bool(lacking), reason=f"extra `peers` is not installed: {', '.join(lacking)}")
+    changes = {
+        "calibration": {"images": 16, "sizes": [16]},
+        "latency": {"image_size": 32, "seconds": 0.01, "warmup": 1, "batch_sizes": [2], "threads": 1},
+    }
+    with resnet.trained(tmp_path_factory.mktemp("runs"), peers, **changes) as (params, cell):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(peers, "BATCH", 2)
+            yield params, cell.of("")
 
 
 def compare(trained, names):
