@@ -1,18 +1,7 @@
 """What each recipe of post-training quantization makes of the models of `results/pretrained`."""
 
-from medq.figures.style import (
-    INK,
-    described,
-    empty,
-    few_ticks,
-    handle,
-    legend,
-    listed,
-    new,
-    point,
-    regime_colour,
-    styled,
-)
+from medq.figures import style
+from medq.figures.style import INK, described, empty, handle, regime_colour, styled
 from medq.results import scores, title
 
 ENGINES = {"fbgemm": "o", "qnnpack": "s"}  # marker
@@ -25,28 +14,23 @@ def recipe_figure(results, metric="brier", *, form="fake-quant"):
     if frame.empty:
         return empty("Recipes under the paper's protocol: missing from these results.")
     before = scores(results, metric, form=form).query("regime == 'fp32'").set_index(["dataset", "backbone"])["value"]
-    models = frame[["dataset", "backbone"]].drop_duplicates().itertuples(index=False, name=None)
-    wide = {model: part.pivot(index="recipe", columns="engine", values=metric)
-            for model in models
-            for part in [frame[(frame["dataset"] == model[0]) & (frame["backbone"] == model[1])]]}  # fmt: skip
+    models = frame.groupby(["dataset", "backbone"], sort=False)
+    wide = {model: part.pivot(index="recipe", columns="engine", values=metric) for model, part in models}
     order = next(iter(wide.values())).sort_values("fbgemm").index
-    figure, axes = new(1, len(wide), height=1.3 + 0.22 * len(order), sharey=True)
+    figure, axes = style.new(1, len(wide), height=1.3 + 0.22 * len(order), sharey=True)
     for axis, (model, part) in zip(axes[0], wide.items()):
         part = part.reindex(order)
         for engine, marker in ENGINES.items():
             if engine in part:
-                point(axis, part[engine], range(len(order)), regime_colour(f"ptq-{engine}"), marker, 6)
+                style.point(axis, part[engine], range(len(order)), regime_colour(f"ptq-{engine}"), marker, 6)
         axis.axvline(before[model], color=INK, linestyle="--", linewidth=1)
-        axis.set_title(f"{title(model[1])}, {title(model[0])}")
-        axis.set_xlabel("Brier score" if metric == "brier" else metric)
+        axis.set(title=f"{title(model[1])}, {title(model[0])}", xlabel="Brier score" if metric == "brier" else metric)
         axis.set_xlim(left=0)
-        few_ticks(axis.xaxis, 5)
+        style.few_ticks(axis.xaxis, 5)
     axes[0, 0].set_yticks(range(len(order)), [recipe.replace("-", " ") for recipe in order])
     axes[0, 0].set_ylim(len(order) - 0.5, -0.5)
     marks = [handle(engine, regime_colour(f"ptq-{engine}"), marker) for engine, marker in ENGINES.items()]
-    legend(figure, handles=[*marks, handle("FP32", INK, "", linestyle="--")], ncols=3)
+    style.legend(figure, handles=[*marks, handle("FP32", INK, "", linestyle="--")], ncols=3)
     model, part = next(iter(wide.items()))
-    said = listed(part["fbgemm"].sort_values().to_dict(), "{:.2f}")
-    return described(
-        figure, f"Brier score of {title(model[1])} on {title(model[0])} per recipe, FP32 {before[model]:.2f}: {said}."
-    )
+    what = f"Brier score of {title(model[1])} on {title(model[0])} per recipe, FP32 {before[model]:.2f}"
+    return described(figure, what, part["fbgemm"].sort_values(), "{:.2f}")
