@@ -10,15 +10,7 @@ from medq.augment import normalise, unnormalised
 from medq.errors import one_of
 from medq.quantize import static
 from medq.quantize.engines import Unsupported
-from medq.quantize.stage import (
-    calibration_batches,
-    calibration_rows,
-    converted,
-    float_model,
-    prepared_model,
-    simulated,
-    study,
-)
+from medq.quantize.stage import calibration, converted, float_model, outcome, prepared_model, simulated, study
 
 TABLE, COMPOSITION = "ablation.csv", "composition.csv"
 SCORES = ("auprc", "auroc", "ece", "ece_top_label", "brier")
@@ -47,13 +39,12 @@ def chosen_recipes(params):
 def measure(params, cell, part):
     """({ablation.csv: table, composition.csv: table}, facts for `done.json`) of one cell."""
     family = profiles.backbones()[cell.backbone].family
-    recipes = chosen_recipes(params)
+    recipes, place = chosen_recipes(params), {"dataset": cell.dataset, "backbone": cell.backbone, "fold": cell.fold}
     if family == "transformer":
         recipes = {"default": recipes["default"]}
     model, rows, reasons, composition = float_model(params, cell, part), [], [], []
-    chosen = calibration_rows(part, params.calibration.images, params.seed)
     for settings, uses in _grouped(recipes).items():
-        batches = list(calibration_batches(part, chosen, normalise if settings.normalised else unnormalised))
+        batches = calibration(params, part, normalise if settings.normalised else unnormalised)
         try:
             prepared = prepared_model(model, family, uses[0][1], batches, params.image_size, settings)
             forms = {"fake-quant": simulated(prepared, family, "ptq")}
@@ -62,8 +53,9 @@ def measure(params, cell, part):
             continue
         if settings.training_mode and settings.normalised and not composition:
             composition = batch_composition(forms["fake-quant"], part, params.seed)
+        switches = {factor: str(getattr(settings, "batch_norm" if factor == "fused" else factor)) for factor in FACTORS}
         for name, engine_name, run_engine in uses:
-            facts = _facts(cell, name, engine_name, run_engine, settings)
+            facts = place | {"recipe": name, "engine": engine_name, "run_engine": run_engine} | switches
             try:
                 quantized = converted(prepared, family, run_engine)
                 forms["converted"] = _scores(quantized, part)
@@ -76,8 +68,7 @@ def measure(params, cell, part):
     rows.sort(key=lambda row: (ENGINES.index(row["engine"]), list(recipes).index(row["recipe"])))
     table = pd.DataFrame(rows, columns=COLUMNS)
     orders = pd.DataFrame(composition, columns=["order", "batch_size", *SCORES])
-    facts = {"reason": "; ".join(dict.fromkeys(reasons))} if reasons else {}
-    return {TABLE: table, COMPOSITION: orders}, facts | ({} if rows else {"status": "unsupported"})
+    return {TABLE: table, COMPOSITION: orders}, outcome(reasons, rows)
 
 
 def _grouped(recipes):
@@ -89,12 +80,6 @@ def _grouped(recipes):
             run_engine = static.OTHER[engine_name] if recipe.run_engine == "other" else engine_name
             groups.setdefault(settings, []).append((name, engine_name, run_engine))
     return groups
-
-
-def _facts(cell, name, engine_name, run_engine, settings):
-    place = {"dataset": cell.dataset, "backbone": cell.backbone, "fold": cell.fold}
-    switches = {factor: str(getattr(settings, "batch_norm" if factor == "fused" else factor)) for factor in FACTORS}
-    return place | {"recipe": name, "engine": engine_name, "run_engine": run_engine} | switches
 
 
 def _scores(model, part, rows=None, batch_size=evaluate.BATCH):

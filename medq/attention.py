@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 
 from medq import backbones, bootstrap, finetune, params as profiles
 from medq.augment import normalise
-from medq.quantize import kernels, stage, static, storage
+from medq.quantize import kernels, stage, static
 from medq.quantize.cam import maps
 from medq.quantize.engines import Unsupported
 
@@ -79,15 +79,8 @@ def _models(params, cell, part, original):
 
     @cache
     def observed(name):
-        rows = stage.calibration_rows(part, params.calibration.images, params.seed)
-        batches, model = stage.calibration_batches(part, rows), stage.float_model(params, cell, part)
+        model, batches = stage.float_model(params, cell, part), stage.calibration(params, part)
         return stage.prepared_model(model, "cnn", name, batches, params.image_size)
-
-    def trained(regime):
-        path = stage.run(params, cell.of(regime)) / stage.QUANTIZED
-        if not path.is_file():
-            raise Unsupported("the cell is unsupported, so there is no model")
-        return storage.load(path)
 
     yield from (("fp32", "float", view, lambda: original) for view in VIEWS if view)
     if CONTROL in params.controls:
@@ -98,7 +91,7 @@ def _models(params, cell, part, original):
             yield regime, "fake-quant", "", lambda name=name: static.simulate(observed(name))
             yield regime, "converted", "", lambda name=name: static.convert(observed(name), name)
         if method == "qat":
-            yield regime, "converted", "", partial(trained, regime)
+            yield regime, "converted", "", partial(stage.trained_integer, params, cell.of(regime))
 
 
 def shifts(reference, found, image_size):

@@ -8,7 +8,7 @@ from medq import evaluate, metrics, params as profiles, regimes
 from medq.errors import UserError
 from medq.quantize import static
 from medq.quantize.engines import Unsupported
-from medq.quantize.stage import DEFAULT, calibration_batches, calibration_rows, float_model, named, study
+from medq.quantize.stage import DEFAULT, calibration_batches, calibration_rows, float_model, named, outcome, study
 
 TABLE = "calibration_size.csv"
 COLUMNS = ["dataset", "backbone", "regime", "fold", "n_calibration", "subset", "auprc"]
@@ -32,11 +32,10 @@ def measure(params, cell, part):
     """({calibration_size.csv: table}, facts) of one cell."""
     sizes = sorted({size for size in params.calibration.sizes if size <= len(part.train)})
     rows, reasons, engine_name = [], [], regimes.REGIMES[cell.regime].engine
-    if profiles.backbones()[cell.backbone].family == "transformer":
-        return {TABLE: pd.DataFrame(columns=COLUMNS)}, {"reason": DYNAMIC}
-    if not sizes:
-        reason = f"the training part has {len(part.train)} images, fewer than any size of the sweep"
-        return {TABLE: pd.DataFrame(columns=COLUMNS)}, {"reason": reason}
+    dynamic = profiles.backbones()[cell.backbone].family == "transformer"
+    if dynamic or not sizes:
+        few = f"the training part has {len(part.train)} images, fewer than any size of the sweep"
+        return {TABLE: pd.DataFrame(columns=COLUMNS)}, {"reason": DYNAMIC if dynamic else few}
     try:
         fresh = static.prepare(float_model(params, cell, part), engine_name, DEFAULT, params.image_size)
         for subset in range(params.calibration.subsets):
@@ -47,9 +46,7 @@ def measure(params, cell, part):
             ]
     except Unsupported as error:
         reasons.append(str(error))
-    facts = {"reason": "; ".join(dict.fromkeys(reasons))} if reasons else {}
-    facts |= {} if rows else {"status": "unsupported"}
-    return {TABLE: named(pd.DataFrame(rows), cell).reindex(columns=COLUMNS)}, facts
+    return {TABLE: named(pd.DataFrame(rows), cell).reindex(columns=COLUMNS)}, outcome(reasons, rows)
 
 
 def _sweep(fresh, engine_name, part, order, sizes, reasons):

@@ -8,11 +8,9 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from medq import params as profiles, regimes
-from medq.quantize import kernels, storage
+from medq.quantize import kernels
 from medq.quantize.engines import Unsupported, engine, refusals
-from medq.quantize.stage import QUANTIZED, calibration_batches, calibration_rows, converted, float_model, named
-from medq.quantize.stage import prepared_model, study
-from medq.quantize.stage import run as quantize
+from medq.quantize.stage import calibration, converted, float_model, named, prepared_model, study, trained_integer
 from medq.quantize.static import float_weights
 from medq.quantize.twin import SideBySide
 
@@ -123,33 +121,17 @@ def _ranges(values):
 def _dynamic(float_model, model, batch):
     """Each dynamic Linear: its output in the quantized model against that of the same layer in the FP32 model."""
     names = [name for name, module in model.named_modules() if isinstance(module, kernels.DYNAMIC)]
-    integer = _outputs(model, names, batch)
-    exact = {} if float_model is None else _outputs(float_model, names, batch)
-    rows = []
+    integer, exact, rows = {name: [] for name in names}, {name: [] for name in names}, []
+    kernels.run_watched(model, names, batch, lambda name, _, output: integer[name].append(output))
+    if float_model is not None:
+        kernels.run_watched(float_model, names, batch, lambda name, _, output: exact[name].append(output))
     for name in names:
         weight = (model if float_model is None else float_model).get_submodule(name).weight
         ratio = weight_range_ratio(weight if isinstance(weight, nn.Parameter) else weight().dequantize())
-        for got, wanted in zip(integer[name], exact.get(name, [None] * len(integer[name]))):
+        for got, wanted in zip(integer[name], exact[name] or [None] * len(integer[name])):
             noise = math.nan if wanted is None else kernels.sqnr_db(wanted, got - wanted)
             rows.append({"layer": name, "operator": "Linear (dynamic)", "sqnr_db": noise, "weight_range_ratio": ratio})
     return rows
-
-
-def _outputs(model, names, batch):
-    """{name: [output of each call]} of the named modules on `batch`."""
-    found = {name: [] for name in names}
-    hooks = [
-        model.get_submodule(name).register_forward_hook(
-            lambda module, inputs, output, name=name: found[name].append(output.detach())
-        )
-        for name in names
-    ]
-    try:
-        model(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
 
 
 def run(params, cell):
@@ -163,8 +145,7 @@ def run(params, cell):
 
 def measure(params, cell, part):
     """({layers.csv: table}, facts) of one cell."""
-    rows = calibration_rows(part, params.calibration.images, params.seed)
-    batches = list(calibration_batches(part, rows))
+    batches = calibration(params, part)
     try:
         table = layers(*_models(params, cell, part, batches), batches[0])
         facts = {"worst_layers": list(worst(table)["layer"])}
@@ -177,10 +158,7 @@ def _models(params, cell, part, batches):
     """(FP32 model or None, integer model) of an INT8 cell."""
     family, regime = profiles.backbones()[cell.backbone].family, regimes.REGIMES[cell.regime]
     if regime.method == "qat":
-        path = quantize(params, cell) / QUANTIZED
-        if not path.is_file():
-            raise Unsupported("the QAT cell is unsupported, so there is no model to diagnose")
-        return None, storage.load(path)
+        return None, trained_integer(params, cell)
     original = float_model(params, cell, part)
     with engine(regime.engine):
         prepared = prepared_model(original, family, regime.engine, batches, params.image_size)

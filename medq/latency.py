@@ -415,9 +415,14 @@ def refusal(call, bounded=True, errors=(Unsupported, MemoryError, torch.OutOfMem
         with bounded_memory() if bounded else contextlib.nullcontext(), torch.inference_mode():
             call()
     except errors as error:
-        text = str(error) if isinstance(error, Unsupported) else f"{type(error).__name__} {error}"
-        return f"{' '.join(text.split())[:300]}: out of memory, or refused by the engine"
+        return f"{reason(error)}: out of memory, or refused by the engine"
     return ""
+
+
+def reason(error):
+    """Why a model is left out, in at most 300 characters: an error's message, and its type where it is not our own."""
+    text = str(error) if isinstance(error, Unsupported) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())[:300]
 
 
 def runnable(found, images, n, absent):

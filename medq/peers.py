@@ -23,9 +23,9 @@ import torch
 from medq import artefacts, backbones, evaluate, finetune, latency, metrics, params as profiles, provenance, stages
 from medq.augment import normalise
 from medq.datasets.partition import lock, partition
-from medq.quantize import dynamic, static, storage
+from medq.quantize import static, storage
 from medq.quantize.engines import Unsupported
-from medq.quantize.stage import DEFAULT, calibration_batches, calibration_rows, float_model, prepared_model
+from medq.quantize.stage import DEFAULT, calibration, converted, float_model, prepared_model
 from medq.results import SCHEMA
 from medq.timing import summary
 
@@ -51,16 +51,17 @@ class Task:
     threads: int
 
     @property
+    def example(self):
+        """Two images, for a converter to trace the model on."""
+        return self.batches[0][:2]
+
+    @property
     def arrays(self):
         """The batches as NumPy arrays."""
         return [x.contiguous().numpy() for x in self.batches]
 
 
 # --- PyTorch --------------------------------------------------------------------------------------
-
-
-def _save_torch(task, path):
-    finetune.save_weights(task.model, path)
 
 
 def _load_torch(task, path):
@@ -72,21 +73,10 @@ def _load_torch(task, path):
 def _save_engine(task, path, engine_name, recipe=DEFAULT):
     if task.family == "transformer" and recipe is not DEFAULT:
         raise Unsupported("dynamic quantization has no batch norm to fuse")
-    kind = "dynamic" if task.family == "transformer" else "static"
-    if kind == "dynamic":
-        quantized, recipe = dynamic.convert(task.model, engine_name), None
-    else:
-        prepared = prepared_model(task.model, task.family, engine_name, task.batches, task.image_size, recipe)
-        quantized = static.convert(prepared, engine_name)
+    prepared = prepared_model(task.model, task.family, engine_name, task.batches, task.image_size, recipe)
+    kind, recipe = ("dynamic", None) if task.family == "transformer" else ("static", recipe)
     described = {"backbone": task.backbone, "n_classes": task.n_classes, "image_size": task.image_size}
-    storage.save(quantized, path, method=kind, recipe=recipe, **described)
-
-
-def _load_engine(task, path):
-    return storage.load(path)
-
-
-# --- torch.compile and PT2E -----------------------------------------------------------------------
+    storage.save(converted(prepared, task.family, engine_name), path, method=kind, recipe=recipe, **described)
 
 
 def _load_compiled(task, path):
@@ -199,12 +189,8 @@ def quantize_onnx(source, path, batches, exclude=()):
             ready.unlink(missing_ok=True)
 
 
-def _save_onnx(task, path):
-    to_onnx(task.model, path, task.batches[0][:2])
-
-
 def _save_onnx_int8(task, path):
-    with float_onnx(task.model, path, task.batches[0][:2]) as source:
+    with float_onnx(task.model, path, task.example) as source:
         quantize_onnx(source, path, task.arrays)
 
 
@@ -260,7 +246,7 @@ def quantize_openvino(graph, batches, family, ignored=()):
 
 
 def _save_openvino(task, path, int8=False):
-    graph = read_openvino(task.model, path, task.batches[0][:2])
+    graph = read_openvino(task.model, path, task.example)
     write_openvino(quantize_openvino(graph, task.arrays, task.family) if int8 else graph, path)
 
 
@@ -307,18 +293,28 @@ class Runtime:
         return f"{self.runtime}-{self.precision}"
 
 
-_ENGINES = {f"pytorch-{name}": {"engine_name": name} for name in ("fbgemm", "x86", "onednn")}
-_ENGINES |= {"pytorch-fbgemm-fused": {"engine_name": "fbgemm", "recipe": latency.FUSED}}
-_SAVE_OPENVINO_INT8 = partial(_save_openvino, int8=True)
+_ONNX, _OPENVINO, _NNCF = ("onnx", "onnxruntime"), ("onnx", "openvino"), ("onnx", "openvino", "nncf")
 RUNTIMES = (
-    Runtime("pytorch", "fp32", ".safetensors", _save_torch, _load_torch),
-    *(Runtime(n, "int8", ".safetensors", partial(_save_engine, **how), _load_engine) for n, how in _ENGINES.items()),
-    Runtime(COMPILES, "fp32", ".safetensors", _save_torch, _load_compiled),
+    Runtime("pytorch", "fp32", ".safetensors", lambda task, path: finetune.save_weights(task.model, path), _load_torch),
+    *(
+        Runtime(name, "int8", ".safetensors", partial(_save_engine, **how), lambda task, path: storage.load(path))
+        for name, how in {
+            "pytorch-fbgemm": {"engine_name": "fbgemm"},
+            "pytorch-x86": {"engine_name": "x86"},
+            "pytorch-onednn": {"engine_name": "onednn"},
+            "pytorch-fbgemm-fused": {"engine_name": "fbgemm", "recipe": latency.FUSED},
+        }.items()
+    ),
+    Runtime(
+        COMPILES, "fp32", ".safetensors", lambda task, path: finetune.save_weights(task.model, path), _load_compiled
+    ),
     Runtime(COMPILES, "int8", ".pt2", _save_pt2e, _load_pt2e, ("torchao",)),
-    Runtime("onnxruntime", "fp32", ".onnx", _save_onnx, _load_onnx, ("onnx", "onnxruntime")),
-    Runtime("onnxruntime", "int8", ".onnx", _save_onnx_int8, _load_onnx, ("onnx", "onnxruntime")),
-    Runtime("openvino", "fp32", ".xml", _save_openvino, _load_openvino, ("onnx", "openvino")),
-    Runtime("openvino", "int8", ".xml", _SAVE_OPENVINO_INT8, _load_openvino, ("onnx", "openvino", "nncf")),
+    Runtime(
+        "onnxruntime", "fp32", ".onnx", lambda task, path: to_onnx(task.model, path, task.example), _load_onnx, _ONNX
+    ),
+    Runtime("onnxruntime", "int8", ".onnx", _save_onnx_int8, _load_onnx, _ONNX),
+    Runtime("openvino", "fp32", ".xml", _save_openvino, _load_openvino, _OPENVINO),
+    Runtime("openvino", "int8", ".xml", partial(_save_openvino, int8=True), _load_openvino, _NNCF),
 )
 
 
@@ -379,10 +375,6 @@ def _run(params, cell, taking_part, target, given):
     artefacts.finish(target, files, key=stages.key(given), inputs=given, absent=absent)
 
 
-def _sizes(params):
-    return sorted({params.image_size, params.latency.image_size})
-
-
 def _folder(cell, size):
     return cell.of("peers").folder / f"models-{size}px"
 
@@ -397,7 +389,7 @@ def build(params, cell, runtimes=None):
     used = given["parameters"]["latency"]
     given["parameters"]["latency"] = {k: used[k] for k in ("image_size", "batch_sizes", "threads")}
     with lock(cell.of("peers").folder):
-        for size in _sizes(params):
+        for size in sorted({params.image_size, params.latency.image_size}):
             task, part = _task(params, cell, size)
             for runtime in chosen(params, runtimes):
                 folder = _folder(cell, size) / runtime.name
@@ -415,7 +407,7 @@ def _task(params, cell, size):
     part, spec = partition(params, cell.dataset, cell.fold), profiles.backbones()[cell.backbone]
     if size == params.image_size:
         model = float_model(params, cell, part)
-        batches = list(calibration_batches(part, calibration_rows(part, params.calibration.images, params.seed)))
+        batches = calibration(params, part)
     else:
         one = params.model_copy(update={"datasets": [cell.dataset], "folds": [cell.fold]})
         made = latency.source(one, cell.backbone, size)
@@ -444,14 +436,9 @@ def _build(task, part, cell, folder, runtime, key):
         artefacts.write_csv(folder / BUILT, pd.DataFrame([row]))
         files = [BUILT, *(p.name for p in folder.glob("model*"))]
     except Exception as error:  # another project's converter can raise anything: the row is absent, with the reason
-        facts = {"status": "unsupported", "reason": _reason(error)}
+        facts = {"status": "unsupported", "reason": latency.reason(error)}
     torch._dynamo.reset()
     artefacts.finish(folder, files, key=key, **facts)
-
-
-def _reason(error):
-    text = str(error) if isinstance(error, Unsupported) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())[:300]
 
 
 def _evaluate(call, part, cell, name):
@@ -472,14 +459,14 @@ def _time(params, cell, taking_part, absent):
     task, part = _task(params, cell, size)
     images = latency.resized(part.images[np.resize(part.train, max(params.latency.batch_sizes))], size)
     for runtime in taking_part:
-        records = [artefacts.record(_folder(cell, s) / runtime.name) for s in _sizes(params)]
+        records = [artefacts.record(_folder(cell, s) / runtime.name) for s in (params.image_size, size)]
         try:
             for record in records:
                 if record["status"] != "done":
                     raise Unsupported(record["reason"])
             loaded[runtime] = runtime.load(task, _folder(cell, size) / runtime.name / f"model{runtime.suffix}")
         except Exception as error:
-            absent[runtime.name] = _reason(error)
+            absent[runtime.name] = latency.reason(error)
     for n in sorted(params.latency.batch_sizes):
         calls = {}
         for runtime, model in loaded.items():
@@ -494,10 +481,8 @@ def _time(params, cell, taking_part, absent):
         with torch.inference_mode():
             times = latency.interleave(calls, seconds=SHARE * params.latency.budget(n), **timing)
         for runtime, ms in times.items():
-            frame = pd.DataFrame(
-                {"runtime": runtime.runtime, "precision": runtime.precision, "batch_size": n, "ms": ms}
-            )
-            raw.append(frame.assign(batch=range(len(ms))))
+            row = {"runtime": runtime.runtime, "precision": runtime.precision, "batch_size": n}
+            raw.append(pd.DataFrame({**row, "ms": ms, "batch": range(len(ms))}))
     torch._dynamo.reset()
     return pd.concat(raw, ignore_index=True)
 

@@ -16,7 +16,7 @@ from medq.errors import UserError
 from medq.params import Recipe
 from medq.quantize import dynamic, kernels, static
 from medq.quantize.engines import Unsupported, engine
-from medq.quantize.stage import DEFAULT, calibration_batches, calibration_rows, float_model, named, study
+from medq.quantize.stage import DEFAULT, calibration, float_model, named, outcome, study
 from medq.quantize.twin import SideBySide
 
 TABLE = "remedies.csv"
@@ -28,7 +28,7 @@ BETTER = Recipe(
     activations="histogram",
     batch_norm="fused",
 )
-FUSED = Recipe(title="Batch norm folded", batch_norm="fused")
+FUSED = Recipe(title="Batch norm folded", batch_norm="fused")  # on its own, for equalized layers
 KEPT = (1, 3, 5)  # how many of the worst layers stay in FP32
 # Rows whose logits are divided by a temperature: the model that they start from; other rows have no temperature.
 TEMPERED = {"fp32-temperature": "fp32", "temperature": "none", "combined": "combined"}
@@ -54,8 +54,7 @@ def run(params, cell):
 def measure(params, cell, part):
     """({remedies.csv: table}, facts) of one cell."""
     engine_name, family = regimes.REGIMES[cell.regime].engine, profiles.backbones()[cell.backbone].family
-    batches = list(calibration_batches(part, calibration_rows(part, params.calibration.images, params.seed)))
-    original = float_model(params, cell, part)
+    batches, original = calibration(params, part), float_model(params, cell, part)
     made, probability, reasons, temperatures = {"fp32": original}, {}, [], {}
     makers = {"fp32": lambda made: original} | (_transformer if family == "transformer" else _cnn)(
         original, engine_name, batches, params.image_size
@@ -76,20 +75,13 @@ def measure(params, cell, part):
         except ValueError as error:
             reasons.append(f"{name}: {error}")
             probability.pop(name, None)
-    order = [
-        "fp32",
-        "fp32-temperature",
-        "none",
-        "temperature",
-        *(name for name in makers if name not in ("fp32", "none")),
-    ]
+    order = dict.fromkeys(("fp32", "fp32-temperature", "none", "temperature", *makers))
     rows = [
         {"remedy": name, "p50_ms": times[name]} | {m: metrics.METRICS[m](labels, probability[name]) for m in SCORES}
         for name in order
         if name in probability
     ]
-    facts = {"temperatures": temperatures} | ({"reason": "; ".join(reasons)} if reasons else {})
-    facts |= {} if "none" in probability else {"status": "unsupported"}
+    facts = {"temperatures": temperatures} | outcome(reasons, probability.get("none", ()))
     return {TABLE: named(pd.DataFrame(rows), cell)[COLUMNS]}, facts
 
 

@@ -324,26 +324,28 @@ def weighted(module, x, weight, bias):
     return convolution(x, weight, bias, module.stride, module.padding, module.dilation, module.groups)
 
 
-def _dynamic_rows(quantized, batch):
-    """Each dynamic Linear against its simulation, on the inputs it meets in the integer model."""
-    rows, hooks = [], []
-
-    def check(name):
-        def hook(module, inputs, output):
-            weight, bias = module._packed_params._weight_bias()
-            exact = F.linear(fake_activation(inputs[0], LEVELS[quantized.engine]), weight.dequantize(), bias)
-            ratio = sqnr_db(exact, output - exact)
-            row = {"layer": name, "operator": "Linear (dynamic)", "kernel_sqnr_db": ratio}
-            rows.append(row | {"agrees": ratio >= MIN_SQNR_DB})
-
-        return hook
-
-    for name, module in quantized.model.named_modules():
-        if isinstance(module, DYNAMIC):
-            hooks.append(module.register_forward_hook(check(name)))
+def run_watched(model, names, batch, see):
+    """Run `model` on `batch`; `see(name, input, output)` is called after each call of the modules `names`."""
+    hooks = []
+    for name in names:
+        hook = lambda module, given, result, name=name: see(name, given[0], result)  # noqa: E731
+        hooks.append(model.get_submodule(name).register_forward_hook(hook))
     try:
-        quantized.model(batch)
+        model(batch)
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _dynamic_rows(quantized, batch):
+    """Each dynamic Linear against its simulation, on the inputs it meets in the integer model."""
+    rows, modules = [], {n: m for n, m in quantized.model.named_modules() if isinstance(m, DYNAMIC)}
+
+    def check(name, x, output):
+        weight, bias = modules[name]._packed_params._weight_bias()
+        exact = F.linear(fake_activation(x, LEVELS[quantized.engine]), weight.dequantize(), bias)
+        ratio, row = sqnr_db(exact, output - exact), {"layer": name, "operator": "Linear (dynamic)"}
+        rows.append(row | {"kernel_sqnr_db": ratio, "agrees": ratio >= MIN_SQNR_DB})
+
+    run_watched(quantized.model, modules, batch, check)
     return rows

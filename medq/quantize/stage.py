@@ -180,6 +180,25 @@ def calibration_rows(part, n, seed, draw=0):
     return np.array(order[:n])
 
 
+def calibration(params, part, prepare=normalise):
+    """The profile's calibration images as a list of batches; see `calibration_rows` and `calibration_batches`."""
+    return list(calibration_batches(part, calibration_rows(part, params.calibration.images, params.seed), prepare))
+
+
+def trained_integer(params, cell):
+    """The INT8 model of a QAT cell, trained first if need be; `Unsupported` where there is none."""
+    path = run(params, cell) / QUANTIZED
+    if not path.is_file():
+        raise Unsupported("the QAT cell is unsupported, so there is no model")
+    return storage.load(path)
+
+
+def outcome(reasons, rows):
+    """Facts of a study for `done.json`: each of `reasons` once, and `unsupported` where no `rows` were measured."""
+    facts = {"reason": "; ".join(dict.fromkeys(reasons))} if reasons else {}
+    return facts if len(rows) else facts | {"status": "unsupported"}
+
+
 def calibration_batches(part, rows, prepare=normalise):
     """The images at `rows` as normalised float32 batches of at most 32 (`unnormalised`: in [0, 1])."""
     for start in range(0, len(rows), BATCH):
