@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from medq import artefacts, params
-from medq.errors import UserError, one_of
+from medq.errors import UserError, first_line, one_of
 
 SUFFIXES = (".safetensors", ".pth", ".pt")  # of a state dict in a folder of weights, in the order of preference
 # {timm's name: family} of models that are known to convert under both engines: a batch tries others before it starts.
@@ -40,14 +40,18 @@ def create(name, n_classes, image_size=224, weights="none", trained=False):
     except Exception as error:  # timm's builders raise anything
         if weights == "imagenet" and isinstance(error, (OSError, RuntimeError)):
             raise UserError(
-                f"ImageNet weights of {spec.timm} cannot be had ({type(error).__name__}: {_first_line(error)}); "
+                f"ImageNet weights of {spec.timm} cannot be had ({type(error).__name__}: {first_line(error)}); "
                 "connect to the hub once, or set `weights: none` or `weights: <file or folder>` in the profile."
             ) from error
         raise UserError(
             f"backbones.yaml: {name}: timm cannot build {spec.timm} with {options or 'no options'} "
-            f"({type(error).__name__}: {_first_line(error)}); correct `options`, `scratch` or `sized`."
+            f"({type(error).__name__}: {first_line(error)}); correct `options`, `scratch` or `sized`."
         ) from error
-    _with_small_head(model)
+    head = model.get_classifier() if hasattr(model, "get_classifier") else None
+    if hasattr(
+        head, "reset_parameters"
+    ):  # timm draws those of EfficientNets for 1,000 classes: a loss near 20 with few
+        head.reset_parameters()
     model.loaded = {"file": weights}
     if weights not in ("none", "imagenet"):
         path = weights_file(weights, name)
@@ -141,7 +145,7 @@ def check_images(model, name, n_classes, image_size):
         said = f"gives {tuple(found.shape)}" if isinstance(found, torch.Tensor) else f"gives a {type(found).__name__}"
         fits = isinstance(found, torch.Tensor) and found.shape == (2, n_classes)
     except Exception as error:  # someone else's model can raise anything
-        fits, said = False, f"{type(error).__name__}: {_first_line(error)}"
+        fits, said = False, f"{type(error).__name__}: {first_line(error)}"
     model.train(training)
     if not fits:
         raise UserError(
@@ -149,17 +153,6 @@ def check_images(model, name, n_classes, image_size):
             f"into logits of shape {(2, n_classes)} ({said}); set `sized: true` if it is built for one size, mend its "
             "`options`, or choose another image_size."
         )
-
-
-def _with_small_head(model):
-    """Start the fresh head with torch's own small weights.
-
-    timm draws the heads of its EfficientNet family for 1,000 classes: with a handful they start at a loss near 20.
-    """
-    head = model.get_classifier() if hasattr(model, "get_classifier") else None
-    if hasattr(head, "reset_parameters"):
-        head.reset_parameters()
-    return model
 
 
 def load_into(model, path, what, trained=True):
@@ -222,12 +215,10 @@ def read_state(path):
         )
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path}: holds pickled code and is refused; save `model.state_dict()` alone ({_first_line(error)[:80]})."
+            f"{path}: holds pickled code and is refused; save `model.state_dict()` alone ({first_line(error)[:80]})."
         ) from None
     except (SafetensorError, RuntimeError, EOFError, LookupError, TypeError, ValueError, OSError) as error:
-        raise UserError(
-            f"{path}: is damaged or not a state dict ({_first_line(error)[:80]}); write it again."
-        ) from None
+        raise UserError(f"{path}: is damaged or not a state dict ({first_line(error)[:80]}); write it again.") from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path}: must hold a state dict, that is names and tensors; save `model.state_dict()` alone.")
     for name, value in state.items():
@@ -246,7 +237,3 @@ def _unfit(value):
         return "is quantized" if value.is_quantized else "is sparse"
     wrong = value.is_complex() or value.is_floating_point() and not torch.isfinite(value).all()
     return "holds numbers that are not real and finite" if wrong else ""
-
-
-def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -24,3 +24,8 @@ def one_of(kind, given, known):
     listed = ", ".join(map(str, known))
     hint = f"; did you mean {near[0]!r}? Known: {listed}." if near else f": known are {listed}."
     raise UserError(f"unknown {kind} {given!r}{hint}")
+
+
+def first_line(error):
+    """The first line of an exception's message, without a full stop, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -72,7 +72,7 @@ def export(cell_folder, output, *, format="onnx", precision="fp32", temperature=
     missing package, a temperature that is not above 0 or cannot be fitted, or an FP32 export whose probabilities differ by
     more than 1e-4.
     """
-    from medq import evaluate, peers, remedies
+    from medq import artefacts, evaluate, metrics, params as profiles, peers, remedies
     from medq.quantize.stage import calibration_rows
 
     one_of("format", format, FORMATS), one_of("precision", precision, PRECISIONS)
@@ -107,7 +107,10 @@ def export(cell_folder, output, *, format="onnx", precision="fp32", temperature=
         )
     if fit:
         found, exact = (remedies.tempered(p, labels, parts)[0] for p in (found, exact))
-    _describe(output, facts, labels, found, exact)
+    scores, reference = (metrics.summary(labels, p, facts["classes"]) for p in (found, exact))
+    facts["metrics"] = scores[scores["class"] == ""].set_index("metric")["value"].to_dict()
+    artefacts.write_json(output / FACTS, facts)
+    artefacts.write_text(output / CARD, card(facts, scores, reference, profiles.datasets()[facts["dataset"]]))
     return facts
 
 
@@ -263,16 +266,6 @@ def _facts(params, cell, part, path, precision, found, exact):
         "versions": provenance.versions() | {name: packages.version(name) for name in installed},
         "written": provenance.now(),
     }
-
-
-def _describe(output, facts, labels, found, exact):
-    """Write model.json and the model card."""
-    from medq import artefacts, metrics, params as profiles
-
-    scores, reference = (metrics.summary(labels, p, facts["classes"]) for p in (found, exact))
-    facts["metrics"] = scores[scores["class"] == ""].set_index("metric")["value"].to_dict()
-    artefacts.write_json(output / FACTS, facts)
-    artefacts.write_text(output / CARD, card(facts, scores, reference, profiles.datasets()[facts["dataset"]]))
 
 
 def plain(text):

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from medq import artefacts, backbones, evaluate, fit, params as profiles, provenance, regimes, stages
-from medq.datasets.partition import lock, partition
+from medq.datasets.partition import once, partition
 from medq.errors import UserError
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -35,11 +35,7 @@ def run(params, cell):
     if cell.regime in profiles.CONTROLS:
         run(params, cell.of("fp32"))
     part = partition(params, cell.dataset, cell.fold)
-    inputs = stages.inputs(params, "finetune", cell)
-    with lock(cell.folder):
-        if not artefacts.is_finished(cell.folder, stages.key(inputs)):
-            _train(params, cell, part, inputs)
-    return cell.folder
+    return once(params, "finetune", cell, lambda inputs: _train(params, cell, part, inputs))
 
 
 def _train(params, cell, part, inputs):
@@ -62,23 +58,16 @@ def _train(params, cell, part, inputs):
     artefacts.write_csv(cell.folder / TRAINED_ON, pd.DataFrame({"image_id": part.image_id[seen]}))
     files = [PREDICTIONS, HISTORY, TRAINED_ON]
     if cell.regime != "fp32-autocast":
-        facts = {"backbone": cell.backbone, "n_classes": len(part.classes), "image_size": params.image_size}
-        save_weights(model, cell.folder / CHECKPOINT, **facts)
+        header = {"backbone": cell.backbone, "n_classes": len(part.classes), "image_size": params.image_size}
+        save_weights(model, cell.folder / CHECKPOINT, **header)
         files.append(CHECKPOINT)
-    finish(
-        params,
-        cell,
-        inputs,
-        files,
-        history,
-        started,
-        clock,
-        device=device,
-        loaded=model.loaded,
-        autocast=str(schedule.autocast or "off").removeprefix("torch."),
-        n_train=len(part.train),
-        n_held_out=len(part.held_out),
-    )
+    facts = {
+        "device": device,
+        "loaded": model.loaded,
+        "autocast": str(schedule.autocast or "off").removeprefix("torch."),
+    }
+    facts |= {"n_train": len(part.train), "n_held_out": len(part.held_out)}
+    finish(params, cell, inputs, files, history, started, clock, **facts)
 
 
 def schedule_of(params, cell, device, key):
@@ -155,28 +144,15 @@ def save_weights(model, path, **facts):
 
 def finish(params, cell, inputs, files, history, started, clock, status="done", **facts):
     """Write the manifest, then `done.json` with the checksums of `files`; forget what was kept in order to resume."""
-    seconds = round(float(history["seconds"].sum()), 1) if history is not None else 0.0
-    artefacts.write_json(
-        cell.folder / MANIFEST,
-        provenance.manifest(
-            params,
-            cell={name: value for name, value in vars(cell).items() if value is not None},
-            inputs=inputs,
-            started=started,
-            seconds=round(time.perf_counter() - clock, 1),
-            **facts,
-        ),
-    )
-    artefacts.finish(
-        cell.folder,
-        [*files, MANIFEST],
-        status=status,
-        key=stages.key(inputs),
-        inputs=inputs,
-        train_seconds=seconds,
-        epochs=0 if history is None else len(history),
-        **json.loads(
-            json.dumps({name: facts[name] for name in ("reason", "engine_agrees", "engine_note") if name in facts})
-        ),
-    )
+    place = {name: value for name, value in vars(cell).items() if value is not None}
+    spent = {"started": started, "seconds": round(time.perf_counter() - clock, 1)}
+    manifest = provenance.manifest(params, cell=place, inputs=inputs, **spent, **facts)
+    artefacts.write_json(cell.folder / MANIFEST, manifest)
+    told = {name: facts[name] for name in ("reason", "engine_agrees", "engine_note") if name in facts}
+    trained = {"train_seconds": 0.0, "epochs": 0}
+    if history is not None:
+        trained = {"train_seconds": round(float(history["seconds"].sum()), 1), "epochs": len(history)}
+    told = json.loads(json.dumps(told))  # NumPy's truth values as Python's
+    record = {"status": status, "key": stages.key(inputs), "inputs": inputs} | trained | told
+    artefacts.finish(cell.folder, [*files, MANIFEST], **record)
     fit.forget(cell.folder)

@@ -20,7 +20,7 @@ import torch
 
 from medq import artefacts, backbones, finetune, fit, params as profiles, paths, provenance, regimes, stages
 from medq.augment import normalise
-from medq.datasets.partition import lock, partition
+from medq.datasets.partition import lock, once, partition
 from medq.errors import UserError
 from medq.params import Recipe
 from medq.quantize import static, storage
@@ -30,6 +30,7 @@ from medq.results import SCHEMA
 from medq.timing import BLOCKS, ENOUGH, TAILS, summary
 
 TIMINGS, RAW, MANIFEST = "latency.csv", "latency_raw.parquet", "manifest.json"
+FACTS = ("regime", "baseline", "engine", "device", "convert_seconds", "size_mb")  # of a variant, in latency.csv
 SHOWN_TAILS = (("fp32", "eager"), ("ptq-fbgemm", ""))  # whose tail at batch 1 Table 4 shows
 FUSED = Recipe(title="Batch norm fused into its convolution", batch_norm="fused")
 SAME_GRAPH = "dynamic quantization gives the same integer graph with and without quantization-aware training"
@@ -345,11 +346,7 @@ def run(params, cell):
     with the same inputs is left as it is.
     """
     target = stages.folder("latency", paths.Cell(params.profile, "", cell.backbone, ""))
-    given = stages.inputs(params, "latency", cell)
-    with lock(target):
-        if not artefacts.is_finished(target, stages.key(given)):
-            _run(params, cell.backbone, target, given)
-    return target
+    return once(params, "latency", cell, lambda given: _run(params, cell.backbone, target, given), target)
 
 
 def _run(params, backbone, target, given):
@@ -367,7 +364,10 @@ def _run(params, backbone, target, given):
         )
     torch._dynamo.reset()
     raw = raw.assign(dataset="", backbone=backbone)
-    rows = _rows(raw, found).assign(dataset="", backbone=backbone, threads=machine["threads"])
+    rows = pd.DataFrame(
+        {name: getattr(found[index], name) for name in FACTS} | {"batch_size": n} | summary(group["ms"], n)
+        for (index, n), group in raw.groupby(["variant", "batch_size"], sort=False)
+    ).assign(dataset="", backbone=backbone, threads=machine["threads"])
     if made.family == "transformer":
         rows, raw = _with_training(rows, params.regimes), _with_training(raw, params.regimes)
         absent["qat"] = f"not timed apart: {SAME_GRAPH}"
@@ -464,12 +464,3 @@ def _timed(params, images, found, n, absent):
         part = pd.DataFrame({"variant": index, "regime": variant.regime, "baseline": name, "ms": ms})
         parts.append(part.assign(batch_size=n, batch=range(len(ms))))
     return pd.concat(parts, ignore_index=True)
-
-
-def _rows(raw, found):
-    """Rows of latency.csv, one per variant and batch size."""
-    facts = ("regime", "baseline", "engine", "device", "convert_seconds", "size_mb")
-    return pd.DataFrame(
-        {name: getattr(found[index], name) for name in facts} | {"batch_size": n} | summary(group["ms"], n)
-        for (index, n), group in raw.groupby(["variant", "batch_size"], sort=False)
-    )

@@ -13,7 +13,7 @@ import pandas as pd
 from medq.datasets.folds import folds
 from medq.datasets.index import DatasetWarning, below, counts, holds, index
 from medq.datasets.pixels import bits_used, each, read_image, refuse
-from medq.errors import UserError
+from medq.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,8 @@ def _download(spec, folder, by_hand):
     except Exception as error:  # of kagglehub, requests and zipfile
         if isinstance(error, OSError) and error.errno:  # of the disk: requests' own errors have no number
             raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"kagglehub could not download {spec.kaggle} ({reason}); check the network and that the account may see the "
+            f"kagglehub could not download {spec.kaggle} ({first_line(error)}); check the network and that the account may see the "
             "dataset (API token in ~/.kaggle/kaggle.json or KAGGLE_USERNAME and KAGGLE_KEY), or " + by_hand + "."
         ) from None
     shutil.rmtree(folder / ".complete", ignore_errors=True)  # kagglehub's mark

@@ -91,6 +91,15 @@ def lock(folder):
     return filelock.FileLock(folder / ".lock")
 
 
+def once(params, stage, cell, make, folder=None):
+    """The folder of `cell` in a stage (default: its own), made by `make(inputs)` under its lock unless it is finished."""
+    folder, inputs = folder or cell.folder, stages.inputs(params, stage, cell)
+    with lock(folder):
+        if not artefacts.is_finished(folder, stages.key(inputs)):
+            make(inputs)
+    return folder
+
+
 def training_sizes(params, spec, frame, numbers):
     """{fold: images to train on} of the folds `numbers` of an index; with `deduplicate` there may be fewer."""
     assigned = folds(frame, spec, seed=params.seed)

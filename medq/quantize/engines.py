@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from medq.errors import UserError, one_of
+from medq.errors import UserError, first_line, one_of
 
 ENGINES = ("fbgemm", "qnnpack", "x86", "onednn")
 
@@ -82,14 +82,9 @@ def unsupported(what, way_out=""):
         raise Unsupported(f"{what} ({short(error)})" + (f"; {way_out}" if way_out else "")) from error
 
 
-def first_line(error):
-    """The first line of an exception's message, or its type where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def short(error):
     """An exception's type and the start of its message."""
-    return f"{type(error).__name__}: {first_line(error)[:150].rstrip('.')}"
+    return f"{type(error).__name__}: {first_line(error)[:150]}"
 
 
 def _reason(text):

@@ -42,15 +42,6 @@ def _convolved(x, packed, *_):
     return plain(x, weight.dequantize(), bias, **options)
 
 
-def _multiplied(x, packed):
-    weight, bias = packed.unpack()
-    return F.linear(x, weight.dequantize(), bias)
-
-
-def _normalised(x, weight, bias, mean, variance, eps):
-    return F.batch_norm(x, mean, variance, weight, bias, eps=eps)
-
-
 # Operators of torch.ops.quantized in floating point, given the operator's arguments without its output's grid. Where the
 # name ends in `_relu`, a ReLU follows.
 FUNCTIONS = {
@@ -58,8 +49,11 @@ FUNCTIONS = {
     **dict.fromkeys(("mul", "mul_scalar"), operator.mul),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolved),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _convolved),
-    **dict.fromkeys(("batch_norm", "batch_norm1d", "batch_norm2d", "batch_norm3d"), _normalised),
-    "linear": _multiplied,
+    **dict.fromkeys(
+        ("batch_norm", "batch_norm1d", "batch_norm2d", "batch_norm3d"),
+        lambda x, weight, bias, mean, variance, eps: F.batch_norm(x, mean, variance, weight, bias, eps=eps),
+    ),
+    "linear": lambda x, packed: F.linear(x, packed.unpack()[0].dequantize(), packed.unpack()[1]),
     "matmul": torch.matmul,
     "cat": torch.cat,
     "clamp": torch.clamp,
@@ -134,10 +128,15 @@ def mended(quantized):
     """
     if quantized.engine != "qnnpack" or not isinstance(quantized.model, fx.GraphModule):
         return None
-    model = fx.GraphModule(quantized.model, _copy(quantized.model.graph))
-    changed = False
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(quantized.model.graph, {}))
+    model, changed = fx.GraphModule(quantized.model, graph), False
     for node in list(model.graph.nodes):
-        if not _is_clamp(model, node):
+        if node.op == "call_module":
+            clamps = isinstance(model.get_submodule(node.target), (nn.ReLU6, nn.Hardtanh))
+        else:
+            clamps = node.op in ("call_function", "call_method") and node.target in _CLAMPS
+        if not clamps:
             continue
         with model.graph.inserting_before(node):
             plain = model.graph.call_method("contiguous", (node.args[0],))
@@ -160,18 +159,6 @@ def defective(engine_name="qnnpack"):
     q = torch.quantize_per_tensor(values, 0.1, 64, torch.quint8)
     with engine(engine_name):
         return not torch.allclose(F.relu6(q).dequantize(), F.relu6(q.dequantize()), atol=0.101)
-
-
-def _copy(graph):
-    copied = fx.Graph()
-    copied.output(copied.graph_copy(graph, {}))
-    return copied
-
-
-def _is_clamp(model, node):
-    if node.op == "call_module":
-        return isinstance(model.get_submodule(node.target), (nn.ReLU6, nn.Hardtanh))
-    return node.op in ("call_function", "call_method") and node.target in _CLAMPS
 
 
 class _Checker(fx.Interpreter):

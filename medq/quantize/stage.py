@@ -10,7 +10,7 @@ import torch
 
 from medq import artefacts, backbones, evaluate, finetune, fit, params as profiles, provenance, regimes, stages
 from medq.augment import normalise
-from medq.datasets.partition import lock, partition
+from medq.datasets.partition import once, partition
 from medq.errors import UserError
 from medq.params import Recipe
 from medq.quantize import dynamic, kernels, static, storage
@@ -36,11 +36,7 @@ def run(params, cell):
             print(f"note: {cell.backbone}: {regime} will be unsupported: {reason}")
     finetune.run(params, cell.of("fp32"))
     part = partition(params, cell.dataset, cell.fold)
-    inputs = stages.inputs(params, "quantize", cell)
-    with lock(cell.folder):
-        if not artefacts.is_finished(cell.folder, stages.key(inputs)):
-            _quantize(params, cell, part, inputs)
-    return cell.folder
+    return once(params, "quantize", cell, lambda inputs: _quantize(params, cell, part, inputs))
 
 
 def _quantize(params, cell, part, inputs):
@@ -137,16 +133,16 @@ def study(params, cell, stage, measure):
     place = cell.of(study_name(stage, cell.regime))
     finetune.run(params, cell.of("fp32"))
     part = partition(params, cell.dataset, cell.fold)
-    inputs = stages.inputs(params, stage, place)
-    with lock(place.folder):
-        if not artefacts.is_finished(place.folder, stages.key(inputs)):
-            started, clock = provenance.now(), time.perf_counter()
-            finetune.set_threads(params)
-            tables, facts = measure(part)
-            for file, table in tables.items():
-                artefacts.write_csv(place.folder / file, table)
-            finetune.finish(params, place, inputs, list(tables), None, started, clock, **facts)
-    return place.folder
+
+    def make(inputs):
+        started, clock = provenance.now(), time.perf_counter()
+        finetune.set_threads(params)
+        tables, facts = measure(part)
+        for file, table in tables.items():
+            artefacts.write_csv(place.folder / file, table)
+        finetune.finish(params, place, inputs, list(tables), None, started, clock, **facts)
+
+    return once(params, stage, place, make)
 
 
 def study_name(stage, regime):

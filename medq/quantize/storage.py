@@ -36,16 +36,9 @@ class Header(Model):
 
 def save(quantized, path, *, method, backbone, n_classes, image_size, recipe_engine=None, recipe=None):
     """Write `quantized` to `path`. `method` is `static`, `static-qat` or `dynamic`; `recipe`: static only."""
-    header = {
-        "method": method,
-        "backbone": backbone,
-        "n_classes": n_classes,
-        "image_size": image_size,
-        "engine": recipe_engine or quantized.engine,
-        "run_engine": quantized.engine,
-        "recipe": recipe.model_dump() if recipe else None,
-        "mended": quantized.mended,
-    }
+    engines = {"engine": recipe_engine or quantized.engine, "run_engine": quantized.engine}
+    shape = {"backbone": backbone, "n_classes": n_classes, "image_size": image_size}
+    header = Header(method=method, **shape, **engines, recipe=recipe, mended=quantized.mended).model_dump()
     with artefacts.replacing(path) as temporary:
         save_file(_flat(quantized.model.state_dict()), temporary, metadata={"medq": json.dumps(header)})
 
