@@ -399,18 +399,14 @@ def build(params, cell, runtimes=None):
 
 
 def _task(params, cell, size):
-    """The task at an image size, and the partition.
-
-    At another size than the trained one only times are wanted: a model built for one size then has random weights, and
-    32 images are enough to observe.
-    """
+    """The task at an image size, and the partition; at another than the trained one only times are wanted."""
     part, spec = partition(params, cell.dataset, cell.fold), profiles.backbones()[cell.backbone]
     if size == params.image_size:
         model = float_model(params, cell, part)
         batches = calibration(params, part)
     else:
         one = params.model_copy(update={"datasets": [cell.dataset], "folds": [cell.fold]})
-        made = latency.source(one, cell.backbone, size)
+        made = latency.source(one, cell.backbone, size)  # random weights, where the trained ones are of one size
         model, batches = made.model, [normalise(torch.from_numpy(made.images[:BATCH]))]
     needed = {BATCH} if size == params.image_size else set()
     needed |= set(params.latency.batch_sizes) if size == params.latency.image_size else set()
@@ -450,11 +446,7 @@ def _evaluate(call, part, cell, name):
 
 
 def _time(params, cell, taking_part, absent):
-    """Batch times of all stored models at `latency.image_size`, taken in turns; fills `absent` {name: reason}.
-
-    Returns a DataFrame [runtime, precision, batch_size, batch, ms]. A model that is missing at that size or at the trained
-    one is absent, and so is one from a batch size that it cannot run.
-    """
+    """Batch times [runtime, precision, batch_size, batch, ms] of all stored models; fills `absent` {name: reason}."""
     size, loaded, raw = params.latency.image_size, {}, []
     task, part = _task(params, cell, size)
     images = latency.resized(part.images[np.resize(part.train, max(params.latency.batch_sizes))], size)

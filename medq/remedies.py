@@ -2,15 +2,14 @@
 
 import copy
 import math
-import time
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
-from medq import diagnosis, evaluate, metrics, params as profiles, regimes
+from medq import diagnosis, evaluate, latency, metrics, params as profiles, regimes
 from medq.datasets.folds import inner_split
 from medq.errors import UserError
 from medq.params import Recipe
@@ -32,7 +31,7 @@ FUSED = Recipe(title="Batch norm folded", batch_norm="fused")  # on its own, for
 KEPT = (1, 3, 5)  # how many of the worst layers stay in FP32
 # Rows whose logits are divided by a temperature: the model that they start from; other rows have no temperature.
 TEMPERED = {"fp32-temperature": "fp32", "temperature": "none", "combined": "combined"}
-ROUNDS = 60  # timings of each model, one round after the other
+ROUNDS = 60  # timings of each model
 WEIGHTED = ("Conv2d", "ConvReLU2d", "Linear", "LinearReLU", "Linear (dynamic)")
 EQUALIZATION_ROUNDS = 20
 DEAD = 1e-4  # of the widest channel: below it equalization leaves a channel alone
@@ -103,23 +102,27 @@ def _cnn(model, engine_name, batches, size):
         better = quantized(BETTER)
         return bias_corrected(model, kernels.mended(better) or better, batches)
 
+    def mended(made):
+        found = kernels.mended(untreated(made))
+        if found is None:
+            raise ValueError("this model holds no operator with the defect")
+        return found
+
     return {
         "none": lambda made: quantized(),
         **_worst_kept(model, batches, lambda names: quantized(keep=names), WEIGHTED),
         "bias-correction": lambda made: bias_corrected(model, quantized(), batches),
         "cross-layer-equalization": lambda made: quantized(FUSED, equalized(model)),
         "better-recipe": lambda made: quantized(BETTER),
-        **({"mended": lambda made: _mended(untreated(made))} if engine_name == "qnnpack" else {}),
+        **({"mended": mended} if engine_name == "qnnpack" else {}),
         "combined": combined,
     }
 
 
 def _transformer(model, engine_name, batches, size):
     """As `_cnn`, for dynamic quantization, which has neither observers nor batch norm to change."""
-    return {
-        "none": lambda made: dynamic.convert(model, engine_name),
-        **_worst_kept(model, batches, lambda names: dynamic.convert(model, engine_name, names), None),
-    }
+    convert = partial(dynamic.convert, model, engine_name)
+    return {"none": lambda made: convert(), **_worst_kept(model, batches, convert, None)}
 
 
 def untreated(made):
@@ -127,13 +130,6 @@ def untreated(made):
     if "none" not in made:
         raise Unsupported("starts from PTQ as it is, which this engine refuses")
     return made["none"]
-
-
-def _mended(quantized):
-    mended = kernels.mended(quantized)
-    if mended is None:
-        raise ValueError("this model holds no operator with the defect")
-    return mended
 
 
 # --- temperature ----------------------------------------------------------------------------------
@@ -307,17 +303,8 @@ def _balance(first, second):
 
 
 def latencies(models, image, rounds=ROUNDS):
-    """{name: median milliseconds} of each model on one image [1, 3, h, w].
-
-    All are timed in turns, so that they drift alike. The order is drawn anew for each turn, since the caches hold what
-    ran before.
-    """
-    times, draw = {name: [] for name in models}, np.random.default_rng(0)
+    """{name: median milliseconds} of each model on one image [1, 3, h, w], timed in turns so that they drift alike."""
+    calls = {name: partial(model, image) for name, model in models.items()}
     with torch.inference_mode():
-        for i in range(rounds + 2):
-            for name in draw.permutation(list(models)):
-                start = time.perf_counter()
-                models[name](image)
-                if i > 1:  # the first two warm up
-                    times[name].append(1e3 * (time.perf_counter() - start))
+        times = latency.interleave(calls, warmup=2, seconds=math.inf, batches=rounds)
     return {name: float(np.median(values)) for name, values in times.items()}
