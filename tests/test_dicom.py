@@ -7,6 +7,7 @@ import pytest
 
 from medq.datasets import index, read_image
 from medq.datasets.fetch import check
+from medq.datasets.pixels import hidden
 from medq.datasets.spec import DatasetSpec
 from medq.errors import UserError
 
@@ -182,6 +183,7 @@ def test_a_file_without_the_preamble_is_read_for_its_suffix(tmp_path):
     pydicom.dcmwrite(path, pydicom.Dataset(file), implicit_vr=True, little_endian=True, enforce_file_format=False)
     assert path.read_bytes()[128:132] != b"DICM"
     assert np.array_equal(read_image(str(path)), read_image(sample("MR_small.dcm")))
+    assert hidden(str(path)) == (None, 1)  # `check` reads it, too
 
 
 @pytest.mark.parametrize("layout", ["folders", "table"])

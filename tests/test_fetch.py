@@ -194,9 +194,11 @@ def test_check_points_out_what_is_left_out_and_what_will_be_dark(tmp_path, bits)
                 folder / name / f"{k}.png"
             )
     (folder / "dog" / "scan.nii").touch()
+    pages = [Image.new("L", (4, 4), k) for k in range(3)]
+    pages[0].save(folder / "dog" / "stack.tif", save_all=True, append_images=pages[1:])
     report = check(SPEC.model_copy(update={"release": {}}), tmp_path)
-    left_out, dark = report.warnings
-    assert report.errors == () and "1 .nii" in left_out
+    left_out, dark, several = report.warnings
+    assert report.errors == () and "1 .nii" in left_out and "1 files" in several and "stack.tif" in several
     assert "2 images" in dark and f"{bits} bits" in dark and str(folder / "cat") in dark and "dog" not in dark
 
 

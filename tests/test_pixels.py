@@ -136,6 +136,20 @@ def test_a_tiff_in_cielab_becomes_rgb(tmp_path):
     assert np.ptp(image) <= 2 and 180 < image.mean() < 215  # a* = b* = 0 is grey, L* = 78
 
 
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+@pytest.mark.parametrize("suffix", ["png", "tif", "jp2"])
+def test_values_that_do_not_fill_16_bits_and_further_frames_are_pointed_out(tmp_path, bits, suffix):
+    from medq.datasets.pixels import hidden
+
+    grey = Image.fromarray((np.arange(64 * 64) * (2**bits - 1) // (64 * 64 - 1)).reshape(64, 64).astype(np.uint16))
+    grey.save(tmp_path / f"grey.{suffix}")
+    assert hidden(str(tmp_path / f"grey.{suffix}")) == (None if bits == 16 else bits, 1)
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    for many in ("tif", "gif", "webp"):
+        frames[0].save(tmp_path / f"many.{many}", save_all=True, append_images=frames[1:])
+        assert hidden(str(tmp_path / f"many.{many}")) == (None, 3)
+
+
 @pytest.mark.parametrize("outside", [-1000, 70_000])
 def test_grey_values_beyond_16_bits_are_refused(tmp_path, outside):
     path = tmp_path / "grey.tif"

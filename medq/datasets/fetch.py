@@ -12,7 +12,7 @@ import pandas as pd
 
 from medq.datasets.folds import folds
 from medq.datasets.index import DatasetWarning, below, counts, holds, index
-from medq.datasets.pixels import bits_used, each, read_image, refuse
+from medq.datasets.pixels import each, hidden, read_image, refuse
 from medq.errors import UserError, first_line
 
 
@@ -48,12 +48,18 @@ def check(spec, root=None, decode=True):
         try:
             looked_at = list(each(_look, paths, "check"))
             refuse(paths, looked_at)
-            dark = [(bits, path) for path, bits in zip(paths, looked_at, strict=True) if bits]
+            dark = [(bits, path) for path, (bits, _) in zip(paths, looked_at, strict=True) if bits]
+            several = [path for path, (_, frames) in zip(paths, looked_at, strict=True) if frames > 1]
             if dark:
                 bits, path = max(dark)
                 notes.append(
                     f"{spec.name}: {len(dark)} images with 16 bits use the lower {bits} bits or fewer and will be dark: "
                     f"multiply their values to fill the range first; one is {path!r}"
+                )
+            if several:
+                notes.append(
+                    f"{spec.name}: {len(several)} files hold several frames or pages, of which the first is read: "
+                    f"save each that is an image of the dataset in a file of its own; one is {several[0]!r}"
                 )
         except UserError as error:
             errors.append(str(error))
@@ -61,9 +67,9 @@ def check(spec, root=None, decode=True):
 
 
 def _look(path):
-    """Decode an image; returns what `bits_used` does."""
+    """Decode an image; returns what `hidden` does."""
     read_image(path, 1)
-    return bits_used(path)
+    return hidden(path)
 
 
 def fetch(spec, root=None):

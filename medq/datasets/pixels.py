@@ -141,15 +141,25 @@ def _grey(image):
     return grey, 2 ** min(bits, 16) - 1
 
 
-def bits_used(path):
-    """Bits that the values of a 16-bit grey image need if the highest stay unused, as with 12-bit values; else None."""
+def hidden(path):
+    """What the decoded pixels of an image file do not show: (bits, frames).
+
+    `bits`: how many the values of a 16-bit grey image need if the highest stay unused, as with 12-bit values, else None.
+    `frames`: how many images the file holds, of which `read_image` takes the first. DICOM states both itself.
+    """
+    from PIL import UnidentifiedImageError
+
     if path.startswith("phantom:") or dicom.is_dicom(path):
-        return None
-    with _opened(path) as image:
-        if not image.mode.startswith("I"):
-            return None
-        grey, white = _grey(image)
-    return int(grey.max()).bit_length() if grey.max() <= white // 2 else None
+        return None, 1
+    try:
+        with _opened(path) as image:
+            frames = getattr(image, "n_frames", 1)
+            if not image.mode.startswith("I"):
+                return None, frames
+            grey, white = _grey(image)
+    except UnidentifiedImageError:  # DICOM without its preamble
+        return None, 1
+    return (int(grey.max()).bit_length() if grey.max() <= white // 2 else None), frames
 
 
 def _ensure(index, image_size, cache_dir):
