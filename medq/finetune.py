@@ -149,10 +149,10 @@ def finish(params, cell, inputs, files, history, started, clock, status="done", 
     manifest = provenance.manifest(params, cell=place, inputs=inputs, **spent, **facts)
     artefacts.write_json(cell.folder / MANIFEST, manifest)
     told = {name: facts[name] for name in ("reason", "engine_agrees", "engine_note") if name in facts}
+    told = json.loads(json.dumps(told))  # NumPy's truth values as Python's
     trained = {"train_seconds": 0.0, "epochs": 0}
     if history is not None:
         trained = {"train_seconds": round(float(history["seconds"].sum()), 1), "epochs": len(history)}
-    told = json.loads(json.dumps(told))  # NumPy's truth values as Python's
     record = {"status": status, "key": stages.key(inputs), "inputs": inputs} | trained | told
     artefacts.finish(cell.folder, [*files, MANIFEST], **record)
     fit.forget(cell.folder)

@@ -78,8 +78,8 @@ def fit(model, partition, schedule, folder):
     """Train `model` in place on `partition` and leave its best weights in it; return the history.
 
     The best weights are those of the highest accuracy on the selection rows (section 2.5); training stops after
-    `patience` epochs without an improvement of more than `min_improvement`; 0 epochs leave the model as it is. After each epoch all that is needed to go
-    on lies in `folder`. History columns: epoch, train_loss, train_accuracy, accuracy, seconds.
+    `patience` epochs without an improvement of more than `min_improvement`; 0 epochs leave the model as it is. After
+    each epoch all that is needed to go on lies in `folder`. History columns: epoch, train_loss, train_accuracy, accuracy, seconds.
     Raises `UserError` naming the epoch when the loss is no longer finite, and the key when a GPU's memory is too small.
     """
     with deterministic(schedule.seed, schedule.device):

@@ -19,7 +19,8 @@ def folds(index, spec, seed=42, n=None):
     `index` is a frame of medq.datasets.index; `n` the number of folds (default: spec.folds.n). Each fold 0 …
     n - 1 is held out in turn and the others train. A release with a fixed split has the one fold 0, its held-out
     part; images of its training part have -1. Section 2.3: stratified by class, and by group if the dataset has groups
-    (scikit-learn's StratifiedKFold and StratifiedGroupKFold, shuffled with `seed`). Raises UserError for classes with fewer images, or groups, than folds.
+    (scikit-learn's StratifiedKFold and StratifiedGroupKFold, shuffled with `seed`). Raises UserError for classes with
+    fewer images, or groups, than folds.
     """
     table = index[["image_id", "label", "group"]].reset_index(drop=True)
     if spec.folds.scheme == "fixed":

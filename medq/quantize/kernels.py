@@ -221,7 +221,8 @@ def layer_and_operator(model, node):
 def node_in_float(model, node, args, kwargs, weights=None):
     """What a node of a converted graph should compute, in floating point, on floating-point arguments.
 
-    `weights`: (weight, bias) of a weighted module where they are not its own. Raises `Unknown` where that is not known here, or fails.
+    `weights`: (weight, bias) of a weighted module where they are not its own. Raises `Unknown` where that is not known
+    here, or fails.
     """
     try:
         if node.op == "call_module":
