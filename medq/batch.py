@@ -301,15 +301,11 @@ def gpus_of(params, job):
 
 def add_arguments(parser):
     """Arguments of `medq batch`."""
-    parser.add_argument(
-        "params", metavar="PROFILE", help="a file like params/smoke.yaml, or the name of one in params/"
-    )
-    parser.add_argument(
-        "--jobs", type=int, metavar="N", help="cells at a time (default: one per core; with a GPU, one per two cores)"
-    )
-    parser.add_argument(
-        "--only", nargs="+", metavar="KEY=NAMES", help="a part of the grid, e.g. dataset=BrainMRI,ChestXray regime=fp32"
-    )
+    at_a_time = "cells at a time (default: one per core; with a GPU, one per two cores)"
+    a_part = "a part of the grid, e.g. dataset=BrainMRI,ChestXray regime=fp32"
+    parser.add_argument("params", metavar="PROFILE", help="a file like params/smoke.yaml, or the name of one there")
+    parser.add_argument("--jobs", type=int, metavar="N", help=at_a_time)
+    parser.add_argument("--only", nargs="+", metavar="KEY=NAMES", help=a_part)
     parser.add_argument("--dry-run", action="store_true", help="print what would run, and why; change nothing")
     parser.add_argument("--results", metavar="DIR", help="folder for the tables (default: results/<profile>)")
     parser.add_argument("--profile", metavar="DIR", help="a Snakemake profile, e.g. profiles/slurm")
@@ -414,14 +410,11 @@ def _look_for_images(params, chosen):
         try:
             frame = index(spec, dataset_root(spec, params.root()))
             sizes = training_sizes(params, spec, frame, folds(params, spec)) if dataset in calibrated else {}
+            if sizes and (n := min(sizes.values())) < wanted:
+                key = f"{params.profile}: calibration.images"
+                raise UserError(f"{key}: {wanted} are asked for but the training part of {dataset} has {n}; lower it.")
         except UserError as error:
             wrong.append(str(error))
-            continue
-        if sizes and min(sizes.values()) < wanted:
-            wrong.append(
-                f"{params.profile}: calibration.images: {wanted} are asked for but the training part of {dataset} has "
-                f"{min(sizes.values())}; lower it."
-            )
     if wrong:
         raise UserError(" ".join(wrong))
 
@@ -598,13 +591,14 @@ def _collected(params, results):
 
 
 def _report_plan(planned, total):
+    """Print what would run, and why; returns the exit status."""
     for job, _, why in planned:
         print(f"{job}: {why}")
     print(
         f"{len(planned)} of {total} parts would run." if planned else f"nothing to do: all {total} parts are finished."
     )
-    datasets = [entry for entry in planned if entry[0].stage == "datasets" and _has_cells(entry[0])]
-    unread = [job.cell.dataset for job, kind, why in datasets if kind == NEW or "images" in why]
+    scanned = [job for job, kind, why in planned if job.stage == "datasets" and (kind == NEW or "images" in why)]
+    unread = [job.cell.dataset for job in scanned if _has_cells(job)]
     if unread:
         print(
             f"note: {', '.join(unread)}: the batch reads the images first, and leaves every cell alone whose images "

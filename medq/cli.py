@@ -29,12 +29,12 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     warnings.formatwarning = _note
     try:
-        own, snakemake = _split(argv)
-        args = _parser(own).parse_args(own)
+        end = argv.index("--") if "--" in argv and "batch" in argv[: argv.index("--")] else len(argv)
+        args = _parser(argv[:end]).parse_args(argv[:end])
         for name, value in vars(args).items():  # a shell leaves `--root=~/data` alone
             if isinstance(value, (str, os.PathLike)):
                 setattr(args, name, type(value)(os.path.expanduser(value)))
-        args.snakemake = snakemake
+        args.snakemake = argv[end + 1 :]  # what follows `--` in a batch
         status = args.run(args) or 0
         sys.stdout.flush()
         return status
@@ -49,21 +49,10 @@ def main(argv=None):
         return 0
 
 
-def _split(argv):
-    """(our words, Snakemake's) of a command line: what follows `--` in a batch goes to Snakemake."""
-    if "--" not in argv or "batch" not in argv[: argv.index("--")]:
-        return argv, []
-    end = argv.index("--")
-    return argv[:end], argv[end + 1 :]
-
-
 def _note(message, category, filename, line_number, line=None, plain=warnings.formatwarning):
     """A warning as text: one of our own as a note, without the line of code that gave it."""
-    return (
-        f"note: {message}\n"
-        if category.__module__.startswith("medq.")
-        else plain(message, category, filename, line_number, line)
-    )
+    own = category.__module__.startswith("medq.")
+    return f"note: {message}\n" if own else plain(message, category, filename, line_number, line)
 
 
 def _parser(argv):

@@ -83,17 +83,12 @@ def _beside(name, regime):
 
 def add_arguments(parser):
     """Arguments of `medq collect`."""
+    stays = "folder to write, results/<profile>; what only it holds stays there"
     parser.add_argument("runs", metavar="RUNS", help="folder of a batch, runs/<profile>")
-    parser.add_argument(
-        "results", metavar="RESULTS", help="folder to write, results/<profile>; what only it holds stays there"
-    )
+    parser.add_argument("results", metavar="RESULTS", help=stays)
     parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)  # today the only behaviour
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        metavar="KEY=NAMES",
-        help="a part of RUNS, e.g. stage=calibration_size,peers dataset=BrainMRI",
-    )
+    a_part = "a part of RUNS, e.g. stage=calibration_size,peers dataset=BrainMRI"
+    parser.add_argument("--only", nargs="+", metavar="KEY=NAMES", help=a_part)
 
 
 def run(args):
@@ -264,7 +259,7 @@ def _kept(results):
         file = RECORDS
         found = json.loads((results / file).read_text(encoding="utf-8"))
         return {
-            name: Part(name, facts, found["runs"][facts["run"]] if "run" in facts else {})
+            name: Part(name, facts, found["runs"][facts.pop("run")] if "run" in facts else {})
             for name, facts in found["parts"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -413,7 +408,7 @@ def _write(folder, results, parts):
     newest = _newest([part for part in parts.values() if part.run and part.facts["status"] != "failed"])
     parameters = newest.run["parameters"]
     models, peers = _write_predictions(folder, results, parts)
-    folds, audits, trained = _write_datasets(folder, results, parts, parameters)
+    folds, audits, trained = _write_datasets(folder, results, parts)
     first = aggregate.first_seed(models)
     intervals, differences = aggregate.resampled(models, folds, audits, parameters)
     peer_rows = aggregate.peer_differences(peers, folds, audits, parameters)
@@ -426,29 +421,21 @@ def _write(folder, results, parts):
         "silent.csv": silent,
         "flips.csv": flips,
         "leak.csv": aggregate.leak(first, audits, trained),
-        **{
-            name: _union(name, results, parts, parameters) for name in ("history.csv", "conditions.csv", *stages.TABLES)
-        },
     }
+    for name in ("history.csv", "conditions.csv", *stages.TABLES):
+        tables[name] = _union(name, results, parts, parameters)
     for name, frame in tables.items():
         if len(frame) or name == "cells.csv":
             frame = frame.reindex(columns=[*SCHEMA[name], *(c for c in ("seed", "seed_std") if c in frame)])
             (artefacts.write_parquet if name.endswith(".parquet") else artefacts.write_csv)(folder / name, frame)
     artefacts.write_json(folder / "provenance.json", _provenance(newest, parts))
-    _write_records(folder, parts)
+    runs = []
+    for part in parts.values():
+        runs += [part.run] if part.run and part.run not in runs else []
+    records = {name: part.facts | ({"run": runs.index(part.run)} if part.run else {}) for name, part in parts.items()}
+    artefacts.write_json(folder / RECORDS, {"runs": runs, "parts": records})
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     artefacts.write_json(folder / CHECKSUMS, {p.relative_to(folder).as_posix(): artefacts.sha256(p) for p in files})
-
-
-def _write_records(folder, parts):
-    runs, records = [], {}
-    for name, part in parts.items():
-        records[name] = {key: value for key, value in part.facts.items() if key != "run"}
-        if part.run:
-            if part.run not in runs:
-                runs.append(part.run)
-            records[name]["run"] = runs.index(part.run)
-    artefacts.write_json(folder / RECORDS, {"runs": runs, "parts": records})
 
 
 def _write_predictions(folder, results, parts):
@@ -463,10 +450,8 @@ def _write_predictions(folder, results, parts):
             if frame is not None:
                 if part.seed:
                     frame.insert(frame.columns.get_loc("fold") + 1, "seed", int(part.seed))
-                folds = models.setdefault((dataset, backbone, kind, suffix), {})
-                folds[part.cell[3]] = pd.concat(
-                    [*([folds[part.cell[3]]] if part.cell[3] in folds else []), frame], ignore_index=True
-                )
+                model = models.setdefault((dataset, backbone, kind, suffix), {})
+                model.setdefault(part.cell[3], []).append(frame)
         if kind == "peers":
             kept = sorted((results / "predictions" / dataset / backbone / "peers").glob("*.parquet"))
             own = [match[1] for match in map(PEER_FILE.fullmatch, part.files) if match]
@@ -474,6 +459,8 @@ def _write_predictions(folder, results, parts):
                 frame = _predictions(results, part, f"peers/{runtime}", f"predictions.{runtime}.parquet")
                 if frame is not None:
                     peers.setdefault((dataset, backbone, runtime), {})[_fold(part.name)] = frame
+    for model in models.values():
+        model.update({fold: pd.concat(frames, ignore_index=True) for fold, frames in model.items()})
     peers = {key: aggregate.pooled(frames) for key, frames in sorted(peers.items())}
     files = {(d, b, f"{regime}{suffix}"): aggregate.pooled(f) for (d, b, regime, suffix), f in models.items()}
     files |= {(d, b, f"peers/{runtime}"): frame for (d, b, runtime), frame in peers.items()}
@@ -482,7 +469,7 @@ def _write_predictions(folder, results, parts):
     return models, peers
 
 
-def _write_datasets(folder, results, parts, parameters):
+def _write_datasets(folder, results, parts):
     """Write folds, audits and ids of training images; returns ({dataset: folds}, {dataset: audit}, {(dataset, fold): ids})."""
     tables, trained = {"folds": {}, "audit": {}}, {}
     for part in [part for part in parts.values() if part.stage == "datasets"]:
@@ -492,29 +479,15 @@ def _write_datasets(folder, results, parts, parameters):
             (folder / kind).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / kind / f"{dataset}.csv")
             found[dataset] = pd.read_csv(source, dtype={"image_id": str, "group": str}, keep_default_na=False)
-        path, cells = (
-            results / "trained_on" / f"{dataset}.csv",
-            [p for p in parts.values() if p.cell and p.cell[0] == dataset],
-        )
+        cells = [p for p in parts.values() if p.cell and p.cell[0] == dataset]
+        path = results / "trained_on" / f"{dataset}.csv"
         seen = {int(fold): rows for fold, rows in _read(path).groupby("fold")} if path.is_file() else {}
         seen |= {c.cell[3]: _read(c.folder / TRAINED_ON) for c in cells if TRAINED_ON in c.files}
-        for fold in {c.cell[3] for c in cells} - seen.keys():
-            seen[fold] = _drawn(tables["folds"][dataset], tables["audit"][dataset], parameters, fold)
         if seen:
             table = pd.concat([seen[fold].assign(fold=fold) for fold in sorted(seen)])[["fold", "image_id"]]
             artefacts.write_csv(folder / "trained_on" / f"{dataset}.csv", table)
         trained |= {(dataset, fold): set(rows["image_id"]) for fold, rows in seen.items()}
     return tables["folds"], tables["audit"], trained
-
-
-def _drawn(assigned, audit, parameters, fold):
-    """The training images of a fold whose cells were made before they kept the ids."""
-    from medq.datasets import subset, twins_to_remove
-
-    if parameters.get("deduplicate"):
-        assigned = assigned[~assigned["image_id"].isin(twins_to_remove(audit, assigned, fold))]
-    chosen = subset(assigned, parameters["subset"], fold, parameters["seed"])
-    return chosen[chosen["part"] == "train"]
 
 
 def _cells(parts):

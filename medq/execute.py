@@ -117,20 +117,16 @@ def execute(notebook, manager=None):
             count += 1
             outputs.clear()
             failed = not shell.run_cell(cell.source, store_history=True).success
-            cell.execution_count, cell.outputs = count, _numbered(outputs, count)
+            for output in outputs:
+                if output.output_type == "execute_result":
+                    output.execution_count = count
+            cell.execution_count, cell.outputs = count, list(outputs)
         if failed and manager:
             manager.cell_exception(cell, cell_index=index)
         if manager:
             manager.cell_complete(cell, index)
         if failed:
             return
-
-
-def _numbered(outputs, count):
-    for output in outputs:
-        if output.output_type == "execute_result":
-            output.execution_count = count
-    return list(outputs)
 
 
 class _Stream:

@@ -12,7 +12,9 @@ def start(namespace, stage):
     stage does not have are empty. Raises `UserError` for a parameter, dataset, backbone or regime that does not exist.
     """
     known = stages.notebook_parameters(stage)
-    given = {name: value for name, value in namespace.items() if _is_parameter(name, value)}
+    plain = (str, int, float, bool, list, dict, tuple, type(None))  # what a parameter cell can define
+    public = {name: value for name, value in namespace.items() if name[0] != "_" and name not in ("In", "Out")}
+    given = {name: value for name, value in public.items() if isinstance(value, plain)}
     for name in given:
         one_of("parameter", name, known)
     changes = given.get("changes", {})
@@ -21,39 +23,22 @@ def start(namespace, stage):
     params = profiles.load(given.get("profile", "smoke"), changes)
     if changes:
         params = params.model_copy(update={"profile": f"{params.profile}-changed"})
-    for kind, names in (
-        ("dataset", profiles.datasets()),
-        ("backbone", profiles.backbones()),
-        ("regime", regimes.of(*stages.STAGES[stage].methods)),
-    ):
-        if kind in given:
-            given[kind] = _as_text(kind, given[kind], list(names))
+    names = {"dataset": profiles.datasets(), "backbone": profiles.backbones()}
+    names["regime"] = regimes.of(*stages.STAGES[stage].methods)
+    for kind in [kind for kind in names if kind in given]:
+        value = given[kind]
+        if not isinstance(value, str) and str(value) not in names[kind]:  # papermill's `-p dataset 2024` gives a number
+            raise UserError(f"{kind}: {value!r} is not text; papermill keeps text as it is with -r {kind} NAME.")
+        given[kind] = one_of(kind, str(value), list(names[kind]))
     if not isinstance(given.get("results", ""), str):
         raise UserError(f"results: must be the path of a folder, not {given['results']!r}.")
     params.thread_count()  # refused here, before any work
     if slots.per_gpu() and params.device != "cpu" and slots.trains(stage, given.get("regime", "")):
         slots.acquire()
-    fold, backbone = given.get("fold", 0), given.get("backbone", "")
-    seed = given.get("seed")
+    fold, backbone, seed = given.get("fold", 0), given.get("backbone", ""), given.get("seed")
     if seed is None and "fold" in known:
         seed = params.seeds_of(backbone)[0]
     for name, number in (("fold", fold), ("seed", seed or 0)):
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
             raise UserError(f"{name}: must be a whole number from 0, not {number!r}.")
     return params, paths.Cell(params.profile, given.get("dataset", ""), backbone, given.get("regime", ""), fold, seed)
-
-
-def _as_text(kind, given, known):
-    """The one of `known` that is meant: papermill's `-p dataset 2024` gives a number."""
-    if isinstance(given, str) or str(given) in known:
-        return one_of(kind, str(given), known)
-    raise UserError(f"{kind}: {given!r} is not text; papermill keeps text as it is with -r {kind} NAME.")
-
-
-def _is_parameter(name, value):
-    """True for what a parameter cell can define: a public name with plain data in it, and none of IPython's own."""
-    return (
-        not name.startswith("_")
-        and name not in ("In", "Out")
-        and isinstance(value, (str, int, float, bool, list, dict, tuple, type(None)))
-    )

@@ -32,9 +32,8 @@ LOWER_IS_BETTER = {name for name, row in metrics.TABLE.items() if row.better == 
 
 # File -> columns. This is the one place that defines the tidy files. Columns in KEYS are text and must be
 # there, as must those in NEEDED; the others are numbers (or text where named in TEXT) and read as missing where
-# a file lacks them. Numbers in MEASURED are times and what is made of them: finite, and above 0.
-# ratios.csv holds Table 4's two ratios, which the paper prints beside the milliseconds: only published/ has
-# it.
+# a file lacks them. ratios.csv holds Table 4's two ratios, which the paper prints beside the milliseconds: only
+# published/ has it.
 SCHEMA = {
     file: columns.split()
     for file, columns in {
@@ -77,7 +76,6 @@ TEXT = set(
     "method image map_fp32 map".split()
 )
 NEEDED = set("status batch_size value delta_pp low_pp high_pp p_value".split())
-MEASURED = set("ms mean_ms p50_ms p50_low p50_high p90_ms p99_ms p99_low p99_high throughput size_mb".split())
 CELL = ["dataset", "backbone", "regime"]
 FILES = {file.split(".")[0]: file for file in SCHEMA}
 AGAIN = "collect the results again"
@@ -176,8 +174,13 @@ def _read(path, columns):
             frame[column] = "" if column in text else float("nan")
         elif column in text:
             frame[column] = frame[column].astype("str")
-        else:
-            frame[column] = _numbers(path, frame[column])
+        elif not pd.api.types.is_any_real_numeric_dtype(frame[column]):
+            numbers = pd.to_numeric(frame[column].astype("str"), errors="coerce").astype("float64")
+            wrong = frame.index[numbers.isna() & frame[column].notna()]
+            if len(wrong):
+                place = f"{str(frame[column][wrong[0]])!r} in row {wrong[0] + 1} of the column {column!r}"
+                raise UserError(f"{path}: {place} is not a number; {AGAIN}.")
+            frame[column] = numbers
     return _of_seeds(frame)[columns]
 
 
@@ -194,22 +197,6 @@ def _of_seeds(frame):
         cell = [frame[c] for c in CELL if c in frame] if "backbone" in frame else [frame["seed"].notna()]
         chosen = frame["seed"] == frame["seed"].groupby(cell).transform("min")
     return frame[chosen].reset_index(drop=True)
-
-
-def _numbers(path, entries):
-    """A column of numbers as it is; `UserError` where an entry is not a number, or cannot have been measured."""
-    numbers = entries
-    if not pd.api.types.is_numeric_dtype(entries) or pd.api.types.is_bool_dtype(entries):
-        numbers = pd.to_numeric(entries.astype("str"), errors="coerce").astype("float64")
-    checks = {"is not a number": numbers.isna() & entries.notna()}
-    if entries.name in MEASURED:
-        checks["cannot have been measured"] = (numbers <= 0) | (numbers == float("inf"))
-    for why, wrong in checks.items():
-        if wrong.any():
-            row = int(wrong.to_numpy().argmax())
-            place = f"in row {row + 1} of the column {entries.name!r}"
-            raise UserError(f"{path}: {str(entries.iloc[row])!r} {place} {why}; {AGAIN}.")
-    return numbers
 
 
 @dataclass(frozen=True, eq=False)

@@ -64,16 +64,15 @@ def acquire(wait=1.0):
     folder = paths.runs() / ".slots" / socket.gethostname()
     folder.mkdir(parents=True, exist_ok=True)
     while True:
-        for slot in range(per_gpu()):
-            for device in devices:
-                lock = filelock.FileLock(folder / f"gpu{device}-{slot}.lock", timeout=0)
-                try:
-                    lock.acquire()
-                except filelock.Timeout:
-                    continue
-                _held.append(lock)
-                os.environ["CUDA_VISIBLE_DEVICES"] = device
-                if per_gpu() > 1:
-                    _limit_memory(USABLE / per_gpu())
-                return device
+        for slot, device in itertools.product(range(per_gpu()), devices):
+            lock = filelock.FileLock(folder / f"gpu{device}-{slot}.lock", timeout=0)
+            try:
+                lock.acquire()
+            except filelock.Timeout:
+                continue
+            _held.append(lock)
+            os.environ["CUDA_VISIBLE_DEVICES"] = device
+            if per_gpu() > 1:
+                _limit_memory(USABLE / per_gpu())
+            return device
         time.sleep(wait)

@@ -149,16 +149,14 @@ def _standardised(images):
 
 def _components(pairs, seeds):
     """Connected groups of positions that hold one of `seeds`: sorted lists, by their first member."""
-    parent = {}
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def root(i):
-        while parent.setdefault(i, i) != i:
-            parent[i] = i = parent[parent[i]]
-        return i
-
-    for i, j in pairs:
-        parent[max(root(i), root(j))] = min(root(i), root(j))
+    positions, edges = np.unique(sorted(pairs), return_inverse=True)
+    first, other = edges.reshape(-1, 2).T
+    n = len(positions)
+    labels = connected_components(coo_array((np.ones(len(first)), (first, other)), shape=(n, n)))[1] if n else []
     groups = {}
-    for i in sorted(parent):
-        groups.setdefault(root(i), []).append(i)
+    for position, label in zip(positions.tolist(), labels, strict=True):
+        groups.setdefault(label, []).append(position)
     return [members for members in groups.values() if not seeds.isdisjoint(members)]

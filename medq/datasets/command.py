@@ -1,5 +1,7 @@
 """The command `medq data`: check a dataset against its release, look for copies in it, or download it."""
 
+from medq.datasets import audit, check, fetch, folds, index
+from medq.datasets.audit import summary
 from medq.errors import UserError, one_of
 
 
@@ -25,23 +27,17 @@ def run(args):
 
 
 def _check(spec, root):
-    from medq.datasets import check
-
     report = check(spec, root)
     if len(report.counts):
         print(report.counts.to_string(index=False))
-    for note in report.warnings:
-        print(f"note: {note}")
-    for error in report.errors:
-        print(f"error: {error}")
+    for kind, sentences in (("note", report.warnings), ("error", report.errors)):
+        for sentence in sentences:
+            print(f"{kind}: {sentence}")
     print(f"{spec.name}: {'not fit for use' if report.errors else 'fit for use'}.")
     return 1 if report.errors else 0
 
 
 def _audit(spec, root):
-    from medq.datasets import audit, folds, index
-    from medq.datasets.audit import summary
-
     frame = index(spec, root)
     found = audit(frame, folds(frame, spec))
     if found.empty:
@@ -56,8 +52,6 @@ def _audit(spec, root):
 
 
 def _fetch(spec, root):
-    from medq.datasets import fetch
-
     if root == "":
         raise UserError("--root: must name a folder.")
     print(f"{spec.name} is in {fetch(spec, root)}.")
