@@ -10,7 +10,7 @@ from IPython.display import Image
 from matplotlib.figure import Figure
 
 from medq import artefacts, figures, metrics, paths
-from medq.datasets import audit
+from medq.datasets.audit import summary
 from medq.params import datasets
 
 DEPLOYED = "predictions.parquet"
@@ -85,7 +85,7 @@ def class_balance(folder):
 
 def copies(folder):
     """How many images the dataset holds more than once, and how many of those are on both sides of a split."""
-    return audit.summary(pd.read_csv(Path(folder) / "audit.csv", dtype={"image_id": str}, keep_default_na=False))
+    return summary(pd.read_csv(Path(folder) / "audit.csv", dtype={"image_id": str}, keep_default_na=False))
 
 
 def _data(folder):
