@@ -501,7 +501,7 @@ def test_worked_example_of_a_trained_model_runs(example, runs, monkeypatch):
         monkeypatch.setattr(params, kind, lambda *_, known=known: known)
     monkeypatch.setenv("MEDQ_DATA", str(example / "data"))
     small = {"image_size": 32, "calibration": {"images": 16}, "bootstrap": {"resamples": 100}, "device": "cpu"}
-    small["latency"] = {"image_size": 32, "batch_sizes": [1], "warmup": 1, "seconds": 0.1, "batches": 20}
+    small["latency"] = {"image_size": 32, "batch_sizes": [1], "warmup": 1, "seconds": 0.1, "batches": 20, "threads": 1}
     profile = params.load(example / "params" / "shipped.yaml", small)
     torch.manual_seed(1)
     model = backbones.create("regnet", 2, 32)

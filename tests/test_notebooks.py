@@ -51,6 +51,7 @@ def test_a_model_that_an_engine_refuses(runs, monkeypatch, backbone, names):
         raise Unsupported("the engine refuses an operator")
 
     monkeypatch.setenv("MEDQ_RUNS", str(runs))
+    monkeypatch.setenv("MEDQ_THREADS", "1")
     for module, function in ((static, "prepare"), (static, "convert"), (dynamic, "convert")):
         monkeypatch.setattr(module, function, refuse)
     for name in names:
