@@ -30,5 +30,7 @@ def recipe_figure(results, dataset, metric="brier", *, form="fake-quant"):
     marks = [handle(title(f"ptq-{e}"), regime_colour(f"ptq-{e}"), marker) for e, marker in ENGINES.items()]
     style.legend(figure, handles=[*marks, handle("FP32", INK, "", linestyle="--")], ncols=3)
     backbone, part = next(iter(wide.items()))
-    what = f"{title(metric)} of {title(backbone)} on {title(dataset)} per recipe for fbgemm, FP32 {before[backbone]:.2f}"
+    what = (
+        f"{title(metric)} of {title(backbone)} on {title(dataset)} per recipe for fbgemm, FP32 {before[backbone]:.2f}"
+    )
     return described(figure, what, part["fbgemm"].sort_values(), "{:.2f}")

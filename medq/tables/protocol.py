@@ -42,7 +42,8 @@ def verdict(change, least, of_seeds=()):
     """`collapse`, `none` or `undecided` of a change against FP32.
 
     `change` {brier, brier_low, …, auroc_high}: PTQ minus FP32 with the ends of its intervals; `least`: what the Brier
-    score must rise by (`margin`); `of_seeds`: the change of the Brier score of each seed, all on the mean's side.
+    score must rise by (`margin`); `of_seeds`: the change of the Brier score of each seed, all on the mean's side. Without
+    an interval (a class with few groups) a change is undecided.
     """
     if change["brier_low"] > least and change["auroc_high"] < -NONE["auroc"] and all(v > least for v in of_seeds):
         return "collapse"
@@ -57,7 +58,12 @@ def _of_seeds(results, dataset, backbone, regime, form):
     if "seed" not in frame:
         return ()
     frame = frame.query("metric == 'brier' and fold == 'pooled' and seed not in ('', 'mean')")
-    frame = frame[(frame["class"] == "") & (frame["dataset"] == dataset) & (frame["backbone"] == backbone)]
+    frame = frame[
+        (frame["recipe"] == "default")
+        & (frame["class"] == "")
+        & (frame["dataset"] == dataset)
+        & (frame["backbone"] == backbone)
+    ]
     after = frame[(frame["regime"] == regime) & (frame["form"] == form)].set_index("seed")["value"]
     before = frame[frame["regime"] == "fp32"].set_index("seed")["value"]
     return tuple((after.astype(float) - before.astype(float)).dropna())
@@ -78,7 +84,7 @@ def under_protocol(results, regimes=("ptq-fbgemm", "ptq-qnnpack"), form="fake-qu
         ends = [c.rpartition("_") if c not in NONE else (c, "", "value") for c in CHANGES]
         change = {c: part[end].get(metric, math.nan) for c, (metric, _, end) in zip(CHANGES, ends)}
         seeds = _of_seeds(results, dataset, backbone, regime, form)
-        decides = regime == "ptq-fbgemm" and form == "fake-quant" and (part["interval"] == "paired").all()
+        decides = regime == "ptq-fbgemm" and form == "fake-quant" and not (part["interval"] == "independent").any()
         rows.append(
             {"dataset": dataset, "backbone": backbone, "regime": regime}
             | {f"fp32_{m}": before[m].get((dataset, backbone, "fp32"), math.nan) for m in NONE}
