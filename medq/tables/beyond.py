@@ -362,12 +362,15 @@ def advice(results, limits=None):
     rows, shown = [], ["p50_ms", "speedup", *COST]
     for key, group in advise.decide(results, limits).groupby(["dataset", "backbone"], sort=False):
         chosen = group[group["ship"]]
-        row = chosen.iloc[0].to_dict() if len(chosen) else {"candidate": advise.nothing(group)}
+        said, _, reason = advise.nothing(group).partition(": ")
+        row = chosen.iloc[0].to_dict() if len(chosen) else {"candidate": said}
         refused = [
             f"{title(c['candidate'])}: {c['why']}"
             for c in group.to_dict("records")
             if not (c["passes"] or c["speedup"] <= row.get("speedup", math.nan) or c["why"] == advise.NOT_MEASURED)
         ]
+        if reason and not len(chosen):  # it is the same for every candidate
+            refused = [reason]
         rows.append([*key, title(row["candidate"]), *(row.get(c, math.nan) for c in shown), "\n".join(refused)])
     return pd.DataFrame(rows, columns=["dataset", "backbone", "ship", *shown, "refused"])
 
