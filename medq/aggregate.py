@@ -44,13 +44,8 @@ def by_seed(frames):
     found = {}
     for fold, frame in frames.items():
         for seed, part in frame.groupby("seed") if "seed" in frame else [("", frame)]:
-            found.setdefault(seed, {})[fold] = part
+            found.setdefault(seed, {})[fold] = part.reset_index(drop=True)
     return found
-
-
-def first_seed(models):
-    """`models` with the predictions of each one's first training seed alone."""
-    return {key: next(iter(by_seed(frames).values())) for key, frames in models.items()}
 
 
 def without_empty_seed(frame):
@@ -122,13 +117,13 @@ def _tables(methods, pairs, folds, audits, parameters):
     """`medq.bootstrap.tables` of {(dataset, backbone, method): predictions}, with Holm's correction."""
     alike, found = {}, [[], []]  # models of a dataset that were evaluated on the same images
     for key, frame in methods.items():
-        trainings = [part for _, part in frame.groupby("seed", sort=False)] if "seed" in frame else [frame]
-        alike.setdefault((key[0], tuple(trainings[0]["image_id"])), {})[key[1:]] = trainings
+        trainings = dict(iter(frame.groupby("seed", sort=False))) if "seed" in frame else {"": frame}
+        alike.setdefault((key[0], tuple(next(iter(trainings.values()))["image_id"])), {})[key[1:]] = trainings
     for (dataset, images), chosen in alike.items():
-        labels, _, classes = arrays(next(iter(chosen.values()))[0])
+        labels, _, classes = arrays(next(iter(next(iter(chosen.values())).values())))
         made = bootstrap.tables(
             labels,
-            {key: np.stack([arrays(part)[1] for part in trainings]) for key, trainings in chosen.items()},
+            {key: {s: arrays(part)[1] for s, part in trainings.items()} for key, trainings in chosen.items()},
             pairs,
             classes=classes,
             groups=_groups(folds, audits, dataset, images),
@@ -163,36 +158,39 @@ def _of_most_models(frame):
 
 
 def decisions(models):
-    """(silent.csv, flips.csv): each regime against FP32 on the same images, fold by fold."""
+    """(silent.csv, flips.csv): each regime against FP32 on the same images, fold by fold, for the first seed of both."""
     silent, flips = [], []
-    for (dataset, backbone, regime, suffix), frames in models.items():
-        reference = models.get((dataset, backbone, "fp32", ""), {})
+    for (dataset, backbone, regime, suffix), trainings in models.items():
+        before, after = by_seed(models.get((dataset, backbone, "fp32", ""), {})), by_seed(trainings)
+        seed = next((s for s in after if s in before), None)
+        reference, frames = before.get(seed, {}), after.get(seed, {})
         recipe, form = recipe_and_form(regime, suffix)
         for fold in sorted(set(frames) & set(reference)) if regime != "fp32" and recipe == "default" else ():
             if not reference[fold]["image_id"].equals(frames[fold]["image_id"]):
                 continue
-            labels, before, classes = arrays(reference[fold])
-            after, named = arrays(frames[fold])[1], {"dataset": dataset, "backbone": backbone, "fold": fold}
-            crossed = metrics.threshold_crossings(labels, before, after, classes=classes)
+            labels, old, classes = arrays(reference[fold])
+            new, named = arrays(frames[fold])[1], {"dataset": dataset, "backbone": backbone, "fold": fold}
+            crossed = metrics.threshold_crossings(labels, old, new, classes=classes)
             for rate in ("sensitivity", "specificity", "prevalence"):
                 crossed[rate] = crossed[f"{rate}_other"]
             for way in ("up", "down"):
                 crossed[f"crossed_{way}"] = crossed[f"{way}_positive"] + crossed[f"{way}_negative"]
             silent.append(crossed.assign(**named, regime=regime, form=form))
             if not suffix:
-                whole = metrics.label_flips(labels, before, after, classes=classes).iloc[[0]]
+                whole = metrics.label_flips(labels, old, new, classes=classes).iloc[[0]]
                 names = {"flips": "flipped", "wrong_to_right": "flipped_to_right", "right_to_wrong": "flipped_to_wrong"}
                 flips.append(whole.rename(columns=names).assign(**named, regime_a="fp32", regime_b=regime))
     return tuple(pd.concat(parts, ignore_index=True) if parts else pd.DataFrame() for parts in (silent, flips))
 
 
 def leak(models, audits, trained):
-    """leak.csv: metrics of all held-out images, and without those that have a copy among the images trained on.
+    """leak.csv: metrics of all held-out images, and without those that have a copy among the images trained on; first seeds.
 
     `trained`: {(dataset, fold): ids of the images that models of that fold were trained on}.
     """
     rows, known = [], {}
-    for (dataset, backbone, regime, suffix), frames in models.items():
+    for (dataset, backbone, regime, suffix), trainings in models.items():
+        frames = next(iter(by_seed(trainings).values()))
         recipe, form = recipe_and_form(regime, suffix)
         if recipe != "default" or dataset not in audits or not {(dataset, k) for k in frames} <= trained.keys():
             continue

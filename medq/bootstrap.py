@@ -152,7 +152,7 @@ def _interval(metric, value, draws):
 def tables(y_true, models, pairs=(), *, classes=None, groups=None, n_resamples=100_000, seed=42, threads=None):
     """Rows of intervals.csv and bootstrap.csv of all models that were evaluated on the same images.
 
-    `models` {(backbone, regime): probabilities [n, classes], or [trainings, n, classes] where a model was trained with
+    `models` {(backbone, regime): probabilities [n, classes], or {seed: probabilities} where a model was trained with
     several seeds}; `pairs`: regimes (a, b) to compare. Other arguments as in `paired`. Returns two DataFrames:
 
     - intervals: backbone, regime, metric (each of TESTED), class (empty: the macro value), value, low, high,
@@ -160,14 +160,15 @@ def tables(y_true, models, pairs=(), *, classes=None, groups=None, n_resamples=1
       of a regime, whose standard deviation (n - 1) is `between_std`. The rows `ece_floor` and `ece_top_label_floor` are
       the binned ECE that the model would show if it were calibrated, and its 95 % band (`metrics.calibration_floor`).
     - differences: backbone (`all`: pooled over the `n_models` backbones that have both), method_a, method_b, metric,
-      n_resamples, delta_pp, low_pp, high_pp, p_value, p_equation3, n_models, trainings.
+      n_resamples, delta_pp, low_pp, high_pp, p_value, p_equation3, n_models, trainings (seeds that both have: only
+      these are compared, seed by seed).
 
     With several trainings the value is their mean, and intervals and p-values cover another training as well as other
     images: a draw of Student's t with trainings - 1 degrees of freedom, scaled by the standard error between the
-    trainings, is added to each replicate; differences pair the trainings in their order. With one training an interval
-    covers other images alone. Ends and p-values are NaN where a class has too few groups (FEWEST).
+    trainings, is added to each replicate. With one training an interval covers other images alone. Ends and p-values are
+    NaN where a class has too few groups (FEWEST).
     """
-    models = {key: np.asarray(p) if np.ndim(p) == 3 else np.asarray(p)[None] for key, p in models.items()}
+    models = {key: p if isinstance(p, dict) else {"": p} for key, p in models.items()}
     options = {"n_resamples": n_resamples, "groups": groups, "seed": seed, "threads": threads}
     intervals, differences, means, pooled = [], [], {}, {}
     for k, backbone in enumerate(dict.fromkeys(backbone for backbone, _ in models)):
@@ -175,22 +176,38 @@ def tables(y_true, models, pairs=(), *, classes=None, groups=None, n_resamples=1
         own = {regime: p for (b, regime), p in models.items() if b == backbone}
         found, rows = _estimates(y_true, own, classes, options, rng)
         intervals += [(backbone, *row) for row in rows]
-        for key, (points, draws) in found.items():
-            means.setdefault(key, []).append((points, _with_trainings(points, draws, rng)))
+        for key, estimate in found.items():
+            means.setdefault(key, []).append(_over_trainings(estimate, rng))
         for a, b in pairs:
             for metric in TESTED if {a, b} <= own.keys() else ():
-                estimate = _minus(found[a, metric], found[b, metric], rng)
-                differences.append(_difference_row(backbone, a, b, metric, *estimate, 1))
-                pooled.setdefault((a, b, metric), []).append(estimate)
+                first, second = found[a, metric], found[b, metric]
+                alike = {s: (first[s][0] - second[s][0], first[s][1] - second[s][1]) for s in first if s in second}
+                if alike:
+                    estimate = _over_trainings(alike, rng)
+                    differences.append(_difference_row(backbone, a, b, metric, *estimate, 1))
+                    pooled.setdefault((a, b, metric), []).append(estimate)
     for (regime, metric), parts in means.items():
         values = [points.mean() for points, _ in parts]
         i = _interval(metric, np.mean(values), np.mean([draws for _, draws in parts], axis=0))
         spread = float(np.std(values, ddof=1)) if len(parts) > 1 else np.nan
-        intervals.append(("mean", regime, metric, "", i.value, i.low, i.high, spread, len(parts), len(parts[0][0])))
+        intervals.append(
+            (
+                "mean",
+                regime,
+                metric,
+                "",
+                i.value,
+                i.low,
+                i.high,
+                spread,
+                len(parts),
+                min(len(points) for points, _ in parts),
+            )
+        )
     for (a, b, metric), parts in pooled.items():
         delta = np.mean([points.mean() for points, _ in parts], keepdims=True)
         row = _difference_row("all", a, b, metric, delta, np.mean([draws for _, draws in parts], axis=0), len(parts))
-        differences.append((*row[:-1], len(parts[0][0])))
+        differences.append((*row[:-1], min(len(points) for points, _ in parts)))
     names = "backbone regime metric class value low high between_std n_models trainings"
     of_pairs = "backbone method_a method_b metric n_resamples delta_pp low_pp high_pp p_value p_equation3"
     return (
@@ -200,8 +217,8 @@ def tables(y_true, models, pairs=(), *, classes=None, groups=None, n_resamples=1
 
 
 def _estimates(y_true, models, classes, options, rng):
-    """({(regime, metric): (macro values [trainings], replicates)}, rows of intervals) of the regimes of one backbone."""
-    labels, flat = _validate(y_true, [p for trainings in models.values() for p in trainings])
+    """({(regime, metric): {seed: (macro value, replicates)}}, rows of intervals) of the regimes of one backbone."""
+    labels, flat = _validate(y_true, [p for trainings in models.values() for p in trainings.values()])
     names, sizes = m.class_names(classes, flat[0]), _sizes(labels, flat[0].shape[1], options["groups"])
     drawn, start, found, rows = replicates(labels, flat, TESTED, **options), 0, {}, []
     for regime, trainings in models.items():
@@ -210,19 +227,20 @@ def _estimates(y_true, models, classes, options, rng):
             columns = np.array([m.TABLE[metric].columns(labels, p) for p in flat[part]])
             own = drawn[metric][:, part]
             of_class, of_mean = FEWEST.get(metric, (0, 0))
-            draws = _macro(metric, own).mean(axis=1) + (0.0 if sizes.min() >= of_mean else np.nan)
-            found[regime, metric] = m.combine(metric, columns), draws
-            parts = [("", *found[regime, metric])]
+            draws = _macro(metric, own) + (0.0 if sizes.min() >= of_mean else np.nan)
+            parts = [("", m.combine(metric, columns), draws)]
+            found[regime, metric] = dict(zip(trainings, zip(parts[0][1], draws.T)))
             for c, name in enumerate(names if m.TABLE[metric].per_class else []):
                 few = 0.0 if sizes[c] >= of_class else np.nan
-                parts.append((name, columns[:, c], own[:, :, c].mean(axis=1) + few))
+                parts.append((name, columns[:, c], own[:, :, c] + few))
             for name, points, draws in parts:
-                i = _interval(metric, points.mean(), _with_trainings(points, draws, rng))
+                points, draws = _over_trainings(dict(enumerate(zip(points, draws.T))), rng)
+                i = _interval(metric, points.mean(), draws)
                 rows.append((regime, metric, name, i.value, i.low, i.high, np.nan, 1, len(points)))
         for metric, kind in FLOORS.items():
             draws = np.mean([m.calibration_floor(p, kind).draws for p in flat[part]], axis=0)
             i = _interval(metric, draws.mean(), draws)
-            found[regime, metric] = np.array([i.value]), draws
+            found[regime, metric] = {"": (i.value, draws)}
             rows.append((regime, metric, "", i.value, i.low, i.high, np.nan, 1, len(trainings)))
     return found, rows
 
@@ -240,11 +258,10 @@ def _with_trainings(points, draws, rng):
     return draws if n == 1 else draws + rng.standard_t(n - 1, len(draws)) * np.std(points, ddof=1) / np.sqrt(n)
 
 
-def _minus(a, b, rng):
-    """(differences [trainings], replicates) of two estimates; trainings go in pairs if there are as many of both."""
-    if len(a[0]) == len(b[0]):
-        return (points := a[0] - b[0]), _with_trainings(points, a[1] - b[1], rng)
-    return a[0].mean(keepdims=True) - b[0].mean(), _with_trainings(*a, rng) - _with_trainings(*b, rng)
+def _over_trainings(estimate, rng):
+    """(values [trainings], replicates of their mean) of an estimate {seed: (value, replicates)}."""
+    points, draws = map(np.array, zip(*estimate.values()))
+    return points, _with_trainings(points, draws.mean(axis=0), rng)
 
 
 def _difference_row(backbone, a, b, metric, points, draws, n_models):

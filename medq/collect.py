@@ -409,10 +409,9 @@ def _write(folder, results, parts):
     parameters = newest.run["parameters"]
     models, peers = _write_predictions(folder, results, parts)
     folds, audits, trained = _write_datasets(folder, results, parts)
-    first = aggregate.first_seed(models)
     intervals, differences = aggregate.resampled(models, folds, audits, parameters)
     peer_rows = aggregate.peer_differences(peers, folds, audits, parameters)
-    silent, flips = aggregate.decisions(first)
+    silent, flips = aggregate.decisions(models)
     tables = {
         "cells.csv": _cells(parts),
         "metrics.csv": aggregate.metric_table(models),
@@ -420,7 +419,7 @@ def _write(folder, results, parts):
         "bootstrap.csv": pd.concat([differences, peer_rows], ignore_index=True),
         "silent.csv": silent,
         "flips.csv": flips,
-        "leak.csv": aggregate.leak(first, audits, trained),
+        "leak.csv": aggregate.leak(models, audits, trained),
     }
     for name in ("history.csv", "conditions.csv", *stages.TABLES):
         tables[name] = _union(name, results, parts, parameters)

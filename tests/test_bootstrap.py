@@ -266,21 +266,31 @@ def test_several_trainings_widen_intervals_by_their_spread():
     labels, a, b, _ = two_models(n=200)
     options = {"n_resamples": 2000}
     one, _ = bootstrap.tables(labels, {("x", "fp32"): a}, **options)
-    same, pairs = bootstrap.tables(
-        labels, {("x", "fp32"): [a, a, a], ("x", "ptq"): [b] * 3}, [("fp32", "ptq")], **options
-    )
+    models = {("x", "fp32"): dict.fromkeys((42, 43, 44), a), ("x", "ptq"): dict.fromkeys((42, 43, 44), b)}
+    same, pairs = bootstrap.tables(labels, models, [("fp32", "ptq")], **options)
     same = same[same["regime"] == "fp32"].reset_index(drop=True)
     pd.testing.assert_frame_equal(one.drop(columns="trainings"), same.drop(columns="trainings"))
     assert set(same.loc[same["metric"].isin(bootstrap.TESTED), "trainings"]) == set(pairs["trainings"]) == {3}
-    spread, moved = bootstrap.tables(
-        labels, {("x", "fp32"): [a, b], ("x", "ptq"): [b, a]}, [("fp32", "ptq")], **options
-    )
+    models = {("x", "fp32"): {42: a, 43: b}, ("x", "ptq"): {42: b, 43: a}}
+    spread, moved = bootstrap.tables(labels, models, [("fp32", "ptq")], **options)
     wide, narrow = (f.query("backbone == 'x' and metric == 'auprc' and `class` == ''").iloc[0] for f in (spread, one))
     gap = abs(metrics.auprc(labels, a) - metrics.auprc(labels, b)) / 2
     # Student's t with one degree of freedom: its 97.5th percentile is 12.7
     assert wide["high"] - wide["low"] == pytest.approx(2 * 12.7 * gap, rel=0.2) and wide["value"] != narrow["value"]
     row = moved.query("backbone == 'x' and metric == 'auprc'").iloc[0]
     assert row["delta_pp"] == pytest.approx(0, abs=1e-9) and row["p_value"] > 0.2
+
+
+def test_only_trainings_of_the_same_seed_are_compared():
+    labels, a, b, _ = two_models(n=200)
+    models = {("x", "fp32"): {42: a, 43: b}, ("x", "ptq"): {43: a}, ("x", "qat"): {44: a}}
+    _, found = bootstrap.tables(labels, models, [("fp32", "ptq"), ("fp32", "qat")], n_resamples=RESAMPLES)
+    assert set(found["method_b"]) == {"ptq"} and set(found["trainings"]) == {1}
+    row, alone = (
+        found.query("backbone == 'x' and metric == 'brier'").iloc[0],
+        bootstrap.paired(labels, b, a, "brier", n_resamples=RESAMPLES),
+    )
+    assert (row["delta_pp"], row["low_pp"], row["high_pp"]) == pytest.approx((alone.delta, alone.low, alone.high))
 
 
 def test_holm_within_families():
