@@ -145,7 +145,7 @@ def incompetent(results, dataset, backbone):
             if not why and _number(low, value) <= floor:
                 least = "" if math.isnan(low) else f", at least {low:.3f}"
                 name = title(metric).replace("Accuracy", "accuracy")
-                why = f"{CHANCE} {other} ({name} {value:.3f}{least}; needed: more than {floor:.3f})"
+                why = f"{CHANCE} {other} ({name} {value:.3f}{least}, where more than {floor:.3f} is needed)"
     known[dataset, backbone] = why
     return why
 
@@ -226,7 +226,7 @@ def _verdict(row, limits):
         elif math.isnan(row[bound]):
             unknown.append(f"{text}, of unknown confidence")
         elif row[bound] > limit:
-            failed.append(f"{text}, perhaps {form.format(row[bound])}, more than {form.format(limit)}")
+            failed.append(f"{text}, at worst {form.format(row[bound])}, more than {form.format(limit)}")
     if limits.latency_ms is None and math.isnan(row["speedup"]) and row["candidate"] != "fp32":
         unknown.append(f"Latency {NOT_MEASURED}")
     return False if failed else None if unknown else True, "; ".join([*failed, *unknown])

@@ -94,7 +94,7 @@ def test_an_interval_that_reaches_over_the_limit_fails_and_less_confidence_lets_
     strict = decide(results)
     assert strict.loc[strict["ship"], "candidate"].tolist() == ["fp32"]
     assert row_of(strict, "ptq-fbgemm")["auprc_loss_bound_pp"] == pytest.approx(0.8 + 0.4 * 1.6449 / 1.9600, abs=1e-4)
-    assert "perhaps 1.14 points" in row_of(strict, "ptq-fbgemm")["why"]
+    assert "at worst 1.14 points" in row_of(strict, "ptq-fbgemm")["why"]
     lax = decide(results, Limits(confidence=0.7))
     assert lax.loc[lax["ship"], "candidate"].tolist() == ["ptq-fbgemm"]
 
@@ -137,7 +137,7 @@ def test_a_budget_counts_with_its_bound_and_the_best_baseline_of_fp32_counts(tmp
     table = decide(results, Limits(latency_ms=5))
     assert table.loc[table["ship"], "candidate"].tolist() == ["fp32"]
     assert row_of(table, "fp32")["p50_ms"] == 4
-    assert "Latency is 3.0 ms, perhaps 8.0 ms" in row_of(table, "qat-fbgemm")["why"]
+    assert "Latency is 3.0 ms, at worst 8.0 ms" in row_of(table, "qat-fbgemm")["why"]
     none = decide(results, Limits(latency_ms=1))
     assert not none["ship"].any()
 

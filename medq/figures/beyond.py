@@ -117,7 +117,7 @@ def ablation_figure(results, dataset, *, engine="fbgemm", form="converted"):
     _heat(axes[0, 0], (values.clip(-60, 0) + 60) / 60, texts, losses, lambda share: share < 0.45)
     _name_tiles(axes[0, 0], [f"{title(b)}\n{base[b]:.1f}" for b in known], [r.replace("-", " ") for r in change.index])
     axes[0, 0].set_title(f"{title(dataset)}, {engine}")
-    axes[0, 0].set_xlabel("Change in AUPRC (points), and the AUPRC (%) under the default recipe")
+    axes[0, 0].set_xlabel("Change in AUPRC (points);\nbelow each backbone its\nAUPRC by default (%)")
     lowest = {f"{title(b)} under {r}": v for (r, b), v in change.stack().nsmallest(3).items()}
     what = f"Change in AUPRC, in points, that each recipe makes on {title(dataset)} under {engine}, for each backbone."
     return described(figure, f"{what} The greatest losses", lowest, "{:+.1f}")

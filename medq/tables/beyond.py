@@ -365,7 +365,7 @@ def advice(results, limits=None):
         said, _, reason = advise.nothing(group).partition(": ")
         row = chosen.iloc[0].to_dict() if len(chosen) else {"candidate": said}
         refused = [
-            f"{title(c['candidate'])}: {c['why']}"
+            f"{title(c['candidate'])}: {c['why'].replace('; ', ', and ')}"
             for c in group.to_dict("records")
             if not (c["passes"] or c["speedup"] <= row.get("speedup", math.nan) or c["why"] == advise.NOT_MEASURED)
         ]
