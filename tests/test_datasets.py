@@ -289,6 +289,11 @@ def test_what_the_pattern_passes_over_is_said(root):
     assert left_out(folder_spec(pattern="{class}/*.png", release={"all": {"cat": 2, "dog": 1}}), root) == (3, [])
 
 
+def test_a_star_is_the_only_sign_of_a_pattern(root):
+    touch(root, "cat/slice[1]_0.png", "cat/slice1_0.png", "dog/slice[1]_0.png")
+    assert len(index(folder_spec(pattern="{class}/slice[1]_*"), root)) == 2
+
+
 @pytest.mark.parametrize(
     ("files", "said"),
     [
@@ -528,8 +533,8 @@ def test_empty_rows_are_no_rows(root):
 def test_a_missing_table(root):
     with pytest.raises(UserError, match="'meta.csv' is missing"):
         index(table_spec(), root)
-    touch(root, "meta.xlsx")
-    with pytest.raises(UserError, match="'meta.csv' is missing; 'meta.xlsx' is a workbook: save its sheet as a CSV"):
+    touch(root, "Meta.XLSX")
+    with pytest.raises(UserError, match="'meta.csv' is missing; 'Meta.XLSX' is a workbook: save its sheet as a CSV"):
         index(table_spec(), root)
 
 
@@ -546,9 +551,23 @@ def test_tables_with_other_suffixes_and_separators(root, suffix, separator):
 def test_a_missing_image_folder_is_named_for_what_it_is(root):
     touch(root, "pictures/1.jpg")
     write_table(root, ["L1,1,cat", "L2,2,dog"])
-    with pytest.raises(UserError, match="the image folder 'a' or 'b' is missing.*There are 'pictures'") as error:
+    with pytest.raises(UserError, match="the image folder 'a' or 'b' is missing.*in its place: 'pictures'") as error:
         index(table_spec(), root)
     assert "without a file" not in str(error.value)
+
+
+def test_images_in_folders_below_those_of_a_table_are_pointed_out(root):
+    touch(root, "a/deep/1.jpg", "a/2.jpg")
+    write_table(root, ["L1,1,cat", "L2,2,dog"])
+    with pytest.raises(UserError, match="without a file in a or b: '1' .there are images in 'a/deep'.*table.folders"):
+        index(table_spec(), root)
+    assert left_out(table_spec(table={"folders": ["a", "a/deep"]}), root) == (2, [])
+
+
+def test_a_table_among_its_images_is_not_left_out(root):
+    touch(root, "1.jpg", "2.jpg")
+    write_table(root, ["L1,1,cat", "L2,2,dog"])
+    assert left_out(table_spec(table={"folders": ["."]}), root) == (2, [])
 
 
 def test_the_exact_name_wins_over_a_name_without_suffix(root):
@@ -583,6 +602,7 @@ def test_image_ids_are_text(root, names):
         ("s007.png", "s7", "zeros or a decimal point"),
         ("100000.png", "1e5", "zeros or a decimal point"),
         ("s1.png", "s1.jpg", "another suffix"),
+        ("s1.png", "s1.png.jpg", "another suffix"),
         ("S1.PNG", "s1.png", "in the same case"),
         ("s1.png", "C:\\scans\\s1.png", "without folder"),
         ("s 1.png", "s_1", "spaces or signs"),

@@ -205,7 +205,7 @@ def _scan(folder, problems, pattern="*"):
     for entry in entries:
         if entry.name.startswith(".") or entry.name.lower() in IGNORED:
             continue
-        matches = fnmatch(entry.name.lower(), pattern.lower())
+        matches = fnmatch(entry.name.lower(), pattern.lower().replace("[", "[[]"))  # only * has a meaning
         try:
             if entry.is_dir():
                 found["folders"] += [entry.name] if _holds_images(entry.path) else []
@@ -324,8 +324,9 @@ def _empty_classes(spec, rows, root):
 def _table_rows(spec, root, problems, notes):
     table, file = spec.table, _table_file(spec, root)
     if file is None:
-        stem, way_out = os.path.splitext(table.file)[0], "put it there, or name it in `table.file`"
-        books = [name for suffix in (".xlsx", ".xls", ".ods") if at(root, name := stem + suffix).is_file()]
+        stem, way_out = os.path.splitext(table.file)[0].lower(), "put it there, or name it in `table.file`"
+        names = [stem + suffix for suffix in (".xlsx", ".xls", ".ods")]
+        books = [entry.name for entry in _entries(root) if composed(entry.name).lower() in names]
         if books:
             way_out = f"{books[0]!r} is a workbook: save its sheet as a CSV file called {table.file!r}"
         raise UserError(f"{spec.name} in {str(root)!r}: the table {table.file!r} is missing; {way_out}.")
@@ -333,21 +334,23 @@ def _table_rows(spec, root, problems, notes):
     _check_table(spec, file, frame, problems)
     places = {folder: at(root, folder) for folder in table.folders}
     if not any(place.is_dir() for place in places.values()):
-        beside = [entry.name for entry in _entries(root) if os.path.isdir(entry.path)]
+        beside = named(entry.name for entry in _entries(root) if os.path.isdir(entry.path)) or "none"
         raise UserError(
             f"{spec.name} in {str(root)!r}: the image folder {' or '.join(map(repr, places))} is missing; put it there, "
-            f"or name it in `table.folders`. There {'are ' + named(beside) if beside else 'is no folder'}."
+            f"or name it in `table.folders`; in its place: {beside}."
         )
-    exact, stems = {}, {}  # of several folders the first that has an image wins
+    exact, stems, deeper = {}, {}, []  # of several folders the first that has an image wins
     for folder, place in places.items():
         found, of_folder = _scan(place, problems), {}
-        notes += _not_read(folder, found["others"])
+        notes += _not_read(folder, [name for name in found["others"] if place / name != file])
+        deeper += [(Path(folder) / name).as_posix() for name in found["folders"]]
         for path in found["images"]:
             exact.setdefault(composed(Path(path).name), path)
             of_folder.setdefault(composed(stem_of(Path(path).name)), []).append(path)
         stems = of_folder | stems
     paths = {name: [exact[name]] if name in exact else stems.get(name, []) for name in frame[table.image]}
-    problems += _mismatches(file, table, paths, [*exact, *stems])
+    deeper = [folder for folder in deeper if folder not in table.folders]
+    problems += _mismatches(file, table, paths, [*exact, *stems], deeper)
     used = {stem_of(Path(found[0]).name) for found in paths.values() if found}
     unlisted = {Path(path).name for path in exact.values() if stem_of(Path(path).name) not in used}
     if unlisted and not problems:
@@ -370,12 +373,17 @@ def _table_file(spec, root):
     return next((path for name in names if (path := at(root, name)).is_file()), None)
 
 
-def _mismatches(file, table, paths, known):
-    """Problems between the names of a table, {name: files}, and the names of files that are `known`."""
+def _mismatches(file, table, paths, known, deeper):
+    """Problems between the names of a table, {name: files}, and the names of files that are `known`.
+
+    `deeper` names folders with images that are not looked into.
+    """
     missing = [name for name, found in paths.items() if name and not found]
     if missing:
-        folders = " or ".join(table.folders)
-        yield f"{file.name} names images without a file in {folders}: {named(missing)}{_near(missing, known)}"
+        folders, hint = " or ".join(table.folders), _near(missing, known)
+        if deeper and not hint:
+            hint = f" (there are images in {named(deeper)}: name each folder in `table.folders`)"
+        yield f"{file.name} names images without a file in {folders}: {named(missing)}{hint}"
     several = [name for name, found in paths.items() if len(found) > 1]
     if several:
         yield f"two files for one image: {named(several)}"
@@ -400,7 +408,7 @@ def _number(name):
 
 SPELLINGS = (  # what may differ between the name in a table and the file's, and a key that ignores it
     ("names are the files' own, without folder and in the same case", _bare),
-    ("the files have another suffix", lambda name: stem_of(_bare(name))),
+    ("the files have another suffix", lambda name: stem_of(stem_of(_bare(name)))),
     ("zeros or a decimal point were changed, as spreadsheets do: save the column as text", _number),
     ("spaces or signs differ", lambda name: re.sub(r"[\W_]+", "", stem_of(_bare(name)))),
 )
