@@ -13,15 +13,16 @@ from fixtures.quantize import batch, cell, observed, part, trained
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional as F
 
 from medq import artefacts, backbones, calibration_size, evaluate, finetune, fit, metrics, params, paths
 from medq.errors import UserError
 from medq.params import Recipe
 from medq.quantize import dynamic, engines, kernels, stage, static, storage
 from medq.quantize.engines import Quantized, Unsupported, engine
+from medq.quantize.stage import QUICK
 
 DEFAULT = stage.DEFAULT
-QUICK = Recipe(title="", activations="minmax")  # histograms of many layers take long
 INT8 = ("fbgemm", "qnnpack")
 
 
@@ -260,6 +261,30 @@ def test_saved_model_gives_identical_bits(method, backbone, name, tmp_path):
     with torch.inference_mode():
         assert torch.equal(loaded(x), quantized(x))
     assert (loaded.engine, loaded.mended) == (name, quantized.mended)
+
+
+class Functional(nn.Module):
+    """Operators with weights that are no modules, as in NF-RegNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2)
+        self.kernel, self.head = nn.Parameter(torch.randn(8, 4, 3, 3)), nn.Parameter(torch.randn(4, 8))
+
+    def forward(self, x):
+        x = F.conv2d(F.relu(self.stem(x)), self.kernel / 2, None, (2, 1), (1, 0), (1, 1), 2)
+        return F.linear(F.relu(x).mean((2, 3)), self.head)
+
+
+@pytest.mark.parametrize("name", ["fbgemm", "qnnpack"])
+def test_weights_of_functional_operators_are_saved(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(backbones, "create", lambda *_: Functional())  # with other weights each time
+    x = batch(4)
+    quantized = static.convert(observed(Functional().eval(), name, QUICK, batches=[x]), name)
+    path = tmp_path / "model.safetensors"
+    storage.save(quantized, path, method="static", backbone="resnet18", n_classes=4, image_size=32, recipe=QUICK)
+    with torch.inference_mode():
+        assert torch.equal(storage.load(path)(x), quantized(x))
 
 
 def test_files_that_are_not_ours_are_refused_and_nothing_in_them_runs(tmp_path):

@@ -22,6 +22,7 @@ KERNELS = "kernels.csv"
 BATCH = 32
 INT8 = regimes.INT8
 DEFAULT = Recipe(title="What PyTorch gives for the engine")
+QUICK = Recipe(title="As the default, with ranges that take no search", activations="minmax")
 
 
 def run(params, cell):
@@ -109,7 +110,7 @@ def rehearse(backbone, image_size, regimes=INT8):
                     prepared = _prepared_training(model, family, engine_name, image_size)
                     prepared(x)
                 else:
-                    prepared = prepared_model(model, family, engine_name, [x], image_size)
+                    prepared = prepared_model(model, family, engine_name, [x], image_size, QUICK)
             with unsupported("the converted model does not run"), torch.inference_mode():
                 converted(prepared.eval(), family, engine_name)(x)
         except Unsupported as error:

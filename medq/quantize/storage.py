@@ -64,9 +64,11 @@ def load(path):
     quantized = _rebuild(header)
     template = quantized.model.state_dict()
     try:
-        state = collections.OrderedDict(_restored(template, tensors))
-        state._metadata = template._metadata  # the modules' versions, which say how packed parameters are stored
         with engine(quantized.engine):  # which also packs the weights
+            state = collections.OrderedDict(_restored(template, tensors))
+            for name in [name for name, value in state.items() if isinstance(value, torch.ScriptObject)]:
+                setattr(quantized.model, name, state.pop(name))  # torch saves these, but loads only some of them
+            state._metadata = template._metadata  # the modules' versions, which say how packed parameters are stored
             quantized.model.load_state_dict(state)
     except (KeyError, RuntimeError) as error:
         raise UserError(
@@ -98,6 +100,7 @@ def _flat(state):
     """A state dict with quantized tensors and packed parameters as plain tensors."""
     flat = {}
     for name, value in state.items():
+        value = value.unpack() if isinstance(value, torch.ScriptObject) else value
         if isinstance(value, tuple):
             flat |= _flat({f"{name}/{i}": part for i, part in enumerate(value)})
         elif isinstance(value, torch.Tensor) and value.is_quantized:
@@ -117,15 +120,26 @@ def _restored(template, tensors, prefix=""):
     """`tensors` in the form of `template`, a state dict of the same model."""
     state = {}
     for name, like in template.items():
-        key = f"{prefix}{name}"
+        key, packed = f"{prefix}{name}", like if isinstance(like, torch.ScriptObject) else None
+        like = like if packed is None else packed.unpack()
         if isinstance(like, tuple):
             parts = _restored({f"{i}": part for i, part in enumerate(like)}, tensors, f"{key}/")
-            state[name] = tuple(parts[f"{i}"] for i in range(len(like)))
+            parts = tuple(parts[f"{i}"] for i in range(len(like)))
+            state[name] = parts if packed is None else _packed(packed, *parts)
         elif isinstance(like, torch.Tensor) and like.is_quantized:
             state[name] = _quantized(like, tensors, key)
         else:
             state[name] = tensors[key] if isinstance(like, torch.Tensor) else like
     return state
+
+
+def _packed(like, weight, bias):
+    """Weight and bias of a functional operator, packed as `like`: for a convolution or a linear layer."""
+    if not hasattr(like, "stride"):
+        return torch.ops.quantized.linear_prepack(weight, bias)
+    return torch.ops.quantized.conv2d_prepack(
+        weight, bias, like.stride(), like.padding(), like.dilation(), like.groups()
+    )
 
 
 def _quantized(like, tensors, key):
