@@ -7,9 +7,11 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -264,6 +266,14 @@ def test_pages_of_cells_follow_the_results(tmp_path, monkeypatch):
     assert {p.stem for p in (tmp_path / "cells").iterdir()} == {
         f"BrainMRI-{b}-{r}" for b in ("resnet18", "vit_base") for r in ("fp32", "ptq-fbgemm")
     }
+
+
+def test_the_command_of_a_cell_can_be_copied_whatever_its_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDQ_BOOK", str(tmp_path))
+    name = "it's $5 & `x` | more"
+    made = SimpleNamespace(name="own", path=tmp_path, provenance={})
+    command = medq_cells._files(made, name, "resnet18", "fp32").splitlines()[-2]
+    assert shlex.split(command)[-3:] == [f"dataset={name}", "backbone=resnet18", "regime=fp32"]
 
 
 @pytest.mark.parametrize("name", ["a#b", "a `b`", "a%20b", "a (b) [c]", "a;b&c", "100 %", "it's"])

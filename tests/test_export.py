@@ -102,12 +102,13 @@ def test_names_of_classes_do_not_break_the_card(name):
     known = "backbone precision dataset weights regime fold profile medq checkpoint_sha256 held_out_images".split()
     facts = dict.fromkeys(known, "fp32") | {"classes": list(spec.classes), "input": {"name": "images", "what": "x"}}
     facts |= {"output": {"name": "p"}, "image_size": 32, "temperature": 1.0, "temperature_fitted": False}
-    facts |= {"largest_difference": 0.0, "same_decision": 1.0, "file": "model.onnx"}
+    facts |= {"largest_difference": 0.0, "same_decision": 1.0, "file": "model.onnx", "weights": "own_weights.pt"}
     text = export.card(facts, scores, scores, spec)
     rows = re.findall(r"^\|.*\|$", text, re.M)
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {4} and len(rows) == 8 + 4
     (row,) = (row for row in rows if row.startswith(f"| {export.in_table(name)} |"))
     assert re.sub(r"\\(.)", r"\1", re.split(r"(?<!\\)\|", row)[1].strip()) == name  # as GitHub shows the cell
+    assert r"initial weights own\_weights.pt," in text  # where Markdown resolves the escape
     assert f"in this order: {export.plain(name)}, c." in text and not re.search(r"\$[a-z_]+", text)
 
 

@@ -1,5 +1,6 @@
 """The map of all cells, and the pages of a chosen few: one cell is a dataset, a backbone and a regime."""
 
+import shlex
 import shutil
 from html import escape
 from pathlib import Path
@@ -71,7 +72,10 @@ def _state(results, dataset, backbone, regime):
     links = [f"**{book.plain(title(r))}**" if r == regime else f"[{book.plain(title(r))}]({page_name(dataset, backbone, r)}.md)"
              for r in results.regimes if (dataset, backbone, r) in pages]  # fmt: skip
     lines = f"[All cells](index.md) · {' · '.join(links)}"
-    why = {"status": state["reason"] or "no reason is recorded", "engine": state["note"] or "no note is recorded"}
+    why = {
+        "status": book.plain(state["reason"] or "no reason is recorded"),
+        "engine": book.plain(state["note"] or "no note is recorded"),
+    }
     if state["status"] != "done":
         return f"{lines}\n\n:::{{warning}}\nThis cell is **{state['status']}**: {why['status']}.\n:::"
     if state["engine_agrees"] is False:
@@ -99,7 +103,8 @@ def _files(results, dataset, backbone, regime):
     stage = regimes.REGIMES[regime].stage
     profile = results.provenance.get("profile", results.name)
     lines.append(f"- Parameterised notebook: [{stage}.ipynb]({repository_url(f'notebooks/{stage}.ipynb')})")
-    command = f"medq batch params/{profile}.yaml --only dataset={dataset} backbone={backbone} regime={regime}"
+    only = shlex.join([f"dataset={dataset}", f"backbone={backbone}", f"regime={regime}"])
+    command = f"medq batch params/{profile}.yaml --only {only}"
     return "\n".join([*lines, "", "```console", f"$ {command}", "```"])
 
 
