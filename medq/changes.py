@@ -62,9 +62,9 @@ def changes(results, metrics=SCORES, *, form="converted", reference="fp32", klas
                 "interval": "" if math.isnan(down + up) else "independent",
             }
             row = dict(zip(CELL, (dataset, backbone, regime))) | {"form": form, "metric": metric}
-            rows.append(row | apart | stored(metric, dataset, backbone, regime) | {"value": value})
+            rows.append(row | {"value": value} | apart | stored(metric, dataset, backbone, regime))
     frame = pd.DataFrame(rows, columns=COLUMNS)
     mean = frame.groupby(["dataset", "regime", "form", "metric"], sort=False)["value"].mean().reset_index()
     pooled = {"backbone": "mean", "low": math.nan, "high": math.nan, "interval": ""}
-    rows = [pooled | stored(r["metric"], r["dataset"], "all", r["regime"]) | r for r in mean.to_dict("records")]
+    rows = [r | pooled | stored(r["metric"], r["dataset"], "all", r["regime"]) for r in mean.to_dict("records")]
     return pd.concat([frame, pd.DataFrame(rows, columns=COLUMNS)], ignore_index=True) if rows else frame

@@ -503,6 +503,13 @@ def current():
     return load("reference" if (paths.RESULTS / "reference" / "metrics.csv").is_file() else "smoke")
 
 
+def companions(results):
+    """The result folders that a book on `results` tells about: it and, beside `reference`, the one of the paper's protocol."""
+    path = results.path.with_name("pretrained")
+    there = results.name == "reference" and (path / "metrics.csv").is_file()
+    return [results, Results(path.name, path)] if there else [results]
+
+
 # --- numbers --------------------------------------------------------------------------------------
 
 

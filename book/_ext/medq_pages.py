@@ -28,7 +28,6 @@ from sphinx.util.math import get_node_equation_number
 
 from medq_links import colab_url, in_repository, repository_url
 from medq_cells import write_pages
-from medq_text import beside
 
 from medq import book, paths
 
@@ -57,7 +56,7 @@ def prepare(app):
     os.environ["MEDQ_BOOK"] = str(app.srcdir)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     stamp_file = Path(app.outdir).parent / "pages.json"
-    stamp = {"results": fingerprint(*(r.path for r in beside(ours).values()))}
+    stamp = {"results": fingerprint(*(r.path for r in results.companions(ours)))}
     old = json.loads(stamp_file.read_text()) if stamp_file.is_file() else {}
     if old.get("results") != stamp["results"]:  # nothing of other results may stay behind
         for folder in (Path(app.srcdir) / book.ASSETS, Path(app.outdir) / "cells", Path(app.outdir) / "files"):

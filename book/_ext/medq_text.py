@@ -22,21 +22,12 @@ from medq_links import in_repository, repository_url
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
-from medq import claims, paths, results, tables
+from medq import claims, results, tables
 
 LOG = logging.getLogger(__name__)
 SHARED = {}  # folder: its namespace, for all pages of a build
 STATES = {"yes": "✓ yes", "partly": "◐ partly", "no": "✗ no"}
 WEIGHTS = {"none": "trained from scratch", "imagenet": "ImageNet weights", None: "weights not recorded"}
-
-
-def beside(shown):
-    """{name: Results} of the folders that pages may tell about: the one shown and, with `reference`, `pretrained`."""
-    found = {shown.name: shown}
-    folder = paths.RESULTS / "pretrained"
-    if shown.name == "reference" and (folder / "metrics.csv").is_file():
-        found["pretrained"] = results.Results("pretrained", folder)
-    return found
 
 
 def namespace(r):
@@ -118,7 +109,7 @@ class Block(SphinxDirective):
 
 class About(Block):
     def run(self):
-        there, name = beside(results.current()), self.arguments[0]
+        there, name = {r.name: r for r in results.companions(results.current())}, self.arguments[0]
         if name.startswith("no "):
             return self.parsed() if "reference" in there and name[3:] not in there else []
         if name not in there:

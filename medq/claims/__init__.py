@@ -11,12 +11,11 @@ import pandas as pd
 from medq import config, paths
 from medq.claims import decisions
 from medq.claims.evidence import CONTRADICTED, OPEN, OUTSIDE, SUPPORTED, Finding, both, exists, judge
-from medq.results import Results
+from medq.results import companions
 from medq.tables import comparable
 
 VERDICTS = (SUPPORTED, CONTRADICTED, OPEN, OUTSIDE)
 COLUMNS = "id claim section quotation_short test evidence value low high verdict results".split()
-STRONGER = "pretrained"  # the results beside `reference` that are asked first
 
 
 class _Entry(config.Model):
@@ -58,12 +57,9 @@ def evaluate(results):
     is in `results`. `value`, `low`, `high` are the number that decides and its 95 % interval (fractions, seconds or
     ratios, as the evidence says; missing where no single number decides).
     """
-    sources, rows = [results], []
-    path = results.path.with_name(STRONGER)
-    if results.name == "reference" and (path / "metrics.csv").is_file():
-        sources.insert(0, Results(path.name, path))
+    rows = []
     for claim in CLAIMS:
-        for source in sources:
+        for source in reversed(companions(results)):
             found = claim.find(source)
             if found.verdict in (SUPPORTED, CONTRADICTED):
                 break
