@@ -14,12 +14,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medq import advise, bootstrap, metrics
+from scipy import stats
+
+from medq import advise, bootstrap, metrics, timing
+from medq.claims import evidence
 
 FILE = Path(__file__).parents[1] / "book" / "_data" / "coverage.csv"
 COLUMNS = ["quantity", "condition", "n", "nominal", "found", "repetitions"]
 SIZES = (300, 1300, 2000)
 RESAMPLES = 1000
+AT_LEAST = "interval of at least 95 %"  # what is combined as if independent, or as if the same, may be too wide
 EVEN = (0.25, 0.25, 0.25, 0.25)
 RARE = (0.05, 0.15, 0.3, 0.5)
 NAMES = {"auroc": "ROC-AUC", "auprc": "AUPRC", "brier": "Brier", "nll": "NLL", "accuracy": "accuracy"}
@@ -30,18 +34,18 @@ def softmax(logits):
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def world(rng, n, prior=EVEN, temperature=0.7, noise=(0.0, 0.7)):
+def world(rng, n, prior=EVEN, temperature=0.7, noise=(0.0, 0.7), strength=1.7):
     """Labels and one model's probabilities for each level of noise, on the same images."""
     labels = rng.choice(len(prior), size=n, p=prior)
-    signal = 1.2 * rng.normal(size=(n, len(prior))) + 1.7 * np.eye(len(prior))[labels]
+    signal = 1.2 * rng.normal(size=(n, len(prior))) + strength * np.eye(len(prior))[labels]
     logits = [np.log(prior) + 1.2 * (signal + level * rng.normal(size=signal.shape)) for level in noise]
     return labels, [softmax(z / temperature) for z in logits]
 
 
 @cache
-def truth(prior=EVEN, noise=(0.0, 0.7)):
+def truth(prior=EVEN, noise=(0.0, 0.7), strength=1.7):
     """{metric: value of each model} in the population."""
-    labels, models = world(np.random.default_rng(99), 400_000, prior, noise=noise)
+    labels, models = world(np.random.default_rng(99), 400_000, prior, noise=noise, strength=strength)
     return {k: np.array([metrics.METRICS[k](labels, p) for p in models]) for k in bootstrap.TESTED}
 
 
@@ -179,6 +183,195 @@ def calibration(n, repetitions, seed=6):
     ]
 
 
+def rare(n, repetitions, strength, seed=11):
+    """Coverage for ROC-AUC where the rarest class has 15, 20 or 60 images, of models like these and of near-perfect ones."""
+    rows = []
+    for count in (15, 20, 60):
+        prior = (count / n, 0.2, 0.3, 0.5 - count / n)
+        rng, true, hits = np.random.default_rng([seed, count]), truth(prior, strength=strength)["auroc"], [0, 0]
+        for k in range(repetitions):
+            labels, models = world(rng, n, prior, strength=strength)
+            drawn = bootstrap.replicates(labels, models, ["auroc"], n_resamples=RESAMPLES, seed=[seed, n, k], threads=1)
+            draws = bootstrap._macro("auroc", drawn["auroc"])
+            for i, weights in enumerate(((1, 0), (1, -1))):
+                low, high = np.nanquantile(draws @ weights, [0.025, 0.975])
+                hits[i] += low <= true @ weights <= high
+        claimed = strength < 2 and count >= bootstrap.FEWEST["auroc"][1]
+        for kind, hit in zip(("one model", "paired difference"), hits):
+            condition = f"{kind} with a ROC-AUC of {true[0]:.2f}; rarest class {count} images"
+            rows.append(
+                ("95 % interval, ROC-AUC", condition, n, 0.95 if claimed else np.nan, hit / repetitions, repetitions)
+            )
+    return rows
+
+
+def combined(n, repetitions, seed=7):
+    """Coverage of what claims combine from stored intervals, on the same images.
+
+    Two backbones, each in FP32 and under two engines of PTQ: losses of ROC-AUC, of AUPRC of each class, and of Brier.
+    """
+    noise, measured, rng = (0.0, 0.7, 0.8, 0.4, 0.9, 1.0), ("auroc", "auprc", "brier"), np.random.default_rng([seed, n])
+
+    def found(labels, models):
+        own = {m: np.array([metrics.TABLE[m].columns(labels, p) for p in models]) for m in measured}
+        return {m: metrics.combine(m, v) for m, v in own.items() if m != "auprc"} | {"auprc": own["auprc"].T}
+
+    def claimed(estimate):
+        """Intervals of `estimate(metric, model a, model b, class)`, minus that of b if there is one, as claims join them."""
+        losses = [[estimate("auroc", b, b + e) for e in (1, 2)] for b in (0, 3)]
+        means = [evidence.mean(engines, same_images=True) for engines in losses]
+        brier = [estimate("brier", *pair) for pair in ((2, 0), (1, 0), (1, 2))]
+        single = [[estimate("auprc", m, None, c) for m in (0, 1)] for c in range(4)]
+        classes = [evidence.minus(*pair, "") for pair in single]
+        return {
+            "half of one loss within another": evidence.contrast(*brier, 0.5, ""),
+            "mean loss under two engines": means[0],
+            "loss beyond another backbone's": evidence.minus(*means, ""),
+            "loss of a class": classes[0],
+            "losses of classes beyond others'": evidence.minus(*map(evidence.mean, (classes[:2], classes[2:])), ""),
+        }
+
+    def estimate(values, draws=None):
+        def of(metric, a, b=None, c=...):
+            value, *replicates = (v[c] for v in (values[metric], *([draws[metric]] if draws else [])))
+            value, *replicates = (v[..., a] - (0 if b is None else v[..., b]) for v in (value, *replicates))
+            return evidence.Entry("", value, *(np.quantile(replicates, [0.025, 0.975]) if draws else ()))
+
+        return claimed(of)
+
+    true = {k: e.value for k, e in estimate(found(*world(np.random.default_rng(99), 400_000, noise=noise))).items()}
+    hits = dict.fromkeys(true, 0)
+    for k in range(repetitions):
+        labels, models = world(rng, n, noise=noise)
+        drawn = bootstrap.replicates(labels, models, measured, n_resamples=RESAMPLES, seed=[seed, n, k], threads=1)
+        draws = {m: bootstrap._macro(m, drawn[m]) for m in ("auroc", "brier")}
+        draws["auprc"] = np.moveaxis(drawn["auprc"], 2, 0)
+        for what, e in estimate(found(labels, models), draws).items():
+            hits[what] += e.low <= true[what] <= e.high
+    return [
+        (
+            f"{AT_LEAST if 'half' not in what else '95 % interval'}, {what}",
+            "same images",
+            n,
+            0.95,
+            hit / repetitions,
+            repetitions,
+        )
+        for what, hit in hits.items()
+    ]
+
+
+def over_backbones(n, repetitions, seed=8):
+    """Coverage over `n` backbones: Student's mean, the rank correlation, and intervals of a ratio of standard deviations."""
+    rng, rows = np.random.default_rng([seed, n]), []
+
+    def rate(quantity, condition, hits, nominal=0.95):
+        rows.append((f"95 % interval, {quantity}", condition, n, nominal, float(np.mean(hits)), repetitions))
+
+    def pair(rho):
+        a, b = rng.normal(size=(2, n))
+        return a, rho * a + np.sqrt(1 - rho**2) * b
+
+    for skewness, draw in ((0, rng.normal), (1, lambda size: rng.gamma(4, size=size) - 4)):
+        means = [evidence.student(None, "", draw(size=n)) for _ in range(repetitions)]
+        rate("mean over backbones", f"skewness {skewness}", [e.low <= 0 <= e.high for e in means])
+    for rho in (0.0, 0.5, 0.9):
+        true = 6 / np.pi * np.arcsin(rho / 2)
+        pairs = [evidence.rank_correlation(*map(pd.Series, pair(rho)), "") for _ in range(repetitions)]
+        rate("rank correlation", f"correlation {rho:g}", [e.low <= true <= e.high for e in pairs])
+    for condition, rho, collapse in (
+        ("independent, normal", 0.0, 0),
+        ("correlation 0.9, normal", 0.9, 0),
+        ("correlation 0.9, one in eight collapses", 0.9, 5),
+    ):
+        hits, true = [], np.sqrt(1 + collapse**2 * 7 / 64)
+        for _ in range(repetitions):
+            a, b = pair(rho)
+            ends = spreads(a, b - collapse * (rng.random(n) < 1 / 8))
+            hits.append([low <= true <= high for low, high in ends.values()])
+        for name, hit in zip(ends, np.transpose(hits)):
+            rate(f"ratio of standard deviations ({name}; not used)", condition, hit, np.nan)
+    return rows
+
+
+def spreads(x, y):
+    """{method: (low, high)} of the standard deviation of `y` over that of `x`, paired samples of equal size."""
+    n, ratio, shape = len(x), y.std(ddof=1) / x.std(ddof=1), stats.f.ppf([0.975, 0.025], len(x) - 1, len(x) - 1) ** -0.5
+    k = 1 + 2 * (1 - np.corrcoef(x, y)[0, 1] ** 2) * stats.t.ppf(0.975, n - 2) ** 2 / (n - 2)
+    without = [np.log(np.delete(y, i).std(ddof=1) / np.delete(x, i).std(ddof=1)) for i in range(n)]
+    values = n * np.log(ratio) - (n - 1) * np.array(without)
+    half = stats.t.ppf(0.975, n - 1) * stats.sem(values)
+    cut = int(n / (2 * np.sqrt(n - 4)))
+    kurtosis = [n * np.sum((v - stats.trim_mean(v, cut / n)) ** 4) / (n - 1) ** 2 / v.var(ddof=1) ** 2 for v in (x, y)]
+    error = np.sqrt(2 * (np.mean(kurtosis) - (n - 3) / n) / (n - 1))
+    return {
+        "F": tuple(ratio * shape),
+        "Pitman and Morgan": tuple(ratio * np.sqrt(k + np.sqrt(k**2 - 1) * np.array([-1, 1]))),
+        "Miller's jackknife": tuple(np.exp(values.mean() + half * np.array([-1, 1]))),
+        "Bonett": tuple(ratio * np.exp(0.98 * error * np.array([-1, 1]))),
+    }
+
+
+def of_draws(n, repetitions, seed=9):
+    """Coverage over `n` draws of calibration images: Welch's gain between two sizes, and widths of bands of six curves."""
+    rng, hits = np.random.default_rng([seed, n]), np.zeros(3)
+    for _ in range(repetitions):
+        a, b = rng.normal(size=n), 3 * rng.normal(size=n)
+        half, _ = evidence.welch_half(*((v.var(ddof=1) / n, n) for v in (a, b)))
+        hits[0] += abs(a.mean() - b.mean()) <= half
+        own = np.exp(0.5 * rng.normal(size=(3, 6, 1)))
+        for i, scale in ((1, own), (2, own[:1])):
+            first, *rest = (scale * rng.normal(size=(n, 3, 6, 7)).std(axis=0, ddof=1)).mean(axis=-1)
+            e = evidence.welch("", first, np.ravel(rest))
+            hits[i] += e.low <= 1 <= e.high
+    names = (
+        ("95 % interval, AUPRC gained with more calibration images", "few draws"),
+        ("95 % interval, ratio of widths of bands", "few draws, other backbones"),
+        (f"{AT_LEAST}, ratio of widths of bands", "few draws, same backbones"),
+    )
+    return [(*name, n, 0.95, hit / repetitions, repetitions) for name, hit in zip(names, hits)]
+
+
+def proportions(n, repetitions, seed=10):
+    """Coverage of Newcombe's interval of the loss of sensitivity in a class of `n` images, the same ones before and after."""
+    rng, rows = np.random.default_rng([seed, n]), []
+    for before, after in ((0.95, 0.85), (0.9, 0.5)):
+        for rho in (0.0, 0.8):
+            z = rng.normal(size=(2, repetitions, n))
+            z[1] = rho * z[0] + np.sqrt(1 - rho**2) * z[1]
+            counts = (z < stats.norm.ppf([before, after])[:, None, None]).sum(axis=-1)
+            found = [evidence.newcombe(*pair, n) for pair in counts.T]
+            hit = np.mean([low <= before - after <= high for _, low, high in found])
+            condition = f"{before:g} against {after:g}, correlation {rho:g}"
+            rows.append((f"{AT_LEAST}, loss of sensitivity", condition, n, 0.95, hit, repetitions))
+    return rows
+
+
+def times(rng, rho, scale, drift, n=25):
+    """Batch times [20 turns × n] whose logarithm has lag-one correlation `rho` within a turn, around a drifting level."""
+    noise = rng.normal(size=(timing.BLOCKS, n))
+    for i in range(1, n):
+        noise[:, i] = rho * noise[:, i - 1] + np.sqrt(1 - rho**2) * noise[:, i]
+    own = 0.03 * rng.normal(size=timing.BLOCKS)
+    return (scale * np.exp(drift + own)[:, None] * np.exp(0.1 * noise)).ravel()
+
+
+def timings(n, repetitions, seed=12):
+    """Coverage of the ratio of median batch times on a machine that drifts, of `n` batches that depend on each other."""
+    rng, rows = np.random.default_rng([seed, n]), []
+    for rho in (0.0, 0.56, 0.92):
+        hits = 0
+        for _ in range(repetitions):
+            level = 0.05 * rng.normal(size=timing.BLOCKS).cumsum()
+            slow, fast = (times(rng, rho, scale, level, n // timing.BLOCKS) for scale in (2.0, 1.0))
+            _, low, high = timing.ratio(slow, fast)
+            hits += low <= 2 <= high
+        rows.append(
+            ("95 % interval, speed-up", f"correlation {rho:g} of batches", n, 0.95, hits / repetitions, repetitions)
+        )
+    return rows
+
+
 RUNS = (
     *((f"intervals-{n}", lambda r, n=n: intervals(n, r)) for n in SIZES),
     ("intervals-rare", lambda r: intervals(1300, r, RARE)),
@@ -187,6 +380,12 @@ RUNS = (
     *((f"trainings-{c}", lambda r, c=c: trainings(300, r, c)) for c in (3, 5)),
     *((f"gate-{n}", lambda r, n=n: gate(n, r)) for n in SIZES),
     *((f"calibration-{n}", lambda r, n=n: calibration(n, r)) for n in SIZES),
+    *((f"rare-{name}", lambda r, s=s: rare(1000, r, s)) for name, s in (("groups", 1.7), ("saturated", 3.0))),
+    ("timings", lambda r: timings(500, r)),
+    ("combined", lambda r: combined(300, r)),
+    ("backbones", lambda r: over_backbones(8, r)),
+    ("draws", lambda r: of_draws(3, r)),
+    *((f"proportions-{n}", lambda r, n=n: proportions(n, r)) for n in (30, 100)),
 )
 
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy.stats import binom
+from simulations import times
 
 from medq import timing
 
@@ -32,15 +33,6 @@ def test_a_percentile_is_given_from_the_smallest_sample_that_can_hold_it(name):
     assert q ** (least - 1) > 0.025 >= q**least  # the largest value lies above the true quantile in 97.5 %
     few, enough = (timing.summary(np.arange(1.0, n + 1), 1) for n in (least - 1, least))
     assert math.isnan(few[f"{name}_ms"]) and enough[f"{name}_ms"] == np.quantile(np.arange(1.0, least + 1), q)
-
-
-def times(rng, rho, scale, drift, n=25):
-    """Batch times [20 turns × n] whose logarithm has lag-one correlation `rho` within a turn, around a drifting level."""
-    noise = rng.normal(size=(timing.BLOCKS, n))
-    for i in range(1, n):
-        noise[:, i] = rho * noise[:, i - 1] + math.sqrt(1 - rho**2) * noise[:, i]
-    own = 0.03 * rng.normal(size=timing.BLOCKS)
-    return (scale * np.exp(drift + own)[:, None] * np.exp(0.1 * noise)).ravel()
 
 
 @pytest.mark.slow

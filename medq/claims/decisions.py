@@ -3,6 +3,7 @@
 Each returns entries, which that file's limits judge, or a Finding of its own. Margins are in the metric's own unit.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -10,10 +11,32 @@ import pandas as pd
 
 from medq import tables
 from medq.claims.evidence import CONTRADICTED, NAN, OPEN, SUPPORTED, Entry, Finding, around, both, competent, contrast
-from medq.claims.evidence import entry, exists, harm, harms, is_published, judge, mean, minus, newcombe, ours
+from medq.claims.evidence import (
+    entry,
+    exists,
+    exponential,
+    harm,
+    harms,
+    is_published,
+    judge,
+    mean,
+    minus,
+    newcombe,
+    ours,
+)
 from medq.claims.evidence import rank_correlation, regimes, spread_ratio, student, welch, welch_half
 from medq.regimes import ENGINES, INT8
-from medq.results import LOWER_IS_BETTER, class_title, counterpart, family, means, published, scores, title
+from medq.results import (
+    LOWER_IS_BETTER,
+    PEER_REFERENCE,
+    class_title,
+    counterpart,
+    family,
+    means,
+    published,
+    scores,
+    title,
+)
 from medq.changes import paired
 
 SKIN, EASY = ("SkinCancer",), ("BrainMRI", "ChestXray")
@@ -113,9 +136,13 @@ def interacts(results):
         if loss.empty or loss.index.get_level_values(0).nunique() < 2:
             continue
         table = loss.unstack().dropna(axis=1)  # effects are additive means over a complete grid
-        expected = table.mean(axis=1).to_numpy()[:, None] + table.mean(axis=0).to_numpy() - table.to_numpy().mean()
-        for key, rest in (table - expected).stack().items():
-            found.append(around(cells[key].label, abs(rest), (cells[key].high - cells[key].low) / 2))
+        half = pd.Series({key: (e.high - e.low) / 2 for key, e in cells.items()}).unstack()[table.columns]
+        own = [np.eye(n) - 1 / n for n in table.shape]  # what a mean leaves of each row, and of each column
+        rest = np.abs(own[0] @ table.to_numpy() @ own[1])
+        reach = np.sqrt(own[0] ** 2 @ half.to_numpy() ** 2 @ own[1] ** 2)
+        for (i, j), value in np.ndenumerate(rest):
+            e = cells[table.index[i], table.columns[j]]
+            found.append(around(e.label, value, reach[i, j], e.df))
     return found
 
 
@@ -254,8 +281,12 @@ def silent(results, *, accuracy, fewest):
 def _ptq_loss(results):
     """{backbone: Entry of its mean loss of ROC-AUC under PTQ over datasets and engines}, of competent models."""
     cells = harms(results, "auroc", "ptq")
-    found = {b: [e for (_, name, _), e in cells.items() if name == b] for b in results.backbones}
-    return {b: mean(entries, title(b)) for b, entries in found.items() if entries}
+    found = {}
+    for b in results.backbones:
+        engines = [[e for key, e in cells.items() if key[:2] == (d, b)] for d in results.datasets]
+        if parts := [mean(entries, same_images=True) for entries in engines if entries]:
+            found[b] = mean(parts, title(b))
+    return found
 
 
 def extreme(results, *, of, named, sign=1):
@@ -280,7 +311,7 @@ def robust(results, *, backbone, among):
     verdict = SUPPORTED if worse >= len(loss) - among else CONTRADICTED if better >= among else OPEN
     own = loss[backbone]
     text = f"{own.label} loses {100 * own.value:+.1f} points; {worse} of {len(gaps)} others surely lose more, {better} surely less."
-    return Finding(verdict, text, *own[1:])
+    return Finding(verdict, text, *own[1:4])
 
 
 # --- latency --------------------------------------------------------------------------------------
@@ -307,8 +338,8 @@ def speedups_differ(results):
     found, ratios = list(_speedups(results).values()), []
     for a in found:
         for b in (b for b in found if b is not a and a.value > b.value):
-            log = minus(*(Entry("", *np.log(e[1:])) for e in (a, b)), "")
-            ratios.append(Entry(f"{a.label} over {b.label}", *map(math.exp, log[1:])))
+            logs = (Entry("", *np.log(e[1:4])) for e in (a, b))
+            ratios.append(exponential(minus(*logs, f"{a.label} over {b.label}")))
     return ratios
 
 
@@ -357,9 +388,7 @@ def engine_throughput(results, *, kind):
             found.append(Entry(label, NAN))
             continue
         ratio = (wide["ptq-fbgemm"] / wide["ptq-qnnpack"]).dropna()
-        log = student(results, "", np.log(ratio))
-        bounds = (math.exp(log.low), math.exp(log.high)) if len(ratio) > 2 else (ratio.min(), ratio.max())
-        found.append(entry(results, label, math.exp(np.log(ratio).mean()), *bounds))
+        found.append(exponential(student(results, label, np.log(ratio))))
     return found
 
 
@@ -443,29 +472,28 @@ def _curves(results, datasets=(), backbones=None):
             yield f"{title(d)}, {title(b)}", d, b, part.sort_values("n_calibration", ignore_index=True)
 
 
-def _step(c, first, last, label):
-    """AUPRC gained between two rows of a curve, with Welch's interval over the draws."""
-    ends = c.iloc[[first, last]].fillna({"std": 0})
-    half = welch_half(*zip(ends["std"] ** 2 / ends["n"], ends["n"])) if ends["n"].min() > 1 else NAN
-    return around(label, c["mean"].iloc[last] - c["mean"].iloc[first], half)
+def _gain(label, last, first=None):
+    """Mean AUPRC of the draws of one row of a curve, or its gain over another row, with Student's or Welch's interval."""
+    rows = [last] if first is None else [last, first]
+    half = welch_half(*((r["std"] ** 2 / r["n"], r["n"]) for r in rows)) if min(r["n"] for r in rows) > 1 else (NAN,)
+    return around(label, last["mean"] - (0 if first is None else first["mean"]), *half)
 
 
 def curve_levels(results, *, datasets, backbones):
-    """The lowest AUPRC of each curve over the sizes of the calibration set."""
-    found = []
-    for label, _, _, c in _curves(results, datasets, backbones):
-        worst = c["mean"].argmin()
-        found.append(around(label, c["mean"][worst], _step(c, worst, worst, label).high))
-    return found
+    """AUPRC of each curve at each size of the calibration set."""
+    curves = _curves(results, datasets, backbones)
+    return [
+        _gain(f"{label}, {r['n_calibration']:.0f} images", r) for label, _, _, c in curves for r in c.to_dict("records")
+    ]
 
 
 def curve_moves(results, *, datasets, backbones=None, start=0, ends=False):
-    """What AUPRC gains from its lowest to its highest size, or (`ends`) from the first from `start` on to the last."""
+    """What AUPRC gains from each size to each other, or (`ends`) from the first from `start` on to the last."""
     found = []
     for label, _, _, c in _curves(results, datasets, backbones):
-        c = c[c["n_calibration"] >= start].reset_index(drop=True)
-        first, last = (0, len(c) - 1) if ends else (c["mean"].argmin(), c["mean"].argmax())
-        found += [_step(c, first, last, label)] if len(c) > 1 or not ends else []
+        rows = c[c["n_calibration"] >= start].to_dict("records")
+        pairs = [(rows[0], rows[-1])] if ends and len(rows) > 1 else [] if ends else itertools.permutations(rows, 2)
+        found += [_gain(label, last, first) for first, last in pairs]
     return found
 
 
@@ -473,8 +501,8 @@ def falls(results, *, backbones):
     """What AUPRC loses from one size of the calibration set to the next."""
     found = []
     for label, _, _, c in _curves(results, (), backbones):
-        sizes = c["n_calibration"]
-        found += [_step(c, k + 1, k, f"{label}, {sizes[k]:.0f} images over the next size") for k in range(len(c) - 1)]
+        for small, large in itertools.pairwise(c.to_dict("records")):
+            found.append(_gain(f"{label}, {small['n_calibration']:.0f} images over the next size", small, large))
     return found
 
 
@@ -485,10 +513,11 @@ def sweep_skin_lower(results):
         for other in ours(results, EASY) if d in ours(results, SKIN) else ():
             if (other, b) not in curves:
                 continue
-            for r in low.merge(curves[other, b], on="n_calibration", suffixes=("", "_other")).to_dict("records"):
-                errors = [np.nan_to_num(r[f"std{s}"]) / math.sqrt(r[f"n{s}"]) for s in ("", "_other")]
-                label = f"{title(b)}, {title(other)} above {title(d)}, {r['n_calibration']:.0f} images"
-                found.append(around(label, r["mean_other"] - r["mean"], 2 * math.hypot(*errors)))
+            high = curves[other, b].set_index("n_calibration").to_dict("index")
+            for r in low.to_dict("records"):
+                if (n := r["n_calibration"]) in high:
+                    label = f"{title(b)}, {title(other)} above {title(d)}, {n:.0f} images"
+                    found.append(_gain(label, high[n], r))
     return found
 
 
@@ -519,16 +548,13 @@ def sweep_wider(results, *, split, datasets=(), backbones=()):
 
 def other_frameworks(results, *, native):
     """Brier score that other INT8 runtimes lose where PyTorch's own PTQ surely loses more than `native`."""
-    peers = results.peers[results.peers["batch_size"] == results.peers["batch_size"].min()]
-    losing = {key[:2] for key, e in harms(results, "brier", "ptq-fbgemm").items() if e.low > native}
     found = []
-    others = peers[~peers["runtime"].str.startswith(("pytorch", "inductor"))]
-    for (dataset, runtime), rows in others.groupby(["dataset", "runtime"]):
-        wide = rows.pivot_table(index="backbone", columns="precision", values="brier")
-        if {"fp32", "int8"} <= set(wide.columns):
-            lost = (wide["int8"] - wide["fp32"]).dropna()
-            lost = lost[[(dataset, b) in losing for b in lost.index]]
-            found += [student(results, f"{title(dataset)}, {runtime}", lost)] if len(lost) else []
+    for (dataset, backbone, _), e in harms(results, "brier", "ptq-fbgemm").items():
+        b = results.bootstrap[(results.bootstrap["dataset"] == dataset) & (results.bootstrap["backbone"] == backbone)]
+        runtimes = b["method_b"][(b["method_a"] == PEER_REFERENCE) & b["method_b"].str.endswith("-int8")].unique()
+        for runtime in runtimes if e.low > native else ():
+            if not runtime.startswith(("pytorch", "inductor")):
+                found.append(harm(results, "brier", PEER_REFERENCE, runtime, dataset, backbone=backbone))
     return found or Finding(
         OPEN, "No other runtime was measured where PyTorch's own PTQ loses enough for a comparison."
     )

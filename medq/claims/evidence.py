@@ -9,7 +9,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import fdtri, ndtri, stdtrit
+from scipy.special import stdtrit
 
 from medq.advise import incompetent
 from medq.regimes import ENGINES, INT8
@@ -30,17 +30,21 @@ UNITS = {  # name: factor, format, unit
 
 
 class Entry(NamedTuple):
-    """One number of the evidence with its 95 % interval, NaN where there is none."""
+    """One number of the evidence with its 95 % interval, NaN where there is none.
+
+    `df`: degrees of freedom of the spread that the interval rests on.
+    """
 
     label: str
     value: float
     low: float = NAN
     high: float = NAN
+    df: float = math.inf
 
     def at(self, looks):
-        """The entry with its interval at Bonferroni's level for so many looks, scaled as that of a normal variable."""
-        reach = float(ndtri(1 - 0.025 / max(looks, 1)) / ndtri(0.975))
-        low, high = (self.value + reach * (end - self.value) for end in self[2:])
+        """The entry with its interval at Bonferroni's level for so many looks, scaled as that of Student's t."""
+        reach = float(stdtrit(self.df, 1 - 0.025 / max(looks, 1)) / stdtrit(self.df, 0.975))
+        low, high = (self.value + reach * (end - self.value) for end in (self.low, self.high))
         return self._replace(low=low, high=high)
 
 
@@ -90,7 +94,7 @@ def judge(entries, *, low=-math.inf, high=math.inf, unit="points"):
         least, most = (form.format(factor * end(e.value for e in known)) for end in (min, max))
         text = f"{len(known)} values from {least} to {most}{suffix}, decisive: {_text(worst, unit)}"
     text += f"; missing: {' / '.join(absent)}." if absent else "."
-    return Finding(verdict, text, *worst[1:])
+    return Finding(verdict, text, *worst[1:4])
 
 
 def exists(entries, *, above, unit="points"):
@@ -104,12 +108,12 @@ def exists(entries, *, above, unit="points"):
     best = max(known, key=lambda e: (e.at(len(known)).low > above, e.value))
     none = all(e.high < above for e in known)
     verdict = SUPPORTED if best.at(len(known)).low > above else CONTRADICTED if none else OPEN
-    return Finding(verdict, f"Of {len(known)} cases, {_text(best, unit)}.", *best[1:])
+    return Finding(verdict, f"Of {len(known)} cases, {_text(best, unit)}.", *best[1:4])
 
 
 def _text(e, unit):
     factor, form, suffix = UNITS[unit]
-    value, low, high = (form.format(factor * v) for v in e[1:])
+    value, low, high = (form.format(factor * v) for v in e[1:4])
     return f"{e.label} {value}{suffix}" + ("" if math.isnan(e.low) or e.low == e.high else f" ({low} to {high})")
 
 
@@ -159,7 +163,8 @@ def harm(results, metric, a, b, dataset, *, backbone="all", form="converted"):
     worse, better = (b, a) if metric in LOWER_IS_BETTER else (a, b)
     row = paired(results, metric, worse, better, dataset, backbone)
     if row is not None:
-        return Entry(", ".join(names), row["value"], row["low"], row["high"])
+        df = row["trainings"] - 1 if row["trainings"] > 1 else math.inf
+        return Entry(", ".join(names), row["value"], row["low"], row["high"], df)
     value = _value(results, metric, worse, dataset, backbone) - _value(results, metric, better, dataset, backbone)
     return entry(results, ", ".join(names), value)
 
@@ -194,7 +199,7 @@ def contrast(lost, left, change, share, label):
     variance = [((e.high - e.low) / 2 / 1.96) ** 2 for e in (lost, left, change)]
     covariance = (variance[0] + variance[1] - variance[2]) / 2
     half = 1.96 * math.sqrt(max(0.0, variance[1] + share**2 * variance[0] - 2 * share * covariance))
-    return around(label, left.value - share * lost.value, half)
+    return around(label, left.value - share * lost.value, half, min(lost.df, left.df, change.df))
 
 
 def minus(first, second, label):
@@ -202,19 +207,22 @@ def minus(first, second, label):
     value = first.value - second.value
     down = math.hypot(first.value - first.low, second.high - second.value)
     up = math.hypot(first.high - first.value, second.value - second.low)
-    return Entry(label, value, value - down, value + up)
+    return Entry(label, value, value - down, value + up, min(first.df, second.df))
 
 
-def around(label, value, half):
+def around(label, value, half, df=math.inf):
     """An Entry with a symmetric interval."""
-    return Entry(label, float(value), float(value - half), float(value + half))
+    return Entry(label, float(value), float(value - half), float(value + half), float(df))
 
 
-def mean(entries, label=""):
-    """Mean of independent entries."""
-    value, n = np.mean([e.value for e in entries]), len(entries)
-    down, up = (math.sqrt(sum((e.value - e[i]) ** 2 for e in entries)) / n for i in (2, 3))
-    return Entry(label, float(value), float(value - down), float(value + up))
+def mean(entries, label="", *, same_images=False):
+    """Mean of independent entries, or of those of the same images: their errors may be one, so that the ends are averaged."""
+    value, low, high = np.mean([e[1:4] for e in entries], axis=0)
+    df = min(e.df for e in entries)
+    if not same_images:
+        down, up = (math.sqrt(sum((e.value - e[i]) ** 2 for e in entries)) / len(entries) for i in (2, 3))
+        low, high = value - down, value + up
+    return Entry(label, float(value), float(low), float(high), df)
 
 
 def student(results, label, values):
@@ -222,14 +230,17 @@ def student(results, label, values):
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         return entry(results, label, values.mean()) if len(values) else Entry(label, NAN)
-    return around(label, values.mean(), stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / math.sqrt(len(values)))
+    return around(label, values.mean(), *welch_half((values.var(ddof=1) / len(values), len(values))))
 
 
 def welch_half(*parts):
-    """Half of Welch's 95 % interval of a difference of means; of each mean its variance and its number of values."""
+    """(half of Welch's 95 % interval, degrees of freedom) of a difference of means, or (Student's) of one mean.
+
+    `parts`: of each mean its variance and the number of values that it is of.
+    """
     total = sum(variance for variance, _ in parts)
     df = total**2 / max(sum(variance**2 / max(n - 1, 1) for variance, n in parts), 1e-300)
-    return stdtrit(max(df, 1.0), 0.975) * math.sqrt(total)
+    return stdtrit(max(df, 1.0), 0.975) * math.sqrt(total), max(df, 1.0)
 
 
 def welch(label, first, second):
@@ -237,8 +248,14 @@ def welch(label, first, second):
     a, b = np.log(first), np.log(second)
     if min(len(a), len(b)) < 2:
         return Entry(label, NAN)
-    found = around(label, a.mean() - b.mean(), welch_half(*((x.var(ddof=1) / len(x), len(x)) for x in (a, b))))
-    return Entry(label, *map(math.exp, found[1:]))
+    return exponential(
+        around(label, a.mean() - b.mean(), *welch_half(*((x.var(ddof=1) / len(x), len(x)) for x in (a, b))))
+    )
+
+
+def exponential(entry):
+    """The Entry of a ratio from that of its logarithm."""
+    return Entry(entry.label, *map(math.exp, entry[1:4]), entry.df)
 
 
 def newcombe(hits_a, hits_b, n):
@@ -250,24 +267,25 @@ def newcombe(hits_a, hits_b, n):
     for p in (hits_a / n, hits_b / n):
         half = 1.96 * math.sqrt(p * (1 - p) / n + z2 / 4 / n**2)
         wilson.append(Entry("", p, *((p + z2 / 2 / n + side * half) / (1 + z2 / n) for side in (-1, 1))))
-    return minus(*wilson, "")[1:]
+    return minus(*wilson, "")[1:4]
 
 
 def spread_ratio(results, metric, a, b, dataset_a, dataset_b, label):
-    """Standard deviation between backbones, b on dataset_b over a on dataset_a, with the F interval."""
+    """Standard deviation between backbones, b on dataset_b over a on dataset_a.
+
+    It has no interval: each one tried misses the true ratio far too often where a backbone may collapse (page *Metrics*).
+    """
     s = scores(results, metric)
     x, y = (s[(s["dataset"] == d) & (s["regime"] == r)]["value"] for d, r in ((dataset_a, a), (dataset_b, b)))
     if min(len(x), len(y)) < 3 or x.std() == 0:
         return Entry(label, NAN)
-    ratio = y.std() / x.std()
-    low, high = (math.sqrt(fdtri(len(y) - 1, len(x) - 1, q)) for q in (0.025, 0.975))
-    return Entry(label, ratio, ratio / high, ratio / low)
+    return entry(results, label, y.std() / x.std())
 
 
 def rank_correlation(x, y, label):
-    """Spearman's rank correlation of two Series over their common index, with Fisher's 95 % interval."""
+    """Spearman's rank correlation of two Series over their common index, with Fisher's 95 % interval; NaN for fewer than 8."""
     common = x.dropna().index.intersection(y.dropna().index)
-    if len(common) < 5:
+    if len(common) < 8:
         return Entry(label, NAN)
     rho = float(np.corrcoef(x[common].rank(), y[common].rank())[0, 1])
     z, half = math.atanh(max(-0.999, min(0.999, rho))), 1.96 * math.sqrt(1.06 / (len(common) - 3))
