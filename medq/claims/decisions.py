@@ -554,7 +554,10 @@ def other_frameworks(results, *, native):
         runtimes = b["method_b"][(b["method_a"] == PEER_REFERENCE) & b["method_b"].str.endswith("-int8")].unique()
         for runtime in runtimes if e.low > native else ():
             if not runtime.startswith(("pytorch", "inductor")):
-                found.append(harm(results, "brier", PEER_REFERENCE, runtime, dataset, backbone=backbone))
+                cost = harm(results, "brier", PEER_REFERENCE, runtime, dataset, backbone=backbone)
+                found.append(
+                    cost._replace(label=", ".join(map(title, (dataset, backbone, runtime.removesuffix("-int8")))))
+                )
     return found or Finding(
         OPEN, "No other runtime was measured where PyTorch's own PTQ loses enough for a comparison."
     )
