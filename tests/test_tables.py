@@ -539,3 +539,13 @@ def test_what_was_trained_again_with_one_change_stands_beside_it(kind, tmp_path)
 def test_unknown_data_is_refused(full):
     with pytest.raises(UserError, match="table1"):
         tables.data("table9", full)
+
+
+def test_an_interval_is_printed_below_its_value():
+    frame = pd.DataFrame(
+        {"backbone": ["x", "y"], "gain": [-0.5, 2.0], "gain_low": [-1.0, math.nan], "gain_high": [0.25, math.nan]}
+    ).assign(value=3.0, low=2.0, high=4.0, band_low=7.0, band_high=8.0)
+    html = tables.to_html(frame, tables.Look(formats={None: "{:.2f}"}))
+    heads = re.findall(r'<th scope="col"[^>]*>([^<]*)', html)
+    assert heads == ["Backbone", "Gain", "Value", "Band low", "Band high"]
+    assert "-0.50<span>(-1.00 to 0.25)</span>" in html and "2.00</td>" in html and "3.00<span>(2.00 to 4.00)" in html

@@ -1,7 +1,7 @@
 """Tables as HTML: one writer for every table of the book and of a notebook.
 
 `Look` says how a DataFrame is printed; `to_html` prints it. A cell beside the paper's shows our number, its
-interval, the paper's number and marks; any other table shows one value a cell. Everything is escaped.
+interval, the paper's number and marks; any other table shows a value a cell, with its interval. Everything is escaped.
 """
 
 import math
@@ -120,17 +120,33 @@ def _entry(entry, form, outside, bold, sentences):
 def _flat(frame, look):
     plain = frame.reset_index() if frame.index.names != [None] else frame.reset_index(drop=True)
     folded, under, summary = look.unfold or ("", "", "")
-    columns = [c for c in plain if c != folded]
+    bounds = _bounds(list(plain))
+    columns = [c for c in plain if c != folded and c not in {end for ends in bounds.values() for end in ends}]
     numbers = {c for c in columns if pd.api.types.is_numeric_dtype(plain[c])}
     heads = [(escape(heading(c, look.labels)), "number" if c in numbers else "text") for c in columns]
     rows = []
     for record in plain.to_dict("records"):
         row = [_value(c, record, look, c in numbers) for c in columns]
+        for k, c in enumerate(columns):
+            ends = [record[end] for end in bounds.get(c, ()) if not absent(record[end])]
+            if ends:
+                low, high = (look.formats.get(c, look.formats.get(None, "{:.4g}")).format(end + 0.0) for end in ends)
+                row[k] = (f"{row[k][0]}<span>({low} to {high})</span>", row[k][1])
         if folded and record[folded]:
             k = columns.index(under)
             row[k] = (row[k][0] + unfolding(summary, re.split(r"[;\n]", record[folded])), row[k][1])
         rows.append(row)
     return heads, rows
+
+
+def _bounds(columns):
+    """{column: those with the ends of its interval}: `x_low` and `x_high` of `x`, `low` and `high` of the one before."""
+    found = {}
+    for low, high in zip(columns, columns[1:]):
+        base = columns[columns.index(low) - 1] if low == "low" else low.removesuffix("_low")
+        if low.endswith("low") and high == f"{low.removesuffix('low')}high" and base in columns:
+            found[base] = (low, high)
+    return found
 
 
 def _value(column, record, look, number):

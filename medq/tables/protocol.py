@@ -23,10 +23,6 @@ LABELS = {  # of the columns, in print
     "fp32_auroc": "FP32: ROC-AUC",
     "brier": "Change of Brier",
     "auroc": "Change of ROC-AUC",
-    "brier_low": "from",
-    "brier_high": "to",
-    "auroc_low": "from ",
-    "auroc_high": "to ",
 }
 CHANGES = [f"{metric}{end}" for metric in ("brier", "auroc") for end in ("", "_low", "_high")]
 
