@@ -38,7 +38,7 @@ LANES = 64  # resamples that a kernel handles side by side, and that share one r
 LEVEL = 0.95
 DRAWN_AT_ONCE = 2**20  # images; bounds the memory of a draw
 # Metric: groups that a class, and its complement, need for an interval of its own; and the rarest for that of the mean
-FEWEST = {"auroc": (60, 20), "auprc": (10, 10)}
+FEWEST = {"auroc": (60, 30), "auprc": (10, 10)}
 RANKED = ("auroc", "auprc")
 TESTED = (*RANKED, "brier", "nll", "accuracy")  # metrics that have intervals and p-values
 FLOORS = {"ece_floor": "one-vs-rest", "ece_top_label_floor": "top-label"}

@@ -184,9 +184,9 @@ def calibration(n, repetitions, seed=6):
 
 
 def rare(n, repetitions, strength, seed=11):
-    """Coverage for ROC-AUC where the rarest class has 15, 20 or 60 images, of models like these and of near-perfect ones."""
+    """Coverage for ROC-AUC where the rarest class has 15, 30 or 60 images, of models like these and of near-perfect ones."""
     rows = []
-    for count in (15, 20, 60):
+    for count in (15, 30, 60):
         prior = (count / n, 0.2, 0.3, 0.5 - count / n)
         rng, true, hits = np.random.default_rng([seed, count]), truth(prior, strength=strength)["auroc"], [0, 0]
         for k in range(repetitions):

@@ -260,6 +260,14 @@ def test_a_class_of_few_groups_has_no_interval():
             assert np.isfinite(rows.loc[("auprc", name), "low"]) == enough and rows.loc[("auprc", name), "value"] > 0
         assert np.isnan(rows.loc[("auroc", "2"), "high"]) and np.isfinite(rows.loc[("auroc", "0"), "high"])
         assert rows["low"].drop(["auroc", "auprc"]).notna().all()
+    for rarest, enough in ((29, False), (30, True)):
+        labels[: rarest + 1] = 0
+        labels[:rarest] = 2
+        rows, pair = bootstrap.tables(
+            labels, {("x", "fp32"): a, ("x", "ptq"): a}, [("fp32", "ptq")], n_resamples=RESAMPLES
+        )
+        assert rows.query("metric == 'auroc' and `class` == ''")["low"].notna().eq(enough).all()
+        assert pair.query("metric == 'auroc'")["p_value"].notna().eq(enough).all()
 
 
 def test_several_trainings_widen_intervals_by_their_spread():

@@ -13,7 +13,7 @@ import matplotlib.colors
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.collections import PathCollection
+from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.text import Text
 
 from medq import figures, tables
@@ -430,6 +430,9 @@ def test_figure7_draws_the_reliability_curve(gaps):
     for column, dataset in enumerate(gaps.datasets):
         curves = [c for c in axes[0, column].collections if isinstance(c, PathCollection)]
         assert len(curves) == 3 and len(axes[1, column].patches) == 3
+        bins = tables.reliability_data(gaps).query("dataset == @dataset and regime == 'fp32' and count > 0")
+        band = next(c for c in axes[0, column].collections if isinstance(c, PolyCollection)).get_paths()[0].vertices
+        assert band[:, 1].min() == bins["band_low"].min() and band[:, 1].max() == bins["band_high"].max()
         p = gaps.predictions(dataset, "resnet50", "fp32")
         ece = expected_calibration_error(p["label"].to_numpy(), p.filter(regex="^p_").to_numpy(), kind="top-label")
         assert axes[1, column].texts[0].get_text() == f"ECE {ece:.3f}"

@@ -451,6 +451,14 @@ def test_show_marks_what_differs_and_notes_what_is_missing(gaps, paper):
     assert "⚠" not in html and "⚠" in tables.show("table1", gaps, paper, form="converted").html
 
 
+def test_table1_says_what_its_intervals_cover_and_what_a_calibrated_model_would_show(gaps, paper):
+    html = tables.show("table1", gaps, paper).html
+    assert "calibrated model" in html and "BrainMRI 0.0200" in html  # ece_floor of the fixture
+    assert "The binned ECE has no interval" in html and "other images alone, not another training" in html
+    several = fixtures.bent(gaps, intervals=gaps.intervals.assign(trainings=3))
+    assert "other images and another training" in tables.show("table1", several, paper).html
+
+
 def test_levels_are_compared_only_where_the_protocol_is_the_papers(gaps, paper):
     for name, options in (("table1", {}), ("table3", {"dataset": "BrainMRI"})):
         assert "≠" in tables.show(name, as_the_papers(gaps), paper, **options).html
