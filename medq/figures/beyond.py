@@ -114,8 +114,8 @@ def ablation_figure(results, dataset, *, engine="fbgemm", form="converted"):
     values = change.to_numpy()
     texts = [["–" if np.isnan(v) else f"{v:+.1f}" for v in row] for row in values]
     losses = ("#7a0b10", "#ce0e17", "#f18102", "#f8d9b0", "#fbf3e6")  # light is good, dark is bad
-    _heat(axes[0, 0], (values.clip(-60, 0) + 60) / 60, texts, losses, lambda share: share < 0.45)
-    _name_tiles(axes[0, 0], [f"{title(b)}\n{base[b]:.1f}" for b in known], [r.replace("-", " ") for r in change.index])
+    columns, rows = [f"{title(b)}\n{base[b]:.1f}" for b in known], [r.replace("-", " ") for r in change.index]
+    _heat(axes[0, 0], (values.clip(-60, 0) + 60) / 60, texts, losses, columns, rows)
     axes[0, 0].set_title(f"{title(dataset)}, {engine}")
     axes[0, 0].set_xlabel("Change in AUPRC (points);\nbelow each backbone its\nAUPRC by default (%)")
     lowest = {f"{title(b)} under {r}": v for (r, b), v in change.stack().nsmallest(3).items()}
@@ -123,20 +123,19 @@ def ablation_figure(results, dataset, *, engine="fbgemm", form="converted"):
     return described(figure, f"{what} The greatest losses", lowest, "{:+.1f}")
 
 
-def _heat(axis, shares, texts, colours, is_dark):
+def _heat(axis, shares, texts, colours, columns, rows):
     """A heat map of values from 0 to 1 with words written in; missing values stay blank."""
-    axis.imshow(shares, cmap=LinearSegmentedColormap.from_list("ramp", colours), vmin=0, vmax=1, aspect="auto")
-    for (y, x), share in np.ndenumerate(shares):
-        colour = style.ON_DARK if is_dark(share) else style.ON_COLOUR
-        axis.text(x, y, texts[y][x], ha="center", va="center", color=colour)
+    import seaborn  # takes a second, which few figures need
+
+    ramp = LinearSegmentedColormap.from_list("ramp", colours)
+    names = {"xticklabels": columns, "yticklabels": rows}
+    seaborn.heatmap(shares, vmin=0, vmax=1, cmap=ramp, annot=np.array(texts), fmt="", cbar=False, ax=axis, **names)
+    for text, colour in zip(axis.texts, ramp(shares[~np.isnan(shares)])):  # shades that a dark page keeps
+        dark = seaborn.utils.relative_luminance(colour) < 0.18
+        text.set_color(style.ON_DARK if dark else style.ON_COLOUR)
     axis.grid(visible=False)
-    axis.spines[:].set_visible(False)
-    axis.tick_params(length=0)
-
-
-def _name_tiles(axis, columns, rows):
-    axis.set_xticks(range(len(columns)), columns, rotation=35, ha="right", rotation_mode="anchor")
-    axis.set_yticks(range(len(rows)), rows)
+    axis.tick_params(length=0, axis="both", labelrotation=0)
+    axis.set_xticks(axis.get_xticks(), columns, rotation=35, ha="right", rotation_mode="anchor")
 
 
 # --- what helps, and what else runs ---------------------------------------------------------------
@@ -274,8 +273,7 @@ def confusion_matrix(predictions, *, dataset="", label=""):
     counts = counts.reindex(index=range(len(names)), columns=range(len(names)), fill_value=0).to_numpy()
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure, axes = style.new(height=1.4 + 0.42 * len(names), width=2.0 + 0.62 * len(names))
-    _heat(axes[0, 0], share, counts.astype(str), ("#f2f6fb", "#7fa3d1", "#1f3f77"), lambda s: s > 0.5)
-    _name_tiles(axes[0, 0], names, names)
+    _heat(axes[0, 0], share, counts.astype(str), ("#f2f6fb", "#7fa3d1", "#1f3f77"), names, names)
     axes[0, 0].set(xlabel="Predicted", ylabel="True", title=label)
     right = f"{100 * np.trace(counts) / counts.sum():.1f} % right"
     what = f"Confusion matrix of {counts.sum()} images, {right}. Percentage found of each class"
