@@ -409,6 +409,23 @@ def test_what_torch_fx_cannot_trace_is_unsupported_with_the_way_out(name):
             prepare(Untraceable().eval())
 
 
+class Reader(nn.Module):
+    """A traceable model whose code reads the weight of a layer, which the integer layer has as a method."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.conv(x).mean((2, 3))) * self.head.weight.new_ones(1)
+
+
+def test_a_converted_graph_that_does_not_run_is_unsupported_with_the_way_out():
+    quantized = static.convert(observed(Reader().eval(), "fbgemm", QUICK), "fbgemm")
+    with pytest.raises(Unsupported, match="does not run.*AttributeError.*family: transformer"):
+        quantized(batch())
+
+
 @pytest.mark.parametrize("name", INT8)
 def test_a_layer_whose_weight_is_read_by_other_code_stays_in_floating_point(name):
     torch.manual_seed(0)

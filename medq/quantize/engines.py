@@ -4,11 +4,12 @@ import contextlib
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from medq.errors import UserError, first_line, one_of
 
 ENGINES = ("fbgemm", "qnnpack", "x86", "onednn")
+DYNAMIC_INSTEAD = "`family: transformer` in params/backbones.yaml quantizes its Linear layers dynamically instead"
 
 
 class Unsupported(Exception):
@@ -48,7 +49,7 @@ class Quantized:
         self.model.eval()
 
     def __call__(self, x):
-        with engine(self.engine), refusals():
+        with engine(self.engine), refusals(DYNAMIC_INSTEAD if isinstance(self.model, fx.GraphModule) else ""):
             return self.model(x)
 
 
@@ -56,12 +57,15 @@ _REFUSALS = ("qnnpack", "fbgemm", "onednn", "create_", "failed to create", "scal
 
 
 @contextlib.contextmanager
-def refusals():
-    """Turn the errors by which an engine, or a layer that it replaced, refuses to be built or run into `Unsupported`."""
+def refusals(way_out=""):
+    """Turn the errors by which an engine, or a layer that it replaced, refuses to be built or run into `Unsupported`.
+
+    A reason that lies in the model's own code ends with `way_out`.
+    """
     try:
         yield
     except (NotImplementedError, TypeError, AttributeError) as error:
-        raise Unsupported(f"the converted model does not run ({short(error)})") from error
+        raise Unsupported(_with(f"the converted model does not run ({short(error)})", way_out)) from error
     except RuntimeError as error:
         text = first_line(error)
         if "could not run 'quantized" in text.lower() or any(sign in text.lower() for sign in _REFUSALS):
@@ -79,7 +83,11 @@ def unsupported(what, way_out=""):
     except Exception as error:  # torch.fx and torch.ao raise whatever a model's own code makes them raise
         if "allocate memory" in str(error):
             raise
-        raise Unsupported(f"{what} ({short(error)})" + (f"; {way_out}" if way_out else "")) from error
+        raise Unsupported(_with(f"{what} ({short(error)})", way_out)) from error
+
+
+def _with(reason, way_out):
+    return f"{reason}; {way_out}" if way_out else reason
 
 
 def short(error):

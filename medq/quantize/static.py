@@ -19,7 +19,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, convert_to_reference_f
 from torch.nn import functional as F
 
 from medq.quantize import kernels
-from medq.quantize.engines import Quantized, engine, refusals, unsupported
+from medq.quantize.engines import DYNAMIC_INSTEAD, Quantized, engine, refusals, unsupported
 from medq.quantize.observers import PercentileObserver
 
 _ACTIVATIONS = {
@@ -34,9 +34,6 @@ _WEIGHTS = {
 }
 _REDUCED = {"fbgemm": True, "x86": True, "qnnpack": False, "onednn": False}  # PyTorch's choice for each engine
 OTHER = {"fbgemm": "qnnpack", "qnnpack": "fbgemm"}
-
-
-DYNAMIC_INSTEAD = "`family: transformer` in params/backbones.yaml quantizes its Linear layers dynamically instead"
 # Functions that differ in training: the name and position of their flag.
 _MODES = {
     **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), ("training", 2)),
