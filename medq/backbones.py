@@ -13,6 +13,7 @@ from medq import artefacts, params
 from medq.errors import UserError, first_line, one_of
 
 SUFFIXES = (".safetensors", ".pth", ".pt")  # of a state dict in a folder of weights, in the order of preference
+OF_FLOATS = "save the `state_dict()` of the floating-point model"
 # {timm's name: family} of models that are known to convert under both engines: a batch tries others before it starts.
 CONVERTED = dict.fromkeys(
     "resnet18 resnet50 densenet121 efficientnet_b0 mobilenetv2_100 convnext_tiny efficientnet_lite0".split(), "cnn"
@@ -179,6 +180,9 @@ def load_into(model, path, what, trained=True):
             f"{path}: does not hold the weights of {what}: {key!r} is {found} there, {expected} "
             f"({len(wrong)} entries missing or of another shape, {len(extra)} unknown); give the file of that model."
         )
+    whole = [key for key in own if own[key].is_floating_point() and not state[key].is_floating_point()]
+    if whole:
+        raise UserError(f"{path}: {whole[0]!r} holds whole numbers; {OF_FLOATS}.")
     model.load_state_dict(state)
     return {
         "file": Path(path).name,
@@ -223,7 +227,7 @@ def read_state(path):
         raise UserError(f"{path}: must hold a state dict, that is names and tensors; save `model.state_dict()` alone.")
     for name, value in state.items():
         if why := _unfit(value):
-            raise UserError(f"{path}: {name!r} {why}; save the `state_dict()` of the floating-point model.")
+            raise UserError(f"{path}: {name!r} {why}; {OF_FLOATS}.")
     return state
 
 
@@ -233,7 +237,11 @@ def _unfit(value):
 
     if value.is_meta:
         return "is a meta tensor, without numbers"
-    if value.is_quantized or value.layout is not torch.strided:
-        return "is quantized" if value.is_quantized else "is sparse"
+    if (
+        value.is_quantized or value.is_floating_point() and value.itemsize == 1
+    ):  # eight bits, whose scales are elsewhere
+        return "is quantized"
+    if value.is_nested or value.layout is not torch.strided:
+        return "is nested" if value.is_nested else "is sparse"
     wrong = value.is_complex() or value.is_floating_point() and not torch.isfinite(value).all()
     return "holds numbers that are not real and finite" if wrong else ""

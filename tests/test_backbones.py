@@ -54,7 +54,7 @@ class Evil:
 
 def wrong_weights(tmp_path):
     model = backbones.create("resnet18", 3, 32)
-    state, weight = model.state_dict(), model.conv1.weight.detach()
+    state, weight, bn = model.state_dict(), model.conv1.weight.detach(), model.bn1.weight.detach()
     without = {key: value for key, value in state.items() if key != "layer1.0.bn1.bias"}
     quantized = torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8)
     truncated = tmp_path / "truncated.pt"
@@ -69,6 +69,13 @@ def wrong_weights(tmp_path):
         "'conv1.weight' is quantized": saved(tmp_path, state | {"conv1.weight": quantized}, "int8.pt"),
         "'conv1.weight' is a meta tensor": saved(tmp_path, state | {"conv1.weight": weight.to("meta")}, "meta.pt"),
         "'conv1.weight' is sparse": saved(tmp_path, state | {"conv1.weight": weight.to_sparse()}, "sparse.pt"),
+        "'bn1.weight' is quantized": saved(
+            tmp_path, state | {"bn1.weight": bn.to(torch.float8_e4m3fn)}, "fp8.safetensors"
+        ),
+        "'bn1.weight' holds whole numbers": saved(tmp_path, state | {"bn1.weight": bn.to(torch.int8)}, "int.pt"),
+        "'bn1.weight' is nested": saved(
+            tmp_path, state | {"bn1.weight": torch.nested.nested_tensor([bn])}, "nested.pt"
+        ),
         "unknown": saved(tmp_path, backbones.create("resnet50", 5, 32).state_dict(), "other.safetensors"),
     }
 
