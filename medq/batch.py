@@ -315,6 +315,7 @@ def add_arguments(parser):
 def run(args):
     """Run what is left of a profile; exit status 1 if something failed."""
     params = profiles.load(args.params)
+    params.thread_count()  # refused here, though each job is given its own
     only = parse_only(args.only, parts(params))
     results = Path(args.results or paths.RESULTS / params.profile).absolute()
     _check(args, results)

@@ -209,8 +209,9 @@ def test_numbers_in_the_environment_are_numbers(name, runs, monkeypatch):
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "100000"])
-def test_an_impossible_number_of_threads_is_refused(value, runs, monkeypatch):
+def test_an_impossible_number_of_threads_is_refused(value, runs, monkeypatch, capsys):
     monkeypatch.setenv("MEDQ_THREADS", value)
+    assert cli.main(["batch", "smoke", "--dry-run"]) == 2 and "MEDQ_THREADS: must be" in capsys.readouterr().err
     with pytest.raises(UserError, match="MEDQ_THREADS"):
         notebook.start({}, "finetune")
     with pytest.raises(UserError, match="MEDQ_THREADS"):
