@@ -53,6 +53,6 @@ for row in stages.STAGES.values():
         priority: -2 if row.name == "collect" else -row.timed
         resources:
             gpu=gpus(row.name),
-            **({} if alone or row.name == "datasets" else {"mem_mb": batch.MEMORY_MB}),
+            **({} if alone or row.name == "datasets" else {"mem_mb": batch.memory_mb(PARAMS)}),
         run:
             batch.execute(PARAMS, batch.job_of(PARAMS, rule, wildcards), PROFILE, threads, config.get("results", ""))

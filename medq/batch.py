@@ -22,7 +22,6 @@ from medq import artefacts, params as profiles, paths, provenance, regimes, slot
 from medq.collect import parse_only, state
 from medq.errors import UserError
 
-MEMORY_MB = 3000  # of one job, with ample room
 CANCEL = 30  # seconds that an interrupted batch has to take its jobs off a cluster
 EVERY = 20.0  # seconds between two lines of progress where there is no terminal
 # Why a job is scheduled: never run; inputs changed; only the displayed notebook changed.
@@ -446,6 +445,11 @@ def batch_lock(folder):
             lock.release()
 
 
+def memory_mb(params):
+    """Memory of one job: on the CPU, quantization-aware training of MobileNetV2 at 224 pixels peaks at 8.7 GB."""
+    return 3000 if uses_gpu(params) else max(3000, round(9000 * (params.image_size / 224) ** 2))
+
+
 def shares(params, jobs_asked=None, cores=None):
     """(jobs at a time, threads of each, free memory in MB): jobs × threads never exceed the cores."""
     import psutil
@@ -453,7 +457,7 @@ def shares(params, jobs_asked=None, cores=None):
     cores = cores or provenance.usable_cores()
     memory = psutil.virtual_memory().available // 2**20
     n = jobs_asked or (max(1, cores // 2) if uses_gpu(params) else cores // min(cores, params.threads or 1))
-    n = max(1, min(n, max(1, memory // MEMORY_MB)))
+    n = max(1, min(n, memory // memory_mb(params)))
     return n, max(1, cores // n), memory
 
 
@@ -492,7 +496,7 @@ def _snakemake(params, args, results, todo, collect, remote):
     if args.profile:
         options += ["--profile", Path(args.profile).absolute(), *(["--jobs", args.jobs] if args.jobs else [])]
     if not remote:
-        options += ["--cores", n * threads, "--resources", f"mem_mb={max(memory, MEMORY_MB)}"]
+        options += ["--cores", n * threads, "--resources", f"mem_mb={max(memory, memory_mb(params))}"]
         if uses_gpu(params):  # n of them where there is a driver, but a torch that cannot use it
             each = slots.per_gpu() or 1
             environment["MEDQ_GPU_SLOTS"] = str(each)

@@ -499,6 +499,16 @@ def test_jobs_share_cores_and_memory(monkeypatch, asked, cores, gigabytes, at_a_
     assert batch.shares(params.load("smoke"), asked, cores)[:2] == (at_a_time, threads)
 
 
+def test_larger_images_leave_memory_for_fewer_jobs(monkeypatch):
+    import psutil
+
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=20_000 * 2**20))
+    at_a_time = [
+        batch.shares(params.load("pretrained").model_copy(update={"image_size": n}), 8, 8)[0] for n in (64, 224, 448)
+    ]
+    assert at_a_time == [6, 2, 1]
+
+
 @pytest.mark.parametrize("profile", ["smoke", "paper"])
 def test_the_rules_wildcards_name_their_job(profile):
     import re
