@@ -237,9 +237,8 @@ def _unfit(value):
 
     if value.is_meta:
         return "is a meta tensor, without numbers"
-    if (
-        value.is_quantized or value.is_floating_point() and value.itemsize == 1
-    ):  # eight bits, whose scales are elsewhere
+    eight_bits = value.is_floating_point() and value.itemsize == 1  # whose scales are elsewhere
+    if value.is_quantized or eight_bits:
         return "is quantized"
     if value.is_nested or value.layout is not torch.strided:
         return "is nested" if value.is_nested else "is sparse"

@@ -190,20 +190,8 @@ def tables(y_true, models, pairs=(), *, classes=None, groups=None, n_resamples=1
         values = [points.mean() for points, _ in parts]
         i = _interval(metric, np.mean(values), np.mean([draws for _, draws in parts], axis=0))
         spread = float(np.std(values, ddof=1)) if len(parts) > 1 else np.nan
-        intervals.append(
-            (
-                "mean",
-                regime,
-                metric,
-                "",
-                i.value,
-                i.low,
-                i.high,
-                spread,
-                len(parts),
-                min(len(points) for points, _ in parts),
-            )
-        )
+        trainings = min(len(points) for points, _ in parts)
+        intervals.append(("mean", regime, metric, "", i.value, i.low, i.high, spread, len(parts), trainings))
     for (a, b, metric), parts in pooled.items():
         delta = np.mean([points.mean() for points, _ in parts], keepdims=True)
         row = _difference_row("all", a, b, metric, delta, np.mean([draws for _, draws in parts], axis=0), len(parts))

@@ -11,32 +11,11 @@ import pandas as pd
 
 from medq import tables
 from medq.claims.evidence import CONTRADICTED, NAN, OPEN, SUPPORTED, Entry, Finding, around, both, competent, contrast
-from medq.claims.evidence import (
-    entry,
-    exists,
-    exponential,
-    harm,
-    harms,
-    is_published,
-    judge,
-    mean,
-    minus,
-    newcombe,
-    ours,
-)
-from medq.claims.evidence import rank_correlation, regimes, spread_ratio, student, welch, welch_half
+from medq.claims.evidence import entry, exists, exponential, harm, harms, is_published, judge, mean, minus, newcombe
+from medq.claims.evidence import ours, rank_correlation, regimes, spread_ratio, student, welch, welch_half
 from medq.regimes import ENGINES, INT8
-from medq.results import (
-    LOWER_IS_BETTER,
-    PEER_REFERENCE,
-    class_title,
-    counterpart,
-    family,
-    means,
-    published,
-    scores,
-    title,
-)
+from medq.results import LOWER_IS_BETTER, PEER_REFERENCE, class_title, counterpart, family
+from medq.results import means, published, scores, title
 from medq.changes import paired
 
 SKIN, EASY = ("SkinCancer",), ("BrainMRI", "ChestXray")
