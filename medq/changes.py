@@ -66,5 +66,5 @@ def changes(results, metrics=SCORES, *, form="converted", reference="fp32", klas
     frame = pd.DataFrame(rows, columns=COLUMNS)
     mean = frame.groupby(["dataset", "regime", "form", "metric"], sort=False)["value"].mean().reset_index()
     pooled = {"backbone": "mean", "low": math.nan, "high": math.nan, "interval": ""}
-    rows = [r | pooled | stored(r["metric"], r["dataset"], "all", r["regime"]) for r in mean.to_dict("records")]
+    rows = [pooled | stored(r["metric"], r["dataset"], "all", r["regime"]) | r for r in mean.to_dict("records")]
     return pd.concat([frame, pd.DataFrame(rows, columns=COLUMNS)], ignore_index=True) if rows else frame

@@ -128,14 +128,15 @@ def _heat(axis, shares, texts, colours, columns, rows):
     import seaborn  # takes a second, which few figures need
 
     ramp = LinearSegmentedColormap.from_list("ramp", colours)
-    names = {"xticklabels": columns, "yticklabels": rows}
-    seaborn.heatmap(shares, vmin=0, vmax=1, cmap=ramp, annot=np.array(texts), fmt="", cbar=False, ax=axis, **names)
+    bare = {"cbar": False, "xticklabels": False, "yticklabels": False}  # seaborn draws labels at once, in any font
+    seaborn.heatmap(shares, vmin=0, vmax=1, cmap=ramp, annot=np.array(texts), fmt="", ax=axis, **bare)
     for text, colour in zip(axis.texts, ramp(shares[~np.isnan(shares)])):  # shades that a dark page keeps
         dark = seaborn.utils.relative_luminance(colour) < 0.18
         text.set_color(style.ON_DARK if dark else style.ON_COLOUR)
     axis.grid(visible=False)
-    axis.tick_params(length=0, axis="both", labelrotation=0)
-    axis.set_xticks(axis.get_xticks(), columns, rotation=35, ha="right", rotation_mode="anchor")
+    axis.tick_params(length=0)
+    axis.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=35, ha="right", rotation_mode="anchor")
+    axis.set_yticks(np.arange(len(rows)) + 0.5, rows)
 
 
 # --- what helps, and what else runs ---------------------------------------------------------------
