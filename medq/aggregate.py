@@ -77,7 +77,7 @@ def metric_table(models):
 def resampled(models, folds, audits, parameters):
     """(intervals.csv, rows of bootstrap.csv): all regimes and forms of a dataset on the same resamples."""
     methods = {
-        (dataset, backbone, regime + suffix): pooled(frames)
+        (dataset, backbone, regime + suffix): {seed: pooled(f) for seed, f in by_seed(frames).items()}
         for (dataset, backbone, regime, suffix), frames in models.items()
         if suffix in ("", SIMULATED)
     }
@@ -110,17 +110,18 @@ def peer_differences(peers, folds, audits, parameters):
     `peers`: {(dataset, backbone, runtime): predictions of all folds}.
     """
     runtimes = dict.fromkeys(key[2] for key in peers if key[2] != PEER_REFERENCE)
-    return _tables(peers, [(PEER_REFERENCE, runtime) for runtime in runtimes], folds, audits, parameters)[1]
+    methods = {key: {"": frame} for key, frame in peers.items()}
+    return _tables(methods, [(PEER_REFERENCE, runtime) for runtime in runtimes], folds, audits, parameters)[1]
 
 
 def _tables(methods, pairs, folds, audits, parameters):
-    """`medq.bootstrap.tables` of {(dataset, backbone, method): predictions}, with Holm's correction."""
+    """`medq.bootstrap.tables` of {(dataset, backbone, method): {seed: predictions}}, with Holm's correction."""
     alike, found = {}, [[], []]  # models of a dataset that were evaluated on the same images
-    for key, frame in methods.items():
-        trainings = dict(iter(frame.groupby("seed", sort=False))) if "seed" in frame else {"": frame}
-        alike.setdefault((key[0], tuple(next(iter(trainings.values()))["image_id"])), {})[key[1:]] = trainings
+    for key, trainings in methods.items():
+        first = next(iter(trainings.values()))
+        alike.setdefault((key[0], tuple(first["image_id"])), {})[key[1:]] = trainings
     for (dataset, images), chosen in alike.items():
-        labels, _, classes = arrays(next(iter(next(iter(chosen.values())).values())))
+        labels, _, classes = arrays(next(frame for trainings in chosen.values() for frame in trainings.values()))
         made = bootstrap.tables(
             labels,
             {key: {s: arrays(part)[1] for s, part in trainings.items()} for key, trainings in chosen.items()},

@@ -5,7 +5,7 @@
 The FP32 checkpoint of the profile's run is used, with the observer that PyTorch gives fbgemm, on the profile's calibration
 images. Columns: channel, narrow to wide; width: standard deviation of the convolution's output; step: of the range that
 all channels share; unfused_db, fused_db: signal to noise after batch norm, rounded before it (left unfused) and after it
-(fused), in dB. The results are of their date: the profile, dataset and date are written to the column `made`.
+(fused), in dB; made: profile, dataset and date.
 """
 
 import sys
@@ -27,9 +27,10 @@ BACKBONE = "mobilenetv2"
 def rounded(values):
     """(`values` on the grid of fbgemm's default observer, the step of that grid)."""
     observer = get_default_qconfig("fbgemm").activation()
-    scale, zero = observer(values) is not None and observer.calculate_qparams()
-    low, high = observer.quant_min, observer.quant_max
-    return torch.fake_quantize_per_tensor_affine(values, scale, zero.int(), low, high), scale.item()
+    observer(values)
+    scale, zero = observer.calculate_qparams()
+    grid = zero.int(), observer.quant_min, observer.quant_max
+    return torch.fake_quantize_per_tensor_affine(values, scale, *grid), scale.item()
 
 
 def decibels(exact, noisy):

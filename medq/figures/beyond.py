@@ -112,10 +112,9 @@ def ablation_figure(results, dataset, *, engine="fbgemm", form="converted"):
     change = wide.drop(index="default", errors="ignore") - base
     figure, axes = style.new(height=1.9 + 0.3 * len(change))
     values = change.to_numpy()
-    texts = [["–" if np.isnan(v) else f"{v:+.1f}" for v in row] for row in values]
     losses = ("#7a0b10", "#ce0e17", "#f18102", "#f8d9b0", "#fbf3e6")  # light is good, dark is bad
     columns, rows = [f"{title(b)}\n{base[b]:.1f}" for b in known], [r.replace("-", " ") for r in change.index]
-    _heat(axes[0, 0], (values.clip(-60, 0) + 60) / 60, texts, losses, columns, rows)
+    _heat(axes[0, 0], (values.clip(-60, 0) + 60) / 60, values, "+.1f", losses, columns, rows)
     axes[0, 0].set_title(f"{title(dataset)}, {engine}")
     axes[0, 0].set_xlabel("Change in AUPRC (points);\nbelow each backbone its\nAUPRC by default (%)")
     lowest = {f"{title(b)} under {r}": v for (r, b), v in change.stack().nsmallest(3).items()}
@@ -123,13 +122,13 @@ def ablation_figure(results, dataset, *, engine="fbgemm", form="converted"):
     return described(figure, f"{what} The greatest losses", lowest, "{:+.1f}")
 
 
-def _heat(axis, shares, texts, colours, columns, rows):
-    """A heat map of values from 0 to 1 with words written in; missing values stay blank."""
+def _heat(axis, shares, numbers, form, colours, columns, rows):
+    """A heat map of values from 0 to 1 with numbers written in; missing values stay blank."""
     import seaborn  # takes a second, which few figures need
 
     ramp = LinearSegmentedColormap.from_list("ramp", colours)
     bare = {"cbar": False, "xticklabels": False, "yticklabels": False}  # seaborn draws labels at once, in any font
-    seaborn.heatmap(shares, vmin=0, vmax=1, cmap=ramp, annot=np.array(texts), fmt="", ax=axis, **bare)
+    seaborn.heatmap(shares, vmin=0, vmax=1, cmap=ramp, annot=numbers, fmt=form, ax=axis, **bare)
     for text, colour in zip(axis.texts, ramp(shares[~np.isnan(shares)])):  # shades that a dark page keeps
         dark = seaborn.utils.relative_luminance(colour) < 0.18
         text.set_color(style.ON_DARK if dark else style.ON_COLOUR)
@@ -274,7 +273,7 @@ def confusion_matrix(predictions, *, dataset="", label=""):
     counts = counts.reindex(index=range(len(names)), columns=range(len(names)), fill_value=0).to_numpy()
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure, axes = style.new(height=1.4 + 0.42 * len(names), width=2.0 + 0.62 * len(names))
-    _heat(axes[0, 0], share, counts.astype(str), ("#f2f6fb", "#7fa3d1", "#1f3f77"), names, names)
+    _heat(axes[0, 0], share, counts, "d", ("#f2f6fb", "#7fa3d1", "#1f3f77"), names, names)
     axes[0, 0].set(xlabel="Predicted", ylabel="True", title=label)
     right = f"{100 * np.trace(counts) / counts.sum():.1f} % right"
     what = f"Confusion matrix of {counts.sum()} images, {right}. Percentage found of each class"

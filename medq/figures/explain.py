@@ -1,16 +1,15 @@
 """Drawings that explain: what each regime does to a layer, and each metric on a small worked example."""
 
 import numpy as np
-import pandas as pd
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 
-from medq import params, paths
+from medq import params
 from medq.datasets import phantoms
 from medq.figures import style
 from medq.figures.style import FONT, INK, MUTED, ON_COLOUR, described, empty, regime_colour, styled
 from medq.metrics import brier_score, expected_calibration_error, per_class, reliability_curve
 from medq.results import class_title, title
-from medq.tables import balance
+from medq.tables import balance, channels
 
 FLOAT32, FLOAT16, INT8, FAKE = "#8d94a8", "#34bcf6", "#f18102", "#a0b88d"
 TYPES = {
@@ -112,8 +111,8 @@ def path_figure():
 
 @styled
 def range_figure():
-    """Why one range for all channels fails, measured (book/_data/channels.py): widths of channels, noise after batch norm."""
-    table = pd.read_csv(paths.ROOT / "book" / "_data" / "channels.csv")
+    """Why one range for all channels fails, measured: widths of channels, noise after batch norm (`tables.channels`)."""
+    table = channels()
     channel, width, step = table["channel"], table["width"], table["step"][0]
     figure, axes = style.new(1, 2, height=3.2)
     left, right = axes[0]

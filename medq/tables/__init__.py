@@ -5,7 +5,7 @@ hold `ours` with its 95 % interval `low` to `high` beside `paper`; `state` says 
 unsupported or doubtful.
 """
 
-from medq.tables.about import balance, batch_norm_sizes, of_cell, selection
+from medq.tables.about import balance, batch_norm_sizes, channels, of_cell, selection
 from medq.tables.attention import attention
 from medq.tables.beyond import COLLAPSE, FACTORS, GAP, VARIANTS, ablation, advice, beside_variant, disturbed
 from medq.tables.beyond import engine_check, flips, leak, leak_effect, other_models, peers, qat_control, recipe_means

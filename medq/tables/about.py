@@ -90,6 +90,11 @@ def batch_norm_sizes(results=None, published=None):
     return frame[["backbone", "traced", "fused", "paper", "nearer", "qat_traced", "qat_replaced"]]
 
 
+def channels():
+    """What one range does to each channel of a trained MobileNetV2's first layer (`book/_data/channels.py`)."""
+    return pd.read_csv(paths.ROOT / "book" / "_data" / "channels.csv")
+
+
 # --- one cell -------------------------------------------------------------------------------------
 
 FORMS = {"float": "deployed", "converted": "deployed (converted)", "fake-quant": "fake-quantized"}

@@ -128,8 +128,8 @@ def _flat(frame, look):
     for record in plain.to_dict("records"):
         row = [_value(c, record, look, c in numbers) for c in columns]
         for k, c in enumerate(columns):
-            ends = [record[end] for end in bounds.get(c, ()) if not absent(record[end])]
-            if ends:
+            ends = [record[end] for end in bounds.get(c, ())]
+            if ends and not any(map(absent, ends)):
                 low, high = (look.formats.get(c, look.formats.get(None, "{:.4g}")).format(end + 0.0) for end in ends)
                 row[k] = (f"{row[k][0]}<span>({low} to {high})</span>", row[k][1])
         if folded and record[folded]:
