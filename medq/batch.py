@@ -639,4 +639,4 @@ def _report(params, todo, results, seconds):
     if not collected:
         unstarted = {"reason": f"Snakemake did not start it; see {folder / 'logs' / 'snakemake.log'}"}
         print(f"failed collect: {(artefacts.failure(collection.folder) or unstarted).get('reason')}")
-    return 1 if failed or waiting or not collected else 0
+    return 1 if failed or waiting or not collected or any(str(job) in left_out for job in todo) else 0

@@ -10,8 +10,9 @@ and a compiled kernel sweeps them, counting for LANES resamples side by side; me
 
 **A class that is missing from a resample** has no AUPRC in it, and a mean over fewer classes is another quantity. Such
 resamples are left out: percentiles and p-values are conditional on every class of the sample being drawn, and
-`n_defined` is the number of resamples that remain. **Too few images of a class**: below the numbers of groups in
-FEWEST percentile intervals and p-values of AUROC and AUPRC fail in simulation, and `tables` gives none (NaN).
+`n_defined` is the number of resamples that remain. **Where percentiles fail in simulation** `tables` gives no interval
+and no p-value (NaN): below the numbers of groups in FEWEST, for the AUROC of one class, and for an AUROC above CEILING
+(its differences have one).
 
 **No interval for calibration errors.** The percentiles of a binned ECE miss its true value in up to all samples, and no
 interval tried for the debiased error reached 93 to 97 % everywhere (page *Metrics*); the Brier score and the negative
@@ -37,8 +38,10 @@ from medq import metrics as m
 LANES = 64  # resamples that a kernel handles side by side, and that share one random stream
 LEVEL = 0.95
 DRAWN_AT_ONCE = 2**20  # images; bounds the memory of a draw
-# Metric: groups that a class, and its complement, need for an interval of its own; and the rarest for that of the mean
-FEWEST = {"auroc": (60, 30), "auprc": (10, 10)}
+# Metric: groups that a class, and its complement, need for an interval of its own; those of the rarest class that the mean
+# over classes, and its difference between models, needs
+FEWEST = {"auroc": (np.inf, 60), "auprc": (10, 10)}
+CEILING = {"auroc": 0.99}  # values above it are too near to their end for percentiles of one model
 RANKED = ("auroc", "auprc")
 TESTED = (*RANKED, "brier", "nll", "accuracy")  # metrics that have intervals and p-values
 FLOORS = {"ece_floor": "one-vs-rest", "ece_top_label_floor": "top-label"}
@@ -149,6 +152,11 @@ def _interval(metric, value, draws):
     return Interval(metric, float(value), *_percentiles(defined), len(defined), draws)
 
 
+def _level(metric, value, draws):
+    """The Interval of a value itself, not of a difference: without ends above CEILING."""
+    return _interval(metric, value, draws if value <= CEILING.get(metric, np.inf) else draws * np.nan)
+
+
 def tables(y_true, models, pairs=(), *, classes=None, groups=None, n_resamples=100_000, seed=42, threads=None):
     """Rows of intervals.csv and bootstrap.csv of all models that were evaluated on the same images.
 
@@ -166,7 +174,7 @@ def tables(y_true, models, pairs=(), *, classes=None, groups=None, n_resamples=1
     With several trainings the value is their mean, and intervals and p-values cover another training as well as other
     images: a draw of Student's t with trainings - 1 degrees of freedom, scaled by the standard error between the
     trainings, is added to each replicate. With one training an interval covers other images alone. Ends and p-values are
-    NaN where a class has too few groups (FEWEST).
+    NaN where percentiles fail (FEWEST, CEILING).
     """
     models = {key: p if isinstance(p, dict) else {"": p} for key, p in models.items()}
     options = {"n_resamples": n_resamples, "groups": groups, "seed": seed, "threads": threads}
@@ -188,7 +196,7 @@ def tables(y_true, models, pairs=(), *, classes=None, groups=None, n_resamples=1
                     pooled.setdefault((a, b, metric), []).append(estimate)
     for (regime, metric), parts in means.items():
         values = [points.mean() for points, _ in parts]
-        i = _interval(metric, np.mean(values), np.mean([draws for _, draws in parts], axis=0))
+        i = _level(metric, np.mean(values), np.mean([draws for _, draws in parts], axis=0))
         spread = float(np.std(values, ddof=1)) if len(parts) > 1 else np.nan
         trainings = min(len(points) for points, _ in parts)
         intervals.append(("mean", regime, metric, "", i.value, i.low, i.high, spread, len(parts), trainings))
@@ -223,7 +231,7 @@ def _estimates(y_true, models, classes, options, rng):
                 parts.append((name, columns[:, c], own[:, :, c] + few))
             for name, points, draws in parts:
                 points, draws = _over_trainings(dict(enumerate(zip(points, draws.T))), rng)
-                i = _interval(metric, points.mean(), draws)
+                i = _level(metric, points.mean(), draws)
                 rows.append((regime, metric, name, i.value, i.low, i.high, np.nan, 1, len(points)))
         for metric, kind in FLOORS.items():
             draws = np.mean([m.calibration_floor(p, kind).draws for p in flat[part]], axis=0)

@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from medq import artefacts
 from medq.augment import augment
 from medq.errors import UserError
-from medq.evaluate import probabilities
+from medq.evaluate import half_precision, probabilities
 
 RESUME = "resume.pt"
 HISTORY = ["epoch", "train_loss", "train_accuracy", "accuracy", "seconds"]
@@ -189,9 +189,7 @@ def _epoch(model, images, optimizer, scaler, schedule, epoch):
         disable=not sys.stderr.isatty(),
     )
     for number, (x, y) in enumerate(bar, 1):
-        with torch.autocast(
-            torch.device(schedule.device).type, schedule.autocast, enabled=schedule.autocast is not None
-        ):
+        with half_precision(schedule.device, schedule.autocast):
             logits = model(x)
             loss = F.cross_entropy(logits.float(), y)
         optimizer.zero_grad(set_to_none=True)

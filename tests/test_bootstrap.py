@@ -212,7 +212,8 @@ def test_what_is_undefined_stays_nan():
 OF_INTERVALS = "backbone regime metric class value low high between_std n_models trainings".split()
 
 
-def test_tables_hold_the_intervals_and_differences_of_each_model():
+def test_tables_hold_the_intervals_and_differences_of_each_model(monkeypatch):
+    monkeypatch.setattr(bootstrap, "FEWEST", {})  # the classes of this sample are small
     labels, a, b, groups = two_models(n=200)
     options = {"n_resamples": RESAMPLES, "groups": groups}
     models = {("x", "fp32"): a, ("x", "ptq"): b, ("y", "fp32"): b, ("y", "ptq"): a, ("z", "fp32"): b}
@@ -258,9 +259,9 @@ def test_a_class_of_few_groups_has_no_interval():
         rows = rows[rows["backbone"] == "x"].set_index(["metric", "class"]).sort_index()
         for name in ("", "2"):
             assert np.isfinite(rows.loc[("auprc", name), "low"]) == enough and rows.loc[("auprc", name), "value"] > 0
-        assert np.isnan(rows.loc[("auroc", "2"), "high"]) and np.isfinite(rows.loc[("auroc", "0"), "high"])
+        assert rows.loc["auroc"].drop("")["low"].isna().all()  # of one class the ROC-AUC never has one
         assert rows["low"].drop(["auroc", "auprc"]).notna().all()
-    for rarest, enough in ((29, False), (30, True)):
+    for rarest, enough in ((59, False), (60, True)):
         labels[: rarest + 1] = 0
         labels[:rarest] = 2
         rows, pair = bootstrap.tables(
@@ -268,6 +269,22 @@ def test_a_class_of_few_groups_has_no_interval():
         )
         assert rows.query("metric == 'auroc' and `class` == ''")["low"].notna().eq(enough).all()
         assert pair.query("metric == 'auroc'")["p_value"].notna().eq(enough).all()
+
+
+@pytest.mark.parametrize("noise, near_one", [(0.5, False), (0.13, True)])
+def test_a_roc_auc_near_one_has_no_interval_but_its_difference_has(noise, near_one):
+    rng = np.random.default_rng(4)
+    labels = np.arange(400) % 2
+    models = []
+    for _ in range(2):
+        score = np.clip(labels / 2 + 0.25 + noise * rng.normal(size=400), 0.001, 0.999)
+        models.append(np.column_stack([1 - score, score]))
+    assert (metrics.auroc(labels, models[0]) > 0.99) == near_one
+    models = {("x", "fp32"): models[0], ("x", "ptq"): models[1]}
+    rows, pair = bootstrap.tables(labels, models, [("fp32", "ptq")], n_resamples=RESAMPLES)
+    levels = rows.query("metric == 'auroc' and `class` == '' and regime == 'fp32'")
+    assert len(levels) == 2 and levels["low"].isna().eq(near_one).all()  # of the backbone and of the mean over one
+    assert pair.query("metric == 'auroc'")["low_pp"].notna().all()
 
 
 def test_several_trainings_widen_intervals_by_their_spread():

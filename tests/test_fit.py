@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from medq import doctor, errors, fit, params, paths, stages
+from medq import doctor, errors, evaluate, fit, params, paths, stages
 from medq.datasets.partition import Partition
 from medq.finetune import schedule_of
 
@@ -130,3 +130,20 @@ def test_freed_memory_stays_in_the_process():
     )
     first, again = map(int, subprocess.check_output([sys.executable, "-c", script], text=True).split())
     assert first > 10_000 and again < first / 100
+
+
+def test_a_processor_without_bfloat16_rounds_what_convolutions_read_and_sums_in_fp32(monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
+    torch.manual_seed(0)
+    layer, x = torch.nn.Conv2d(8, 8, 3, groups=8), torch.randn(2, 8, 9, 9)
+    with evaluate.half_precision("cpu", torch.bfloat16):
+        found = layer(x)
+        assert (x.flatten(1) @ x.flatten(1).T).dtype == torch.bfloat16  # what is no convolution is torch's own
+    rounded = layer.weight.bfloat16().double(), layer.bias.bfloat16().double()
+    exact = torch.nn.functional.conv2d(x.bfloat16().double(), *rounded, groups=8)
+    assert found.dtype == torch.bfloat16
+    assert (found.double() - exact).abs().max() <= exact.abs().max() * 2**-8  # one rounding
+    found.float().sum().backward()
+    assert layer.weight.grad.dtype == torch.float32 and layer.bias.grad.allclose(torch.full((8,), 2.0 * 7 * 7))
+    with evaluate.half_precision("cpu", None):
+        assert layer(x).dtype == torch.float32

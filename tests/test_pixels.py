@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import threading
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,26 @@ def test_grey_tiffs_are_the_same_whichever_end_is_white(tmp_path, bits, order):
     for photometric, stored in ((1, values), (0, 2**bits - 1 - values)):
         path = tiff(tmp_path / f"{photometric}.tif", stored, bits, photometric, order)
         assert np.array_equal(read_image(path)[..., 0], expected)
+
+
+def deep_png(path, values):
+    """Write `values` uint16 [h, w, channels], which Pillow cannot, as a PNG of 16 bits."""
+    height, width, channels = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    written = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(written))
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+@pytest.mark.parametrize("bits", [8, 12, 14, 16])
+def test_colours_that_do_not_fill_16_bits_are_pointed_out(tmp_path, bits, channels):
+    from medq.datasets.pixels import hidden
+
+    ramp = np.linspace(0, 2**bits - 1, 12 * 12 * channels).astype(np.uint16).reshape(12, 12, channels)
+    deep_png(tmp_path / "a.png", ramp)
+    assert hidden(str(tmp_path / "a.png")) == (None if bits == 16 else bits, 1)
 
 
 def test_a_tiff_in_cielab_becomes_rgb(tmp_path):

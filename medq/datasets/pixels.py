@@ -144,7 +144,7 @@ def _grey(image):
 def hidden(path):
     """What the decoded pixels of an image file do not show: (bits, frames).
 
-    `bits`: how many the values of a 16-bit grey image need if the highest stay unused, as with 12-bit values, else None.
+    `bits`: how many the values of a 16-bit image need if the highest stay unused, as with 12-bit values, else None.
     `frames`: how many images the file holds, of which `read_image` takes the first. DICOM states both itself.
     """
     from PIL import UnidentifiedImageError
@@ -154,6 +154,9 @@ def hidden(path):
     try:
         with _opened(path) as image:
             frames = getattr(image, "n_frames", 1)
+            if ";16" in str(image.tile) and not image.mode.startswith("I"):  # of colours Pillow keeps the upper byte
+                highest = int(np.asarray(image.convert("RGB")).max())
+                return (8 + highest.bit_length() if highest < 128 else None), frames
             if not image.mode.startswith("I"):
                 return None, frames
             grey, white = _grey(image)
