@@ -23,7 +23,8 @@ import medq_cells
 import medq_links
 import medq_pages
 from fixtures import results as fixtures_results
-from medq import book, params, paths, results, tables
+import medq_book as book
+from medq import params, paths, results, tables
 
 pytestmark = pytest.mark.timeout(900)  # a busy machine builds the book slowly
 MISSING = ("phantom-BrainMRI", "swin_tiny", "qat-qnnpack")

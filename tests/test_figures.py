@@ -10,6 +10,7 @@ from pathlib import Path
 
 import fixtures.results as fixtures
 import matplotlib.colors
+import medq_drawings as drawings
 import numpy as np
 import pandas as pd
 import pytest
@@ -58,7 +59,7 @@ FIGURES = {
 }
 PANELS = [*(f"figure{k}" for k in range(1, 8)), "summary"]  # whose layout follows the results
 EXPLANATIONS = {
-    n: getattr(figures, n)
+    n: getattr(drawings, n)
     for n in (
         *("regime_figure", "path_figure", "range_figure", "auroc_explained", "auprc_explained", "ece_explained"),
         *("brier_explained", "decisions_explained"),
@@ -483,10 +484,10 @@ def test_explanations_compute_what_they_say():
         for p in (0.95, 0.88, 0.81, 0.72, 0.55, 0.34)
         for n in (0.78, 0.61, 0.47, 0.42, 0.30, 0.24, 0.17, 0.12, 0.06)
     )
-    alt = figures.alt_text(figures.auroc_explained())
+    alt = figures.alt_text(drawings.auroc_explained())
     assert f"{right} of 54 pairs" in alt and f"{right / 54:.3f}" in alt
     parts = [0.15**2 + 0.1**2 + 0.05**2, 0.6**2 + 0.35**2 + 0.25**2, 0.05**2 + 0.85**2 + 0.8**2]
-    assert f"Brier score of {np.mean(parts):.3f}" in figures.alt_text(figures.brier_explained())
+    assert f"Brier score of {np.mean(parts):.3f}" in figures.alt_text(drawings.brier_explained())
 
 
 # --- interactive ----------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from docutils import nodes
 from medq_links import repository_url
 from sphinx.util.docutils import SphinxDirective
 
-from medq import book, paths, regimes, tables
+import medq_book as book
+from medq import paths, regimes, tables
 from medq import results as result_folders
 from medq.results import CELL, scores, title
 

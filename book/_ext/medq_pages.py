@@ -4,7 +4,7 @@
   seconds; one each for some eighty pages would be more than a build may take in all. The outputs go into
   MyST-NB's own cache, where the pages then find them; a page that fails here is run again by MyST-NB, which
   reports it in its usual way.
-- directives `plot`, `tabular`, `interactive`: figures and tables whose content medq.book has written.
+- directives `plot`, `tabular`, `interactive`: figures and tables whose content `medq_book` has written.
 - role `repo`: a link to a file of the repository, which must exist.
 - formulas as MathML, so that no script is needed; a size on every image; keyboard access to scrolling tables.
 """
@@ -26,10 +26,11 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 from sphinx.util.math import get_node_equation_number
 
+import medq_book as book
 from medq_links import colab_url, in_repository, repository_url
 from medq_cells import write_pages
 
-from medq import book, paths
+from medq import paths
 
 LOG = logging.getLogger(__name__)
 ICONS = {"Binder": "fas fa-flask", "Colab": "fas fa-infinity"}
@@ -54,6 +55,8 @@ def prepare(app):
         raise SystemExit(2) from None
     os.environ["MEDQ_RESULTS"] = str(Path(ours.path).resolve())
     os.environ["MEDQ_BOOK"] = str(app.srcdir)
+    here = str(Path(__file__).parent)  # pages import medq_book and medq_drawings
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     stamp_file = Path(app.outdir).parent / "pages.json"
     stamp = {"results": fingerprint(*(r.path for r in results.companions(ours)))}
@@ -176,7 +179,7 @@ class tabular(nodes.General, nodes.Element):
 
 
 class Tabular(SphinxDirective):
-    """A table from an HTML file that medq.book wrote. Numbered if it has a name."""
+    """A table from an HTML file that `medq_book` wrote. Numbered if it has a name."""
 
     required_arguments, has_content = 1, True
     option_spec = {"name": directives.unchanged}
@@ -190,7 +193,7 @@ class Tabular(SphinxDirective):
 
 
 class Interactive(SphinxDirective):
-    """A plotly figure from an HTML file that medq.book wrote; its library is loaded on such pages only."""
+    """A plotly figure from an HTML file that `medq_book` wrote; its library is loaded on such pages only."""
 
     required_arguments = 1
     option_spec = {"alt": directives.unchanged_required}

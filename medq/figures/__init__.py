@@ -1,13 +1,11 @@
 """Every figure of the book: functions of a result folder that return a figure with its alternative text.
 
-`figure1` to `figure7` are the paper's, the others go beyond it or explain. `save` writes SVG.
+`figure1` to `figure7` are the paper's, the others go beyond it. `save` writes SVG.
 """
 
 from medq.figures.attention import attention_figure, attention_gallery
 from medq.figures.beyond import ablation_figure, confusion_matrix, peers_figure, reliability, remedies_figure
 from medq.figures.beyond import sqnr_figure, summary_figure, training_curve
-from medq.figures.explain import auprc_explained, auroc_explained, balance_figure, brier_explained, decisions_explained
-from medq.figures.explain import ece_explained, path_figure, phantom_figure, range_figure, regime_figure
 from medq.figures.paper import figure1, figure2, figure2_interactive, figure3, figure4, figure4_interactive, figure5
 from medq.figures.paper import figure6, figure7
 from medq.figures.protocol import recipe_figure
