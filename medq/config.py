@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from medq.errors import UserError
 
 RESERVED = ("data", "latency", "collect", "logs", "all", "mean", "cnn", "transformer")  # folders and rows of a batch
+LONGEST = 200  # bytes of a name: file systems take 255, and files are made of a name and more
 SHOWN = 5  # mistakes named in one sentence; the rest are counted
 
 KINDS = {  # pydantic's error types, where its own message would not help
@@ -123,10 +124,11 @@ def check_name(name):
     """Return the name of a catalogue's entry in Unicode's composed form; raise `UserError` if no folder can have it."""
     if not isinstance(name, str):
         raise UserError(f"the name of an entry reads as {name!r}; put it in quotes, so that it is text.")
-    if name in RESERVED or name != name.strip() or not re.fullmatch(r"[^-./\\,={}*?<>\s][^/\\,={}*?<>\n\r\t]*", name):
+    wrong = name in RESERVED or name != name.strip() or len(name.encode(errors="replace")) > LONGEST
+    if wrong or not re.fullmatch(r"[^-./\\,={}*?<>\s][^/\\,={}*?<>\x00-\x1f\x7f\ud800-\udfff]*", name):
         raise UserError(
-            f"{name!r} is not a valid name (it becomes a folder): start with a letter or digit, without "
-            f"/ \\ , = {{ }} * ? < > in it, and not {', '.join(RESERVED)}."
+            f"{name[:80]!r} is not a valid name (it becomes a folder): start with a letter or digit, without "
+            f"/ \\ , = {{ }} * ? < > or control characters in it, at most {LONGEST} bytes, and not {', '.join(RESERVED)}."
         )
     return unicodedata.normalize("NFC", name)
 

@@ -292,6 +292,15 @@ def test_what_the_pattern_passes_over_is_said(root):
 def test_a_star_is_the_only_sign_of_a_pattern(root):
     touch(root, "cat/slice[1]_0.png", "cat/slice1_0.png", "dog/slice[1]_0.png")
     assert len(index(folder_spec(pattern="{class}/slice[1]_*"), root)) == 2
+    touch(root, "cat/scan?.png", "cat/scan1.png", "dog/scan?.png")
+    assert len(index(folder_spec(pattern="{class}/scan?.*"), root)) == 2
+
+
+def test_names_with_the_marks_of_a_pattern_and_names_that_no_file_has(root):
+    touch(root, "{split}/images/1.png", "dog/images/1.png")
+    assert len(index(folder_spec(classes=["{split}", "dog"]), root)) == 2
+    with pytest.raises(ValueError, match="classes.0"):
+        folder_spec(classes=["a\0b", "dog"])
 
 
 @pytest.mark.parametrize(
@@ -513,6 +522,9 @@ def test_offenders_are_capped_and_counted(root):
         (b"PK\3\4xl/workbook.xml", "Excel workbook.*CSV"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "Excel workbook.*CSV"),
         (b"\x1f\x8b\x08", "compressed"),
+        ("lesion,image_id,dx\nL1,1,cat\n".encode("utf-16-le"), "UTF-8"),
+        (b'lesion,image_id,dx,notes\nL1,1,cat,"large\nL2,2,dog,\n', "row 2: .*quotation marks"),
+        (b'lesion,image_id,dx,notes\nL1,1,cat,"large\nL2,2,dog,"small\n', "row 2: .*quotation marks"),
         (b"lesion,Image_ID,dx\nL1,1,cat\n", "case-sensitive"),
         (b"lesion,image_id,dx\nL1,a/1.JPG,cat\n", "without folder and in the same case; '1.jpg' is there"),
     ],
@@ -531,10 +543,11 @@ def test_empty_rows_are_no_rows(root):
 
 
 def test_a_missing_table(root):
-    with pytest.raises(UserError, match="'meta.csv' is missing"):
+    touch(root, "META.CSV", "1.jpg")
+    with pytest.raises(UserError, match="'meta.csv' is missing; .*in its place: 'META.CSV'.$"):
         index(table_spec(), root)
-    touch(root, "Meta.XLSX")
-    with pytest.raises(UserError, match="'meta.csv' is missing; 'Meta.XLSX' is a workbook: save its sheet as a CSV"):
+    touch(root, "sheet 2.XLSX")
+    with pytest.raises(UserError, match="'meta.csv' is missing; 'sheet 2.XLSX' is a workbook: save its sheet as a CSV"):
         index(table_spec(), root)
 
 
@@ -580,6 +593,11 @@ def test_the_exact_name_wins_over_a_name_without_suffix(root):
         "s2.png": "a/s2.png",
         "s2.jpg": "a/s2.jpg",
     }
+    touch(root, "a/s1.jpg")
+    assert left_out(table_spec(), root) == (
+        4,
+        ["Own: left out, since meta.csv has no row for them: 's0.jpg.png', 's1.jpg'"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -615,6 +633,13 @@ def test_ids_that_nearly_fit_come_with_a_hint(root, file, written, reason):
     with pytest.raises(UserError, match=reason) as error:
         index(table_spec(), root)
     assert f"'{Path(file).stem}" in str(error.value) and repr(written) in str(error.value)
+
+
+def test_where_no_id_fits_a_file_is_named(root):
+    touch(root, "a/scan_0017.png", "a/scan_0018.png")
+    write_table(root, ["L1,0,cat", "L2,1,dog"])
+    with pytest.raises(UserError, match="names like 'scan_0017.png'"):
+        index(table_spec(), root)
 
 
 def test_groups_on_both_sides_of_a_tables_own_split_are_named(root):

@@ -1,5 +1,6 @@
 """DICOM: pydicom's own test files as 8-bit RGB, checked against pydicom's processing and against each other."""
 
+import re
 import sys
 
 import numpy as np
@@ -168,6 +169,26 @@ def test_colours_that_are_not_converted_are_refused(tmp_path, colours):
     path = changed(tmp_path / "a.dcm", "examples_rgb_color.dcm", PhotometricInterpretation=colours)
     with pytest.raises(ValueError, match=colours):
         read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("elements", "reason"),
+    [
+        ({"PhotometricInterpretation": None}, "photometric interpretation, which is missing"),
+        ({"BitsStored": 12, "HighBit": 15}, "HighBit"),
+        ({"PixelData": pydicom.dcmread(sample("MR_small.dcm")).PixelData * 3}, "64 × 64 pixels, but holds more"),
+        ({"PixelRepresentation": None}, "damaged .*Pixel Representation"),
+        ({"PixelData": b""}, "damaged"),
+    ],
+)
+def test_files_that_contradict_themselves_are_refused_in_a_sentence(tmp_path, elements, reason):
+    folder = tmp_path / "own"
+    (folder / "a").mkdir(parents=True), (folder / "b").mkdir()
+    changed(folder / "a" / "1.dcm", **elements)
+    changed(folder / "b" / "2.dcm")
+    entry = {"title": "Own", "layout": "folders", "classes": ["a", "b"], "folder": ["own"], "pattern": "{class}/*"}
+    (error,) = check(DatasetSpec(name="Own", **entry, folds={"scheme": "stratified", "n": 2}), tmp_path).errors[-1:]
+    assert re.search(f"1 unreadable image: .*1.dcm.*{reason}", error)
 
 
 def test_without_pydicom_the_extra_is_named(monkeypatch):

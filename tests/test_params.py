@@ -183,7 +183,8 @@ def test_paths_in_a_profile_are_beside_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["data", "a/b", "..", "latency", "a,b", "a=b", "{a}", " a", "a\nb", "", "-x", "a <b> c"]
+    "name",
+    ["data", "a/b", "..", "latency", "a,b", "a=b", "{a}", " a", "a\nb", "", "-x", "a <b> c", "a\0", "a\x1b", "図" * 67],
 )
 @pytest.mark.parametrize("kind", ["backbones", "datasets"])
 def test_no_folder_of_a_batch_can_be_called_so(tmp_path, kind, name):

@@ -130,6 +130,24 @@ def test_grey_tiffs_are_the_same_whichever_end_is_white(tmp_path, bits, order):
         assert np.array_equal(read_image(path)[..., 0], expected)
 
 
+def test_greys_whose_meaning_pillow_ignores_are_refused(tmp_path):
+    path = tmp_path / "signed.tif"
+    signed = Image.fromarray(np.array([[0, 200]], np.uint8))
+    signed.save(path, tiffinfo={339: 2})
+    with pytest.raises(ValueError, match="sign"):
+        read_image(str(path))
+    Image.merge("LA", [signed, signed]).save(path, tiffinfo={262: 0})  # Pillow does not invert it
+    with pytest.raises(UserError, match="Pillow does not read"):
+        pixels(frame([path]), 16, tmp_path / "cache")
+
+
+def test_greys_that_do_not_fill_16_bits_are_pointed_out_whichever_end_is_white(tmp_path):
+    from medq.datasets.pixels import hidden
+
+    for photometric in (0, 1):
+        assert hidden(tiff(tmp_path / "a.tif", np.arange(4096).reshape(64, 64), 16, photometric)) == (12, 1)
+
+
 def deep_png(path, values):
     """Write `values` uint16 [h, w, channels], which Pillow cannot, as a PNG of 16 bits."""
     height, width, channels = values.shape

@@ -44,10 +44,14 @@ def read(path):
         raise ValueError(f"it holds {frames} frames: save each that is an image of the dataset in a file of its own")
     if file.Rows * file.Columns > Image.MAX_IMAGE_PIXELS:
         raise Image.DecompressionBombError
-    colours = file.PhotometricInterpretation
+    colours = file.get("PhotometricInterpretation") or "which is missing"
     if colours not in COLOURS:
         raise ValueError(f"its photometric interpretation, {colours}, is not read: convert it to RGB or MONOCHROME2")
+    if (file.get("HighBit") or 0) >= (file.get("BitsStored") or 64):
+        raise ValueError("its values are not in the lowest bits (HighBit), which is not read: save it anew")
     values = _stored(file)
+    if values.shape[:2] != (file.Rows, file.Columns):
+        raise ValueError(f"it states {file.Rows} × {file.Columns} pixels, but holds more: save it anew")
     if colours == "PALETTE COLOR":
         values = apply_color_lut(values, _native_palette(file))[..., :3]
         return _bytes(values / np.iinfo(values.dtype).max)
@@ -128,7 +132,7 @@ def _windowed(values, stored, file):
             return 1 / (1 + np.exp(-4 * (values - centre) / width))
         half = 0.5 if function == "LINEAR" else 0
         return (values - centre + half) / max(width - 2 * half, 1e-9) + 0.5
-    if file.get("BitsStored", 32) <= 8 and values.min() >= 0 and values.max() < 2**file.BitsStored:
+    if (file.get("BitsStored") or 32) <= 8 and values.min() >= 0 and values.max() < 2**file.BitsStored:
         return values / (2.0**file.BitsStored - 1)
     padding = file.get("PixelPaddingValue")
     ends = [padding, file.get("PixelPaddingRangeLimit", padding)]

@@ -53,8 +53,8 @@ def check(spec, root=None, decode=True):
             if dark:
                 bits, path = max(dark)
                 notes.append(
-                    f"{spec.name}: {len(dark)} images with 16 bits use the lower {bits} bits or fewer and will be dark: "
-                    f"multiply their values to fill the range first; one is {path!r}"
+                    f"{spec.name}: {len(dark)} images with 16 bits use the lower {bits} bits or fewer and will be dark, "
+                    f"or bright where 0 is white: multiply their values to fill the range first; one is {path!r}"
                 )
             if several:
                 notes.append(

@@ -205,7 +205,7 @@ def _scan(folder, problems, pattern="*"):
     for entry in entries:
         if entry.name.startswith(".") or entry.name.lower() in IGNORED:
             continue
-        matches = fnmatch(entry.name.lower(), pattern.lower().replace("[", "[[]"))  # only * has a meaning
+        matches = fnmatch(entry.name.lower(), re.sub(r"([?[])", r"[\1]", pattern.lower()))  # only * has a meaning
         try:
             if entry.is_dir():
                 found["folders"] += [entry.name] if _holds_images(entry.path) else []
@@ -253,7 +253,7 @@ def _class_folders(spec, root):
     """{(part, label): the folder where the pattern says that images of a class lie}."""
     folder = "/".join(spec.pattern.split("/")[:-1])
     return {
-        (part, label): at(root, folder.replace("{class}", name).replace("{split}", spec.splits.get(part, "")))
+        (part, label): at(root, folder.replace("{split}", spec.splits.get(part, "")).replace("{class}", name))
         for part in (SPLITS if spec.splits else ("",))
         for label, name in enumerate(spec.classes)
     }
@@ -324,11 +324,11 @@ def _empty_classes(spec, rows, root):
 def _table_rows(spec, root, problems, notes):
     table, file = spec.table, _table_file(spec, root)
     if file is None:
-        stem, way_out = os.path.splitext(table.file)[0].lower(), "put it there, or name it in `table.file`"
-        names = [stem + suffix for suffix in (".xlsx", ".xls", ".ods")]
-        books = [entry.name for entry in _entries(root) if composed(entry.name).lower() in names]
-        if books:
-            way_out = f"{books[0]!r} is a workbook: save its sheet as a CSV file called {table.file!r}"
+        beside = [e.name for e in _entries(root) if os.path.isfile(e.path) and not suffix_of(e.name)]
+        book = next((name for name in beside if name.lower().endswith((".xlsx", ".xls", ".ods"))), None)
+        way_out = f"put it there, or name it in `table.file`; in its place: {named(beside) or 'none'}"
+        if book:
+            way_out = f"{book!r} is a workbook: save its sheet as a CSV file called {table.file!r}"
         raise UserError(f"{spec.name} in {str(root)!r}: the table {table.file!r} is missing; {way_out}.")
     frame = _read_table(file, [name for name in (table.image, table.label, table.group, table.split) if name])
     _check_table(spec, file, frame, problems)
@@ -351,8 +351,8 @@ def _table_rows(spec, root, problems, notes):
     paths = {name: [exact[name]] if name in exact else stems.get(name, []) for name in frame[table.image]}
     deeper = [folder for folder in deeper if folder not in table.folders]
     problems += _mismatches(file, table, paths, [*exact, *stems], deeper)
-    used = {stem_of(Path(found[0]).name) for found in paths.values() if found}
-    unlisted = {Path(path).name for path in exact.values() if stem_of(Path(path).name) not in used}
+    listed = {*paths, *(name for name in exact if stem_of(name) in paths and stem_of(name) not in exact)}
+    unlisted = {Path(path).name for name, path in exact.items() if name not in listed}
     if unlisted and not problems:
         notes.append(f"left out, since {file.name} has no row for them: {named(unlisted)}")
     labels = {name: label for label, name in enumerate(spec.classes)}
@@ -383,6 +383,8 @@ def _mismatches(file, table, paths, known, deeper):
         folders, hint = " or ".join(table.folders), _near(missing, known)
         if deeper and not hint:
             hint = f" (there are images in {named(deeper)}: name each folder in `table.folders`)"
+        elif known and not hint and len(missing) == len(paths):
+            hint = f" (the files have names like {known[0]!r})"
         yield f"{file.name} names images without a file in {folders}: {named(missing)}{hint}"
     several = [name for name, found in paths.items() if len(found) > 1]
     if several:
@@ -435,6 +437,8 @@ def _read_table(file, columns):
         for magic, what in WORKBOOKS.items():
             if content.startswith(magic):
                 raise UserError(f"{str(file)!r} is {what}, not text: save its sheet as a CSV file.")
+        if b"\0" in content:  # UTF-16
+            raise UnicodeError
         rows = _split(content.decode("utf-8-sig"), columns)
     except UnicodeError:
         raise UserError(f"{str(file)!r} is not UTF-8: save it with that encoding.") from None
@@ -464,12 +468,20 @@ def _split(text, columns):
     """[(row number, cells)] of the rows that are not empty, split by the separator that yields most of `columns`."""
 
     def split(separator):
-        rows = enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=separator), start=1)
-        rows = ((number, [composed(cell.strip()) for cell in row]) for number, row in rows)
-        return ((number, row) for number, row in rows if any(row))
+        number, rows = 0, csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        try:
+            for number, row in enumerate(rows, start=1):  # noqa: B007
+                row = [composed(cell.strip()) for cell in row]
+                if any(row):
+                    yield number, row
+        except csv.Error as error:
+            raise csv.Error(f"row {number + 1}: {error}; see that its quotation marks come in pairs") from None
 
     def fitting(separator):
-        header = next(split(separator), (0, []))[1]
+        try:
+            header = next(split(separator), (0, []))[1]
+        except csv.Error:  # quotes that this separator does not fit
+            header = []
         return len(set(columns) & set(header)), len(header)
 
     return list(split(max(",\t;|", key=fitting)))

@@ -17,7 +17,7 @@ from medq.datasets.index import named
 from medq.errors import UserError
 
 DECODER = 1  # part of the fingerprint: raise it if the same file gives other pixels
-TIFF_DECODER = 2  # the same for datasets with TIFFs
+TIFF_DECODER = 3  # the same for datasets with TIFFs
 _CHUNK = 256  # images in flight
 _log = logging.getLogger(__name__)
 
@@ -100,13 +100,16 @@ def _rgb(path):
 
                 profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
                 return ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+            if image.format == "TIFF" and image.mode == "L" and 2 in image.tag_v2.get(339, ()):
+                raise ValueError("8-bit values with a sign, which Pillow ignores: save it with values from 0 to 255")
             if not image.mode.startswith("I"):
                 return image.convert("RGB")
-            grey, white = _grey(image)
+            grey, white, inverted = _grey(image)
         if grey.min() < 0 or grey.max() > white:
             raise ValueError(
                 f"values from {grey.min()} to {grey.max()} do not fit 16 bits: save it with values from 0 to 65535"
             )
+        grey = white - grey if inverted else grey
         return Image.fromarray(((grey * 255 + white // 2) // white).astype(np.uint8)).convert("RGB")
     except UnidentifiedImageError:
         if path.lower().endswith(dicom.SUFFIXES):  # DICOM without its preamble
@@ -120,7 +123,7 @@ def _read_inverted_tiffs():
     from PIL.TiffImagePlugin import OPEN_INFO
 
     for (order, photometric, *rest), modes in list(OPEN_INFO.items()):
-        if photometric == 1:
+        if photometric == 1 and modes[0].startswith("I"):
             OPEN_INFO.setdefault((order, 0, *rest), modes)
 
 
@@ -132,13 +135,12 @@ def _opened(path):
 
 
 def _grey(image):
-    """(values, white): the integers of an image of more than 8 bits with 0 as black, and the value that is white."""
-    grey, bits = np.asarray(image).astype(np.int64), 16
+    """(values, highest, inverted): the integers of an image of more than 8 bits as stored, their limit, and whether 0 is white."""
+    grey, bits, inverted = np.asarray(image).astype(np.int64), 16, False
     if image.format == "TIFF":
-        bits = image.tag_v2[258][0]
-        if image.tag_v2.get(262, 0) == 0:  # WhiteIsZero; Pillow inverts images of up to 8 bits only
-            grey = 2**bits - 1 - grey
-    return grey, 2 ** min(bits, 16) - 1
+        bits = min(16, image.tag_v2[258][0])
+        inverted = image.tag_v2.get(262, 0) == 0  # WhiteIsZero; Pillow inverts images of up to 8 bits only
+    return grey, 2**bits - 1, inverted
 
 
 def hidden(path):
@@ -159,7 +161,7 @@ def hidden(path):
                 return (8 + highest.bit_length() if highest < 128 else None), frames
             if not image.mode.startswith("I"):
                 return None, frames
-            grey, white = _grey(image)
+            grey, white, _ = _grey(image)
     except UnidentifiedImageError:  # DICOM without its preamble
         return None, 1
     return (int(grey.max()).bit_length() if grey.max() <= white // 2 else None), frames
@@ -300,6 +302,8 @@ def _why(error):
         return "not an image, or of a kind that Pillow does not read"
     if isinstance(error, Image.DecompressionBombError):
         return f"too many pixels: scale it down to at most {Image.MAX_IMAGE_PIXELS:,}"
+    if isinstance(error, (AttributeError, TypeError, LookupError)):  # of code that met what no sound file holds
+        return f"damaged ({type(error).__name__}: {text})"
     return (error.strerror if isinstance(error, OSError) else None) or text or type(error).__name__
 
 

@@ -14,7 +14,7 @@ CATALOGUE = Path(__file__).parents[2] / "params" / "datasets.yaml"
 SPLITS = ("train", "held_out")
 
 # One spelling of accents: class names are compared with folders, tables and each other.
-Name = Annotated[str, Field(min_length=1), AfterValidator(partial(unicodedata.normalize, "NFC"))]
+Name = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$"), AfterValidator(partial(unicodedata.normalize, "NFC"))]
 Names = Annotated[tuple[Name, ...], Strict(False)]  # a list in YAML
 Count = Annotated[int, Field(ge=1)]
 
