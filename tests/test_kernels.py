@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from medq import backbones, diagnosis, evaluate
 from medq.quantize import agreement, dynamic, kernels, mended, static, sweep
 from medq.quantize.engines import Quantized, engine
+from medq.quantize.stage import DEFAULT
 
 ENGINES = [name for name in torch.backends.quantized.supported_engines if name != "none"]
 CLAMPS = {"relu6", "hardtanh", "clamp"}
@@ -289,6 +290,8 @@ MODES = {  # what differs between training and evaluation
     "F.dropout, by name": lambda x, scale: F.dropout(x, p=0.5, training=True),
     "F.dropout2d": lambda x, scale: F.dropout2d(x, 0.5, True),
     "torch.dropout": lambda x, scale: torch.dropout(x, 0.5, True),
+    "torch.dropout_": lambda x, scale: torch.dropout_(x.clone(), 0.5, True),
+    "torch.feature_alpha_dropout": lambda x, scale: torch.feature_alpha_dropout(x, 0.5, True),
     "F.rrelu": lambda x, scale: F.rrelu(x, 0.1, 0.9, True),
 }
 
@@ -329,15 +332,31 @@ def test_a_diagnosis_survives_an_operator_that_is_not_known(monkeypatch):
     assert np.isnan(table.loc["hardswish", "sqnr_db"]) and table.drop("hardswish")["sqnr_db"].notna().all()
 
 
-@pytest.mark.parametrize("name", ["fbgemm", "qnnpack"])
-def test_training_for_quantization_leaves_nothing_random_in_evaluation(name):
+class Depth(nn.Module):
     """Functional dropout and stochastic depth read `self.training`, which a trace in training mode writes into the graph."""
 
-    class Depth(nn.Module):
-        def forward(self, x):
-            keep = x.new_empty((len(x), 1, 1, 1)).bernoulli_(0.5) if self.training else 1.0
-            return F.dropout(x * keep, 0.5, self.training)
+    def forward(self, x):
+        keep = x.new_empty((len(x), 1, 1, 1)).bernoulli_(0.5) if self.training else 1.0
+        return F.dropout(x * keep, 0.5, self.training)
 
+
+@pytest.mark.parametrize("name", ["fbgemm", "qnnpack"])
+def test_a_trace_in_training_mode_keeps_statistics_of_the_batch_and_nothing_random(name):
+    from timm.layers import BatchNormAct2d
+
+    torch.manual_seed(0)
+    model, x = Operators(nn.Sequential(BatchNormAct2d(4), Depth())).eval(), batch(4)
+    prepared = static.prepare(model, name, DEFAULT.model_copy(update={"training_mode": True}), 8)
+    static.calibrate(prepared, [x])
+    quantized = static.convert(prepared, name)
+    with torch.inference_mode():
+        assert torch.equal(quantized(x), quantized(x))
+        alone = torch.cat([quantized(x[k : k + 1]) for k in range(len(x))])
+        assert (alone - quantized(x)).abs().max() > 0.1  # each image has statistics of its own
+
+
+@pytest.mark.parametrize("name", ["fbgemm", "qnnpack"])
+def test_training_for_quantization_leaves_nothing_random_in_evaluation(name):
     torch.manual_seed(0)
     prepared, x = static.prepare_training(Operators(Depth()), name, 32), batch(4)
     assert prepared.training

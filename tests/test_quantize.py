@@ -426,6 +426,20 @@ def test_a_converted_graph_that_does_not_run_is_unsupported_with_the_way_out():
         quantized(batch())
 
 
+def test_a_traced_model_that_does_not_run_is_unsupported_before_it_is_trained():
+    """timm's stochastic depth, asked for whatever the mode is, makes a tensor of a shape that observers take for values."""
+    from timm.layers import drop_path
+
+    class Always(nn.Module):
+        def forward(self, x):
+            return drop_path(x, 0.5, True)
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Always(), nn.Conv2d(8, 4, 3), nn.Flatten())
+    for prepare in (lambda: observed(model.eval(), "fbgemm"), lambda: static.prepare_training(model, "fbgemm", 32)):
+        with pytest.raises(Unsupported, match="the traced model does not run.*family: transformer"):
+            prepare()
+
+
 @pytest.mark.parametrize("name", INT8)
 def test_a_layer_whose_weight_is_read_by_other_code_stays_in_floating_point(name):
     torch.manual_seed(0)

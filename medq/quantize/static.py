@@ -38,8 +38,13 @@ OTHER = {"fbgemm": "qnnpack", "qnnpack": "fbgemm"}
 _MODES = {
     **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), ("training", 2)),
     **dict.fromkeys((F.alpha_dropout, F.feature_alpha_dropout), ("training", 2)),
-    **dict.fromkeys((torch.dropout, torch.alpha_dropout, torch.feature_dropout), ("train", 2)),
-    **dict.fromkeys((F.rrelu, torch.rrelu), ("training", 3)),
+    **{
+        getattr(torch, name + end): ("train", 2)
+        for name in ("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout")
+        for end in ("", "_")
+    },
+    torch.native_dropout: ("train", 2),
+    **dict.fromkeys((F.rrelu, torch.rrelu, torch.rrelu_), ("training", 3)),
 }
 
 
@@ -108,6 +113,9 @@ def prepare(model, engine_name, recipe, image_size, keep=()):
     the model, or PyTorch refuses to fuse what the recipe leaves in training mode.
     """
     model = with_batch_norm(model, recipe.batch_norm).train(recipe.training_mode).cpu()
+    for module in model.modules():  # statistics of the batch are what is studied: nothing random is traced beside them
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm) and not type(module).__module__.startswith("torch."):
+            module.training = False
     mapping = qconfig_mapping(engine_name, recipe)
     for name in keep:
         mapping.set_module_name(name, None)
@@ -189,7 +197,9 @@ def prepare_training(model, engine_name, image_size):
     model = with_batch_norm(model, "fused").eval()
     with _quiet(), engine(engine_name), _tracing():
         traced = without_dropout(fx.GraphModule(model, QuantizationTracer([], []).trace(model))).train()
-        return prepare_qat_fx(traced, get_default_qat_qconfig_mapping(engine_name), _example(image_size))
+        prepared = prepare_qat_fx(traced, get_default_qat_qconfig_mapping(engine_name), _example(image_size))
+    calibrate(copy.deepcopy(prepared).eval(), _example(image_size))  # one that does not run is not trained
+    return prepared
 
 
 def observe(model, on):
