@@ -167,7 +167,8 @@ def unfolding(summary, lines):
     return f"<details><summary>{escape(summary)}</summary><ul>{items}</ul></details>" if items else ""
 
 
-TERMS = {"auroc": "ROC-AUC", "p50 ms": "p50 (ms)", "p99 ms": "p99 (ms)"}
+TERMS = {"auroc": "ROC-AUC", "brier": "Brier", "p50 ms": "p50 (ms)", "p99 ms": "p99 (ms)", "sqnr db": "SQNR (dB)"}
+TERMS |= {short: short.upper() for short in ("auprc", "ece", "fp32", "ptq", "qat")}
 
 
 def heading(column, labels={}):  # noqa: B006
@@ -175,9 +176,9 @@ def heading(column, labels={}):  # noqa: B006
     if column in labels:
         return labels[column]
     words = title(column) if column in REGIMES else str(column).replace("_", " ")
-    for short in ("auroc", "auprc", "ece", "fp32", "ptq", "qat", "p50 ms", "p99 ms"):
-        words = re.sub(rf"\b{short}\b", TERMS.get(short, short.upper()), words)
-    return words[:1].upper() + words[1:]
+    for short, term in TERMS.items():
+        words = re.sub(rf"\b{short}\b", term, words)
+    return words if words in TERMS.values() else words[:1].upper() + words[1:]
 
 
 def _name(kind, value, row):
