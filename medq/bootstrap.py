@@ -37,6 +37,7 @@ from medq import metrics as m
 
 LANES = 64  # resamples that a kernel handles side by side, and that share one random stream
 LEVEL = 0.95
+TIE = 1e-9  # percentage points: replicates nearer to 0 are ties that rounding has broken
 DRAWN_AT_ONCE = 2**20  # images; bounds the memory of a draw
 # Metric: groups that a class, and its complement, need for an interval of its own; those of the rarest class that the mean
 # over classes, and its difference between models, needs
@@ -110,7 +111,8 @@ def difference(metric, delta, draws):
     defined = draws[~np.isnan(draws)]
     n = len(defined)
     low, high = _percentiles(defined)
-    above, below, ties = np.sum(defined > 0), np.sum(defined < 0), np.sum(defined == 0)
+    above, below = np.sum(defined > TIE), np.sum(defined < -TIE)
+    ties = n - above - below
     paper = min(1.0, 2 * min(above + ties, below) / n) if n else np.nan
     p_value = min(1.0, 2 * (1 + min(above, below) + ties) / (1 + n)) if n else np.nan
     return PairedDifference(metric, 100 * delta, low, high, float(p_value), float(paper), n, draws)

@@ -158,6 +158,20 @@ def test_equations_2_and_3_to_the_letter_and_the_p_value_that_is_tested():
     assert tie.p_equation3 == 0.5 and tie.p_value == 1  # equation 3 counts 0 as not below
 
 
+@pytest.mark.parametrize("backbones", [1, 3])
+def test_a_tie_is_a_tie_whatever_its_rounding(backbones):
+    """The same number of right images in a resample, counted in whole numbers, is a tie of accuracies."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 90)
+    models = softmax(rng.normal(size=(180 * backbones, 3))).reshape(2, backbones, 90, 3)
+    right = (models.argmax(axis=-1) == labels).astype(int)
+    gain = np.array([(right[0] - right[1]).sum(axis=0) @ c.astype(int) for c in bootstrap.resample_counts(90, 2000)])
+    assert (gain == 0).sum() > 20
+    result = bootstrap.paired(labels, list(models[0]), list(models[1]), "accuracy", n_resamples=2000)
+    assert result.p_value == min(1, 2 * (1 + min((gain >= 0).sum(), (gain <= 0).sum())) / 2001)
+    assert result.p_equation3 == min(1, 2 * min((gain >= 0).mean(), (gain < 0).mean()))
+
+
 def test_methods_that_agree_everywhere():
     labels, a, _, _ = two_models()
     result = bootstrap.paired_auprc(labels, a, a, n_resamples=RESAMPLES)
