@@ -197,8 +197,8 @@ def squared_calibration_error(y_true, y_prob, n_bins=N_BINS):
     d = probability - outcome, so that noise does not add to it. This is the debiased estimator of Kumar et al.
     (2019, marginal calibration error), the bias-corrected reliability of Ferro and Fricker (2012), and the unbiased
     kernel estimator of Widmann et al. (2019) whose kernel is "in the same bin". It can be negative for a
-    well-calibrated model. Its square root, where positive, is on the scale of the ECE.
-    `medq.bootstrap.calibration_interval` gives its interval. Pairs need two images; a bin of one counts as 0.
+    well-calibrated model. Its square root, where positive, is on the scale of the ECE. It has no interval
+    (`medq.bootstrap`). Pairs need two images; a bin of one counts as 0.
     """
     return float(defined_mean(_ce2(*validate(y_true, y_prob), n_bins)))
 

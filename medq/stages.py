@@ -202,14 +202,14 @@ def parameters(params, stage, dataset, backbone=None, regime=None, seed=None):
     values |= {"compile": params.compile, "subset": params.subset.model_dump()}
     values["backbone"] = profiles.backbones()[backbone].model_dump(exclude={"title"})
     values["train"] = params.training(backbone).model_dump()
-    if regime in regimes.REGIMES and regimes.REGIMES[regime].schedule == "qat":
+    studied = regimes.REGIMES.get((regime or "").removeprefix(f"{stage}-"))  # `diagnosis-qat-fbgemm`: of that cell
+    if stage == "attention" or studied and studied.schedule == "qat":
         values["qat"] = params.quantization(backbone).model_dump()
     if stage != "finetune":
         values["calibration"] = params.calibration.model_dump(
             exclude=None if stage == "calibration_size" else {"sizes", "subsets"}
         )
     if stage == "attention":
-        values["qat"] = params.quantization(backbone).model_dump()
         values["regimes"] = sorted({*params.regimes, *params.controls})
     if stage == "peers":
         values["latency"] = params.latency.model_dump()

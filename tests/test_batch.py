@@ -251,6 +251,17 @@ def test_a_changed_parameter_makes_stale_what_reads_it(finished, tmp_path, chang
     assert set(why(loaded)) == stale
 
 
+def test_a_study_of_a_trained_integer_model_depends_on_how_it_was_trained():
+    once, longer = (params.load("smoke", qat={"epochs": n}) for n in (1, 2))
+
+    def depends(regime):
+        place = paths.Cell("smoke", once.datasets[0], "resnet18", f"diagnosis-{regime}", 0)
+        first, second = (stages.inputs(p, "diagnosis", place, key_of=lambda _: "") for p in (once, longer))
+        return first != second
+
+    assert depends("qat-fbgemm") and not depends("fbgemm")
+
+
 def test_changed_code_makes_its_stage_stale(finished, monkeypatch):
     code = stages.code
     monkeypatch.setattr(stages, "code", lambda stage: "new" if stage == "quantize" else code(stage))

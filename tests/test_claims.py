@@ -469,6 +469,8 @@ def test_a_claim_is_decided_by_the_folder_whose_protocol_can(tmp_path):
     (folder / "provenance.json").write_text(json.dumps(facts))
     table = claims.evaluate(results.load(tmp_path / "reference")).set_index("id")
     assert tuple(table.loc["ptq-auroc", ["verdict", "results"]]) == (SUPPORTED, "pretrained")
+    assert "Models: ResNet-18, ResNet-50" in table.loc["ptq-auroc", "evidence"]
+    assert "Models:" not in table.loc["ptq-faster", "evidence"]
     assert tuple(table.loc["ptq-faster", ["verdict", "results"]]) == (SUPPORTED, "reference")
 
 
@@ -627,6 +629,26 @@ def test_the_level_is_corrected_for_the_number_of_looks():
         wrong[0] += judge(looks, high=0).verdict == CONTRADICTED
         wrong[1] += exists(looks, above=0).verdict == SUPPORTED
     assert max(wrong) / 2000 < 0.04  # one side of 2.5 % each
+
+
+def test_a_claim_in_several_parts_is_not_contradicted_more_often():
+    """Six parts that all must hold, each true on its limit: one is contradicted in at most 2.5 % of samples."""
+    rng, wrong = np.random.default_rng(0), np.zeros(2)
+    for _ in range(2000):
+        looks = [[Entry("", v, v - 1.96, v + 1.96) for v in rng.normal(size=2)] for _ in range(6)]
+        wrong[0] += both(*(judge(part, low=0, parts=6) for part in looks)).verdict == CONTRADICTED
+        wrong[1] += both(*(exists(part[:1], above=0, parts=6) for part in looks)).verdict == CONTRADICTED
+    assert (wrong / 2000 < 0.04).all()
+
+
+def test_a_rank_is_not_claimed_more_often_than_stated(monkeypatch):
+    """Four of eight backbones surely lose more, three as much: it is not among the best three for sure."""
+    rng, true, wrong = np.random.default_rng(0), {"resnet50": 0, "a": 0, "b": 0, "c": 0} | dict.fromkeys("defg", 99), 0
+    for _ in range(2000):
+        drawn = {b: Entry(b, v, v - 1.96, v + 1.96) for b, v in zip(true, rng.normal(list(true.values())))}
+        monkeypatch.setattr(decisions, "_ptq_loss", lambda _, drawn=drawn: drawn)
+        wrong += decisions.robust(None, backbone="resnet50", among=3).verdict == SUPPORTED
+    assert wrong / 2000 < 0.035
 
 
 def test_the_level_is_corrected_for_few_draws_too():

@@ -11,7 +11,7 @@ import pandas as pd
 from medq import config, paths
 from medq.claims import decisions
 from medq.claims.evidence import CONTRADICTED, OPEN, OUTSIDE, SUPPORTED, Finding, both, exists, judge
-from medq.results import companions
+from medq.results import companions, title
 from medq.tables import comparable
 
 VERDICTS = (SUPPORTED, CONTRADICTED, OPEN, OUTSIDE)
@@ -54,8 +54,8 @@ def evaluate(results):
     """Every claim with its verdict: a DataFrame of COLUMNS, in the order of `CLAIMS`.
 
     A claim is decided by the first folder that can: for `reference` that is `pretrained` beside it, if it exists; its name
-    is in `results`. `value`, `low`, `high` are the number that decides and its 95 % interval (fractions, seconds or
-    ratios, as the evidence says; missing where no single number decides).
+    is in `results`, and the evidence names its backbones. `value`, `low`, `high` are the number that decides and its 95 %
+    interval (fractions, seconds or ratios, as the evidence says; missing where no single number decides).
     """
     rows = []
     for claim in CLAIMS:
@@ -64,5 +64,6 @@ def evaluate(results):
             if found.verdict in (SUPPORTED, CONTRADICTED):
                 break
         about = claim.id, claim.claim, claim.section, claim.says, claim.test
-        rows.append((*about, found.evidence, found.value, found.low, found.high, found.verdict, source.name))
+        models = f" Models: {', '.join(map(title, source.backbones))}." if source is not results else ""
+        rows.append((*about, found.evidence + models, found.value, found.low, found.high, found.verdict, source.name))
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -58,7 +58,7 @@ def change(results, *, kind, margins, bound, reference="fp32", datasets=(), form
         if each is True:
             found = [e for e in found if not math.isnan(e.value)]
         low, high = {"within": (-margin, margin), "more": (margin, math.inf), "at_most": (-math.inf, margin)}[bound]
-        findings.append(judge(found, low=low, high=high, unit=_unit(metric)))
+        findings.append(judge(found, low=low, high=high, unit=_unit(metric), parts=len(margins)))
     result = both(*findings)
     if result.verdict == CONTRADICTED and kind == "fp16" and not is_published(results):
         rows = [paired(results, m, "fp32", "fp16", d) for m in margins for d in results.datasets]
@@ -98,11 +98,11 @@ def ptq_spreads(results):
 def depends_on_backbone(results, *, margin):
     """In each dataset and engine two backbones' losses of ROC-AUC under PTQ differ by more than `margin`."""
     cells, findings = harms(results, "auroc", "ptq"), []
-    for dataset in results.datasets:
-        for regime in regimes(results, "ptq"):
-            own = [e for (d, _, r), e in cells.items() if (d, r) == (dataset, regime)]
-            gaps = [minus(a, b, f"{a.label} beyond {b.label.split(', ')[1]}") for a in own for b in own if a is not b]
-            findings.append(exists(gaps, above=margin))
+    places = list(itertools.product(results.datasets, regimes(results, "ptq")))
+    for place in places:
+        own = [e for (d, _, r), e in cells.items() if (d, r) == place]
+        gaps = [minus(a, b, f"{a.label} beyond {b.label.split(', ')[1]}") for a in own for b in own if a is not b]
+        findings.append(exists(gaps, above=margin, parts=len(places)))
     return both(*findings)
 
 
@@ -165,7 +165,7 @@ def best_regimes(results, *, metric):
             best = paper.idxmin()
             found = [harm(results, metric, best, r, dataset, form="fake-quant") for r in paper.index if r != best]
             found = [e._replace(label=f"{e.label} against {title(best)}") for e in found]
-            findings.append(judge(found, low=0, unit=_unit(metric)))
+            findings.append(judge(found, low=0, unit=_unit(metric), parts=len(results.datasets)))
     return both(*findings)
 
 
@@ -286,7 +286,8 @@ def robust(results, *, backbone, among):
     if len(loss) < 5 or backbone not in loss:
         return []
     gaps = [minus(e, loss[backbone], f"{title(b)} loses more by") for b, e in loss.items() if b != backbone]
-    worse, better = sum(g.low > 0 for g in gaps), sum(g.at(len(gaps)).high < 0 for g in gaps)
+    # Bonferroni's level that suffices where all but `among` of the gaps (or `among` of them) must be sure at once
+    worse, better = sum(g.at(among).low > 0 for g in gaps), sum(g.at(len(gaps) - among + 1).high < 0 for g in gaps)
     verdict = SUPPORTED if worse >= len(loss) - among else CONTRADICTED if better >= among else OPEN
     own = loss[backbone]
     text = f"{own.label} loses {100 * own.value:+.1f} points; {worse} of {len(gaps)} others surely lose more, {better} surely less."

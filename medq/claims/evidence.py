@@ -2,7 +2,8 @@
 
 Two rules keep the error rate of a verdict at 5 % however many numbers it looks at. "All lie within" is supported if every
 95 % interval lies within (an intersection-union test, which needs no correction) and contradicted if one lies outside
-at Bonferroni's level for that many looks; "one lies above" mirrors it.
+at Bonferroni's level for that many looks; "one lies above" mirrors it. Where several such findings must all hold, each
+is contradicted at the level corrected for the number of `parts`, too.
 """
 
 import math
@@ -73,17 +74,17 @@ def entry(results, label, value, low=NAN, high=NAN):
 # --- rules ----------------------------------------------------------------------------------------
 
 
-def judge(entries, *, low=-math.inf, high=math.inf, unit="points"):
+def judge(entries, *, low=-math.inf, high=math.inf, unit="points", parts=1):
     """Do all true values lie in [low, high]?
 
     Supported: every interval lies inside. Contradicted: one lies outside at the level corrected for the number of
-    entries. Otherwise, and where an entry is missing, not testable. The number reported is the one furthest outside,
-    or nearest to the limits.
+    entries times `parts`. Otherwise, and where an entry is missing, not testable. The number reported is the one furthest
+    outside, or nearest to the limits.
     """
     known = [e for e in entries if not math.isnan(e.value)]
     if not known:
         return Finding(OPEN, MISSING)
-    outside = [e for e in known if (c := e.at(len(known))).high < low or c.low > high]
+    outside = [e for e in known if (c := e.at(parts * len(known))).high < low or c.low > high]
     inside = [e for e in known if e.low >= low and e.high <= high]
     verdict = CONTRADICTED if outside else SUPPORTED if len(inside) == len(entries) else OPEN
     worst = min(outside or known, key=lambda e: min(e.value - low, high - e.value))
@@ -97,16 +98,16 @@ def judge(entries, *, low=-math.inf, high=math.inf, unit="points"):
     return Finding(verdict, text, *worst[1:4])
 
 
-def exists(entries, *, above, unit="points"):
+def exists(entries, *, above, unit="points", parts=1):
     """Does one true value lie above a limit? Supported at the level corrected for the number of entries.
 
-    Contradicted only if every interval lies below.
+    Contradicted only if every interval lies below, at the level corrected for `parts`.
     """
     known = [e for e in entries if not math.isnan(e.value)]
     if not known:
         return Finding(OPEN, MISSING)
     best = max(known, key=lambda e: (e.at(len(known)).low > above, e.value))
-    none = all(e.high < above for e in known)
+    none = all(e.at(parts).high < above for e in known)
     verdict = SUPPORTED if best.at(len(known)).low > above else CONTRADICTED if none else OPEN
     return Finding(verdict, f"Of {len(known)} cases, {_text(best, unit)}.", *best[1:4])
 

@@ -8,8 +8,8 @@ unsupported or doubtful.
 from medq.tables.about import balance, batch_norm_sizes, channels, of_cell, selection
 from medq.tables.attention import attention
 from medq.tables.beyond import COLLAPSE, FACTORS, GAP, VARIANTS, ablation, advice, beside_variant, disturbed
-from medq.tables.beyond import engine_check, flips, leak, leak_effect, other_models, peers, qat_control, recipe_means
-from medq.tables.beyond import recipes_against_table1, recommended, remedies, silent, worst_layers
+from medq.tables.beyond import engine_check, equal_recipe, flips, leak, leak_effect, other_models, peers, qat_control
+from medq.tables.beyond import recipe_means, recipes_against_table1, recommended, remedies, silent, worst_layers
 from medq.tables.catalogue import TABLES, Shown, data, show
 from medq.changes import SCORES, changes
 from medq.tables.entries import DISAGREES, FIELDS, PAPER_REGIMES, cell_state, comparable, is_outside, mean_state

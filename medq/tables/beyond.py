@@ -11,7 +11,7 @@ from medq.results import published as paper_results
 from medq.changes import SCORES
 from medq.tables.entries import by_key, cell_state
 
-COLLAPSE = 0.10  # a recipe collapses a model if it costs this much AUPRC, or adds this much top-label ECE
+COLLAPSE = 0.10  # a recipe collapses a model if it costs this much AUPRC, or adds this much to the Brier score
 
 
 def engine_check(results, metric="brier"):
@@ -67,13 +67,16 @@ MODEL = ["dataset", "backbone", "engine"]
 
 
 def recipe_means(results, form):
-    """One row per dataset, backbone, engine and recipe, averaged over folds, with the `changes` by name."""
+    """One row per dataset, backbone, engine and recipe, averaged over folds, with the `changes` by name.
+
+    `collapsed`: AUPRC lower, or the Brier score higher, by `COLLAPSE` than under the default recipe.
+    """
     a = results.ablation
     a = a[a["form"].isin([form, ""])] if (a["form"] == form).any() else a
     keys = [*MODEL, "recipe"]
     first = a.drop_duplicates(keys).set_index(keys)
     frame = first[[*FACTORS, "run_engine"]].join(a.groupby(keys)[list(SCORES)].mean()).reset_index()
-    defaults, changed = by_key(frame[frame["recipe"] == "default"], MODEL), []
+    defaults, changed, collapsed = by_key(frame[frame["recipe"] == "default"], MODEL), [], []
     for row in frame.to_dict("records"):
         default = defaults.get(tuple(row[k] for k in MODEL), row)
         factors = [f for f in FACTORS if row[f].lower() != default[f].lower()]
@@ -81,25 +84,24 @@ def recipe_means(results, form):
         changed.append(
             names + ([f"run under {row['run_engine']}"] if row["run_engine"] not in ("", row["engine"]) else [])
         )
-    return frame.assign(changes=changed)
+        collapsed.append(max(default["auprc"] - row["auprc"], row["brier"] - default["brier"]) >= COLLAPSE)
+    return frame.assign(changes=changed, collapsed=pd.Series(collapsed, index=frame.index, dtype=bool))
 
 
 def ablation(results, *, form="converted"):
     """The smallest change of recipe that turns a sound model into a collapsed one, per dataset, backbone, engine.
 
-    Columns: dataset, backbone, engine, recipe, changes, n_changes, then before (by default) and after: auprc, ece,
-    ece_top_label; tried. Collapsed: AUPRC lower, or top-label ECE higher, by `COLLAPSE` than under the default
-    recipe. Of several recipes with equally few changes the one that costs most AUPRC counts.
+    Columns: dataset, backbone, engine, recipe, changes, n_changes, then before (by default) and after: auprc, brier;
+    tried. Of several recipes with equally few changes the one that costs most AUPRC counts.
     """
-    shown, rows = ("auprc", "ece", "ece_top_label"), []
+    shown, rows = ("auprc", "brier"), []
     for key, group in recipe_means(results, form).groupby(MODEL, sort=False):
         base, others = (group[(group["recipe"] == "default") == k] for k in (True, False))
         row = {**dict(zip(MODEL, key)), "tried": len(others), "recipe": "", "changes": "the default recipe is missing"}
         if len(base):
             base = base.iloc[0]
             others = others.assign(n_changes=others["changes"].map(len))
-            worse = others["ece_top_label"] - base["ece_top_label"] >= COLLAPSE
-            fell = others[worse | (base["auprc"] - others["auprc"] >= COLLAPSE)].sort_values(["n_changes", "auprc"])
+            fell = others[others["collapsed"]].sort_values(["n_changes", "auprc"])
             row |= {f"{m}_before": base[m] for m in shown}
             row |= {"recipe": "none", "changes": f"none of {len(others)} recipes collapses it"}
             if len(fell):
@@ -113,11 +115,11 @@ def ablation(results, *, form="converted"):
 REPRODUCED = {"ece": 0.05, "brier": 0.10}  # greatest error of a change from FP32 that still reproduces Table 1's
 
 
-def recipes_against_table1(results, published=None, *, form="converted"):
+def recipes_against_table1(results, published=None, *, form="fake-quant"):
     """How near each recipe comes to what PTQ changes in the paper's Table 1, over all its datasets and engines at once.
 
     Compared are changes from FP32, mean over the backbones of the ablation, in ECE and Brier: levels differ between
-    protocols. Columns: recipe, cells (datasets x engines), error_ece, error_brier (root mean square of ours minus the
+    protocols. The models are simulated, as the paper's are (section 3.2). Columns: recipe, cells (datasets x engines), error_ece, error_brier (root mean square of ours minus the
     paper's), worst_ece, worst_brier, distance (of both errors, each in units of REPRODUCED), reproduces (all six cells,
     each within REPRODUCED); nearest first, recipes of fewer cells last.
     """
@@ -148,6 +150,27 @@ def recipes_against_table1(results, published=None, *, form="converted"):
 
 def _mean(values):
     return values.mean(skipna=False)
+
+
+EQUAL = "as-in-training"  # the recipe that has QAT's observers and folded batch norm
+
+
+def equal_recipe(results, metric="brier", *, form="fake-quant"):
+    """PTQ and QAT with the same observers and batch norm: what is left between them is the training alone.
+
+    Columns: dataset, backbone, engine, fp32, ptq (by default), ptq_equal (`EQUAL`), qat; one row for each model that the
+    ablation holds the recipe of, missing where a regime was not run. PTQ is the ablation's own.
+    """
+    wide = recipe_means(results, form).pivot(index=MODEL, columns="recipe", values=metric).reset_index()
+    if EQUAL not in wide:
+        return pd.DataFrame(columns=[*MODEL, "fp32", "ptq", "ptq_equal", "qat"])
+    frame = wide[wide[EQUAL].notna()].rename(columns={"default": "ptq", EQUAL: "ptq_equal"})
+    known = scores(results, metric, form=form).set_index(CELL)["value"].to_dict()
+    for name, regime in (("fp32", "fp32"), ("qat", "qat-{}")):
+        frame[name] = [
+            known.get((d, b, regime.format(e)), math.nan) for d, b, e in frame[MODEL].itertuples(index=False)
+        ]
+    return frame[[*MODEL, "fp32", "ptq", "ptq_equal", "qat"]].reset_index(drop=True)
 
 
 # --- remedies -------------------------------------------------------------------------------------
@@ -320,18 +343,18 @@ def peers(results):
     """Other runtimes on the same checkpoints and images, means over folds, at every batch size.
 
     Columns: those of `peers.csv` with `name`, the runtime's title, and `pareto`: at its batch size none beats it in
-    both p50 and ECE.
+    both p50 and Brier score.
     """
     frame = peer_means(results).sort_values("batch_size", kind="stable").reset_index(drop=True)
     frame = frame.assign(pareto=False, name=(frame["runtime"] + " " + frame["precision"]).map(title))
     for _, group in frame.groupby(["dataset", "backbone", "batch_size"]):
         for row in group.dropna(subset=["p50_ms"]).itertuples():
-            better = (group["p50_ms"] <= row.p50_ms) & (group["ece"] <= row.ece)
+            better = (group["p50_ms"] <= row.p50_ms) & (group["brier"] <= row.brier)
             frame.loc[row.Index, "pareto"] = not (
-                better & ((group["p50_ms"] < row.p50_ms) | (group["ece"] < row.ece))
+                better & ((group["p50_ms"] < row.p50_ms) | (group["brier"] < row.brier))
             ).any()
-    columns = ["dataset", "backbone", "batch_size", "name", "pareto", "p50_ms", "p99_ms", "ece", "auprc", "auroc"]
-    columns += ["ece_top_label", "brier", "size_mb", "convert_seconds", "runtime", "precision", "image_size", "note"]
+    columns = ["dataset", "backbone", "batch_size", "name", "pareto", "p50_ms", "p99_ms", "brier", "auprc", "auroc"]
+    columns += ["ece", "ece_top_label", "size_mb", "convert_seconds", "runtime", "precision", "image_size", "note"]
     return frame[columns]
 
 
