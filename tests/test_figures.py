@@ -450,6 +450,12 @@ def test_summary_is_the_change_against_fp32(gaps):
     assert "FP16" not in [t.get_text() for t in axis.get_yticklabels()]  # a training of its own is no cost of precision
 
 
+def test_summary_leaves_out_what_was_not_run():
+    planned = fixtures.world(datasets=("BrainMRI",), backbones=("resnet50",), n=60, regimes=("fp32", "ptq-fbgemm"))
+    rows = [t.get_text() for t in figures.summary_figure(planned).axes[0].get_yticklabels()]
+    assert rows == ["INT8-PTQ (FBGEMM)"]
+
+
 def test_sqnr_names_the_three_worst_layers(gaps):
     figure = drawn("sqnr", gaps)
     worst = tables.worst_layers(gaps, "BrainMRI", "mobilenetv2", "ptq-fbgemm")

@@ -23,11 +23,12 @@ def summary_figure(results, published=None, *, form="converted"):
     """The start page's figure: what each regime costs against FP32, in AUPRC and in the Brier score.
 
     FP16 is left out: it was trained apart, so that its difference is as much the other training's as the precision's.
+    So are regimes without any result.
     """
-    data = changes(results, COSTS, form=form)
-    regimes, backbones = [r for r in results.regimes if REGIMES[r].start], results.backbones
+    data, backbones = changes(results, COSTS, form=form), results.backbones
+    regimes = [r for r in results.regimes if REGIMES[r].start and r in set(data["regime"])]
     data = data[data["regime"].isin(regimes)]
-    if data.empty or not regimes:
+    if data.empty:
         return empty("What each regime costs against FP32: no cell of these results is done yet.")
     data = data.assign(value=100 * data["value"])
     figure, axes = style.new(2, len(results.datasets), height=1.6 + 2 * 0.3 * len(regimes), sharey=True, sharex="row")
