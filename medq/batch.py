@@ -392,7 +392,7 @@ def _look_for_what_is_needed(params, chosen):
     _look_for_images(params, chosen)
     for name in trained:
         spec = profiles.backbones()[name]
-        if backbones.CONVERTED.get(spec.timm) != spec.family:
+        if backbones.CONVERTED.get(spec.timm) != spec.family or spec.options:
             wanted = dict.fromkeys(job.cell.regime for job in chosen if job.cell.backbone == name)
             for regime, reason in rehearse(name, params.image_size, wanted).items():
                 print(f"note: {name}: {regime} will be unsupported: {reason}", flush=True)

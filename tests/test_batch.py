@@ -133,6 +133,16 @@ def test_a_backbone_that_timm_does_not_know_stops_a_batch_before_it_starts(tmp_p
         assert "did you mean resnet18" in capsys.readouterr().err and not runs.exists()
 
 
+def test_backbones_are_tried_first_unless_they_are_known_to_convert_as_they_are(tmp_path, runs, monkeypatch, capsys):
+    tried, known = [], params.backbones()
+    own = known["resnet18"].model_copy(update={"options": {"drop_rate": 0.3}})
+    monkeypatch.setattr(params, "backbones", lambda *_: known | {"own": own})
+    monkeypatch.setattr("medq.quantize.stage.rehearse", lambda name, *_: tried.append(name) or {"ptq-fbgemm": "so"})
+    loaded = params.load(write_profile(tmp_path, backbones=["resnet18", "own"]))
+    batch._look_for_what_is_needed(loaded, batch.jobs(loaded))
+    assert tried == ["own"] and "note: own: ptq-fbgemm will be unsupported: so" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "only, code", [([], 2), (["--only", "regime=ptq-fbgemm"], 2), (["--only", "regime=fp32"], None)]
 )
