@@ -11,6 +11,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
+from html import unescape
 from types import SimpleNamespace
 
 import pandas as pd
@@ -240,6 +242,32 @@ def test_image_size_reads_points_pixels_and_view_boxes(tmp_path):
     ):
         (tmp_path / "x.svg").write_text(f"<svg {head}></svg>")
         assert medq_pages.image_size(tmp_path / "x.svg") == size
+
+
+def test_a_picture_of_any_name_has_a_size(tmp_path):
+    (tmp_path / "x.svg").write_text('<svg width="30" height="20"></svg>')
+    app = SimpleNamespace(srcdir=tmp_path, env=SimpleNamespace(images={"x.svg": (set(), "NA_漢 1.svg")}))
+    tag = medq_pages.sized('<img src="../_images/NA_%E6%BC%A2%201.svg">', app, "")
+    assert 'width="30" height="20"' in tag
+
+
+def test_a_figure_of_any_name_says_without_a_path_what_no_font_has(tmp_path, monkeypatch, recwarn):
+    from matplotlib.figure import Figure
+
+    from medq import figures
+
+    def draw():
+        warnings.warn("no installed font has '漢'", figures.FontWarning, stacklevel=2)
+        warnings.warn("something else", stacklevel=2)
+        return Figure(figsize=(2, 2))
+
+    for folder in ("", str(tmp_path)):
+        monkeypatch.setenv("MEDQ_BOOK", folder)
+        shown = book.figure(draw, name='NA #1 "x"')
+        text = shown.myst if folder else shown.html
+        assert "no installed font has '漢'." in unescape(text) and str(book.__file__) not in text
+    assert yaml.safe_load(re.search(":name: (.*)", shown.myst)[1]) == 'NA #1 "x"'
+    assert {str(item.message) for item in recwarn} == {"something else"}
 
 
 def test_fingerprint_changes_with_the_results(tmp_path):

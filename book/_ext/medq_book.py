@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import warnings
 from html import escape
 from pathlib import Path
 
@@ -90,23 +91,35 @@ def figure(draw, *args, name, caption="", data=None, numbered=True, phone=True, 
 
     For a build it is drawn for a wide page and, unless `phone` is false, for a phone, which else shows it smaller. One that is numbered can be referred to as {numref}`name`.
     """
-    drawn = draw(*args, **options)
+    drawn, notes = _drawn(draw, *args, **options)
     alt = figures.alt_text(drawn)
     if not building():
         buffer = io.BytesIO()
         drawn.savefig(buffer, format="svg")
-        return Shown(alt, buffer.getvalue().decode())
+        return Shown(alt, buffer.getvalue().decode() + "".join(f"<p>{escape(note)}</p>" for note in notes))
     path, uri = asset(f"{name}.svg")
     figures.save(drawn, path)
-    lines = [f":name: {name}"] if numbered else []
+    lines = [f":name: {json.dumps(name, ensure_ascii=False)}"] if numbered else []
     if phone and drawn.get_figwidth() > SMALL:
         narrow, narrow_uri = asset(f"narrow/{name}.svg")
         with figures.narrow():
-            figures.save(draw(*args, **options), narrow)
+            figures.save(_drawn(draw, *args, **options)[0], narrow)
         lines.append(f":narrow: {narrow_uri}")
     lines.append(f":alt: {json.dumps(alt, ensure_ascii=False)}")
     links = [f"{{download}}`SVG <{uri}>`", *([download(data, name)] if data is not None else [])]
-    return Shown("\n".join([f"```{{plot}} {uri}", *lines, "", caption, "```", "", files(links)]))
+    return Shown("\n".join([f"```{{plot}} {uri}", *lines, "", caption, "```", "", *(f"*{plain(note)}*\n" for note in notes), files(links)]))
+
+
+def _drawn(draw, *args, **options):
+    """(figure, sentences on signs without a font): a page shows them without the path that a warning has."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", figures.FontWarning)
+        drawn = draw(*args, **options)
+    fonts = [item.message for item in seen if issubclass(item.category, figures.FontWarning)]
+    for item in seen:
+        if item.message not in fonts:
+            warnings.warn(item.message, stacklevel=2)
+    return drawn, [f"{message}." for message in map(str, fonts)]
 
 
 def each_dataset(draw, name, caption, data):
@@ -164,7 +177,7 @@ def table(table, caption="", *, name="", numbered=True, sortable=False, **option
         return Shown(caption, f"{tables.STYLE}<p>{escape(caption)}</p>{html}")
     path, uri = asset(f"{name}.html")
     path.write_text(f'<div class="medq-sortable">{html}</div>' if sortable else html, encoding="utf-8")
-    label = f":name: {name}\n" if numbered else ""
+    label = f":name: {json.dumps(name, ensure_ascii=False)}\n" if numbered else ""
     return Shown(f"```{{tabular}} {uri}\n{label}\n{caption}\n```\n\n{files([download(data, name)])}")
 
 

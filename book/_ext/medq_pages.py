@@ -19,6 +19,7 @@ import shutil
 import sys
 from html import escape
 from pathlib import Path
+from urllib.parse import unquote
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -288,7 +289,8 @@ def sized(tag, app, folder):
     source = re.search(r'src="([^"]+)"', tag)
     if not source or " width=" in tag or "://" in source[1]:
         return tag
-    original = next((path for path, (_, name) in app.env.images.items() if name == Path(source[1]).name), None)
+    file = unquote(Path(source[1]).name)
+    original = next((path for path, (_, name) in app.env.images.items() if name == file), None)
     if original is None:
         return tag
     width, height = image_size(Path(app.srcdir) / original)

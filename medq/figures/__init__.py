@@ -9,6 +9,7 @@ from medq.figures.beyond import sqnr_figure, summary_figure, training_curve
 from medq.figures.paper import figure1, figure2, figure2_interactive, figure3, figure4, figure4_interactive, figure5
 from medq.figures.paper import figure6, figure7
 from medq.figures.protocol import recipe_figure
-from medq.figures.style import BACKBONE_STYLES, REGIME_COLOURS, alt_text, backbone_style, narrow, regime_colour, save
+from medq.figures.style import BACKBONE_STYLES, REGIME_COLOURS, FontWarning, alt_text, backbone_style, narrow
+from medq.figures.style import regime_colour, save
 
 __all__ = [name for name in dir() if not name.startswith("_")]

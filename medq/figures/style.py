@@ -79,6 +79,10 @@ def regime_colour(name):
     return REGIME_COLOURS.get(name, MUTED)
 
 
+class FontWarning(UserWarning):
+    """Signs of a label for which no font is installed."""
+
+
 def styled(function):
     """Draw in the project's style; the figure belongs to nobody's pyplot state.
 
@@ -99,7 +103,7 @@ def styled(function):
         undrawn = missing.difference(*map(_covered, families))
         if undrawn:
             signs = "".join(sorted(undrawn))
-            warnings.warn(f"no installed font has {signs!r}: install one, such as Noto Sans CJK", stacklevel=2)
+            warnings.warn(f"no installed font has {signs!r}: install one, such as Noto Sans CJK", FontWarning, 2)
             _signs(figure, {ord(sign): sign.encode("ascii", "backslashreplace").decode() for sign in undrawn})
         return figure
 

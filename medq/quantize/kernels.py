@@ -2,6 +2,10 @@
 
 Every quantized operator of a converted model is run once as the engine runs it and once in floating point on the same
 (dequantized) inputs, weights and output scale. A sound kernel differs by at most a step of rounding.
+
+Logits of a whole model say less. With random weights each layer passes a step on to more values than the one before:
+noise of 1e-5 in the images moves the simulation of Inception-v3 by 11 % and that of NF-RegNet-B1 by 20 %, the float
+models by 1e-5. Such a model differs as much from its simulation, and every operator still agrees.
 """
 
 import math
