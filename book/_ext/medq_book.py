@@ -107,7 +107,8 @@ def figure(draw, *args, name, caption="", data=None, numbered=True, phone=True, 
         lines.append(f":narrow: {narrow_uri}")
     lines.append(f":alt: {json.dumps(alt, ensure_ascii=False)}")
     links = [f"{{download}}`SVG <{uri}>`", *([download(data, name)] if data is not None else [])]
-    return Shown("\n".join([f"```{{plot}} {uri}", *lines, "", caption, "```", "", *(f"*{plain(note)}*\n" for note in notes), files(links)]))
+    below = [*(f"*{plain(note)}*\n" for note in notes), files(links)]
+    return Shown("\n".join([f"```{{plot}} {uri}", *lines, "", caption, "```", "", *below]))
 
 
 def _drawn(draw, *args, **options):
