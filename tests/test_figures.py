@@ -545,6 +545,23 @@ def test_any_label_can_be_drawn_without_boxes(label):
         assert label in {text.encode().decode("unicode_escape") for text in drawn if "\\" in text and text.isascii()}
 
 
+def test_names_of_bars_are_drawn_without_boxes(monkeypatch):
+    monkeypatch.setattr(style, "_families", lambda missing: [])  # no font has them
+
+    @style.styled
+    def bars():
+        figure, axes = style.new(height=1)
+        axes[0, 0].barh(["a 漢", "b"], [1, 2])
+        return figure
+
+    with pytest.warns(style.FontWarning, match="no installed font"):
+        figure = bars()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.savefig(io.BytesIO(), format="svg")
+    assert {text.get_text() for text in figure.axes[0].get_yticklabels()} == {"a \\u6f22", "b"}
+
+
 def test_logarithmic_axes_have_plain_labels():
     figure = figures.figure6(load(Path(__file__).parents[1] / "results" / "reference"))
     figure.savefig(io.BytesIO(), format="svg")

@@ -15,6 +15,7 @@ from functools import cache, wraps
 import matplotlib.style
 import numpy as np
 from matplotlib import font_manager
+from matplotlib.category import StrCategoryLocator
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
@@ -156,11 +157,13 @@ def _signs(figure, instead=None):
         found |= set(text.get_text())
         text.set_text(text.get_text().translate(instead or {}))
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
-        if isinstance(axis.get_major_locator(), FixedLocator):  # labels of our own, made anew whenever it is drawn
+        if isinstance(
+            axis.get_major_locator(), (FixedLocator, StrCategoryLocator)
+        ):  # labels of our own, made anew whenever it is drawn
             labels = [label.get_text() for label in axis.get_ticklabels()]
             found |= set("".join(labels))
             if instead:
-                axis.set_ticklabels([label.translate(instead) for label in labels])
+                axis.set_ticks(axis.get_majorticklocs(), [label.translate(instead) for label in labels])
     return {sign for sign in found if sign.isprintable() and not sign.isspace()}
 
 
