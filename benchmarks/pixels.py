@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from medq import _torchvision, augment, backbones
-from medq.datasets import dataset_root, index, load_catalogue, pixels
+from medq import _torchvision, augment, backbones, params
+from medq.datasets import dataset_root, index, pixels
 from medq.errors import one_of
 from medq.fit import Images
 
@@ -37,7 +37,7 @@ def main():
     parser.add_argument("--workers", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    catalogue = load_catalogue()
+    catalogue = params.datasets()
     known = [name for name, spec in catalogue.items() if spec.layout == "folders"]
     spec = catalogue[one_of("dataset", options.dataset, known)]
     frame = index(spec)

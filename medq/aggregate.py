@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from medq import bootstrap, metrics, regimes
+from medq.groups import connected
 from medq.results import PEER_REFERENCE
 
 SIMULATED = ".fake-quant"  # the fake-quantized form: suffix of its predictions, and of methods in bootstrap.csv
@@ -144,7 +145,7 @@ def _groups(folds, audits, dataset, image_id):
     if dataset not in folds:
         return None
     own = folds[dataset].set_index("image_id")["group"].reindex(image_id).to_numpy()
-    groups = bootstrap.connected(image_id, own, audits[dataset])
+    groups = connected(image_id, own, audits[dataset])
     return groups if len(np.unique(groups)) < len(groups) else None
 
 

@@ -23,17 +23,15 @@ environment variable NUMBA_CACHE_DIR names another place. Without a writable cac
 again (two seconds).
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numba
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-from medq import metrics as m
+from medq import metrics as m, provenance
+from medq.groups import group_numbers
 
 LANES = 64  # resamples that a kernel handles side by side, and that share one random stream
 LEVEL = 0.95
@@ -245,7 +243,7 @@ def _estimates(y_true, models, classes, options, rng):
 
 def _sizes(labels, n_classes, groups):
     """Groups [classes] with images of each class, or of the other classes where those are fewer."""
-    member = np.arange(len(labels)) if groups is None else _group_numbers(groups, len(labels))
+    member = np.arange(len(labels)) if groups is None else group_numbers(groups, len(labels))
     count = [[len(np.unique(member[(labels == c) == own])) for own in (True, False)] for c in range(n_classes)]
     return np.min(count, axis=1)
 
@@ -278,27 +276,6 @@ def with_holm(differences):
     family = [differences["metric"], differences["backbone"].eq("all"), simulated]
     adjusted = differences.groupby(family)["p_value"].transform(lambda p: holm(p.to_numpy()))
     return differences.assign(p_holm=adjusted)
-
-
-def connected(image_id, *memberships):
-    """Group number [n] of each image: images that share an entry of any membership are one group.
-
-    `memberships`: arrays [n] such as lesion or patient identifiers, or DataFrames with the columns `image_id` and
-    `group_id` (as `medq.datasets.audit` returns: near-duplicates). Groups that overlap are joined.
-    """
-    place = pd.Series(np.arange(len(image_id)), index=np.asarray(image_id))
-    images, groups, start = [place.to_numpy()], [place.to_numpy()], len(place)
-    for member in memberships:
-        if isinstance(member, pd.DataFrame):
-            rows = member[member["image_id"].isin(place.index)]
-            at, of = place[rows["image_id"]].to_numpy(), pd.factorize(rows["group_id"])[0]
-        else:
-            at, of = place.to_numpy(), _group_numbers(member, len(place))
-        images.append(at), groups.append(of + start)
-        start += int(of.max(initial=-1)) + 1
-    images, groups = np.concatenate(images), np.concatenate(groups)
-    edges = coo_array((np.ones(len(images)), (images, len(place) + groups)), shape=2 * [len(place) + start])
-    return connected_components(edges, directed=False)[1][: len(place)]
 
 
 def holm(p_values):
@@ -354,7 +331,7 @@ def replicates(y_true, models, metrics, *, n_resamples=10_000, groups=None, seed
                     values[metric][lanes, k] = found[:, part]
 
     # kernels, draws and products release the interpreter lock
-    with ThreadPoolExecutor(threads or _processors()) as pool:
+    with ThreadPoolExecutor(threads or provenance.usable_cores()) as pool:
         list(pool.map(work, range(n_chunks)))
     return {metric: array[:n_resamples] for metric, array in values.items()}
 
@@ -389,10 +366,6 @@ def _validate(y_true, models):
     return checked[0][0], [probs for _, probs in checked]
 
 
-def _processors():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 # Draws
 
 
@@ -406,7 +379,7 @@ def _drawing(n, n_resamples, groups, seed):
         np.random.SeedSequence(seed)
     except (TypeError, ValueError):
         raise ValueError(f"seed must be a whole number from 0 up, but is {seed!r}.") from None
-    member = None if groups is None else _group_numbers(groups, n)
+    member = None if groups is None else group_numbers(groups, n)
     units = n if groups is None else int(member.max()) + 1
 
     def draw(chunk):
@@ -419,19 +392,6 @@ def _drawing(n, n_resamples, groups, seed):
         return counts if groups is None else counts[member]
 
     return draw, -(-int(n_resamples) // LANES)
-
-
-def _group_numbers(groups, n):
-    groups = np.asarray(groups, dtype=object)  # else one text among them makes texts of 1 and NaN
-    if groups.shape != (n,):
-        raise ValueError(f"groups must hold one group for each of {n} images, but has shape {groups.shape}.")
-    try:
-        numbers, _ = pd.factorize(groups)
-    except TypeError:
-        raise ValueError("groups must hold numbers or texts, but some entry is neither.") from None
-    if (numbers < 0).any():
-        raise ValueError(f"groups is missing for {int((numbers < 0).sum())} of {n} images.")
-    return numbers
 
 
 # Kernels: images are sorted once per model

@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageOps
 
-from medq.datasets import audit, folds, held_out_twins, index, load_catalogue, read_image, twins_to_remove
+from medq import params
+from medq.datasets import audit, folds, index, read_image, twins_to_remove
 from medq.datasets.audit import summary
 from medq.errors import UserError
 
-CATALOGUE = load_catalogue()
+CATALOGUE = params.datasets()
 
 
 def scene(seed, size=160):
@@ -86,14 +87,6 @@ def test_which_images_span_and_which_are_removed(dataset):
         "smaller2",
         "turned6",
     ]
-    assert twins_to_remove(found, assigned, 0, kinds=("identical",)) == ["same0again"]
-    assert held_out_twins(found, assigned, 0, kinds=("identical", "near")) == [
-        "original0",
-        "original1",
-        "original2",
-        "original3",
-        "same0",
-    ]
     nothing_held_out = assigned.assign(fold=-1)
     assert twins_to_remove(found, nothing_held_out, 0) == []
     assert not audit(frame, nothing_held_out)["spans"].any()
@@ -125,10 +118,6 @@ def test_a_dataset_without_copies(dataset, tmp_path):
     assert audit(alone.iloc[:0]).empty
 
 
-def test_kinds_can_be_chosen(dataset):
-    assert set(audit(*dataset, kinds=("identical",))["kind"]) == {"identical"}
-
-
 def test_unreadable_images_are_named(dataset):
     frame, assigned = dataset
     Path(frame["path"].iloc[0]).write_bytes(b"x")
@@ -141,10 +130,10 @@ def test_real_brain_images_identical_on_both_sides(real_data):
     spec = CATALOGUE["BrainMRI"]
     frame = index(spec, real_data)
     assigned = folds(frame, spec)
-    found = audit(frame, assigned, kinds=("identical",))
+    found = audit(frame, assigned)
     table = summary(found).set_index("kind").loc["identical"]
     assert (table["groups"], table["spanning_groups"], table["conflicting_groups"]) == (300, 189, 0)
-    first = found[found["group_id"] == found["group_id"].iloc[0]].merge(frame, on="image_id")
+    first = found[found["group_id"] == 0].merge(frame, on="image_id")
     assert len({read_image(path).tobytes() for path in first["path"]}) == 1
 
 
@@ -169,5 +158,6 @@ def test_real_near_and_mirrored_twins_across_the_split(real_data):
     assigned = folds(frame, spec)
     found = audit(frame, assigned)
     # 475 in the release's own files
-    assert len(held_out_twins(found, assigned, 0, ("identical", "near"))) == 477
-    assert len(held_out_twins(found, assigned, 0)) == 992
+    held_out = found[found["spans"] & found["image_id"].isin(assigned.loc[assigned["fold"] == 0, "image_id"])]
+    assert held_out.loc[held_out["kind"] != "mirrored", "image_id"].nunique() == 477
+    assert held_out["image_id"].nunique() == 992

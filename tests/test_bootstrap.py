@@ -13,6 +13,7 @@ from sklearn import config_context
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from medq import bootstrap, metrics
+from medq.groups import connected
 
 RESAMPLES = 70  # more than one chunk of 64
 
@@ -351,7 +352,7 @@ def test_images_that_are_connected_are_one_group():
     """A lesion, an audit group and a chain of both, in any order, against a plain search."""
     ids, lesions = list("abcdefgh"), ["1", "1", "2", "3", "4", "5", "5", "6"]
     audit = pd.DataFrame({"image_id": list("bchzh"), "group_id": [0, 0, 7, 7, 9]})
-    groups = bootstrap.connected(ids, lesions, audit)
+    groups = connected(ids, lesions, audit)
     assert [sorted(i for i, g in zip(ids, groups) if g == k) for k in dict.fromkeys(groups)] == [
         ["a", "b", "c"],
         ["d"],
@@ -359,9 +360,9 @@ def test_images_that_are_connected_are_one_group():
         ["f", "g"],
         ["h"],
     ]
-    assert len(set(bootstrap.connected(ids))) == 8
+    assert len(set(connected(ids))) == 8
     with pytest.raises(ValueError, match="groups"):
-        bootstrap.connected(ids, lesions[:3])
+        connected(ids, lesions[:3])
 
 
 @pytest.mark.slow  # tests/test_simulations.py repeats some of the stored rates

@@ -11,6 +11,7 @@ from sklearn.metrics import average_precision_score
 
 from medq import artefacts, bootstrap, cli, collect, evaluate, results
 from medq.errors import UserError
+from medq.groups import connected
 
 CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
 SIX = ("fp32", "fp16", "ptq-fbgemm", "ptq-qnnpack", "qat-fbgemm", "qat-qnnpack", "fp32-continued")
@@ -284,7 +285,7 @@ def test_intervals_and_differences_are_those_of_the_bootstrap(found):
     a, b = (found.predictions("BrainMRI", "resnet50", regime) for regime in ("fp32", "qat-fbgemm"))
     arrays = [frame.filter(regex="^p_").to_numpy().astype(float) for frame in (a, b)]
     audit = pd.read_csv(found.path / "audit" / "BrainMRI.csv", dtype={"image_id": str})
-    groups = bootstrap.connected(a["image_id"], audit)  # near-duplicates are drawn together
+    groups = connected(a["image_id"], audit)  # near-duplicates are drawn together
     assert len(set(groups)) < len(groups)
     options = {"n_resamples": 128, "seed": 42, "groups": groups}
     expected = bootstrap.paired(a["label"].to_numpy(), *arrays, "brier", **options)
@@ -512,9 +513,7 @@ def test_other_runtimes_are_compared_with_the_model_they_run(made):
         for name in RUNTIMES[:2]
     )
     arrays = [frame.filter(regex="^p_").to_numpy().astype(float) for frame in (a, b)]
-    groups = bootstrap.connected(
-        a["image_id"], pd.read_csv(found.path / "audit" / "BrainMRI.csv", dtype={"image_id": str})
-    )
+    groups = connected(a["image_id"], pd.read_csv(found.path / "audit" / "BrainMRI.csv", dtype={"image_id": str}))
     expected = bootstrap.paired(a["label"].to_numpy(), *arrays, "brier", n_resamples=128, seed=42, groups=groups)
     rows = found.bootstrap[found.bootstrap["method_a"] == "pytorch-fp32"]
     assert set(rows["method_b"]) == set(RUNTIMES[1:]) and len(rows) == 2 * 2 * len(bootstrap.TESTED)

@@ -12,11 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from medq.datasets import DatasetWarning, dataset_root, folds, index, inner_split, load_catalogue, subset
+from medq import params
+from medq.datasets import DatasetWarning, dataset_root, folds, index, inner_split, subset
 from medq.datasets.spec import DatasetSpec
 from medq.errors import UserError
 
-CATALOGUE = load_catalogue()
+CATALOGUE = params.datasets()
 
 
 def folder_spec(**changes):
@@ -129,7 +130,7 @@ def test_catalogue_names_what_is_wrong(tmp_path, change, expected):
     file = tmp_path / "datasets.yaml"
     file.write_text("Own:\n" + "\n".join(lines) + "\n" + change)
     with pytest.raises(UserError) as error:
-        load_catalogue(file)
+        params.datasets(tmp_path)
     assert expected in str(error.value) and str(file) in str(error.value)
     assert "at least 2" not in str(error.value) and "\n" not in str(error.value)
 
@@ -139,7 +140,7 @@ def test_a_name_that_yaml_does_not_read_as_text(tmp_path, name):
     file = tmp_path / "datasets.yaml"
     file.write_text(f"{name}: {{}}\n")
     with pytest.raises(UserError, match="reads as (2024|False|None); put it in quotes"):
-        load_catalogue(file)
+        params.datasets(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -149,12 +150,12 @@ def test_catalogue_refuses_what_is_no_mapping(tmp_path, content):
     file = tmp_path / "datasets.yaml"
     file.write_bytes(content)
     with pytest.raises(UserError):
-        load_catalogue(file)
+        params.datasets(tmp_path)
 
 
 def test_catalogue_that_does_not_exist(tmp_path):
     with pytest.raises(UserError, match="no such file"):
-        load_catalogue(tmp_path / "none.yaml")
+        params.datasets(tmp_path)
 
 
 def test_spec_is_frozen():

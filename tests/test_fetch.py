@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medq.datasets import check, fetch, load_catalogue
+from medq import params
+from medq.datasets import check, fetch
 from medq.datasets.spec import DatasetSpec
 from medq.errors import UserError
 
@@ -146,7 +147,7 @@ def test_a_folder_that_is_the_data_root_itself_does_not_pass_for_the_dataset(tmp
 
 def test_nothing_to_fetch(tmp_path):
     with pytest.raises(UserError, match="drawn"):
-        fetch(load_catalogue()["phantom-BrainMRI"], tmp_path)
+        fetch(params.datasets()["phantom-BrainMRI"], tmp_path)
     with pytest.raises(UserError, match="no 'kaggle' key"):
         fetch(DatasetSpec(**SPEC.model_dump() | {"kaggle": None}), tmp_path)
     with pytest.raises(UserError, match="MEDQ_DATA"):
@@ -208,6 +209,6 @@ def test_check_reports_what_index_refuses(tmp_path):
 
 
 def test_check_of_a_phantom_is_clean():
-    spec = load_catalogue()["phantom-ChestXray"]
+    spec = params.datasets()["phantom-ChestXray"]
     report = check(spec, decode=False)
     assert report.errors == report.warnings == () and report.counts["found"].equals(report.counts["release"])

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medq.datasets import fingerprint, folds, index, load_catalogue, phantoms, pixels, read_image
+from medq import params
+from medq.datasets import fingerprint, folds, index, phantoms, pixels, read_image
 from medq.datasets.spec import DatasetSpec
 
-CATALOGUE = load_catalogue()
+CATALOGUE = params.datasets()
 NAMES = ("BrainMRI", "ChestXray", "SkinCancer")
 PINNED = {  # SHA-256 over every 11th image; a change of it needs a new phantoms.VERSION
     "BrainMRI": "06d65f01aaea5fd95bfd941ffc171452021604771440810c7864e8828f62f883",

@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from medq.datasets import fingerprint, index, load_catalogue, pixels, read_image
+from medq import params
+from medq.datasets import fingerprint, index, pixels, read_image
 from medq.errors import UserError
 
 decoder = sys.modules["medq.datasets.pixels"]  # the package's attribute of that name is the function
@@ -380,6 +381,6 @@ def test_image_size_must_be_positive(images, cache):
 
 def test_real_images_of_all_three_datasets(cache, real_data):
     for name in ("BrainMRI", "SkinCancer"):
-        part = index(load_catalogue()[name], real_data).iloc[::400]
+        part = index(params.datasets()[name], real_data).iloc[::400]
         array = pixels(part, 64, cache)
         assert array.shape == (len(part), 64, 64, 3) and 10 < array.mean() < 200

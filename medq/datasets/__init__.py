@@ -4,12 +4,12 @@ A function and its module share a name: `medq.datasets.index` is the function. I
 reason; PIL, scikit-learn and the rest of the heavy ones are imported where they are used.
 """
 
-from medq.datasets.audit import audit, held_out_twins, twins_to_remove
+from medq.datasets.audit import audit, twins_to_remove
 from medq.datasets.fetch import check, fetch
 from medq.datasets.folds import folds, inner_split, subset
 from medq.datasets.index import DatasetWarning, dataset_root, index
 from medq.datasets.pixels import fingerprint, pixels, read_image
-from medq.datasets.spec import DatasetSpec, load_catalogue
+from medq.datasets.spec import DatasetSpec
 
 __all__ = [
     "DatasetSpec",
@@ -20,10 +20,8 @@ __all__ = [
     "fetch",
     "fingerprint",
     "folds",
-    "held_out_twins",
     "index",
     "inner_split",
-    "load_catalogue",
     "pixels",
     "read_image",
     "subset",

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from medq.datasets.pixels import each, read_image, refuse
+from medq.groups import components
 
 KINDS = ("identical", "near", "mirrored")
 NEAR = 0.995  # correlation at 64 × 64
@@ -25,7 +26,7 @@ _BLOCK = 1024
 _FLIPS = {"near": (), "mirrored": ((1,), (2,), (1, 2))}  # axes of [n, height, width]
 
 
-def audit(index, folds=None, kinds=KINDS):
+def audit(index, folds=None):
     """Groups of images that are copies of each other.
 
     `index` is a frame of medq.datasets.index; `folds` one of medq.datasets.folds (default: the sides are those of the
@@ -38,19 +39,18 @@ def audit(index, folds=None, kinds=KINDS):
     digests, fine, coarse = _reduced(index["path"].tolist())
     unique = np.array(sorted({digest: i for i, digest in reversed(list(enumerate(digests)))}.values()), int)
     pairs = {"identical": _same(digests)}
-    for kind in kinds:
-        if kind != "identical":
-            alike = _alike(fine[unique], coarse[unique], _FLIPS[kind])
-            pairs[kind] = {(int(unique[i]), int(unique[j])) for i, j in alike}
+    for kind, flips in _FLIPS.items():
+        alike = _alike(fine[unique], coarse[unique], flips)
+        pairs[kind] = {(int(unique[i]), int(unique[j])) for i, j in alike}
     side = index["split"] if folds is None else index["image_id"].map(folds.set_index("image_id")["fold"])
     ids, labels = index["image_id"].tolist(), index["label"].tolist()
     rows, group_id, joined = [], 0, set()
     for kind in KINDS:
-        new = pairs.get(kind, set()) - joined
+        new = pairs[kind] - joined
         joined |= new
-        if kind not in kinds:
-            continue
-        for members in _components(joined, {i for pair in new for i in pair}):
+        group = components(len(ids), sorted(joined))
+        for number in np.unique(group[sorted({i for pair in new for i in pair})]):
+            members = np.flatnonzero(group == number)
             spans = side.iloc[members].nunique() > 1
             rows += [(ids[i], group_id, kind, spans, labels[i]) for i in members]
             group_id += 1
@@ -75,21 +75,11 @@ def summary(audit):
     return table.reindex(KINDS, fill_value=0).rename_axis("kind").reset_index()
 
 
-def twins_to_remove(audit, folds, fold=0, kinds=KINDS):
+def twins_to_remove(audit, folds, fold=0):
     """image_ids, sorted, on the training side of `fold` with a copy in the held-out part (`deduplicate`)."""
-    return _across(audit, folds, fold, kinds)[0]
-
-
-def held_out_twins(audit, folds, fold=0, kinds=KINDS):
-    """image_ids, sorted, of the held-out part of `fold` that have a copy on its training side."""
-    return _across(audit, folds, fold, kinds)[1]
-
-
-def _across(audit, folds, fold, kinds):
-    rows = audit[audit["kind"].isin(kinds)]
-    held_out = rows["image_id"].map(folds.set_index("image_id")["fold"] == fold).astype(bool)
-    with_both = held_out.groupby(rows["group_id"]).transform("nunique") == 2
-    return tuple(sorted(set(rows["image_id"][with_both & (held_out == side)])) for side in (False, True))
+    held_out = audit["image_id"].map(folds.set_index("image_id")["fold"] == fold).astype(bool)
+    with_both = held_out.groupby(audit["group_id"]).transform("nunique") == 2
+    return sorted(set(audit["image_id"][with_both & ~held_out]))
 
 
 def _reduced(paths):
@@ -145,18 +135,3 @@ def _standardised(images):
     flat -= flat.mean(1, keepdims=True)
     length = np.linalg.norm(flat, axis=1, keepdims=True)
     return flat / np.where(length < 1, np.inf, length)
-
-
-def _components(pairs, seeds):
-    """Connected groups of positions that hold one of `seeds`: sorted lists, by their first member."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    positions, edges = np.unique(sorted(pairs), return_inverse=True)
-    first, other = edges.reshape(-1, 2).T
-    n = len(positions)
-    labels = connected_components(coo_array((np.ones(len(first)), (first, other)), shape=(n, n)))[1] if n else []
-    groups = {}
-    for position, label in zip(positions.tolist(), labels, strict=True):
-        groups.setdefault(label, []).append(position)
-    return [members for members in groups.values() if not seeds.isdisjoint(members)]

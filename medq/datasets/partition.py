@@ -12,6 +12,7 @@ from medq.datasets import fingerprint, folds, index, inner_split, pixels, subset
 from medq.datasets.audit import audit, twins_to_remove
 from medq.datasets.index import dataset_root
 from medq.errors import one_of
+from medq.groups import connected
 
 INDEX, FOLDS, AUDIT = "index.parquet", "folds.csv", "audit.csv"
 
@@ -125,18 +126,7 @@ def _parts(params, assigned, twins, fold):
 
 def _with_twins(rows, twins):
     """The group of each of `rows`, groups that share copies made one: named after the first of them."""
-    of_image = rows.set_index("image_id")["group"]
-    joined = {}
-
-    def first(group):
-        while group in joined:
-            group = joined[group]
-        return group
-
-    for _, images in twins[twins["image_id"].isin(of_image.index)].groupby("group_id")["image_id"]:
-        one, *others = sorted({first(group) for group in of_image[images]})
-        joined |= dict.fromkeys(others, one)
-    return rows["group"].map(first)
+    return rows["group"].groupby(connected(rows["image_id"], rows["group"], twins)).transform("min")
 
 
 def partition(params, dataset, fold):

@@ -7,10 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, Strict, model_validator
 
-from medq import config
 from medq.config import Model
 
-CATALOGUE = Path(__file__).parents[2] / "params" / "datasets.yaml"
 SPLITS = ("train", "held_out")
 
 # One spelling of accents: class names are compared with folders, tables and each other.
@@ -163,11 +161,3 @@ def _split_problems(spec):
         yield "stratified-group folds need the table's 'group' column"
     if spec.folds.scheme == "stratified" and spec.table and spec.table.group:
         yield "the table's 'group' column needs the scheme stratified-group: stratified folds would split groups"
-
-
-def load_catalogue(path=None):
-    """Read and validate params/datasets.yaml (or `path`): {name: DatasetSpec}, in the file's order.
-
-    Raises UserError that names every mistake of the file.
-    """
-    return config.catalogue(Path(path or CATALOGUE), DatasetSpec)

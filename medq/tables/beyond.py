@@ -261,7 +261,7 @@ def leak_effect(results):
     """
     from scipy import stats
 
-    from medq.bootstrap import connected
+    from medq.groups import connected
 
     other, rows = variant(results, "deduplicated"), []
     for dataset in results.datasets if other else ():
