@@ -1,11 +1,9 @@
 """Which choice makes post-training quantization collapse? Recipes from params/recipes.yaml, one cell at a time."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pandas as pd
 
-from medq import evaluate, metrics, params as profiles, tables
+from medq import evaluate, metrics, params as profiles
 from medq.augment import normalise, unnormalised
 from medq.errors import one_of
 from medq.quantize import static
@@ -101,12 +99,3 @@ def batch_composition(model, part, seed, batch_sizes=(evaluate.BATCH, 8)):
         for order, rows in orders.items()
         for size in batch_sizes
     ]
-
-
-def smallest_collapse(table, form="converted"):
-    """The smallest change of recipe that turns a sound model into a collapsed one, per backbone and engine.
-
-    `table` has the columns of ablation.csv; a collapse is defined by `medq.tables.COLLAPSE`, the columns of the
-    answer by `medq.tables.ablation`.
-    """
-    return tables.ablation(SimpleNamespace(ablation=table), form=form)

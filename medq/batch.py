@@ -7,7 +7,6 @@ leaves the reason beside a cell that failed.
 
 import contextlib
 import itertools
-import json
 import os
 import re
 import signal
@@ -184,14 +183,13 @@ def plan(params, only=None, look=True):
 
 def _inputs(params, job, key_of, look):
     """Today's inputs of a job; None where the images must be read before they are known."""
+    inputs, record = stages.inputs(params, job.stage, job.cell, key_of), artefacts.record(job.folder)
     if job.stage != "datasets":
-        return stages.inputs(params, job.stage, job.cell, key_of)
-    value = {"parameters": stages.parameters(params, "datasets", job.cell.dataset), "code": stages.code("datasets")}
-    record = artefacts.record(job.folder)
+        return inputs
     if record is None and not _has_cells(job):
         return None
-    images = _images(params, job.cell.dataset, look, (record or {}).get("inputs", {}).get("images"))
-    return json.loads(json.dumps(value | {"images": images}))
+    stored = (record or {}).get("inputs", {}).get("images")
+    return inputs | {"images": _images(params, job.cell.dataset, look, stored)}
 
 
 def _has_cells(job):

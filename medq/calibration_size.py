@@ -5,7 +5,6 @@ import copy
 import pandas as pd
 
 from medq import evaluate, metrics, params as profiles, regimes
-from medq.errors import UserError
 from medq.quantize import static
 from medq.quantize.engines import Unsupported
 from medq.quantize.stage import DEFAULT, calibration_batches, calibration_rows, float_model, named, outcome, study
@@ -21,10 +20,6 @@ def run(params, cell):
     Sizes are `params.calibration.sizes` as far as the training part reaches, each drawn `params.calibration.subsets`
     times. For a transformer the table is empty and `done.json` gives the reason.
     """
-    if regimes.method(cell.regime) != "ptq":
-        raise UserError(
-            f"regime: a calibration set belongs to {' and '.join(regimes.of('ptq'))}, not to {cell.regime!r}."
-        )
     return study(params, cell, "calibration_size", lambda part: measure(params, cell, part))
 
 

@@ -133,27 +133,18 @@ def check_name(name):
     return unicodedata.normalize("NFC", name)
 
 
-def _remembered(read):
-    """Keep what `read(path, …)` returned until the file changes: a batch reads the same catalogues hundreds of times."""
-    kept = {}
-
-    @functools.wraps(read)
-    def reading(path, *more):
-        stat = path.stat() if path.is_file() else None
-        state = stat and (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-        if kept.get((path, *more), (None,))[0] != state or state is None:
-            kept[path, *more] = state, read(path, *more)
-        return dict(kept[path, *more][1])
-
-    return reading
-
-
-@_remembered
 def catalogue(path, model):
     """Entries of a catalogue in the file's order: {name: model}. A model with a field `name` is given the entry's.
 
-    Raises `UserError` that lists the mistakes of all entries.
+    Raises `UserError` that lists the mistakes of all entries. A file that has not changed is not read again: a batch asks
+    for the same catalogues hundreds of times.
     """
+    stat = path.stat() if path.is_file() else None
+    return dict(_catalogue(path, model, stat and (stat.st_mtime_ns, stat.st_size, stat.st_ino)))
+
+
+@functools.lru_cache
+def _catalogue(path, model, _state):
     entries, mistakes = {}, []
     for name, entry in read_yaml(path).items():
         named = isinstance(entry, dict) and "name" in model.model_fields

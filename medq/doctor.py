@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from importlib import metadata
 
 from medq import provenance, regimes
 
@@ -60,7 +59,7 @@ def report():
     extras = EXTRAS | {"peers": sorted({name for runtime in RUNTIMES for name in runtime.packages})}
     return {
         "versions": provenance.versions(),
-        "packages": {extra: {name: _version(name) for name in names} for extra, names in extras.items()},
+        "packages": {extra: dict.fromkeys(names, "") | provenance.installed(names) for extra, names in extras.items()},
         "cpu": cpu,
         "integers": integers(cpu["instructions"]),
         "gpu": gpu,
@@ -124,13 +123,6 @@ def _try(engine_name):
     except Unsupported as error:
         return str(error)
     return "works"
-
-
-def _version(name):
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def text(found):

@@ -4,10 +4,8 @@ Preprocessing (scaling, ImageNet statistics) and the softmax with its temperatur
 images, uint8 [n, 3, size, size], and gives probabilities. Beside it lie its facts as JSON and a model card.
 """
 
-import importlib.util
 import json
 import re
-from importlib import metadata as packages
 from pathlib import Path
 from string import Template
 
@@ -243,7 +241,6 @@ def _facts(params, cell, part, path, precision, found, exact):
 
     files = [path, *([path.with_suffix(".bin")] if path.suffix == ".xml" else [])]
     size, weights = params.image_size, params.weights_of(cell.backbone)
-    installed = [name for name in ("onnx", "onnxruntime", "openvino", "nncf") if importlib.util.find_spec(name)]
     return _identity(params, cell, precision) | {
         "classes": list(part.classes),
         "image_size": size,
@@ -263,7 +260,7 @@ def _facts(params, cell, part, path, precision, found, exact):
         "sha256": {f.name: artefacts.sha256(f) for f in files},
         "checkpoint_sha256": artefacts.record(cell.folder)["files"][finetune.CHECKPOINT],
         "weights": weights if weights in ("imagenet", "none") else Path(weights).name,
-        "versions": provenance.versions() | {name: packages.version(name) for name in installed},
+        "versions": provenance.versions() | provenance.installed(("onnx", "onnxruntime", "openvino", "nncf")),
         "written": provenance.now(),
     }
 

@@ -148,7 +148,7 @@ def finish(params, cell, inputs, files, history, started, clock, status="done", 
     spent = {"started": started, "seconds": round(time.perf_counter() - clock, 1)}
     manifest = provenance.manifest(params, cell=place, inputs=inputs, **spent, **facts)
     artefacts.write_json(cell.folder / MANIFEST, manifest)
-    told = {name: facts[name] for name in ("reason", "engine_agrees", "engine_note") if name in facts}
+    told = {name: facts[name] for name in ("reason", "absent", "engine_agrees", "engine_note") if name in facts}
     told = json.loads(json.dumps(told))  # NumPy's truth values as Python's
     trained = {"train_seconds": 0.0, "epochs": 0}
     if history is not None:

@@ -90,7 +90,7 @@ def thread_count(params):
 
     Raises `UserError` where the profile asks for more than there are.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = provenance.usable_cores()
     wanted = params.latency.threads or cores
     if wanted > cores:
         raise UserError(
@@ -345,8 +345,9 @@ def run(params, cell):
     What cannot be built here is left out, with the reason in `done.json` and the manifest (`absent`). A finished timing
     with the same inputs is left as it is.
     """
-    target = stages.folder("latency", paths.Cell(params.profile, "", cell.backbone, ""))
-    return once(params, "latency", cell, lambda given: _run(params, cell.backbone, target, given), target)
+    place = paths.Cell(params.profile, "", cell.backbone, "")  # of all datasets and folds
+    target = stages.folder("latency", place)
+    return once(params, "latency", place, lambda given: _run(params, cell.backbone, target, given), target)
 
 
 def _run(params, backbone, target, given):

@@ -13,7 +13,6 @@ import shutil
 import time
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -326,8 +325,7 @@ def missing(packages):
 
 def versions():
     """{package: version} of the installed packages that runtimes need."""
-    needed = sorted({name for runtime in RUNTIMES for name in runtime.packages})
-    return {name: metadata.version(name) for name in needed if not missing([name])}
+    return provenance.installed(sorted({name for runtime in RUNTIMES for name in runtime.packages}))
 
 
 def chosen(params, names=None):
@@ -367,12 +365,9 @@ def _run(params, cell, taking_part, target, given):
     table = table.assign(**place, image_size=params.latency.image_size, note="")[SCHEMA[TABLE]]
     artefacts.write_csv(target / TABLE, table)
     artefacts.write_parquet(target / RAW, raw.assign(**place)[SCHEMA[RAW]])
-    facts = {"cell": vars(cell), "started": started, "machine": machine, "absent": absent, "peers": versions()}
-    facts["seconds"] = round(time.perf_counter() - clock, 1)
-    artefacts.write_json(target / latency.MANIFEST, provenance.manifest(params, inputs=given, **facts))
     predictions = [f"predictions.{name}.parquet" for name in table["runtime"].str.cat(table["precision"], "-").unique()]
-    files = [TABLE, RAW, latency.MANIFEST, *predictions]
-    artefacts.finish(target, files, key=stages.key(given), inputs=given, absent=absent)
+    facts = {"machine": machine, "absent": absent, "peers": versions()}
+    finetune.finish(params, cell.of("peers"), given, [TABLE, RAW, *predictions], None, started, clock, **facts)
 
 
 def _folder(cell, size):

@@ -1,5 +1,6 @@
 """What a number needs to be believed: versions, hardware, commit, parameters, times."""
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -15,14 +16,18 @@ PACKAGES = (
 INSTRUCTIONS = "avx2 avx512f avx512_vnni avx_vnni avx512_bf16 amx_int8 asimd asimddp i8mm".split()
 
 
+def installed(packages):
+    """{name: version} of those of `packages` that are installed."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
 def versions():
     """Version of Python and of each package that a number may depend on (those not installed are left out)."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+    found = {"python": platform.python_version()} | installed(PACKAGES)
     if "torch" in found:
         import torch
 

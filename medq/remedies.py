@@ -27,7 +27,6 @@ BETTER = Recipe(
     activations="histogram",
     batch_norm="fused",
 )
-FUSED = Recipe(title="Batch norm folded", batch_norm="fused")  # on its own, for equalized layers
 KEPT = (1, 3, 5)  # how many of the worst layers stay in FP32
 # Rows whose logits are divided by a temperature: the model that they start from; other rows have no temperature.
 TEMPERED = {"fp32-temperature": "fp32", "temperature": "none", "combined": "combined"}
@@ -43,10 +42,6 @@ def run(params, cell):
     The rows `none` (PTQ as it is) and `fp32` are what the others are compared with. A remedy that the engine refuses or
     that does not apply to the backbone has no row; `done.json` gives the reason.
     """
-    if regimes.method(cell.regime) != "ptq":
-        raise UserError(
-            f"regime: remedies without retraining are for {' and '.join(regimes.of('ptq'))}, not {cell.regime!r}."
-        )
     return study(params, cell, "remedies", lambda part: measure(params, cell, part))
 
 
@@ -112,7 +107,7 @@ def _cnn(model, engine_name, batches, size):
         "none": lambda made: quantized(),
         **_worst_kept(model, batches, lambda names: quantized(keep=names), WEIGHTED),
         "bias-correction": lambda made: bias_corrected(model, quantized(), batches),
-        "cross-layer-equalization": lambda made: quantized(FUSED, equalized(model)),
+        "cross-layer-equalization": lambda made: quantized(latency.FUSED, equalized(model)),
         "better-recipe": lambda made: quantized(BETTER),
         **({"mended": mended} if engine_name == "qnnpack" else {}),
         "combined": combined,

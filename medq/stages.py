@@ -78,7 +78,6 @@ _ROWS = (
     Stage("collect", "collect"),
 )
 STAGES = {row.name: row for row in _ROWS}  # in an order in which they can run
-STUDIES = tuple(row.name for row in _ROWS if row.study)
 TABLES = {table: row.name for row in _ROWS for table in row.tables}
 
 # How cells are configured, stored and shown. What of it bears on a number is among a stage's parameters.
@@ -242,30 +241,30 @@ def _digest(path, *_):
 
 
 def inputs(params, stage, cell, key_of=None):
-    """Everything the result of `stage` for `cell` depends on, as a mapping of plain data.
+    """Everything the result of `stage` for `cell` depends on, as a mapping of plain data; of `datasets` but for its images.
 
     `key_of(folder)` gives the content key of the folder of an earlier stage; by default it is read from the disk.
     """
     key_of = key_of or (lambda path: content_key(artefacts.record(path)))
-    if stage == "latency":  # weights and images change no time
-        values = {
+    place = [cell.dataset, cell.backbone, cell.regime, cell.fold, *([] if cell.seed is None else [cell.seed])]
+    value = {"code": code(stage), "cell": place}
+    if stage == "datasets":
+        value["parameters"] = parameters(params, stage, cell.dataset)
+    elif stage == "latency":  # weights and images change no time
+        value["parameters"] = {
             "latency": params.latency.model_dump(),
             "calibration": {"images": params.calibration.images},
             "backbone": profiles.backbones()[cell.backbone].model_dump(exclude={"title"}),
             "device": params.device,
             "regimes": [name for name in params.regimes if name != "fp32"],
         }
-        return json.loads(json.dumps({"parameters": values, "code": code(stage), "cell": ["", cell.backbone, "", 0]}))
-    own = regimes.REGIMES.get(cell.regime) if stage in ("finetune", "quantize") else None
-    start = own.start if own else "fp32"
-    value = {
-        "parameters": parameters(params, stage, cell.dataset, cell.backbone, cell.regime, cell.seed),
-        "code": code(stage),
-        "images": key_of(paths.data_folder(cell.profile, cell.dataset)),
-        "cell": [cell.dataset, cell.backbone, cell.regime, cell.fold, *([] if cell.seed is None else [cell.seed])],
-    }
-    if start:
-        value["starts from"] = key_of(cell.of(start).folder)
+    else:
+        own = regimes.REGIMES.get(cell.regime) if stage in ("finetune", "quantize") else None
+        start = own.start if own else "fp32"
+        value["parameters"] = parameters(params, stage, cell.dataset, cell.backbone, cell.regime, cell.seed)
+        value["images"] = key_of(paths.data_folder(cell.profile, cell.dataset))
+        if start:
+            value["starts from"] = key_of(cell.of(start).folder)
     return json.loads(json.dumps(value))
 
 

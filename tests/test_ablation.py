@@ -1,5 +1,7 @@
 """Each switch of a recipe really changes the model, and the ablation says what that does."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -212,11 +214,11 @@ def test_the_smallest_change_that_collapses_the_model_is_named(measured):
         .query("form == 'converted' and engine == 'fbgemm' and run_engine == 'fbgemm'")
         .copy()
     )
-    assert (ablation.smallest_collapse(table)["recipe"] == "none").all()
+    assert (tables.ablation(SimpleNamespace(ablation=table))["recipe"] == "none").all()
     fell = table["recipe"].isin(["batch-norm-unfused", "weights-per-tensor"])
     table.loc[fell, "auprc"] -= [tables.COLLAPSE + 0.05, tables.COLLAPSE + 0.2]
     worst = table.loc[fell, ["recipe", "auprc"]].sort_values("auprc").iloc[0]
-    answer = ablation.smallest_collapse(table).iloc[0]
+    answer = tables.ablation(SimpleNamespace(ablation=table)).iloc[0]
     assert (answer["recipe"], answer["n_changes"]) == (worst["recipe"], 1)
     assert answer["auprc"] == worst["auprc"] and answer["tried"] == 3
 

@@ -1,6 +1,5 @@
 """The stage `datasets`, and what each later cell takes from it: the rows to train on, to select with, to report on."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +39,8 @@ def prepare(params, dataset):
     spec = profiles.datasets()[one_of("dataset", dataset, list(profiles.datasets()))]
     folder = paths.data_folder(params.profile, dataset)
     frame = index(spec, dataset_root(spec, params.root()))
-    inputs = _inputs(params, dataset) | {"images": fingerprint(frame, params.image_size, paths.pixels())}
+    images = fingerprint(frame, params.image_size, paths.pixels())
+    inputs = _inputs(params, dataset) | {"images": images}
     key = stages.key(inputs)
     with lock(folder):
         if artefacts.is_finished(folder, key):
@@ -52,27 +52,23 @@ def prepare(params, dataset):
         artefacts.write_csv(folder / AUDIT, audit(frame, assigned))
         artefacts.write_json(
             folder / "manifest.json",
-            provenance.manifest(params, dataset=dataset, fingerprint=inputs["images"], n_images=len(array)),
+            provenance.manifest(params, dataset=dataset, fingerprint=images, n_images=len(array)),
         )
+        content = {name: artefacts.sha256(folder / name) for name in (FOLDS, AUDIT)}  # all that a cell takes from here
+        content |= {"images": images, "image_size": params.image_size}
         artefacts.finish(
             folder,
             [INDEX, FOLDS, AUDIT, "manifest.json"],
             key=key,
             inputs=inputs,
-            content=_content(params, folder, inputs["images"]),
+            content=stages.key(content),
             pixels=str(Path(array.filename).relative_to(paths.runs())),
         )
     return folder
 
 
-def _content(params, folder, images):
-    """Hash of all that a cell takes from the folder: pixels, folds and twins."""
-    found = {name: artefacts.sha256(folder / name) for name in (FOLDS, AUDIT)}
-    return stages.key(found | {"images": images, "image_size": params.image_size})
-
-
 def _inputs(params, dataset):
-    return {"parameters": stages.parameters(params, "datasets", dataset), "code": stages.code("datasets")}
+    return stages.inputs(params, "datasets", paths.Cell(params.profile, dataset, "", ""))
 
 
 def _prepared(params, dataset):
@@ -80,7 +76,7 @@ def _prepared(params, dataset):
     folder = paths.data_folder(params.profile, dataset)
     facts = artefacts.record(folder)
     stored = {name: value for name, value in (facts or {}).get("inputs", {}).items() if name != "images"}
-    same = facts and stored == json.loads(json.dumps(_inputs(params, dataset)))
+    same = facts and stored == _inputs(params, dataset)
     return folder if same and (paths.runs() / facts["pixels"]).is_file() else prepare(params, dataset)
 
 

@@ -148,10 +148,11 @@ def study(params, cell, stage, measure):
 
 def study_name(stage, regime):
     """Name of a study's folder: the stage, and where it studies one INT8 regime the engine (and `qat`)."""
-    if "{engine}" not in stages.STAGES[stage].folder:
+    studied = regimes.of(*stages.STAGES[stage].methods)
+    if not studied:
         return stage
-    if regime not in INT8:
-        raise UserError(f"regime: {stage} studies an INT8 regime, not {regime!r}; give one of {', '.join(INT8)}.")
+    if regime not in studied:
+        raise UserError(f"regime: {stage} does not study {regime!r}; give one of {', '.join(studied)}.")
     return f"{stage}-{regime.removeprefix('ptq-')}"
 
 
