@@ -42,11 +42,10 @@ def write_images(folder):
 
     spec = params.datasets()["phantom-BrainMRI"]
     names = {"train": "Training", "held_out": "Testing"}
-    images, frame = phantoms.generate(spec)
-    for number, (image, row) in enumerate(zip(images, frame.itertuples())):
+    for number, row in enumerate(phantoms.index(spec).itertuples()):
         path = folder / "brainmri" / names[row.split] / spec.classes[row.label] / f"{number:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path)
+        Image.fromarray(phantoms.draw(row.path)).save(path)
 
 
 def profile(folder, backbones, epochs):

@@ -144,26 +144,21 @@ def _opened(folder):
 def deployable(model, temperature):
     """`model` from decoded images to probabilities: uint8 or float [n, 3, h, w] in 0 to 255 to float32 [n, classes].
 
-    Its attribute `logits` takes the input of `model` and gives logits divided by the temperature.
+    Its method `logits` takes the input of `model` and gives logits divided by the temperature.
     """
     import torch
 
     from medq.augment import MEAN, STD
 
-    class Scaled(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
-        def forward(self, x):
-            return self.model(x) / temperature
-
     class Deployable(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.logits = Scaled()
+            self.model = model
             self.register_buffer("mean", 255 * torch.tensor(MEAN).view(1, 3, 1, 1))
             self.register_buffer("std", 255 * torch.tensor(STD).view(1, 3, 1, 1))
+
+        def logits(self, x):
+            return self.model(x) / temperature
 
         def forward(self, images):
             return torch.softmax(self.logits((images.float() - self.mean) / self.std), 1)

@@ -85,21 +85,6 @@ class _Facts(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
-class _Cpu(_Facts):
-    model: str | None = None
-    cores: int | None = None
-    instructions: list[str] = []
-
-
-class _Gpu(_Facts):
-    name: str | None = None
-
-
-class _Machine(_Facts):
-    cpu: _Cpu | None = None
-    gpu: _Gpu | None = None
-
-
 class _Images(_Facts):
     n_images: int | None = None
     n_release: int | None = None
@@ -121,7 +106,7 @@ class _Parameters(_Facts):
     calibration: dict = {}
 
 
-class Provenance(_Machine):
+class Provenance(_Facts):
     """What is read of provenance.json, whose keys are those of a cell's manifest. Every key may be missing."""
 
     profile: str = ""
@@ -130,11 +115,13 @@ class Provenance(_Machine):
     data: dict[str, _Images] = {}  # of each dataset
     versions: dict = {}  # {package: version}
     commit: dict[str, str | bool | None] | None = None  # {hash, modified} of the code
+    cpu: dict | None = None  # of the newest cell: model, cores, instructions
+    gpu: dict | None = None  # the same: name
     commits: list[str] = []
     written: str | None = None  # when the newest cell was written, ISO 8601, UTC
     first_written: str = ""  # the oldest
-    machines: list[_Machine] = []  # all that cells were made on
-    studied: dict[str, list[_Machine]] = {}  # {stage: machines} of the studies that were made on others
+    machines: list[dict] = []  # all that cells were made on
+    studied: dict[str, list[dict]] = {}  # {stage: machines} of the studies that were made on others
 
 
 def read_table(path, needed=(), **options):

@@ -146,13 +146,3 @@ def test_pixels_and_fingerprint_of_phantoms(tmp_path):
     assert np.array_equal(array[3], read_image(frame["path"].iloc[3], 32))
     other = index(spec_of("BrainMRI", seed=1)).iloc[:6]
     assert fingerprint(frame, 32, tmp_path) != fingerprint(other, 32, tmp_path)
-
-
-def test_generate_gives_all_images_with_their_index():
-    spec = CATALOGUE["phantom-BrainMRI"]
-    small = DatasetSpec(
-        **spec.model_dump() | {"release": {part: dict.fromkeys(spec.classes, 2) for part in spec.release}}
-    )
-    images, frame = phantoms.generate(small)
-    assert images.shape == (16, 64, 64, 3) and len(frame) == 16
-    assert np.array_equal(images[5], phantoms.draw(frame["path"][5]))

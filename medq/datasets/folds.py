@@ -13,20 +13,18 @@ from medq.errors import UserError
 ATTEMPTS = 100  # draws of an inner split before it is given up
 
 
-def folds(index, spec, seed=42, n=None):
+def folds(index, spec, seed=42):
     """The fold in which each image is held out: DataFrame [image_id, label, group, fold], in the index's order.
 
-    `index` is a frame of medq.datasets.index; `n` the number of folds (default: spec.folds.n). Each fold 0 …
-    n - 1 is held out in turn and the others train. A release with a fixed split has the one fold 0, its held-out
-    part; images of its training part have -1. Section 2.3: stratified by class, and by group if the dataset has groups
+    `index` is a frame of medq.datasets.index. Each fold 0 … spec.folds.n - 1 is held out in turn and the others train. A
+    release with a fixed split has the one fold 0, its held-out part; images of its training part have -1. Section 2.3: stratified by class, and by group if the dataset has groups
     (scikit-learn's StratifiedKFold and StratifiedGroupKFold, shuffled with `seed`). Raises UserError for classes with
     fewer images, or groups, than folds.
     """
     table = index[["image_id", "label", "group"]].reset_index(drop=True)
     if spec.folds.scheme == "fixed":
         return table.assign(fold=np.where(index["split"].to_numpy() == "held_out", 0, -1))
-    n = spec.folds.n if n is None else n
-    unit = "group" if spec.grouped else "image_id"
+    n, unit = spec.folds.n, "group" if spec.grouped else "image_id"
     few = [
         f"{name} ({count})"
         for label, name in enumerate(spec.classes)

@@ -45,12 +45,6 @@ def index(spec):
     return frame.sort_values("image_id", kind="stable", ignore_index=True)
 
 
-def generate(spec):
-    """All images of a phantom dataset: (uint8 [n, side, side, 3], its index). Takes a few seconds."""
-    frame = index(spec)
-    return np.stack([draw(path) for path in frame["path"]]), frame
-
-
 @functools.lru_cache(maxsize=4096)
 def draw(path):
     """The image that a phantom's path names: uint8 [side, side, 3], read-only (kept for the next call)."""

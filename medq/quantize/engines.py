@@ -65,7 +65,8 @@ def refusals(way_out=""):
     try:
         yield
     except (NotImplementedError, TypeError, AttributeError) as error:
-        raise Unsupported(_with(f"the converted model does not run ({short(error)})", way_out)) from error
+        reason = f"the converted model does not run ({short(error)})"
+        raise Unsupported(reason + (f"; {way_out}" if way_out else "")) from error
     except RuntimeError as error:
         text = first_line(error)
         if "could not run 'quantized" in text.lower() or any(sign in text.lower() for sign in _REFUSALS):
@@ -83,11 +84,7 @@ def unsupported(what, way_out=""):
     except Exception as error:  # torch.fx and torch.ao raise whatever a model's own code makes them raise
         if "allocate memory" in str(error):
             raise
-        raise Unsupported(_with(f"{what} ({short(error)})", way_out)) from error
-
-
-def _with(reason, way_out):
-    return f"{reason}; {way_out}" if way_out else reason
+        raise Unsupported(f"{what} ({short(error)})" + (f"; {way_out}" if way_out else "")) from error
 
 
 def short(error):
