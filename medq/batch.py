@@ -8,7 +8,6 @@ leaves the reason beside a cell that failed.
 import contextlib
 import itertools
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -258,10 +257,8 @@ def job_of(params, stage, wildcards):
     """The job that the wildcards of a rule name."""
     given = dict(wildcards)
     regime = given.get("regime") or (f"ptq-{given['engine']}" if "engine" in given else "")
-    seed, fold = re.fullmatch(r"(?:seed(\d+)/)?fold(\d+)", given.get("place", "fold0")).groups()
-    seed = None if seed is None else int(seed)
-    cell = paths.Cell(params.profile, given.get("dataset", ""), given.get("backbone", ""), regime, int(fold), seed)
-    return Job(stage, cell)
+    names = given.get("dataset", ""), given.get("backbone", ""), regime, given.get("place", "fold0")
+    return Job(stage, paths.Cell.at(params.profile, "/".join(names)))
 
 
 def execute(params, job, profile, threads, results=""):

@@ -14,7 +14,7 @@ import re
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -51,31 +51,26 @@ class Part:
         return stages.stage_of(self.name)
 
     @property
-    def cell(self):
-        """(dataset, backbone, regime, fold), or None for what is not a cell of the grid."""
-        parts = self.name.split("/")
-        return (*parts[:3], _fold(self.name)) if len(parts) > 3 and parts[2] in regimes.REGIMES else None
+    def place(self):
+        """The `paths.Cell` of its folder; None for images and timings, which belong to no fold."""
+        return paths.Cell.at("", self.name) if self.name.count("/") > 2 else None
 
     @property
-    def seed(self):
-        """The training seed of a cell as text; empty where the profile has one alone."""
-        found = re.search(r"/seed(\d+)/", self.name)
-        return found[1] if found else ""
+    def cell(self):
+        """The cell of the grid that it is, or None."""
+        return self.place if self.place and self.place.regime in regimes.REGIMES else None
+
+    @property
+    def keys(self):
+        """What tables call a cell: `CELL`, the seed as text and empty where the profile has one alone."""
+        seed = "" if self.cell.seed is None else str(self.cell.seed)
+        return {name: getattr(self.cell, name) for name in CELL} | {"seed": seed}
 
     @property
     def start(self):
         """Name of the cell whose checkpoint a cell starts from, or None."""
-        row = regimes.REGIMES.get(self.cell[2]) if self.cell else None
-        return _beside(self.name, row.start) if row and row.start else None
-
-
-def _fold(name):
-    return int(name.rpartition("/fold")[2])
-
-
-def _beside(name, regime):
-    parts = name.split("/")
-    return "/".join([*parts[:2], regime, *parts[3:]])
+        start = regimes.REGIMES[self.cell.regime].start if self.cell else ""
+        return str(self.cell.of(start)) if start else None
 
 
 # --- the command and the stage ----------------------------------------------------------------------------------------
@@ -238,10 +233,11 @@ def _finished(runs):
         facts |= {"key": stages.content_key(record)}
         facts |= {key: inputs[key] for key in ("images", "starts from") if inputs.get(key)}
         run = {key: manifest[key] for key in RUN if key in manifest}
-        if not Part(name, facts, run).cell:
-            facts |= {"model": _beside(name, "fp32")} if name.count("/") > 2 else {}  # a study's, with its seed
-            name = re.sub(r"/seed\d+(?=/fold)", "", name)
-        found[name] = Part(name, facts, run, folder, tuple(record["files"]))
+        part = Part(name, facts, run, folder, tuple(record["files"]))
+        if part.place and not part.cell:  # a study: its model has the seed, its own name does not
+            facts["model"] = str(part.place.of("fp32"))
+            part = replace(part, name=str(replace(part.place, seed=None)))
+        found[part.name] = part
     return found, left_out, failed
 
 
@@ -280,7 +276,7 @@ def _fitting(new, finished, kept, results, failed, left_out):
     cells = [part for part in stays if part.cell] or stays
     standard = (_newest(cells) if cells else newest).run["parameters"]
     where = f"of the cells in {results}" if cells else "of the newest cell"
-    models = [name for name, part in kept.items() if part.cell and part.cell[2] == "fp32" and name in finished]
+    models = [name for name, part in kept.items() if part.cell and part.cell.regime == "fp32" and name in finished]
     retrained = {name for name in models if _digest(results, kept[name]) != _digest(results, finished[name])}
     blocked = ({part.start for part in stays} | (retrained - {*new})) & retrained
     datasets, fitting = {part.name.split("/")[0] for part in stays}, {}
@@ -338,7 +334,7 @@ def _differing(part, standard):
 
 def _digest(results, part):
     """A digest of a cell's predictions, to the last bit."""
-    frame = _predictions(results, part, part.cell[2], "predictions.parquet")
+    frame = _predictions(results, part, part.cell.regime, "predictions.parquet")
     return None if frame is None else hashlib.sha256(pd.util.hash_pandas_object(frame, index=False).values).hexdigest()
 
 
@@ -350,9 +346,9 @@ def _predictions(results, part, stem, file):
     if not path.is_file():
         return None
     frame = pd.read_parquet(path)
-    frame = frame[frame["fold"] == _fold(part.name)]
+    frame = frame[frame["fold"] == part.place.fold]
     if "seed" in frame:
-        frame = frame[frame["seed"].astype(str) == part.seed].drop(columns="seed")
+        frame = frame[frame["seed"] == part.place.seed].drop(columns="seed")
     return frame.reset_index(drop=True) if len(frame) else None
 
 
@@ -447,17 +443,17 @@ def _write_predictions(folder, results, parts):
         for suffix in aggregate.VARIANTS if part.cell else ():
             frame = _predictions(results, part, kind + suffix, f"predictions{suffix}.parquet")
             if frame is not None:
-                if part.seed:
-                    frame.insert(frame.columns.get_loc("fold") + 1, "seed", int(part.seed))
+                if part.cell.seed is not None:
+                    frame.insert(frame.columns.get_loc("fold") + 1, "seed", part.cell.seed)
                 model = models.setdefault((dataset, backbone, kind, suffix), {})
-                model.setdefault(part.cell[3], []).append(frame)
+                model.setdefault(part.cell.fold, []).append(frame)
         if kind == "peers":
             kept = sorted((results / "predictions" / dataset / backbone / "peers").glob("*.parquet"))
             own = [match[1] for match in map(PEER_FILE.fullmatch, part.files) if match]
             for runtime in own if part.folder else [path.stem for path in kept]:
                 frame = _predictions(results, part, f"peers/{runtime}", f"predictions.{runtime}.parquet")
                 if frame is not None:
-                    peers.setdefault((dataset, backbone, runtime), {})[_fold(part.name)] = frame
+                    peers.setdefault((dataset, backbone, runtime), {})[part.place.fold] = frame
     for model in models.values():
         model.update({fold: pd.concat(frames, ignore_index=True) for fold, frames in model.items()})
     peers = {key: aggregate.pooled(frames) for key, frames in sorted(peers.items())}
@@ -478,10 +474,10 @@ def _write_datasets(folder, results, parts):
             (folder / kind).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / kind / f"{dataset}.csv")
             found[dataset] = pd.read_csv(source, dtype={"image_id": str, "group": str}, keep_default_na=False)
-        cells = [p for p in parts.values() if p.cell and p.cell[0] == dataset]
+        cells = [p for p in parts.values() if p.cell and p.cell.dataset == dataset]
         path = results / "trained_on" / f"{dataset}.csv"
         seen = {int(fold): rows for fold, rows in _read(path).groupby("fold")} if path.is_file() else {}
-        seen |= {c.cell[3]: _read(c.folder / TRAINED_ON) for c in cells if TRAINED_ON in c.files}
+        seen |= {c.cell.fold: _read(c.folder / TRAINED_ON) for c in cells if TRAINED_ON in c.files}
         if seen:
             table = pd.concat([seen[fold].assign(fold=fold) for fold in sorted(seen)])[["fold", "image_id"]]
             artefacts.write_csv(folder / "trained_on" / f"{dataset}.csv", table)
@@ -495,7 +491,7 @@ def _cells(parts):
     rows = []
     for part in [part for part in parts.values() if part.cell]:
         facts = part.facts
-        row = dict(zip(CELL, (*part.cell, part.seed))) | {"status": facts["status"]}
+        row = part.keys | {"status": facts["status"]}
         if facts["status"] != "failed":
             row |= {"train_seconds": float(facts.get("train_seconds", 0)), "epochs": float(facts.get("epochs", 0))}
         row |= {key: str(facts[key]) for key in ("reason", "engine_agrees", "engine_note") if key in facts}
@@ -545,8 +541,8 @@ def _rows_of(name, stage, part):
         return None
     rows = _read(part.folder / name)
     if not stage:
-        return rows.assign(**dict(zip(CELL, (*part.cell, part.seed))))
-    return rows.assign(fold=_fold(part.name)) if "fold" in SCHEMA[name] and "fold" not in rows else rows
+        return rows.assign(**part.keys)
+    return rows.assign(fold=part.place.fold) if "fold" in SCHEMA[name] and "fold" not in rows else rows
 
 
 def _name_of(stage, at):
@@ -563,7 +559,7 @@ def _condition(part):
         "stage": part.stage,
         "dataset": "" if alone else parts[0],
         "backbone": parts[1],
-        "fold": "" if alone else _fold(part.name),
+        "fold": "" if alone else part.place.fold,
         "cores": " ".join(map(str, machine.get("cores") or [])),
         "cpu": cpu.get("model"),
         "instructions": " ".join(cpu.get("instructions", [])),
@@ -585,7 +581,7 @@ def _provenance(newest, parts):
     known, data = params.datasets(), {}
     for part in [part for part in made if part.stage == "datasets"]:
         dataset = part.name.split("/")[0]
-        ours = [c.facts for c in cells if c.cell[0] == dataset]
+        ours = [c.facts for c in cells if c.cell.dataset == dataset]
         release = known[dataset].release if dataset in known else {}
         data[dataset] = {key: part.facts.get(key) for key in ("fingerprint", "n_images")}
         data[dataset]["n_release"] = sum(sum(of.values()) for of in release.values()) or None
@@ -593,7 +589,7 @@ def _provenance(newest, parts):
     machines = _machines(cells or made)
     studied = {stage: _machines([p for p in made if p.stage == stage]) for stage in sorted({*stages.TABLES.values()})}
     commits = {h for p in made for h in p.run.get("commits", [(p.run.get("commit") or {}).get("hash")])} - {None}
-    loaded = {c.cell[1]: c.facts.get("loaded") or {} for c in cells if c.cell[2] == "fp32"}
+    loaded = {c.cell.backbone: c.facts.get("loaded") or {} for c in cells if c.cell.regime == "fp32"}
     weights = {backbone: facts for backbone, facts in sorted(loaded.items()) if "sha256" in facts}
     parameters = newest.run["parameters"]
     return {

@@ -30,6 +30,13 @@ class Cell:
     fold: int = 0
     seed: int | None = None
 
+    @classmethod
+    def at(cls, profile, name):
+        """The cell whose folder has this name below the batch's: what `str` gives."""
+        dataset, backbone, regime, *seed, fold = name.split("/")
+        seed = int(seed[0].removeprefix("seed")) if seed else None
+        return cls(profile, dataset, backbone, regime, int(fold.removeprefix("fold")), seed)
+
     @property
     def place(self):
         """The last part of its path: `fold<k>`, below `seed<n>` where the profile has several."""
