@@ -9,6 +9,7 @@ than chance or than always naming the largest class.
 
 import math
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import pandas as pd
 from scipy.stats import norm
@@ -125,16 +126,14 @@ def decide(results, limits=None):
     return pd.DataFrame(rows, columns=COLUMNS).astype({"passes": object, "ship": bool})
 
 
+@lru_cache(maxsize=1024)
 def incompetent(results, dataset, backbone):
     """Why an FP32 model is below the floor of competence; empty for a competent model, and where that is unknown.
 
     Its accuracy must exceed the share of the largest class among its images, and its ROC-AUC 0.5, each with the lower
     end of the 95 % interval, or with its value where no interval is stored.
     """
-    known = vars(results).setdefault("_incompetent", {})
-    if (dataset, backbone) in known:
-        return known[dataset, backbone]
-    labels, why = results.predictions(dataset, backbone, "fp32")["label"], ""
+    labels = results.predictions(dataset, backbone, "fp32")["label"]
     for metric, floor, other in (
         ("accuracy", labels.value_counts(normalize=True).max(), "always naming the largest class"),
         ("auroc", 0.5, "chance"),
@@ -142,12 +141,11 @@ def incompetent(results, dataset, backbone):
         s = scores(results, metric)
         s = s[(s["dataset"] == dataset) & (s["backbone"] == backbone) & (s["regime"] == "fp32")]
         for value, low in s[["value", "low"]].itertuples(index=False):
-            if not why and _number(low, value) <= floor:
+            if _number(low, value) <= floor:
                 least = "" if math.isnan(low) else f", at least {low:.3f}"
                 name = title(metric).replace("Accuracy", "accuracy")
-                why = f"{CHANCE} {other} ({name} {value:.3f}{least}, where more than {floor:.3f} is needed)"
-    known[dataset, backbone] = why
-    return why
+                return f"{CHANCE} {other} ({name} {value:.3f}{least}, where more than {floor:.3f} is needed)"
+    return ""
 
 
 def _number(value, otherwise):

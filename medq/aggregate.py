@@ -11,9 +11,8 @@ import pandas as pd
 
 from medq import bootstrap, metrics, regimes
 from medq.groups import connected
-from medq.results import PEER_REFERENCE
+from medq.results import PEER_REFERENCE, SIMULATED
 
-SIMULATED = ".fake-quant"  # the fake-quantized form: suffix of its predictions, and of methods in bootstrap.csv
 VARIANTS = {  # suffix of a file of predictions: (recipe, form; empty: float or converted)
     "": ("default", ""),
     SIMULATED: ("default", "fake-quant"),

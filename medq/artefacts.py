@@ -42,17 +42,14 @@ def replacing(path):
         raise
     except Exception as error:  # writers of other libraries report a full disk in ways of their own
         why = (error.strerror or error) if isinstance(error, OSError) else "No space left on device"
-        if not isinstance(error, OSError) and not _is_full(path.parent):
+        full = path.parent.is_dir() and shutil.disk_usage(path.parent).free < FULL
+        if not isinstance(error, OSError) and not full:
             raise
         way_out = "free space or choose another folder with MEDQ_RUNS, then run the same command again"
         raise UserError(f"cannot write {path}: {why}; {way_out}.") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-
-
-def _is_full(folder):
-    return folder.is_dir() and shutil.disk_usage(folder).free < FULL
 
 
 def write_text(path, text):

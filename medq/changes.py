@@ -1,14 +1,14 @@
 """The differences between regimes, once: what tables, figures, pages, claims and advice read."""
 
 import math
+from functools import lru_cache
 
 import pandas as pd
 
 from medq.metrics import SCORES
 from medq.regimes import INT8
-from medq.results import CELL, scores
+from medq.results import CELL, SIMULATED, scores
 
-SIMULATED = ".fake-quant"  # behind a regime's name in bootstrap.csv: its fake-quantized form
 COLUMNS = [*CELL, "form", "metric", "value", "low", "high", "interval"]
 
 
@@ -17,41 +17,45 @@ def paired(results, metric, a, b, dataset, backbone="all"):
 
     Numbers are in the metric's own unit. `all` pools over backbones; None where no such comparison is stored.
     """
-    if "_paired" not in vars(results):
-        keys = ["metric", "dataset", "backbone", "method_a", "method_b"]
-        own = results.bootstrap[["delta_pp", "low_pp", "high_pp"]].div(100).set_axis(["value", "low", "high"], axis=1)
-        table = results.bootstrap.join(own)
-        numbers = table[["value", "low", "high", "p_value", "p_holm", "trainings"]].to_dict("records")
-        vars(results)["_paired"] = dict(zip(table[keys].itertuples(index=False, name=None), numbers))
-    rows = vars(results)["_paired"]
+    rows = _pairs(results)
     if (row := rows.get((metric, dataset, backbone, a, b))) is not None:
         return row
     row = rows.get((metric, dataset, backbone, b, a))
     return row and row | {"value": -row["value"], "low": -row["high"], "high": -row["low"]}
 
 
-def changes(results, metrics=SCORES, *, form="converted", reference="fp32", klass=""):
-    """Change of each metric from the regime `reference` to every other: a DataFrame with `COLUMNS`.
+@lru_cache(maxsize=64)
+def _pairs(results):
+    """bootstrap.csv as {(metric, dataset, backbone, method a, method b): numbers}."""
+    keys = ["metric", "dataset", "backbone", "method_a", "method_b"]
+    own = results.bootstrap[["delta_pp", "low_pp", "high_pp"]].div(100).set_axis(["value", "low", "high"], axis=1)
+    table = results.bootstrap.join(own)
+    numbers = table[["value", "low", "high", "p_value", "p_holm", "trainings"]].to_dict("records")
+    return dict(zip(table[keys].itertuples(index=False, name=None), numbers))
+
+
+def changes(results, metrics=SCORES, *, form="converted"):
+    """Change of each macro-averaged metric from FP32 to every other regime: a DataFrame with `COLUMNS`.
 
     One row per dataset, backbone, regime and metric, and one with the backbone `mean` over the backbones that
-    have both regimes. `value` is the regime's score minus the reference's, in the metric's own unit; `low` and
+    have both regimes. `value` is the regime's score minus that of FP32, in the metric's own unit; `low` and
     `high` are its 95 % interval over images. `interval` names where that is from: `paired` (the stored paired
     bootstrap), `independent` (both cells' own intervals, as though their images differed: too wide), or empty
-    where there is none. `form` chooses among the INT8 models, `klass` a class instead of the macro average.
+    where there is none. `form` chooses among the INT8 models.
     """
 
     def stored(metric, dataset, backbone, regime):
-        names = (r + SIMULATED if form == "fake-quant" and r in INT8 else r for r in (regime, reference))
-        row = None if klass else paired(results, metric, *names, dataset, backbone)
+        names = (r + SIMULATED if form == "fake-quant" and r in INT8 else r for r in (regime, "fp32"))
+        row = paired(results, metric, *names, dataset, backbone)
         return {"interval": "paired"} | row if row and not math.isnan(row["low"]) else {}
 
     rows = []
     for metric in metrics:
-        table = scores(results, metric, form=form, klass=klass)
+        table = scores(results, metric, form=form)
         found = {tuple(r[c] for c in CELL): r for r in table.to_dict("records")}
         for (dataset, backbone, regime), after in found.items():
-            before = found.get((dataset, backbone, reference))
-            if before is None or regime == reference:
+            before = found.get((dataset, backbone, "fp32"))
+            if before is None or regime == "fp32":
                 continue
             value = after["value"] - before["value"]
             down = math.hypot(after["value"] - after["low"], before["high"] - before["value"])

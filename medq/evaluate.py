@@ -12,7 +12,7 @@ from medq.augment import normalise
 BATCH = 64
 
 
-def probabilities(model, images, *, device="cpu", autocast=None, prepare=normalise, batch_size=BATCH):
+def probabilities(model, images, *, device="cpu", autocast=None, batch_size=BATCH):
     """Class probabilities of `images` (uint8 [n, h, w, 3]) under `model`, as float32 [n, classes].
 
     The softmax is taken in float64 and rounded once. `autocast` is a dtype for mixed precision or None; `model` is put
@@ -24,7 +24,7 @@ def probabilities(model, images, *, device="cpu", autocast=None, prepare=normali
     with torch.inference_mode(), half_precision(device, autocast):
         for start in range(0, len(images), batch_size):
             batch = _on(device, np.ascontiguousarray(images[start : start + batch_size]))
-            rows.append(torch.softmax(model(prepare(batch)).double(), 1).float())
+            rows.append(torch.softmax(model(normalise(batch)).double(), 1).float())
     result = torch.cat(rows).cpu().numpy()  # read back once: a GPU never waits for the next batch
     if not np.isfinite(result).all():
         raise FloatingPointError("the model gives probabilities that are not finite")

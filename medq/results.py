@@ -22,6 +22,7 @@ from medq.params import Positive
 
 REGIMES = {name: row.title for name, row in regimes.REGIMES.items()}  # the paper's titles, and our controls'
 CONTROL = "fp32-continued"
+SIMULATED = ".fake-quant"  # the fake-quantized form: suffix of its predictions, and of methods in bootstrap.csv
 PEER_REFERENCE = "pytorch-fp32"  # the runtime that the others of the same checkpoint are compared with
 STUDY_TITLES = {name: row.title for name, row in stages.STAGES.items() if row.title}
 RUNTIMES = {"pytorch": "PyTorch", "inductor": "Inductor", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
@@ -570,14 +571,14 @@ def means(results, metric, *, form="converted"):
     return _in_order(results, out)
 
 
-def timings(results, batch_size, *, device="cpu", baseline="eager"):
-    """Latency per backbone and regime: the median over datasets, as in Tables 2 and 4 (columns of `latency.csv`).
+def timings(results, batch_size):
+    """CPU latency per backbone and regime, floating point eager: the median over datasets, as in Tables 2 and 4.
 
-    `baseline` chooses among the floating-point baselines; INT8 rows have only one.
+    Columns are those of `latency.csv`.
     """
     t = results.latency
-    t = t[(t["batch_size"] == batch_size) & t["device"].isin([device, ""])]
-    t = t[~t["regime"].isin(["fp32", "fp16"]) | t["baseline"].isin([baseline, ""])]
+    t = t[(t["batch_size"] == batch_size) & t["device"].isin(["cpu", ""])]
+    t = t[~t["regime"].isin(["fp32", "fp16"]) | t["baseline"].isin(["eager", ""])]
     numbers = [c for c in SCHEMA["latency.csv"] if c not in KEYS | TEXT and c != "batch_size"]
     return _in_order(results, t.groupby(["backbone", "regime"])[numbers].median().reset_index())
 
