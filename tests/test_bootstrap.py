@@ -465,7 +465,7 @@ def test_works_where_no_cache_can_be_written(tmp_path):
     """Neither the package folder nor a home folder takes the kernels' cache."""
     package = tmp_path / "medq"
     package.mkdir()
-    for name in ("__init__.py", "metrics.py", "bootstrap.py"):
+    for name in ("__init__.py", "bootstrap.py", "groups.py", "metrics.py", "paths.py", "provenance.py"):
         shutil.copy(Path(bootstrap.__file__).with_name(name), package)
     (package / "__pycache__").write_text("in the way")
     environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
