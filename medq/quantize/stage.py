@@ -152,7 +152,7 @@ def study_name(stage, regime):
     if not studied:
         return stage
     if regime not in studied:
-        raise UserError(f"regime: {stage} does not study {regime!r}; give one of {', '.join(studied)}.")
+        raise UserError(f"regime: {stage} is for {', '.join(studied)}, not {regime!r}; give one of these.")
     return f"{stage}-{regime.removeprefix('ptq-')}"
 
 
