@@ -218,7 +218,7 @@ def test_sweep_says_so_where_calibration_does_not_matter(monkeypatch):
     params, here = cell("ptq-fbgemm", "swin_tiny")
     tables, facts = calibration_size.measure(params, here, part())
     assert tables["calibration_size.csv"].empty and "no calibration images" in facts["reason"]
-    with pytest.raises(UserError, match="not to 'qat-fbgemm'"):
+    with pytest.raises(UserError, match="not 'qat-fbgemm'"):
         calibration_size.run(*cell("qat-fbgemm"))
 
 
