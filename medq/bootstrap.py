@@ -11,8 +11,8 @@ and a compiled kernel sweeps them, counting for LANES resamples side by side; me
 **A class that is missing from a resample** has no AUPRC in it, and a mean over fewer classes is another quantity. Such
 resamples are left out: percentiles and p-values are conditional on every class of the sample being drawn, and
 `n_defined` is the number of resamples that remain. **Where percentiles fail in simulation** `tables` gives no interval
-and no p-value (NaN): below the numbers of groups in FEWEST, for the AUROC of one class, and for an AUROC above CEILING
-(its differences have one).
+and no p-value (NaN): below the numbers of groups in FEWEST, for the AUROC of one class, and for values too near to 1
+(CEILING, MISSED). Differences of such values have one, but for AUPRC only where NEAR_ONE allows it.
 
 **No interval for calibration errors.** The percentiles of a binned ECE miss its true value in up to all samples, and no
 interval tried for the debiased error reached 93 to 97 % everywhere (page *Metrics*); the Brier score and the negative
@@ -40,7 +40,10 @@ DRAWN_AT_ONCE = 2**20  # images; bounds the memory of a draw
 # Metric: groups that a class, and its complement, need for an interval of its own; those of the rarest class that the mean
 # over classes, and its difference between models, needs
 FEWEST = {"auroc": (np.inf, 60), "auprc": (10, 10)}
-CEILING = {"auroc": 0.99}  # values above it are too near to their end for percentiles of one model
+CEILING = {"auroc": 0.99, "auprc": 0.96}  # means over classes above it are too near to 1 for percentiles of one model
+MISSED = {"auprc": 3}  # groups x (1 - value) that an interval of one class needs
+# Value that one of two models must not exceed, or groups of the rarest class that their difference needs if both do
+NEAR_ONE = {"auprc": (0.95, 60)}
 RANKED = ("auroc", "auprc")
 TESTED = (*RANKED, "brier", "nll", "accuracy")  # metrics that have intervals and p-values
 FLOORS = {"ece_floor": "one-vs-rest", "ece_top_label_floor": "top-label"}
@@ -152,9 +155,23 @@ def _interval(metric, value, draws):
     return Interval(metric, float(value), *_percentiles(defined), len(defined), draws)
 
 
-def _level(metric, value, draws):
-    """The Interval of a value itself, not of a difference: without ends above CEILING."""
-    return _interval(metric, value, draws if value <= CEILING.get(metric, np.inf) else draws * np.nan)
+def level_holds(metric, value, size, of_class=False):
+    """Whether percentiles hold for a mean over classes, the rarest of `size` groups, or for one class of that size."""
+    enough = size >= FEWEST.get(metric, (0, 0))[1 - of_class]
+    if of_class:
+        return enough and size * (1 - value) >= MISSED.get(metric, -np.inf)
+    return enough and value <= CEILING.get(metric, np.inf)
+
+
+def difference_holds(metric, values, size):
+    """Whether percentiles hold for the difference of two such means."""
+    lower, fewest = NEAR_ONE.get(metric, (np.inf, 0))
+    return size >= FEWEST.get(metric, (0, 0))[1] and (min(values) <= lower or size >= fewest)
+
+
+def _level(metric, value, draws, *size):
+    """The Interval of a value itself, not of a difference: without ends where percentiles fail."""
+    return _interval(metric, value, draws if level_holds(metric, value, *size) else draws * np.nan)
 
 
 def tables(y_true, models, pairs=(), *, classes=None, groups=None, n_resamples=100_000, seed=42, threads=None):
@@ -174,7 +191,7 @@ def tables(y_true, models, pairs=(), *, classes=None, groups=None, n_resamples=1
     With several trainings the value is their mean, and intervals and p-values cover another training as well as other
     images: a draw of Student's t with trainings - 1 degrees of freedom, scaled by the standard error between the
     trainings, is added to each replicate. With one training an interval covers other images alone. Ends and p-values are
-    NaN where percentiles fail (FEWEST, CEILING).
+    NaN where percentiles fail (FEWEST, CEILING, MISSED, NEAR_ONE).
     """
     models = {key: p if isinstance(p, dict) else {"": p} for key, p in models.items()}
     options = {"n_resamples": n_resamples, "groups": groups, "seed": seed, "threads": threads}
@@ -182,7 +199,7 @@ def tables(y_true, models, pairs=(), *, classes=None, groups=None, n_resamples=1
     for k, backbone in enumerate(dict.fromkeys(backbone for backbone, _ in models)):
         rng = np.random.default_rng([seed, k])
         own = {regime: p for (b, regime), p in models.items() if b == backbone}
-        found, rows = _estimates(y_true, own, classes, options, rng)
+        found, rows, rarest = _estimates(y_true, own, classes, options, rng)
         intervals += [(backbone, *row) for row in rows]
         for key, estimate in found.items():
             means.setdefault(key, []).append(_over_trainings(estimate, rng))
@@ -191,19 +208,21 @@ def tables(y_true, models, pairs=(), *, classes=None, groups=None, n_resamples=1
                 first, second = found[a, metric], found[b, metric]
                 alike = {s: (first[s][0] - second[s][0], first[s][1] - second[s][1]) for s in first if s in second}
                 if alike:
-                    estimate = _over_trainings(alike, rng)
-                    differences.append(_difference_row(backbone, a, b, metric, *estimate, 1))
+                    levels = np.mean([(first[s][0], second[s][0]) for s in alike], axis=0)
+                    estimate = *_over_trainings(alike, rng), levels
+                    differences.append(_difference_row(backbone, a, b, metric, *estimate, rarest, 1))
                     pooled.setdefault((a, b, metric), []).append(estimate)
     for (regime, metric), parts in means.items():
         values = [points.mean() for points, _ in parts]
-        i = _level(metric, np.mean(values), np.mean([draws for _, draws in parts], axis=0))
+        i = _level(metric, np.mean(values), np.mean([draws for _, draws in parts], axis=0), rarest)
         spread = float(np.std(values, ddof=1)) if len(parts) > 1 else np.nan
         trainings = min(len(points) for points, _ in parts)
         intervals.append(("mean", regime, metric, "", i.value, i.low, i.high, spread, len(parts), trainings))
     for (a, b, metric), parts in pooled.items():
-        delta = np.mean([points.mean() for points, _ in parts], keepdims=True)
-        row = _difference_row("all", a, b, metric, delta, np.mean([draws for _, draws in parts], axis=0), len(parts))
-        differences.append((*row[:-1], min(len(points) for points, _ in parts)))
+        points, draws, levels = zip(*parts)
+        delta, means = np.mean([p.mean() for p in points], keepdims=True), [np.mean(x, axis=0) for x in (draws, levels)]
+        row = _difference_row("all", a, b, metric, delta, *means, rarest, len(parts))
+        differences.append((*row[:-1], min(map(len, points))))
     names = "backbone regime metric class value low high between_std n_models trainings"
     of_pairs = "backbone method_a method_b metric n_resamples delta_pp low_pp high_pp p_value p_equation3"
     return (
@@ -213,7 +232,7 @@ def tables(y_true, models, pairs=(), *, classes=None, groups=None, n_resamples=1
 
 
 def _estimates(y_true, models, classes, options, rng):
-    """({(regime, metric): {seed: (macro value, replicates)}}, rows of intervals) of the regimes of one backbone."""
+    """Of one backbone: {(regime, metric): {seed: (macro value, replicates)}}, rows of intervals, rarest class's size."""
     labels, flat = _validate(y_true, [p for trainings in models.values() for p in trainings.values()])
     names, sizes = m.class_names(classes, flat[0]), _sizes(labels, flat[0].shape[1], options["groups"])
     drawn, start, found, rows = replicates(labels, flat, TESTED, **options), 0, {}, []
@@ -222,23 +241,20 @@ def _estimates(y_true, models, classes, options, rng):
         for metric in TESTED:
             columns = np.array([m.TABLE[metric].columns(labels, p) for p in flat[part]])
             own = drawn[metric][:, part]
-            of_class, of_mean = FEWEST.get(metric, (0, 0))
-            draws = _macro(metric, own) + (0.0 if sizes.min() >= of_mean else np.nan)
-            parts = [("", m.combine(metric, columns), draws)]
-            found[regime, metric] = dict(zip(trainings, zip(parts[0][1], draws.T)))
+            parts = [("", m.combine(metric, columns), _macro(metric, own), (sizes.min(),))]
+            found[regime, metric] = dict(zip(trainings, zip(parts[0][1], parts[0][2].T)))
             for c, name in enumerate(names if m.TABLE[metric].per_class else []):
-                few = 0.0 if sizes[c] >= of_class else np.nan
-                parts.append((name, columns[:, c], own[:, :, c] + few))
-            for name, points, draws in parts:
+                parts.append((name, columns[:, c], own[:, :, c], (sizes[c], True)))
+            for name, points, draws, size in parts:
                 points, draws = _over_trainings(dict(enumerate(zip(points, draws.T))), rng)
-                i = _level(metric, points.mean(), draws)
+                i = _level(metric, points.mean(), draws, *size)
                 rows.append((regime, metric, name, i.value, i.low, i.high, np.nan, 1, len(points)))
         for metric, kind in FLOORS.items():
             draws = np.mean([m.calibration_floor(p, kind).draws for p in flat[part]], axis=0)
             i = _interval(metric, draws.mean(), draws)
             found[regime, metric] = {"": (i.value, draws)}
             rows.append((regime, metric, "", i.value, i.low, i.high, np.nan, 1, len(trainings)))
-    return found, rows
+    return found, rows, sizes.min()
 
 
 def _sizes(labels, n_classes, groups):
@@ -260,8 +276,9 @@ def _over_trainings(estimate, rng):
     return points, _with_trainings(points, draws.mean(axis=0), rng)
 
 
-def _difference_row(backbone, a, b, metric, points, draws, n_models):
-    d = difference(metric, float(points.mean()), draws)
+def _difference_row(backbone, a, b, metric, points, draws, levels, rarest, n_models):
+    holds = difference_holds(metric, levels, rarest)
+    d = difference(metric, float(points.mean()), draws if holds else draws * np.nan)
     numbers = d.delta, d.low, d.high, d.p_value, d.p_equation3
     return backbone, a, b, metric, len(draws), *numbers, n_models, len(points)
 

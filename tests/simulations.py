@@ -184,25 +184,32 @@ def calibration(n, repetitions, seed=6):
 
 
 def rare(n, repetitions, strength, seed=11):
-    """Coverage for ROC-AUC where the rarest class has 15, 30 or 60 images, of models like these and of near-perfect ones."""
-    rows = []
+    """Coverage of ranked metrics where the rarest class has 15, 30 or 60 images, of models like these and near-perfect ones."""
+    rows, weights = [], {"one model": (1, 0), "paired difference": (1, -1)}
     for count in (15, 30, 60):
         prior = (count / n, 0.2, 0.3, 0.5 - count / n)
-        rng, true, hits = np.random.default_rng([seed, count]), truth(prior, strength=strength)["auroc"], [0, 0]
+        rng, true = np.random.default_rng([seed, count]), truth(prior, strength=strength)
+        hits = {(metric, kind): 0 for metric in bootstrap.RANKED for kind in weights}
         for k in range(repetitions):
             labels, models = world(rng, n, prior, strength=strength)
-            drawn = bootstrap.replicates(labels, models, ["auroc"], n_resamples=RESAMPLES, seed=[seed, n, k], threads=1)
-            draws = bootstrap._macro("auroc", drawn["auroc"])
-            for i, weights in enumerate(((1, 0), (1, -1))):
-                low, high = np.nanquantile(draws @ weights, [0.025, 0.975])
-                hits[i] += low <= true @ weights <= high
-        enough = count >= bootstrap.FEWEST["auroc"][1]
-        claimed = enough and true[0] <= bootstrap.CEILING["auroc"], enough
-        for kind, stated, hit in zip(("one model", "paired difference"), claimed, hits):
-            condition = f"{kind} with a ROC-AUC of {true[0]:.3f}; rarest class {count} images"
-            rows.append(
-                ("95 % interval, ROC-AUC", condition, n, 0.95 if stated else np.nan, hit / repetitions, repetitions)
+            drawn = bootstrap.replicates(
+                labels, models, bootstrap.RANKED, n_resamples=RESAMPLES, seed=[seed, n, k], threads=1
             )
+            for metric, kind in hits:
+                low, high = np.nanquantile(bootstrap._macro(metric, drawn[metric]) @ weights[kind], [0.025, 0.975])
+                hits[metric, kind] += low <= true[metric] @ weights[kind] <= high
+        for (metric, kind), hit in hits.items():
+            value, own = true[metric], kind == "one model"
+            holds = (
+                bootstrap.level_holds(metric, value[0], count)
+                if own
+                else bootstrap.difference_holds(metric, value, count)
+            )
+            values = " and ".join(f"{v:.3f}" for v in value[: 1 if own or metric == "auroc" else 2])
+            article = "a" if metric == "auroc" else "an"
+            condition = f"{kind} with {article} {NAMES[metric]} of {values}; rarest class {count} images"
+            nominal = 0.95 if holds else np.nan
+            rows.append((f"95 % interval, {NAMES[metric]}", condition, n, nominal, hit / repetitions, repetitions))
     return rows
 
 
@@ -383,6 +390,7 @@ RUNS = (
     *((f"calibration-{n}", lambda r, n=n: calibration(n, r)) for n in SIZES),
     ("rare-groups", lambda r: rare(1000, r, 1.7)),
     ("rare-saturated", lambda r: rare(1000, r, 3.0)),
+    ("rare-near", lambda r: rare(1000, r, 3.5)),
     ("rare-perfect", lambda r: rare(1000, r, 4.0)),
     ("timings", lambda r: timings(500, r)),
     ("combined", lambda r: combined(300, r)),

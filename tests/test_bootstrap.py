@@ -286,20 +286,56 @@ def test_a_class_of_few_groups_has_no_interval():
         assert pair.query("metric == 'auroc'")["p_value"].notna().eq(enough).all()
 
 
+def two_classes(rng, labels, noise):
+    """Probabilities [n, 2] of a model that is the nearer to perfect the less noise it has."""
+    score = np.clip(labels / 2 + 0.25 + noise * rng.normal(size=len(labels)), 0.001, 0.999)
+    return np.column_stack([1 - score, score])
+
+
+@pytest.mark.parametrize("metric, end", [("auroc", 0.99), ("auprc", 0.96)])
 @pytest.mark.parametrize("noise, near_one", [(0.5, False), (0.13, True)])
-def test_a_roc_auc_near_one_has_no_interval_but_its_difference_has(noise, near_one):
-    rng = np.random.default_rng(4)
-    labels = np.arange(400) % 2
-    models = []
-    for _ in range(2):
-        score = np.clip(labels / 2 + 0.25 + noise * rng.normal(size=400), 0.001, 0.999)
-        models.append(np.column_stack([1 - score, score]))
-    assert (metrics.auroc(labels, models[0]) > 0.99) == near_one
-    models = {("x", "fp32"): models[0], ("x", "ptq"): models[1]}
+def test_a_value_near_one_has_no_interval_but_its_difference_has(metric, end, noise, near_one):
+    rng, labels = np.random.default_rng(4), np.arange(400) % 2
+    models = {("x", regime): two_classes(rng, labels, noise) for regime in ("fp32", "ptq")}
+    assert (metrics.METRICS[metric](labels, models["x", "fp32"]) > end) == near_one
     rows, pair = bootstrap.tables(labels, models, [("fp32", "ptq")], n_resamples=RESAMPLES)
-    levels = rows.query("metric == 'auroc' and `class` == '' and regime == 'fp32'")
+    levels = rows.query("metric == @metric and `class` == '' and regime == 'fp32'")
     assert len(levels) == 2 and levels["low"].isna().eq(near_one).all()  # of the backbone and of the mean over one
-    assert pair.query("metric == 'auroc'")["low_pp"].notna().all()
+    assert pair.query("metric == @metric")["low_pp"].notna().all()
+
+
+def test_the_auprc_of_a_class_that_misses_few_groups_has_no_interval():
+    """Three classes of 100 groups, of two images each, whose values lie on both sides of 0.97."""
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(300) % 3, 2)
+    right = 1 - np.array([0.05, 0.25, 0.4])[labels] * rng.random(600)
+    probs = np.full((600, 3), 0.0) + ((1 - right) / 2)[:, None]
+    probs[np.arange(600), labels] = right
+    probs[:8] = probs[:8, ::-1]  # some images of the first and the last class are taken for each other
+    values = metrics.per_class(labels, probs, "auprc")
+    rows, _ = bootstrap.tables(
+        labels, {("x", "fp32"): probs}, groups=np.repeat(np.arange(300), 2), n_resamples=RESAMPLES
+    )
+    found = rows.query("metric == 'auprc' and `class` != ''")["low"].notna().to_numpy()
+    assert (found == (values <= 0.97)).all() and 0 < found.sum() < 3
+
+
+def test_auprc_near_one_has_differences_where_a_class_is_large_or_a_model_is_not_near():
+    rng = np.random.default_rng(1)
+    for rarest in (59, 60):
+        labels = (np.arange(400) < rarest).astype(int)
+        models = {(b, r): two_classes(rng, labels, 0.1) for b in "xyz" for r in ("fp32", "ptq")}
+        models["y", "ptq"] = two_classes(rng, labels, 0.4)
+        lower = {b: min(metrics.auprc(labels, models[b, r]) for r in ("fp32", "ptq")) for b in "xyz"}
+        pooled = np.mean([metrics.auprc(labels, models[b, "ptq"]) for b in "xyz"])
+        assert lower["y"] < pooled < 0.95 < 0.99 < min(lower["x"], lower["z"])
+        _, pair = bootstrap.tables(labels, models, [("fp32", "ptq")], n_resamples=RESAMPLES)
+        pair = pair.query("metric == 'auprc'").set_index("backbone")
+        numbers = pair[["low_pp", "high_pp", "p_value", "p_equation3"]].notna()
+        assert numbers.loc[["y", "all"]].all(axis=None) and numbers.loc[["x", "z"]].eq(rarest == 60).all(axis=None)
+        assert pair["delta_pp"].notna().all()
+        near = {key: p for key, p in models.items() if key[0] != "y"}
+        _, pair = bootstrap.tables(labels, near, [("fp32", "ptq")], n_resamples=RESAMPLES)
+        assert pair.query("metric == 'auprc'")["p_value"].notna().eq(rarest == 60).all()  # pooled as well
 
 
 def test_several_trainings_widen_intervals_by_their_spread():
