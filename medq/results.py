@@ -491,11 +491,10 @@ def current():
     return load("reference" if (paths.RESULTS / "reference" / "metrics.csv").is_file() else "smoke")
 
 
-def companions(results):
-    """The result folders that a book on `results` tells about: it and, beside `reference`, the one of the paper's protocol."""
-    path = results.path.with_name("pretrained")
-    there = results.name == "reference" and (path / "metrics.csv").is_file()
-    return [results, Results(path.name, path)] if there else [results]
+def companions(results, names=("pretrained",)):
+    """`results` and, beside `reference`, the folders called `names` that exist: results of the paper's protocol."""
+    folders = [results.path.with_name(name) for name in names if results.name == "reference"]
+    return [results, *(Results(path.name, path) for path in folders if (path / "metrics.csv").is_file())]
 
 
 # --- numbers --------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from sphinx.util.math import get_node_equation_number
 import medq_book as book
 from medq_links import colab_url, in_repository, repository_url
 from medq_cells import write_pages
+from medq_text import TOLD
 
 from medq import paths
 
@@ -60,7 +61,7 @@ def prepare(app):
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     stamp_file = Path(app.outdir).parent / "pages.json"
-    stamp = {"results": fingerprint(*(r.path for r in results.companions(ours)))}
+    stamp = {"results": fingerprint(*(r.path for r in results.companions(ours, TOLD)))}
     old = json.loads(stamp_file.read_text()) if stamp_file.is_file() else {}
     if old.get("results") != stamp["results"]:  # nothing of other results may stay behind
         for folder in (Path(app.srcdir) / book.ASSETS, Path(app.outdir) / "cells", Path(app.outdir) / "files"):

@@ -1,7 +1,7 @@
 """Numbers in prose: pages are written by people, their numbers come from results, and a page says when it no longer holds.
 
 - `{about} NAME` shows its content only where it is true of what the book shows: the result folder `reference`, say.
-  `pretrained` is there as soon as `results/pretrained` is, beside `reference`; `no pretrained` where it is not.
+  Those of `TOLD` are there as soon as their folder is, beside `reference`; `no pretrained` where that is not.
 - `{facts}` holds Python that gives names to numbers; `r` is the result folder of the block that it stands in.
 - the role {medq}`NAME as FORMAT` prints one; a minus sign becomes typographic.
 - `{holds} CONDITION` guards a statement: where the condition is false, the build warns and the page shows the text of
@@ -25,6 +25,7 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 from medq import claims, results, tables
 
 LOG = logging.getLogger(__name__)
+TOLD = ("pretrained", "pretrained-qat")  # folders beside `reference` that pages tell about
 SHARED = {}  # folder: its namespace, for all pages of a build
 STATES = {"yes": "✓ yes", "partly": "◐ partly", "no": "✗ no"}
 WEIGHTS = {"none": "trained from scratch", "imagenet": "ImageNet weights", None: "weights not recorded"}
@@ -109,7 +110,7 @@ class Block(SphinxDirective):
 
 class About(Block):
     def run(self):
-        there, name = {r.name: r for r in results.companions(results.current())}, self.arguments[0]
+        there, name = {r.name: r for r in results.companions(results.current(), TOLD)}, self.arguments[0]
         if name.startswith("no "):
             return self.parsed() if "reference" in there and name[3:] not in there else []
         if name not in there:
