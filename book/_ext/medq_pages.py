@@ -139,7 +139,8 @@ async def run_queue(queue, folder, timeout):
                 done.append((name, notebook))
             except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
                 LOG.info("%s fails, and is left to MyST-NB: %s", name, str(error).strip().splitlines()[-1])
-            await client.execute("%reset -f", silent=True, reply=True)
+            # as `%reset -f`, which would also collect garbage, for half of the time of a build
+            await client.execute("%reset_selective -f .", silent=True, reply=True)
     finally:
         client.stop_channels()
         await manager.shutdown_kernel(now=True)
