@@ -81,7 +81,7 @@ def with_batch_norm(model, kind):
     """A copy of `model` whose batch normalisation traces as `kind` (`traced`, `fused`, `unfused`) asks.
 
     timm's BatchNormAct2d is traced through to a functional call that no engine fuses, and in training mode to one that
-    uses batch statistics for ever. As a plain BatchNorm2d followed by its activation it fuses.
+    uses batch statistics forever. As a plain BatchNorm2d followed by its activation it fuses.
     """
     from medq import _torchvision
 
