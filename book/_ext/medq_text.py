@@ -50,6 +50,11 @@ def namespace(r):
         frame = frame[frame["dataset"] == dataset] if dataset else frame
         return frame[frame["backbone"] == backbone] if backbone else frame[frame["backbone"] != "mean"]
 
+    def runtimes(dataset, backbone, metric="brier"):
+        """A metric of one model in each runtime, as a Series by (runtime, precision)."""
+        frame = r.peers[(r.peers["dataset"] == dataset) & (r.peers["backbone"] == backbone)]
+        return frame.drop_duplicates(["runtime", "precision"]).set_index(["runtime", "precision"])[metric]
+
     def tally():
         """How many claims of the paper got which verdict, in words."""
         if "claims" not in known:
@@ -59,6 +64,7 @@ def namespace(r):
     return {"r": r, "np": np, "pd": pd, "title": results.title, "scores": results.scores, "means": results.means} | {
         "table": table,
         "changes": changes,
+        "runtimes": runtimes,
         "tally": tally,
         "parameters": r.provenance.get("parameters", {}),
     }

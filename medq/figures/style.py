@@ -157,9 +157,8 @@ def _signs(figure, instead=None):
         found |= set(text.get_text())
         text.set_text(text.get_text().translate(instead or {}))
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
-        if isinstance(
-            axis.get_major_locator(), (FixedLocator, StrCategoryLocator)
-        ):  # labels of our own, made anew whenever it is drawn
+        # Labels of our own are made anew whenever the figure is drawn.
+        if isinstance(axis.get_major_locator(), (FixedLocator, StrCategoryLocator)):
             labels = [label.get_text() for label in axis.get_ticklabels()]
             found |= set("".join(labels))
             if instead:

@@ -66,7 +66,7 @@ def refusals(way_out=""):
         yield
     except (NotImplementedError, TypeError, AttributeError) as error:
         reason = f"the converted model does not run ({short(error)})"
-        raise Unsupported(reason + (f"; {way_out}" if way_out else "")) from error
+        raise Unsupported("; ".join(filter(None, (reason, way_out)))) from error
     except RuntimeError as error:
         text = first_line(error)
         if "could not run 'quantized" in text.lower() or any(sign in text.lower() for sign in _REFUSALS):
@@ -84,7 +84,7 @@ def unsupported(what, way_out=""):
     except Exception as error:  # torch.fx and torch.ao raise whatever a model's own code makes them raise
         if "allocate memory" in str(error):
             raise
-        raise Unsupported(f"{what} ({short(error)})" + (f"; {way_out}" if way_out else "")) from error
+        raise Unsupported("; ".join(filter(None, (f"{what} ({short(error)})", way_out)))) from error
 
 
 def short(error):

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from medq import advise, regimes
+from medq.groups import connected
 from medq.results import CELL, CONTROL, LOWER_IS_BETTER, counterpart, means, peer_means, scores, title, variant
 from medq.results import published as paper_results
 from medq.changes import SCORES
@@ -119,9 +120,10 @@ def recipes_against_table1(results, published=None, *, form="fake-quant"):
     """How near each recipe comes to what PTQ changes in the paper's Table 1, over all its datasets and engines at once.
 
     Compared are changes from FP32, mean over the backbones of the ablation, in ECE and Brier: levels differ between
-    protocols. The models are simulated, as the paper's are (section 3.2). Columns: recipe, cells (datasets x engines), error_ece, error_brier (root mean square of ours minus the
-    paper's), worst_ece, worst_brier, distance (of both errors, each in units of REPRODUCED), reproduces (all six cells,
-    each within REPRODUCED); nearest first, recipes of fewer cells last.
+    protocols. The models are simulated, as the paper's are (section 3.2). Columns: recipe, cells (datasets x engines),
+    error_ece, error_brier (root mean square of ours minus the paper's), worst_ece, worst_brier, distance (of both errors,
+    each in units of REPRODUCED), reproduces (all six cells, each within REPRODUCED); nearest first, recipes of fewer
+    cells last.
     """
     frame, errors = recipe_means(results, form), {}
     keys = ["recipe", "dataset", "engine"]
@@ -260,8 +262,6 @@ def leak_effect(results):
     without_copies_others, effect, low, high. Empty without the second result folder.
     """
     from scipy import stats
-
-    from medq.groups import connected
 
     other, rows = variant(results, "deduplicated"), []
     for dataset in results.datasets if other else ():
