@@ -474,6 +474,31 @@ def test_a_claim_is_decided_by_the_folder_whose_protocol_can(tmp_path):
     assert tuple(table.loc["ptq-faster", ["verdict", "results"]]) == (SUPPORTED, "reference")
 
 
+@pytest.mark.parametrize(
+    "name, turn, expected",
+    [
+        ("ptq-auroc", 0, OUTSIDE),  # a mean over the eight
+        ("ptq-auroc", 1, OUTSIDE),
+        ("conversion-keeps", 0, OUTSIDE),  # every model
+        ("conversion-keeps", 1, CONTRADICTED),
+        ("silent", 0, SUPPORTED),  # some model
+        ("silent", 1, OUTSIDE),
+        ("resnet50-ptq", 0, SUPPORTED),  # one that it names
+        ("resnet50-ptq", 1, CONTRADICTED),
+    ],
+)
+def test_few_backbones_decide_only_what_an_example_can(name, turn, expected):
+    world = TURNS[name][turn]()
+
+    def fewer(table):
+        return table[table["backbone"].isin(["resnet50", "mobilenetv2", "all", "mean"])]
+
+    few = bend(lambda: world, **dict.fromkeys(("cells", "metrics", "intervals", "bootstrap", "silent"), fewer))()
+    found = claim(name).find(few)
+    assert found.verdict == expected
+    assert (expected == OUTSIDE) == ("Measured on 2 of the paper's 8 backbones." in found.evidence)
+
+
 def test_one_training_of_each_cannot_contradict_fp16():
     world = metric(lambda r: r["value"], broken)()
     assert verdict(world, "fp16-auroc") == CONTRADICTED

@@ -1,8 +1,10 @@
 """The paper's empirical claims (params/claims.yaml) and their verdicts on a result folder.
 
 A verdict is computed from the results alone. It reads `not testable` where their intervals, or gaps, leave the claim
-open, and `outside this protocol's reach` where models like these cannot decide it.
+open, and `outside this protocol's reach` where models like these, or so few of the paper's backbones, cannot decide it.
 """
+
+import math
 
 from typing import Any, Literal
 
@@ -10,11 +12,13 @@ import pandas as pd
 
 from medq import config, paths
 from medq.claims import decisions
-from medq.claims.evidence import CONTRADICTED, OPEN, OUTSIDE, SUPPORTED, Finding, both, exists, judge
-from medq.results import companions, title
+from medq.claims.evidence import CONTRADICTED, OPEN, OUTSIDE, SUPPORTED, Finding, both, exists, is_published, judge
+from medq.results import companions, published, title
 from medq.tables import comparable
 
 VERDICTS = (SUPPORTED, CONTRADICTED, OPEN, OUTSIDE)
+MOST = 5  # of the paper's eight backbones
+DECIDING = ("pretrained-qat", "pretrained")  # folders beside `reference` that are asked before it, the last one first
 COLUMNS = "id claim section quotation_short test evidence value low high verdict results".split()
 
 
@@ -24,6 +28,7 @@ class _Entry(config.Model):
     says: str
     test: str
     needs: Literal["any", "pretrained"]
+    over: Literal["mean", "every", "some", "named"]
     decide: dict[str, Any] | list[dict[str, Any]]
 
 
@@ -33,10 +38,15 @@ class Claim(_Entry):
     id: str
 
     def find(self, results) -> Finding:
-        """The finding of these results; outside their reach if the claim needs another protocol."""
-        found = both(
-            *(_tested(results, **t) for t in ([self.decide] if isinstance(self.decide, dict) else self.decide))
-        )
+        """The finding of these results; outside their reach if the claim needs another protocol or more backbones."""
+        tests = [self.decide] if isinstance(self.decide, dict) else self.decide
+        found = both(*(_tested(results, **t) for t in tests))
+        decisive = {"mean": (), "every": (CONTRADICTED,), "some": (SUPPORTED,), "named": VERDICTS}[self.over]
+        paper = published().backbones
+        measured = len(set(_measured(results)) & set(paper))
+        if measured < MOST and found.verdict not in decisive:
+            note = f" Measured on {measured} of the paper's {len(paper)} backbones."
+            return found._replace(verdict=OUTSIDE, evidence=found.evidence + note)
         return found if self.needs == "any" or comparable(results) else found._replace(verdict=OUTSIDE)
 
 
@@ -50,20 +60,35 @@ def _tested(results, *, by, low=float("-inf"), high=float("inf"), exceeds=None, 
 CLAIMS = tuple(Claim(id=k, **e.model_dump()) for k, e in config.catalogue(paths.PARAMS / "claims.yaml", _Entry).items())
 
 
+def _measured(results):
+    """Backbones that the results hold numbers of, not those that their profile only plans."""
+    if is_published(results):
+        return results.backbones
+    return list(dict.fromkeys(results.status.query("status == 'done'")["backbone"]))
+
+
+def _rank(found, source, results):
+    """Order in which findings are preferred: decided, open, out of reach, without a number (then the results' own)."""
+    if found.verdict in (SUPPORTED, CONTRADICTED):
+        return 0
+    if math.isnan(found.value):
+        return 3 + (source is not results)
+    return 1 if found.verdict == OPEN else 2
+
+
 def evaluate(results):
     """Every claim with its verdict: a DataFrame of COLUMNS, in the order of `CLAIMS`.
 
-    A claim is decided by the first folder that can: for `reference` that is `pretrained` beside it, if it exists; its name
-    is in `results`, and the evidence names its backbones. `value`, `low`, `high` are the number that decides and its 95 %
-    interval (fractions, seconds or ratios, as the evidence says; missing where no single number decides).
+    A claim is decided by the first folder that can: for `reference` those of DECIDING beside it, if they exist. Where none
+    can, the first that has a number shows what is known. The folder's name is in `results`, and the evidence names its
+    backbones. `value`, `low`, `high` are the number that decides and its 95 % interval (fractions, seconds or ratios, as
+    the evidence says; missing where no single number decides).
     """
     rows = []
     for claim in CLAIMS:
-        for source in reversed(companions(results)):
-            found = claim.find(source)
-            if found.verdict in (SUPPORTED, CONTRADICTED):
-                break
+        tried = [(claim.find(source), source) for source in reversed(companions(results, DECIDING))]
+        found, source = min(tried, key=lambda pair: _rank(*pair, results))
         about = claim.id, claim.claim, claim.section, claim.says, claim.test
-        models = f" Models: {', '.join(map(title, source.backbones))}." if source is not results else ""
+        models = f" Models: {', '.join(map(title, _measured(source)))}." if source is not results else ""
         rows.append((*about, found.evidence + models, found.value, found.low, found.high, found.verdict, source.name))
     return pd.DataFrame(rows, columns=COLUMNS)
