@@ -257,8 +257,8 @@ class Results:
         return self._of_dataset("audit", dataset, columns, dtype={"image_id": "str"})
 
     def trained_on(self, dataset):
-        """Ids of the images that any fold of a dataset was trained on, a set; empty where the folder lacks them."""
-        return set(self._of_dataset("trained_on", dataset, ["image_id"], dtype="str")["image_id"])
+        """`trained_on/<dataset>.csv`: fold, image_id of the images trained on; empty where the folder lacks it."""
+        return self._of_dataset("trained_on", dataset, ["fold", "image_id"], dtype={"image_id": "str"})
 
     def predictions(self, dataset, backbone, regime, variant=""):
         """Stored predictions of a cell (of several seeds the first), all folds: image_id, fold, label, `p_<class>` in label order.

@@ -233,12 +233,14 @@ def test_a_recipe_reproduces_table_1_only_in_all_six_cells_at_once(full, paper):
 
 
 def test_the_leak_is_what_changes_on_copied_images_beyond_the_others(tmp_path):
-    """100 of 300 test images have a copy in training. Without copies these lose 0.3 and all images 0.1 more."""
+    """100 of 300 test images have a copy in their fold's training. Without copies these lose 0.3 and all images 0.1 more."""
     ids, twin = [f"i{k}" for k in range(300)], np.arange(300) < 100
     rng = np.random.default_rng(0)
     for name, p in (("r", 0.8 + 0.1 * twin), ("r-deduplicated", 0.7 - 0.1 * twin)):
         folder = tmp_path / name
-        frame = pd.DataFrame({"image_id": ids, "fold": 0, "label": 0, "p_a": p + rng.uniform(-0.02, 0.02, 300)})
+        frame = pd.DataFrame(
+            {"image_id": ids, "fold": np.arange(300) % 2, "label": 0, "p_a": p + rng.uniform(-0.02, 0.02, 300)}
+        )
         for backbone in ("resnet18", "resnet50"):
             (folder / "predictions" / "BrainMRI" / backbone).mkdir(parents=True)
             frame.assign(p_b=1 - frame["p_a"]).to_parquet(
@@ -247,10 +249,14 @@ def test_the_leak_is_what_changes_on_copied_images_beyond_the_others(tmp_path):
         cells = [("BrainMRI", b, "fp32", 0, "done", "", 1.0, 1, "", "") for b in ("resnet18", "resnet50")]
         for file, rows in (("cells.csv", cells), ("metrics.csv", [])):
             pd.DataFrame(rows, columns=results.SCHEMA[file]).to_csv(folder / file, index=False)
-    copies = [(f"i{k}", k, "near", True, 0) for k in range(100)] + [(f"t{k}", k, "near", True, 0) for k in range(100)]
+    copies = [(f"{name}{k}", k, "near", True, 0) for name in "it" for k in range(100)]
+    copies += [
+        ("i200", 200, "near", True, 0),
+        ("t200", 200, "near", True, 0),
+    ]  # i200 is in fold 0, its copy in fold 1's training
     for part, columns, rows in (
         ("audit", ["image_id", "group_id", "kind", "spans", "label"], copies),
-        ("trained_on", ["fold", "image_id"], [(0, f"t{k}") for k in range(100)]),
+        ("trained_on", ["fold", "image_id"], [(k % 2, f"t{k}") for k in range(100)] + [(1, "t200")]),
     ):
         (tmp_path / "r" / part).mkdir()
         pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "r" / part / "BrainMRI.csv", index=False)

@@ -253,7 +253,7 @@ def leak_effect(results):
     """What training on copies of test images does, by difference in differences: one row per dataset.
 
     Compared are the FP32 models of these results and those trained without the copies (`-deduplicated`), on the
-    test images with a copy in training (`twins`) and on the others. The second difference removes what the two
+    test images with a copy in their fold's training (`twins`) and on the others. The second difference removes what the two
     trainings differ by anyway, and the first what twins differ by in difficulty. Each backbone's training counts once,
     whatever is quantized from it: squared errors are averaged over backbones per image. `effect` is the rise of the Brier
     score on twins that leaving out the copies causes, `low` and `high` its 95 % interval (Welch, over groups of copies).
@@ -270,19 +270,22 @@ def leak_effect(results):
         if not backbones:
             continue
         before, after = (pd.concat([found[side][b] for b in backbones], axis=1).dropna().mean(axis=1) for side in found)
-        images = before.index.intersection(after.index)
+        tested = before.index.intersection(after.index)
+        images = tested.get_level_values("image_id")
         audit = results.audit(dataset)
-        seen = audit.loc[audit["image_id"].isin(results.trained_on(dataset)), "group_id"]
-        copied = audit.loc[audit["group_id"].isin(seen), "image_id"]
-        groups = pd.Series(connected(images, audit), index=images)
-        twin = images.isin(copied)
+        seen = (
+            results.trained_on(dataset).merge(audit[["image_id", "group_id"]])[["fold", "group_id"]].drop_duplicates()
+        )
+        copied = seen.merge(audit[["image_id", "group_id"]]).set_index(["fold", "image_id"]).index
+        groups = pd.Series(connected(images, audit), index=tested)
+        twin = tested.isin(copied)
         if not 1 < groups[twin].nunique() or not 1 < groups[~twin].nunique():
             continue
-        rise = after[images] - before[images]
+        rise = after[tested] - before[tested]
         parts = [rise[keep].groupby(groups[keep]).mean() for keep in (twin, ~twin)]
         result = stats.ttest_ind(*parts, equal_var=False)
         interval = result.confidence_interval()
-        levels = [side[images][keep].mean() for side in (before, after) for keep in (twin, ~twin)]
+        levels = [side[tested][keep].mean() for side in (before, after) for keep in (twin, ~twin)]
         ends = (parts[0].mean() - parts[1].mean(), interval.low, interval.high)
         rows.append((dataset, len(backbones), int(twin.sum()), int((~twin).sum()), *levels, *ends))
     sides = [f"{side}_copies_{which}" for side in ("with", "without") for which in ("twins", "others")]
@@ -291,14 +294,14 @@ def leak_effect(results):
 
 
 def _image_brier(results, dataset):
-    """{backbone: Brier score of each image, a Series} of the FP32 models."""
+    """{backbone: Brier score of each image, a Series over fold and image_id} of the FP32 models."""
     found = {}
     for backbone in results.backbones:
         frame = results.predictions(dataset, backbone, "fp32")
         if len(frame):
             probs = frame.filter(regex="^p_").to_numpy(float)
             errors = ((probs - np.eye(probs.shape[1])[frame["label"]]) ** 2).sum(axis=1)
-            found[backbone] = pd.Series(errors, index=frame["image_id"])
+            found[backbone] = pd.Series(errors, index=pd.MultiIndex.from_frame(frame[["fold", "image_id"]]))
     return found
 
 
