@@ -10,9 +10,13 @@ and a compiled kernel sweeps them, counting for LANES resamples side by side; me
 
 **A class that is missing from a resample** has no AUPRC in it, and a mean over fewer classes is another quantity. Such
 resamples are left out: percentiles and p-values are conditional on every class of the sample being drawn, and
-`n_defined` is the number of resamples that remain. **Where percentiles fail in simulation** `tables` gives no interval
-and no p-value (NaN): below the numbers of groups in FEWEST, for the AUROC of one class, and for values too near to 1
-(CEILING, MISSED). Differences of such values have one, but for AUPRC only where NEAR_ONE allows it.
+`n_defined` is the number of resamples that remain.
+
+**Levels and differences.** A difference has the percentile interval of equation 2. Percentiles of a value itself miss it
+too often near 1 and in small classes, so that its interval is symmetric on the scale of the logit (Brier and NLL: of the
+logarithm), with the half width of the percentiles, widened as Student's t is for as many groups. **Where simulation shows
+that an interval fails** `tables` gives none, and no p-value (NaN): FEWEST, MISSED and CEILING for levels, NEAR_ONE
+for differences.
 
 **No interval for calibration errors.** The percentiles of a binned ECE miss its true value in up to all samples, and no
 interval tried for the debiased error reached 93 to 97 % everywhere (page *Metrics*); the Brier score and the negative
@@ -29,6 +33,7 @@ from dataclasses import dataclass, field
 import numba
 import numpy as np
 import pandas as pd
+from scipy.special import expit, logit, ndtri, stdtrit
 
 from medq import metrics as m, provenance
 from medq.groups import group_numbers
@@ -37,13 +42,12 @@ LANES = 64  # resamples that a kernel handles side by side, and that share one r
 LEVEL = 0.95
 TIE = 1e-9  # percentage points: replicates nearer to 0 are ties that rounding has broken
 DRAWN_AT_ONCE = 2**20  # images; bounds the memory of a draw
-# Metric: groups that a class, and its complement, need for an interval of its own; those of the rarest class that the mean
-# over classes, and its difference between models, needs
-FEWEST = {"auroc": (np.inf, 60), "auprc": (10, 10)}
-CEILING = {"auroc": 0.99, "auprc": 0.96}  # means over classes above it are too near to 1 for percentiles of one model
-MISSED = {"auprc": 3}  # groups x (1 - value) that an interval of one class needs
-# Value that one of two models must not exceed, or groups of the rarest class that their difference needs if both do
-NEAR_ONE = {"auprc": (0.95, 60)}
+# Groups that an interval needs: of the rarest class for a mean over classes, of its own (or of the others) for one class
+FEWEST = {"auroc": {"mean": 60, "class": np.inf}, "auprc": {"mean": 15, "class": 15}}
+MISSED = {"auprc": {"mean": 0.75, "class": 2.5}}  # such groups x (1 - value) that an interval needs
+CEILING = {"auroc": 0.998}  # values above it have no interval
+# Of a difference between models, {groups of the rarest class: what the lower of the two values must not exceed}
+NEAR_ONE = {"auroc": {60: 0.995}, "auprc": {15: 0.9, 60: 0.985}}
 RANKED = ("auroc", "auprc")
 TESTED = (*RANKED, "brier", "nll", "accuracy")  # metrics that have intervals and p-values
 FLOORS = {"ece_floor": "one-vs-rest", "ece_top_label_floor": "top-label"}
@@ -120,12 +124,15 @@ def difference(metric, delta, draws):
 
 
 def interval(y_true, y_prob, metric="auprc", **options):
-    """95 % percentile interval of a metric of one model [n, classes], or of its mean over several models.
+    """95 % interval of a metric of one model [n, classes], or of its mean over several models.
 
     `options` are those of `paired`. The metric must be one of TESTED.
     """
-    points, draws = _evaluate(y_true, _as_models(y_prob), metric, **options)
-    return _interval(metric, points.mean(), draws.mean(axis=1))
+    models = _as_models(y_prob)
+    points, draws = _evaluate(y_true, models, metric, **options)
+    labels, flat = _validate(y_true, models)
+    size = _sizes(labels, flat[0].shape[1], options.get("groups"))[metric].min()
+    return _interval(metric, points.mean(), draws.mean(axis=1), size)
 
 
 def _evaluate(y_true, models, metric, **options):
@@ -150,28 +157,38 @@ def _percentiles(defined):
     return float(low), float(high)
 
 
-def _interval(metric, value, draws):
+def _interval(metric, value, draws, size):
+    """The Interval of a value that rests on `size` groups; NaN ends where the value is at the end of its scale."""
     defined = draws[~np.isnan(draws)]
-    return Interval(metric, float(value), *_percentiles(defined), len(defined), draws)
+    low, high = _percentiles(defined)
+    half = (high - low) / 2 * stdtrit(size - 1, (1 + LEVEL) / 2) / ndtri((1 + LEVEL) / 2)
+    ends = value * np.array([-1, 1]) * np.nan
+    if m.TABLE[metric].better == "lower" and value > 0:
+        ends = value * np.exp(np.array([-1, 1]) * half / value)
+    elif m.TABLE[metric].better == "higher" and 0 < value < 1:
+        ends = expit(logit(value) + np.array([-1, 1]) * half / (value * (1 - value)))
+    return Interval(metric, float(value), float(ends[0]), float(ends[1]), len(defined), draws)
 
 
-def level_holds(metric, value, size, of_class=False):
-    """Whether percentiles hold for a mean over classes, the rarest of `size` groups, or for one class of that size."""
-    enough = size >= FEWEST.get(metric, (0, 0))[1 - of_class]
-    if of_class:
-        return enough and size * (1 - value) >= MISSED.get(metric, -np.inf)
-    return enough and value <= CEILING.get(metric, np.inf)
+def level_holds(metric, value, size, of="mean"):
+    """Whether the interval of a mean over classes, the rarest of `size` groups, or of one `class` of that size holds."""
+    enough = size >= FEWEST[metric][of] if metric in FEWEST else True
+    missed = size * (1 - value) >= MISSED[metric][of] if metric in MISSED else True
+    return enough and missed and value <= CEILING.get(metric, np.inf)
 
 
 def difference_holds(metric, values, size):
     """Whether percentiles hold for the difference of two such means."""
-    lower, fewest = NEAR_ONE.get(metric, (np.inf, 0))
-    return size >= FEWEST.get(metric, (0, 0))[1] and (min(values) <= lower or size >= fewest)
+    limits = [limit for fewest, limit in NEAR_ONE.get(metric, {0: np.inf}).items() if size >= fewest]
+    return min(values) <= max(limits, default=-np.inf)
 
 
-def _level(metric, value, draws, *size):
-    """The Interval of a value itself, not of a difference: without ends where percentiles fail."""
-    return _interval(metric, value, draws if level_holds(metric, value, *size) else draws * np.nan)
+def _level(metric, value, draws, size, of="mean"):
+    """(value, low, high) of a value itself, not of a difference: NaN ends where they fail in simulation."""
+    if metric in FLOORS:
+        return value, *_percentiles(draws)
+    i = _interval(metric, value, draws if level_holds(metric, value, size, of) else draws * np.nan, size)
+    return i.value, i.low, i.high
 
 
 def tables(y_true, models, pairs=(), *, classes=None, groups=None, n_resamples=100_000, seed=42, threads=None):
@@ -191,7 +208,7 @@ def tables(y_true, models, pairs=(), *, classes=None, groups=None, n_resamples=1
     With several trainings the value is their mean, and intervals and p-values cover another training as well as other
     images: a draw of Student's t with trainings - 1 degrees of freedom, scaled by the standard error between the
     trainings, is added to each replicate. With one training an interval covers other images alone. Ends and p-values are
-    NaN where percentiles fail (FEWEST, CEILING, MISSED, NEAR_ONE).
+    NaN where simulation shows that they fail (FEWEST and the constants beside it).
     """
     models = {key: p if isinstance(p, dict) else {"": p} for key, p in models.items()}
     options = {"n_resamples": n_resamples, "groups": groups, "seed": seed, "threads": threads}
@@ -199,7 +216,7 @@ def tables(y_true, models, pairs=(), *, classes=None, groups=None, n_resamples=1
     for k, backbone in enumerate(dict.fromkeys(backbone for backbone, _ in models)):
         rng = np.random.default_rng([seed, k])
         own = {regime: p for (b, regime), p in models.items() if b == backbone}
-        found, rows, rarest = _estimates(y_true, own, classes, options, rng)
+        found, rows, sizes = _estimates(y_true, own, classes, options, rng)
         intervals += [(backbone, *row) for row in rows]
         for key, estimate in found.items():
             means.setdefault(key, []).append(_over_trainings(estimate, rng))
@@ -210,18 +227,18 @@ def tables(y_true, models, pairs=(), *, classes=None, groups=None, n_resamples=1
                 if alike:
                     levels = np.mean([(first[s][0], second[s][0]) for s in alike], axis=0)
                     estimate = *_over_trainings(alike, rng), levels
-                    differences.append(_difference_row(backbone, a, b, metric, *estimate, rarest, 1))
+                    differences.append(_difference_row(backbone, a, b, metric, *estimate, sizes[metric], 1))
                     pooled.setdefault((a, b, metric), []).append(estimate)
     for (regime, metric), parts in means.items():
         values = [points.mean() for points, _ in parts]
-        i = _level(metric, np.mean(values), np.mean([draws for _, draws in parts], axis=0), rarest)
+        level = _level(metric, np.mean(values), np.mean([draws for _, draws in parts], axis=0), sizes.get(metric))
         spread = float(np.std(values, ddof=1)) if len(parts) > 1 else np.nan
         trainings = min(len(points) for points, _ in parts)
-        intervals.append(("mean", regime, metric, "", i.value, i.low, i.high, spread, len(parts), trainings))
+        intervals.append(("mean", regime, metric, "", *level, spread, len(parts), trainings))
     for (a, b, metric), parts in pooled.items():
         points, draws, levels = zip(*parts)
         delta, means = np.mean([p.mean() for p in points], keepdims=True), [np.mean(x, axis=0) for x in (draws, levels)]
-        row = _difference_row("all", a, b, metric, delta, *means, rarest, len(parts))
+        row = _difference_row("all", a, b, metric, delta, *means, sizes[metric], len(parts))
         differences.append((*row[:-1], min(map(len, points))))
     names = "backbone regime metric class value low high between_std n_models trainings"
     of_pairs = "backbone method_a method_b metric n_resamples delta_pp low_pp high_pp p_value p_equation3"
@@ -232,7 +249,7 @@ def tables(y_true, models, pairs=(), *, classes=None, groups=None, n_resamples=1
 
 
 def _estimates(y_true, models, classes, options, rng):
-    """Of one backbone: {(regime, metric): {seed: (macro value, replicates)}}, rows of intervals, rarest class's size."""
+    """Of one backbone: {(regime, metric): {seed: (macro value, replicates)}}, rows of intervals, {metric: size}."""
     labels, flat = _validate(y_true, [p for trainings in models.values() for p in trainings.values()])
     names, sizes = m.class_names(classes, flat[0]), _sizes(labels, flat[0].shape[1], options["groups"])
     drawn, start, found, rows = replicates(labels, flat, TESTED, **options), 0, {}, []
@@ -241,27 +258,31 @@ def _estimates(y_true, models, classes, options, rng):
         for metric in TESTED:
             columns = np.array([m.TABLE[metric].columns(labels, p) for p in flat[part]])
             own = drawn[metric][:, part]
-            parts = [("", m.combine(metric, columns), _macro(metric, own), (sizes.min(),))]
+            parts = [("", m.combine(metric, columns), _macro(metric, own), (sizes[metric].min(), "mean"))]
             found[regime, metric] = dict(zip(trainings, zip(parts[0][1], parts[0][2].T)))
             for c, name in enumerate(names if m.TABLE[metric].per_class else []):
-                parts.append((name, columns[:, c], own[:, :, c], (sizes[c], True)))
+                parts.append((name, columns[:, c], own[:, :, c], (sizes[metric][c], "class")))
             for name, points, draws, size in parts:
                 points, draws = _over_trainings(dict(enumerate(zip(points, draws.T))), rng)
-                i = _level(metric, points.mean(), draws, *size)
-                rows.append((regime, metric, name, i.value, i.low, i.high, np.nan, 1, len(points)))
+                rows.append(
+                    (regime, metric, name, *_level(metric, points.mean(), draws, *size), np.nan, 1, len(points))
+                )
         for metric, kind in FLOORS.items():
             draws = np.mean([m.calibration_floor(p, kind).draws for p in flat[part]], axis=0)
-            i = _interval(metric, draws.mean(), draws)
-            found[regime, metric] = {"": (i.value, draws)}
-            rows.append((regime, metric, "", i.value, i.low, i.high, np.nan, 1, len(trainings)))
-    return found, rows, sizes.min()
+            found[regime, metric] = {"": (draws.mean(), draws)}
+            rows.append((regime, metric, "", *_level(metric, draws.mean(), draws, 0), np.nan, 1, len(trainings)))
+    return found, rows, {metric: of_classes.min() for metric, of_classes in sizes.items()}
 
 
 def _sizes(labels, n_classes, groups):
-    """Groups [classes] with images of each class, or of the other classes where those are fewer."""
+    """{metric: [classes] groups that its values rest on}: all for means over images.
+
+    For ranked metrics those with images of the class, or of the other classes where those are fewer.
+    """
     member = np.arange(len(labels)) if groups is None else group_numbers(groups, len(labels))
     count = [[len(np.unique(member[(labels == c) == own])) for own in (True, False)] for c in range(n_classes)]
-    return np.min(count, axis=1)
+    ranked, everything = np.min(count, axis=1), np.full(n_classes, len(np.unique(member)))
+    return {metric: ranked if metric in RANKED else everything for metric in TESTED}
 
 
 def _with_trainings(points, draws, rng):
@@ -276,8 +297,8 @@ def _over_trainings(estimate, rng):
     return points, _with_trainings(points, draws.mean(axis=0), rng)
 
 
-def _difference_row(backbone, a, b, metric, points, draws, levels, rarest, n_models):
-    holds = difference_holds(metric, levels, rarest)
+def _difference_row(backbone, a, b, metric, points, draws, levels, size, n_models):
+    holds = difference_holds(metric, levels, size)
     d = difference(metric, float(points.mean()), draws if holds else draws * np.nan)
     numbers = d.delta, d.low, d.high, d.p_value, d.p_equation3
     return backbone, a, b, metric, len(draws), *numbers, n_models, len(points)

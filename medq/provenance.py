@@ -76,7 +76,7 @@ def gpu():
 
 
 def commit():
-    """Commit of the source tree and whether files differ from it; None outside a git checkout."""
+    """Commit of the source tree and whether files but results differ from it; None outside a git checkout."""
 
     def git(*words):
         return subprocess.run(["git", "-C", str(paths.ROOT), *words], capture_output=True, text=True, timeout=20)
@@ -85,7 +85,7 @@ def commit():
         head = git("rev-parse", "HEAD")
         if head.returncode:
             return None
-        changed = git("status", "--porcelain", "--untracked-files=no").stdout.strip()
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results").stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return None
     return {"hash": head.stdout.strip(), "modified": bool(changed)}

@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from scipy import stats
+from scipy.special import expit
 
-from medq import advise, bootstrap, metrics, timing
+from medq import advise, attention, bootstrap, metrics, timing
 from medq.claims import evidence
 
 FILE = Path(__file__).parents[1] / "book" / "_data" / "coverage.csv"
@@ -43,34 +44,50 @@ def world(rng, n, prior=EVEN, temperature=0.7, noise=(0.0, 0.7), strength=1.7):
 
 
 @cache
-def truth(prior=EVEN, noise=(0.0, 0.7), strength=1.7):
-    """{metric: value of each model} in the population."""
+def truth(prior=EVEN, noise=(0.0, 0.7), strength=1.7, column=None):
+    """{metric: value of each model, or of one of its classes} in the population."""
     labels, models = world(np.random.default_rng(99), 400_000, prior, noise=noise, strength=strength)
-    return {k: np.array([metrics.METRICS[k](labels, p) for p in models]) for k in bootstrap.TESTED}
+    if column is None:
+        return {k: np.array([metrics.METRICS[k](labels, p) for p in models]) for k in bootstrap.TESTED}
+    return {k: np.array([metrics.per_class(labels, p, k)[column] for p in models]) for k in bootstrap.RANKED}
 
 
-def intervals(n, repetitions, prior=EVEN, seed=1):
+def covers(metric, labels, probs, draws, true, size):
+    """Whether the interval of one model's value, of as many groups, holds the true value."""
+    found = bootstrap._interval(metric, metrics.METRICS[metric](labels, probs), draws, size)
+    return found.low <= true <= found.high
+
+
+def intervals(n, repetitions, prior=EVEN, strength=1.7, seed=1):
     """Coverage of the 95 % intervals of one model and of a paired difference, for every tested metric."""
-    rng, true = np.random.default_rng([seed, n]), truth(prior)
+    rng, true = np.random.default_rng([seed, n]), truth(prior, strength=strength)
     hits = {(metric, kind): 0 for metric in bootstrap.TESTED for kind in ("one model", "paired difference")}
     for k in range(repetitions):
-        labels, models = world(rng, n, prior)
+        labels, models = world(rng, n, prior, strength=strength)
         drawn = bootstrap.replicates(
             labels, models, bootstrap.TESTED, n_resamples=RESAMPLES, seed=[seed, n, k], threads=1
         )
+        sizes = bootstrap._sizes(labels, len(prior), None)
         for metric in bootstrap.TESTED:
-            draws = bootstrap._macro(metric, drawn[metric])
-            for kind, replicates, value in (
-                ("one model", draws[:, 0], true[metric][0]),
-                ("paired difference", draws[:, 0] - draws[:, 1], true[metric][0] - true[metric][1]),
-            ):
-                low, high = np.nanquantile(replicates, [0.025, 0.975])
-                hits[metric, kind] += low <= value <= high
+            draws, size = bootstrap._macro(metric, drawn[metric]), sizes[metric].min()
+            hits[metric, "one model"] += covers(metric, labels, models[0], draws[:, 0], true[metric][0], size)
+            low, high = np.nanquantile(draws[:, 0] - draws[:, 1], [0.025, 0.975])
+            hits[metric, "paired difference"] += low <= true[metric][0] - true[metric][1] <= high
     condition = "four classes, even" if prior == EVEN else "four classes, rarest 5 %"
-    return [
-        (f"95 % interval, {NAMES[metric]}", f"{kind}; {condition}", n, 0.95, hit / repetitions, repetitions)
-        for (metric, kind), hit in hits.items()
-    ]
+    if strength > 1.7:
+        condition += ", accuracy " + " and ".join(f"{v:.3f}" for v in true["accuracy"])
+    rows, rarest = [], n * min(prior)
+    for (metric, kind), hit in hits.items():
+        values = true[metric]
+        own = kind == "one model"
+        holds = (bootstrap.level_holds if own else bootstrap.difference_holds)(
+            metric, values[0] if own else values, rarest
+        )
+        nominal = 0.95 if holds else np.nan
+        rows.append(
+            (f"95 % interval, {NAMES[metric]}", f"{kind}; {condition}", n, nominal, hit / repetitions, repetitions)
+        )
+    return rows
 
 
 def p_values(n, repetitions, seed=2):
@@ -127,9 +144,9 @@ def trainings(n, repetitions, count, seed=4):
         models = [softmax(np.log(p) / t) for t in np.exp(rng.normal(-0.35, 0.25, count))]
         drawn = bootstrap.replicates(labels, models, ["brier"], n_resamples=RESAMPLES, seed=[seed, n, k], threads=1)
         points = np.array([metrics.brier_score(labels, q) for q in models])
-        draws = bootstrap._macro("brier", drawn["brier"]).mean(axis=1)
-        low, high = np.quantile(bootstrap._with_trainings(points, draws, rng), [0.025, 0.975])
-        hits += low <= value <= high
+        draws = bootstrap._with_trainings(points, bootstrap._macro("brier", drawn["brier"]).mean(axis=1), rng)
+        found = bootstrap._interval("brier", points.mean(), draws, n)
+        hits += found.low <= value <= found.high
     return [("95 % interval, Brier", f"{count} trainings", n, 0.95, hits / repetitions, repetitions)]
 
 
@@ -185,31 +202,42 @@ def calibration(n, repetitions, seed=6):
 
 def rare(n, repetitions, strength, seed=11):
     """Coverage of ranked metrics where the rarest class has 15, 30 or 60 images, of models like these and near-perfect ones."""
-    rows, weights = [], {"one model": (1, 0), "paired difference": (1, -1)}
+    rows = []
     for count in (15, 30, 60):
         prior = (count / n, 0.2, 0.3, 0.5 - count / n)
         rng, true = np.random.default_rng([seed, count]), truth(prior, strength=strength)
-        hits = {(metric, kind): 0 for metric in bootstrap.RANKED for kind in weights}
+        of_rarest = truth(prior, strength=strength, column=0)
+        kinds = [(metric, kind) for metric in bootstrap.RANKED for kind in ("mean", "class", "paired difference")]
+        hits = {kind: [] for kind in kinds}
         for k in range(repetitions):
             labels, models = world(rng, n, prior, strength=strength)
             drawn = bootstrap.replicates(
                 labels, models, bootstrap.RANKED, n_resamples=RESAMPLES, seed=[seed, n, k], threads=1
             )
-            for metric, kind in hits:
-                low, high = np.nanquantile(bootstrap._macro(metric, drawn[metric]) @ weights[kind], [0.025, 0.975])
-                hits[metric, kind] += low <= true[metric] @ weights[kind] <= high
-        for (metric, kind), hit in hits.items():
-            value, own = true[metric], kind == "one model"
-            holds = (
-                bootstrap.level_holds(metric, value[0], count)
-                if own
-                else bootstrap.difference_holds(metric, value, count)
-            )
-            values = " and ".join(f"{v:.3f}" for v in value[: 1 if own or metric == "auroc" else 2])
+            size = (labels == 0).sum()
+            for metric in bootstrap.RANKED:
+                draws = bootstrap._macro(metric, drawn[metric])
+                hit = covers(metric, labels, models[0], draws[:, 0], true[metric][0], size)
+                hits[metric, "mean"].append(hit)
+                low, high = np.nanquantile(draws[:, 0] - draws[:, 1], [0.025, 0.975])
+                hits[metric, "paired difference"].append(low <= true[metric][0] - true[metric][1] <= high)
+                value = metrics.per_class(labels, models[0], metric)[0]
+                if value < 1:  # the end of the scale has no interval
+                    found = bootstrap._interval(metric, value, drawn[metric][:, 0, 0], size)
+                    hits[metric, "class"].append(found.low <= of_rarest[metric][0] <= found.high)
+        for metric, kind in kinds:
+            value = (of_rarest if kind == "class" else true)[metric]
+            if kind == "paired difference":
+                holds = bootstrap.difference_holds(metric, value, count)
+            else:
+                holds = bootstrap.level_holds(metric, value[0], count, kind)
+            values = " and ".join(f"{v:.3f}" for v in value[: 2 if kind == "paired difference" else 1])
             article = "a" if metric == "auroc" else "an"
-            condition = f"{kind} with {article} {NAMES[metric]} of {values}; rarest class {count} images"
+            what = {"mean": "one model", "class": "one class"}.get(kind, kind)
+            condition = f"{what} with {article} {NAMES[metric]} of {values}; rarest class {count} images"
+            rate = float(np.mean(hits[metric, kind]))
             nominal = 0.95 if holds else np.nan
-            rows.append((f"95 % interval, {NAMES[metric]}", condition, n, nominal, hit / repetitions, repetitions))
+            rows.append((f"95 % interval, {NAMES[metric]}", condition, n, nominal, rate, repetitions))
     return rows
 
 
@@ -243,6 +271,9 @@ def combined(n, repetitions, seed=7):
         def of(metric, a, b=None, c=...):
             value, *replicates = (v[c] for v in (values[metric], *([draws[metric]] if draws else [])))
             value, *replicates = (v[..., a] - (0 if b is None else v[..., b]) for v in (value, *replicates))
+            if draws and b is None:  # a class's own value
+                own = bootstrap._interval(metric, value, replicates[0], n // 4)
+                return evidence.Entry("", value, own.low, own.high)
             return evidence.Entry("", value, *(np.quantile(replicates, [0.025, 0.975]) if draws else ()))
 
         return claimed(of)
@@ -380,9 +411,37 @@ def timings(n, repetitions, seed=12):
     return rows
 
 
+def maps(n, repetitions, seed=12):
+    """Coverage over `n` images of what `medq.attention` summarises: means of skewed measures, and a rank correlation."""
+
+    def draw(rng, n):
+        z = rng.multivariate_normal([0, 0], [[1, 0.5], [0.5, 1]], n)
+        moved, change = expit(z[:, 0] - 2), expit(2 * z[:, 1] - 2) * rng.choice([-1, 1], n)
+        frame = {"rank_correlation": 1 - moved, "overlap": (1 - moved) ** 2, "peak_shift": 32 * rng.poisson(0.3, n)}
+        return pd.DataFrame(frame | {"change": change})
+
+    rng = np.random.default_rng([seed, n])
+    true = draw(np.random.default_rng(99), 400_000).assign(absolute_change=lambda f: f["change"].abs()).mean()
+    true["relation"] = 6 / np.pi * np.arcsin(0.25)
+    hits = []
+    for k in range(repetitions):
+        found = attention.summarised(draw(rng, n), np.arange(n), k, RESAMPLES).set_index("measure")
+        hits.append((found["low"] <= true) & (true <= found["high"]))
+    rates = pd.DataFrame(hits).mean()
+    return [
+        (f"95 % interval, {m.replace('_', ' ')} of maps", "same images", n, 0.95, v, repetitions)
+        for m, v in rates.items()
+    ]
+
+
 RUNS = (
     *((f"intervals-{n}", lambda r, n=n: intervals(n, r)) for n in SIZES),
     ("intervals-rare", lambda r: intervals(1300, r, RARE)),
+    *(
+        (f"intervals-{s}-{n}", lambda r, n=n, s=s: intervals(n, r, strength=s))
+        for s in (3.0, 3.5, 4.0)
+        for n in (300, 1300)
+    ),
     *((f"p-{n}", lambda r, n=n: p_values(n, r)) for n in SIZES),
     *((f"duplicates-{n}", lambda r, n=n: duplicates(n, r)) for n in (300, 1300)),
     *((f"trainings-{c}", lambda r, c=c: trainings(300, r, c)) for c in (3, 5)),
@@ -397,6 +456,7 @@ RUNS = (
     ("backbones", lambda r: over_backbones(8, r)),
     ("draws", lambda r: of_draws(3, r)),
     *((f"proportions-{n}", lambda r, n=n: proportions(n, r)) for n in (30, 100)),
+    ("maps", lambda r: maps(300, r)),
 )
 
 

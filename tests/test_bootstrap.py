@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
+from scipy.special import logit
 from sklearn import config_context
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -41,6 +43,16 @@ def resampled(n, groups=None, n_resamples=RESAMPLES, seed=42):
         np.repeat(np.arange(n), counts)
         for counts in bootstrap.resample_counts(n, n_resamples, groups=groups, seed=seed)
     ]
+
+
+def on_its_scale(metric, value, draws, size):
+    """Ends of the interval of a value that rests on `size` groups, written out."""
+    low, high = np.percentile(draws, [2.5, 97.5])
+    half = (high - low) / 2 * stats.t(size - 1).ppf(0.975) / 1.959964
+    if metric in ("brier", "nll"):
+        return [np.exp(np.log(value) + side * half / value) for side in (-1, 1)]
+    middle, slope = np.log(value / (1 - value)), 1 / value + 1 / (1 - value)
+    return [1 / (1 + np.exp(-(middle + side * half * slope))) for side in (-1, 1)]
 
 
 def by_sklearn(metric, labels, probs):
@@ -182,6 +194,25 @@ def test_methods_that_agree_everywhere():
     assert worst.p_equation3 == 0 and worst.p_value == pytest.approx(2 / 200)
 
 
+@pytest.mark.parametrize("metric", bootstrap.TESTED)
+def test_the_interval_of_a_value_is_symmetric_on_its_scale(metric):
+    labels, a, b, groups = two_models()
+    of_class = [len({g for g, y in zip(groups, labels) if (y == c) == own}) for c in range(4) for own in (True, False)]
+    size = min(of_class) if metric in bootstrap.RANKED else len(set(groups))
+    for models in (a, [a, b]):
+        found = bootstrap.interval(labels, models, metric, groups=groups, n_resamples=RESAMPLES)
+        assert (found.low, found.high) == pytest.approx(on_its_scale(metric, found.value, found.replicates, size))
+        assert found.low < found.value < found.high
+
+
+def test_a_value_at_the_end_of_its_scale_has_no_interval():
+    labels = np.arange(90) % 3
+    perfect = np.eye(3)[labels]
+    for metric, value in (("auroc", 1), ("auprc", 1), ("accuracy", 1), ("brier", 0)):
+        found = bootstrap.interval(labels, perfect, metric, n_resamples=RESAMPLES)
+        assert found.value == value and np.isnan([found.low, found.high]).all()
+
+
 def test_pooling_is_the_mean_over_pairs_on_the_same_resamples():
     models = [two_models(seed=s)[1:3] for s in range(3)]
     labels = two_models(seed=0)[0]
@@ -198,12 +229,13 @@ def test_a_resample_without_a_class_does_not_change_the_quantity():
     """It is left out, so that every replicate is a mean over the same classes."""
     labels, a, b, _ = two_models(n=30, n_classes=3)
     labels[labels == 2] = 0
-    labels[3] = 2
+    labels[3:5] = 2
     absent = np.array([2 not in labels[i] for i in resampled(30)])
     assert 0 < absent.sum() < RESAMPLES
     result = bootstrap.interval(labels, a, "auprc", n_resamples=RESAMPLES)
     assert (np.isnan(result.replicates) == absent).all() and result.n_defined == (~absent).sum()
-    assert (result.low, result.high) == pytest.approx(tuple(np.percentile(result.replicates[~absent], [2.5, 97.5])))
+    ends = on_its_scale("auprc", result.value, result.replicates[~absent], 2)
+    assert (result.low, result.high) == pytest.approx(ends)
     pair = bootstrap.paired_auprc(labels, a, b, n_resamples=RESAMPLES)
     assert pair.n_defined == (~absent).sum()
 
@@ -228,7 +260,8 @@ OF_INTERVALS = "backbone regime metric class value low high between_std n_models
 
 
 def test_tables_hold_the_intervals_and_differences_of_each_model(monkeypatch):
-    monkeypatch.setattr(bootstrap, "FEWEST", {})  # the classes of this sample are small
+    for name in ("FEWEST", "NEAR_ONE"):  # the classes of this sample are small
+        monkeypatch.setattr(bootstrap, name, {})
     labels, a, b, groups = two_models(n=200)
     options = {"n_resamples": RESAMPLES, "groups": groups}
     models = {("x", "fp32"): a, ("x", "ptq"): b, ("y", "fp32"): b, ("y", "ptq"): a, ("z", "fp32"): b}
@@ -257,33 +290,31 @@ def test_tables_hold_the_intervals_and_differences_of_each_model(monkeypatch):
     for metric in ("auprc", "brier"):
         point = [rows.loc[("x", "ptq", metric, name), "value"] for name in "klmn"]
         assert point == pytest.approx(metrics.per_class(labels, b, metric))
-        drawn = [metrics.per_class(labels[i], b[i], metric) for i in resampled(200, groups)]
-        for end, percentile in (("low", 2.5), ("high", 97.5)):
-            ends = [rows.loc[("x", "ptq", metric, name), end] for name in "klmn"]
-            assert ends == pytest.approx(np.percentile(drawn, percentile, axis=0))
+        drawn = np.transpose([metrics.per_class(labels[i], b[i], metric) for i in resampled(200, groups)])
+        for c, name in enumerate("klmn"):
+            size = len(set(groups if metric == "brier" else groups[labels == c]))
+            ends = on_its_scale(metric, point[c], drawn[c], size)
+            assert tuple(rows.loc[("x", "ptq", metric, name), ["low", "high"]]) == pytest.approx(ends)
 
 
 def test_a_class_of_few_groups_has_no_interval():
+    """The rarest class has `groups` lesions of three images each."""
     labels, a, _, _ = two_models(n=300, n_classes=3)
-    labels[labels == 2] = 1
-    labels[:20] = 2
-    _, pair = bootstrap.tables(labels, {("x", "fp32"): a, ("x", "ptq"): a}, [("fp32", "ptq")], n_resamples=RESAMPLES)
-    assert pair.query("metric == 'auprc'")["p_value"].tolist() == [1, 1]
-    for groups, enough in ((None, True), (np.r_[np.repeat(np.arange(9), 3)[:20], np.arange(100, 380)], False)):
-        rows, _ = bootstrap.tables(labels, {("x", "fp32"): a}, n_resamples=RESAMPLES, groups=groups)
+    models = {("x", "fp32"): a, ("x", "ptq"): a}
+    for groups in (14, 15, 59, 60):
+        labels = np.r_[np.full(groups, 2), np.arange(300 - groups) % 2]
+        threefold, lesions = np.repeat([labels, np.arange(300)], 3, axis=1)
+        probs = {key: np.repeat(p, 3, axis=0) for key, p in models.items()}
+        rows, pair = bootstrap.tables(threefold, probs, [("fp32", "ptq")], n_resamples=RESAMPLES, groups=lesions)
         rows = rows[rows["backbone"] == "x"].set_index(["metric", "class"]).sort_index()
-        for name in ("", "2"):
-            assert np.isfinite(rows.loc[("auprc", name), "low"]) == enough and rows.loc[("auprc", name), "value"] > 0
+        for metric, fewest in (("auprc", 15), ("auroc", 60)):
+            assert rows.loc[(metric, ""), "low"].notna().eq(groups >= fewest).all()
+            assert rows.loc[(metric, ""), "value"].notna().all()
+            given = pair[pair["metric"] == metric][["low_pp", "high_pp", "p_value"]].notna()
+            assert given.eq(groups >= fewest).all(axis=None)
+        assert rows.loc[("auprc", "2"), "low"].notna().eq(groups >= 15).all()
         assert rows.loc["auroc"].drop("")["low"].isna().all()  # of one class the ROC-AUC never has one
         assert rows["low"].drop(["auroc", "auprc"]).notna().all()
-    for rarest, enough in ((59, False), (60, True)):
-        labels[: rarest + 1] = 0
-        labels[:rarest] = 2
-        rows, pair = bootstrap.tables(
-            labels, {("x", "fp32"): a, ("x", "ptq"): a}, [("fp32", "ptq")], n_resamples=RESAMPLES
-        )
-        assert rows.query("metric == 'auroc' and `class` == ''")["low"].notna().eq(enough).all()
-        assert pair.query("metric == 'auroc'")["p_value"].notna().eq(enough).all()
 
 
 def two_classes(rng, labels, noise):
@@ -292,42 +323,31 @@ def two_classes(rng, labels, noise):
     return np.column_stack([1 - score, score])
 
 
-@pytest.mark.parametrize("metric, end", [("auroc", 0.99), ("auprc", 0.96)])
-@pytest.mark.parametrize("noise, near_one", [(0.5, False), (0.13, True)])
-def test_a_value_near_one_has_no_interval_but_its_difference_has(metric, end, noise, near_one):
+@pytest.mark.parametrize("metric, end", [("auroc", 0.998), ("auprc", 1 - 0.75 / 200)])
+@pytest.mark.parametrize("noise, near_one", [(0.17, False), (0.1, True)])
+def test_a_mean_near_one_has_no_interval_and_no_difference(metric, end, noise, near_one):
+    """Two classes of 200 images: AUPRC needs that number times 1 - AUPRC to be 0.75, or 2.5 for one class."""
     rng, labels = np.random.default_rng(4), np.arange(400) % 2
     models = {("x", regime): two_classes(rng, labels, noise) for regime in ("fp32", "ptq")}
     assert (metrics.METRICS[metric](labels, models["x", "fp32"]) > end) == near_one
     rows, pair = bootstrap.tables(labels, models, [("fp32", "ptq")], n_resamples=RESAMPLES)
     levels = rows.query("metric == @metric and `class` == '' and regime == 'fp32'")
     assert len(levels) == 2 and levels["low"].isna().eq(near_one).all()  # of the backbone and of the mean over one
-    assert pair.query("metric == @metric")["low_pp"].notna().all()
-
-
-def test_the_auprc_of_a_class_that_misses_few_groups_has_no_interval():
-    """Three classes of 100 groups, of two images each, whose values lie on both sides of 0.97."""
-    rng, labels = np.random.default_rng(0), np.repeat(np.arange(300) % 3, 2)
-    right = 1 - np.array([0.05, 0.25, 0.4])[labels] * rng.random(600)
-    probs = np.full((600, 3), 0.0) + ((1 - right) / 2)[:, None]
-    probs[np.arange(600), labels] = right
-    probs[:8] = probs[:8, ::-1]  # some images of the first and the last class are taken for each other
-    values = metrics.per_class(labels, probs, "auprc")
-    rows, _ = bootstrap.tables(
-        labels, {("x", "fp32"): probs}, groups=np.repeat(np.arange(300), 2), n_resamples=RESAMPLES
-    )
-    found = rows.query("metric == 'auprc' and `class` != ''")["low"].notna().to_numpy()
-    assert (found == (values <= 0.97)).all() and 0 < found.sum() < 3
+    assert pair.query("metric == @metric")["low_pp"].isna().eq(near_one).all()
+    if metric == "auprc":
+        classes = rows.query("metric == @metric and `class` != ''")
+        assert classes["low"].notna().eq(200 * (1 - classes["value"]) >= 2.5).all()
 
 
 def test_auprc_near_one_has_differences_where_a_class_is_large_or_a_model_is_not_near():
     rng = np.random.default_rng(1)
     for rarest in (59, 60):
         labels = (np.arange(400) < rarest).astype(int)
-        models = {(b, r): two_classes(rng, labels, 0.1) for b in "xyz" for r in ("fp32", "ptq")}
+        models = {(b, r): two_classes(rng, labels, 0.17) for b in "xyz" for r in ("fp32", "ptq")}
         models["y", "ptq"] = two_classes(rng, labels, 0.4)
         lower = {b: min(metrics.auprc(labels, models[b, r]) for r in ("fp32", "ptq")) for b in "xyz"}
         pooled = np.mean([metrics.auprc(labels, models[b, "ptq"]) for b in "xyz"])
-        assert lower["y"] < pooled < 0.95 < 0.99 < min(lower["x"], lower["z"])
+        assert lower["y"] < pooled < 0.9 < min(lower["x"], lower["z"]) < 0.985
         _, pair = bootstrap.tables(labels, models, [("fp32", "ptq")], n_resamples=RESAMPLES)
         pair = pair.query("metric == 'auprc'").set_index("backbone")
         numbers = pair[["low_pp", "high_pp", "p_value", "p_equation3"]].notna()
@@ -351,8 +371,10 @@ def test_several_trainings_widen_intervals_by_their_spread():
     spread, moved = bootstrap.tables(labels, models, [("fp32", "ptq")], **options)
     wide, narrow = (f.query("backbone == 'x' and metric == 'auprc' and `class` == ''").iloc[0] for f in (spread, one))
     gap = abs(metrics.auprc(labels, a) - metrics.auprc(labels, b)) / 2
-    # Student's t with one degree of freedom: its 97.5th percentile is 12.7
-    assert wide["high"] - wide["low"] == pytest.approx(2 * 12.7 * gap, rel=0.2) and wide["value"] != narrow["value"]
+    # Student's t with one degree of freedom: its 97.5th percentile is 12.7; on the scale of the logit
+    reach = 12.7 * gap / wide["value"] / (1 - wide["value"])
+    found = [logit(wide[end]) - logit(wide["value"]) for end in ("low", "high")]
+    assert found == pytest.approx([-reach, reach], rel=0.2) and wide["value"] != narrow["value"]
     row = moved.query("backbone == 'x' and metric == 'auprc'").iloc[0]
     assert row["delta_pp"] == pytest.approx(0, abs=1e-9) and row["p_value"] > 0.2
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score
 
-from medq import artefacts, bootstrap, cli, collect, evaluate, results
+from medq import artefacts, bootstrap, cli, collect, evaluate, paths, provenance, results
 from medq.errors import UserError
 from medq.groups import connected
 
@@ -981,3 +982,18 @@ def test_a_damaged_record_leaves_its_cell_out(tmp_path, record):
     (folder / "done.json").write_text(record)
     with pytest.raises(UserError, match="resnet18/fp32/fold0: no completion record"):
         collect.collect(tmp_path / "made", tmp_path / "results")
+
+
+def test_a_commit_is_modified_by_code_and_not_by_results(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    assert provenance.commit() is None
+    (tmp_path / "results").mkdir()
+    for name in ("code.py", "results/cells.csv"):
+        (tmp_path / name).write_text("a\n")
+    for words in ("init -q", "add .", "-c user.name=a -c user.email=a@b commit -qm a"):
+        subprocess.run(["git", "-C", str(tmp_path), *words.split()], check=True)
+    found = []
+    for name in ("results/cells.csv", "code.py"):
+        (tmp_path / name).write_text("b\n")
+        found.append(provenance.commit()["modified"])
+    assert found == [False, True]

@@ -123,9 +123,12 @@ def _drawn(draw, *args, **options):
     return drawn, [f"{message}." for message in map(str, fonts)]
 
 
-def each_dataset(draw, name, caption, data):
-    """`draw(ours, dataset)` as a figure for each dataset that has rows in `data`; {dataset} in the caption is its title."""
-    ours = results.current()
+def each_dataset(draw, name, caption, data, ours=None):
+    """`draw(ours, dataset)` as a figure for each dataset that has rows in `data`; {dataset} in the caption is its title.
+
+    `ours` are results other than those of the book.
+    """
+    ours = ours or results.current()
     there = [d for d in ours.datasets if d in set(data["dataset"])]
     shown = [
         figure(
@@ -163,14 +166,14 @@ def interactive(figure, name):
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def table(table, caption="", *, name="", numbered=True, sortable=False, **options):
+def table(table, caption="", *, name="", numbered=True, sortable=False, ours=None, **options):
     """A table by its name in `medq.tables.TABLES` (with its `options`), or any DataFrame, with its numbers as CSV.
 
-    `sortable` lets the reader sort and filter rows. One that is numbered can be referred to as {numref}`name`.
+    `ours` are results other than those of the book; `sortable` lets the reader sort and filter rows. One that is numbered can be referred to as {numref}`name`.
     """
     if isinstance(table, str):
         name = name or table.replace("_", "-")
-        data, own, html = tables.show(table, results.current(), **options)
+        data, own, html = tables.show(table, ours or results.current(), **options)
         caption = caption or f"{own}."
     else:
         data, html = table, tables.to_html(table, tables.Look(caption, **options))
