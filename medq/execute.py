@@ -5,7 +5,6 @@ fork server does them once. papermill injects the parameters, keeps times and sa
 ours, registered at papermill's own extension point, runs the code cells in that process instead of in a kernel.
 """
 
-import base64
 import multiprocessing
 import os
 import signal
@@ -13,7 +12,6 @@ import sys
 import threading
 from pathlib import Path
 
-BACKEND = "module://matplotlib_inline.backend_inline"
 OUT_OF_TIME = "out of time: it took longer than cell_minutes"
 KILLED = "it was killed (out of memory, a crash, or by hand)"
 
@@ -64,7 +62,7 @@ def _reason(log, exitcode):
 def _work(notebook, parameters, log, environment):
     """In the forked process: execute the notebook to `log`."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ.update(environment, MPLBACKEND=BACKEND)
+    os.environ.update(environment)
     with open(Path(log).with_suffix(".log"), "wb") as printed:
         os.dup2(printed.fileno(), 1)
         os.dup2(printed.fileno(), 2)
@@ -101,97 +99,49 @@ def end_with(pipe):
 # --- the cells of a notebook --------------------------------------------------------------------------------------------
 
 
-def execute(notebook, manager=None):
+def execute(notebook, manager):
     """Run the code cells of a notebook (an nbformat node) in this process and store their outputs; stops at an error.
 
-    `manager`, papermill's, is told of every cell.
+    `manager`, papermill's, is told of every cell. What a cell prints also goes to this process's own output, at once.
     """
-    outputs = []
-    shell = _shell(outputs)
-    count = 0
+    from ipykernel.inprocess.manager import InProcessKernelManager
+    from ipykernel.iostream import OutStream
+    from traitlets.config import Config
+
+    kernels = InProcessKernelManager(config=Config({"HistoryManager": {"enabled": False}}))
+    kernels.start_kernel()
+    kernel, client = kernels.kernel, kernels.client()
+    client.start_channels()
+    for name in ("stdout", "stderr"):
+        stream = OutStream(kernel.session, kernel.iopub_thread, name, echo=getattr(sys, name), watchfd=False)
+        setattr(kernel, name, stream)
+    kernel.shell.enable_matplotlib("inline")
     for index, cell in enumerate(notebook.cells):
-        if manager:
-            manager.cell_start(cell, index)
+        manager.cell_start(cell, index)
         failed = False
         if cell.cell_type == "code":
-            count += 1
-            outputs.clear()
-            failed = not shell.run_cell(cell.source, store_history=True).success
-            for output in outputs:
-                if output.output_type == "execute_result":
-                    output.execution_count = count
-            cell.execution_count, cell.outputs = count, list(outputs)
-        if failed and manager:
+            client.execute(cell.source)
+            reply = client.get_shell_msg()["content"]
+            cell.execution_count, cell.outputs = reply["execution_count"], _outputs(client)
+            failed = reply["status"] != "ok"
+        if failed:
             manager.cell_exception(cell, cell_index=index)
-        if manager:
-            manager.cell_complete(cell, index)
+        manager.cell_complete(cell, index)
         if failed:
             return
 
 
-class _Stream:
-    """Prints go to the notebook's `outputs` and, at once, to the log."""
+def _outputs(client):
+    """What the cell that a kernel's client executed last has shown, as nbformat has it."""
+    from nbformat.v4 import output_from_msg
 
-    def __init__(self, name, log, outputs):
-        self.name, self.log, self.outputs, self.encoding = name, log, outputs, "utf-8"
-
-    def write(self, text):
-        from nbformat.v4 import new_output
-
-        last = self.outputs[-1] if self.outputs else None
-        if last is None or last.output_type != "stream" or last.name != self.name:
-            self.outputs.append(last := new_output("stream", name=self.name, text=""))
-        last.text += text
-        return self.log.write(text)
-
-    def __getattr__(self, name):
-        return getattr(self.log, name)
-
-
-def _shell(outputs):
-    """A fresh IPython whose displays, results, errors and prints are appended to the list `outputs`."""
-    import matplotlib
-    from IPython.core.displayhook import DisplayHook
-    from IPython.core.displaypub import DisplayPublisher
-    from IPython.core.interactiveshell import InteractiveShell
-    from matplotlib_inline.backend_inline import configure_inline_support
-    from nbformat.v4 import new_output
-    from traitlets import Type
-    from traitlets.config import Config
-
-    def shown(kind, data, metadata):
-        data = {k: base64.b64encode(v).decode() if isinstance(v, bytes) else v for k, v in data.items()}
-        outputs.append(new_output(kind, data=data, metadata=metadata or {}))
-
-    class Publisher(DisplayPublisher):
-        def publish(self, data, metadata=None, **_):
-            shown("display_data", data, metadata)
-
-    class Result(DisplayHook):
-        def write_output_prompt(self):
-            pass
-
-        def write_format_data(self, format_dict, md_dict=None):
-            shown("execute_result", format_dict, md_dict)
-
-        def finish_displayhook(self):
-            pass
-
-    class Shell(InteractiveShell):
-        display_pub_class = Type(Publisher)
-        displayhook_class = Type(Result)
-
-        def _showtraceback(self, etype, evalue, stb):
-            lines = [stb] if isinstance(stb, str) else list(stb)
-            outputs.append(new_output("error", ename=etype.__name__, evalue=str(evalue), traceback=lines))
-
-        def enable_gui(self, gui=None):
-            pass
-
-    matplotlib.use(BACKEND)
-    matplotlib.interactive(True)  # a figure is shown at the end of the cell that drew it
-    Shell.clear_instance()
-    shell = Shell.instance(config=Config({"HistoryManager": {"enabled": False}}))
-    configure_inline_support(shell, BACKEND)
-    sys.stdout, sys.stderr = (_Stream("stdout", sys.__stdout__, outputs), _Stream("stderr", sys.__stderr__, outputs))
-    return shell
+    found = []
+    while (message := client.get_iopub_msg())["content"].get("execution_state") != "idle":
+        if message["msg_type"] not in ("stream", "display_data", "execute_result", "error"):
+            continue
+        output = output_from_msg(message)
+        if output.output_type == "stream" and found and found[-1].get("name") == output.name:
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    return found

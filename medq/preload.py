@@ -2,16 +2,18 @@
 
 import contextlib
 import importlib
+import os
 import warnings
 
 from medq import _torchvision, stages
 
 LIBRARIES = (
     "papermill matplotlib.pyplot matplotlib_inline.backend_inline pandas pyarrow.parquet sklearn.metrics timm "
-    "torch.ao.quantization.quantize_fx IPython.core.interactiveshell"
+    "torch.ao.quantization.quantize_fx ipykernel.debugger ipykernel.inprocess.ipkernel ipykernel.inprocess.manager"
 ).split()
 MODULES = ["backbones", *(row.module or name for name, row in stages.STAGES.items()), "figures", "notebook", "show"]
 
+os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # a remark of the debugger that comes with ipykernel
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     with contextlib.suppress(Exception):
