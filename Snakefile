@@ -4,11 +4,11 @@
 # runs it alone. A job executes one notebook, which is its output. While it runs, and if it fails, the notebook is in
 # logs/; what its stage writes beside the output is complete once done.json is there.
 import __main__
-from medq import batch, params, paths, stages
+from medq import batch, params, paths, plan, stages
 
 PROFILE = params.profile_path(config.get("profile", "smoke")).absolute()
 PARAMS = params.load(PROFILE)
-ALL = [job.notebook for job in batch.jobs(PARAMS)]
+ALL = [job.notebook for job in plan.jobs(PARAMS)]
 
 # A notebook's process must not run Snakemake's command line again, which the standard library would have it import.
 __main__.__spec__ = None
@@ -30,12 +30,12 @@ def needed(stage):
     if stage == "collect":
         return lambda wildcards: config.get("collect", ALL)
     return lambda wildcards: [
-        job.notebook for job in batch.needed(PARAMS, batch.job_of(PARAMS, stage, wildcards))
+        job.notebook for job in plan.needed(PARAMS, plan.job_of(PARAMS, stage, wildcards))
     ]
 
 
 def gpus(stage):
-    return lambda wildcards: batch.gpus_of(PARAMS, batch.job_of(PARAMS, stage, wildcards))
+    return lambda wildcards: plan.gpus_of(PARAMS, plan.job_of(PARAMS, stage, wildcards))
 
 
 rule all:
@@ -53,6 +53,6 @@ for row in stages.STAGES.values():
         priority: -2 if row.name == "collect" else -row.timed
         resources:
             gpu=gpus(row.name),
-            **({} if alone or row.name == "datasets" else {"mem_mb": batch.memory_mb(PARAMS)}),
+            **({} if alone or row.name == "datasets" else {"mem_mb": plan.memory_mb(PARAMS)}),
         run:
-            batch.execute(PARAMS, batch.job_of(PARAMS, rule, wildcards), PROFILE, threads, config.get("results", ""))
+            batch.execute(PARAMS, plan.job_of(PARAMS, rule, wildcards), PROFILE, threads, config.get("results", ""))

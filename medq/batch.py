@@ -6,17 +6,15 @@ leaves the reason beside a cell that failed.
 """
 
 import contextlib
-import itertools
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medq import artefacts, params as profiles, paths, provenance, regimes, slots, stages
+from medq import artefacts, params as profiles, paths, plan, provenance, slots, stages
 from medq.collect import parse_only, state
 from medq.errors import UserError
 
@@ -26,145 +24,13 @@ EVERY = 20.0  # seconds between two lines of progress where there is no terminal
 NEW, AGAIN, SHOWN = "new", "again", "notebook"
 
 
-@dataclass(frozen=True)
-class Job:
-    """One notebook of a batch: a stage, and the cell that it is run for."""
-
-    stage: str
-    cell: paths.Cell
-
-    @property
-    def folder(self):
-        """Where the stage writes."""
-        return stages.folder(self.stage, self.cell)
-
-    @property
-    def notebook(self):
-        """Path of the executed notebook, below the batch's folder."""
-        return (self.folder / f"{self.stage}.ipynb").relative_to(paths.runs() / self.cell.profile).as_posix()
-
-    @property
-    def log(self):
-        """Path of the notebook while it runs, and of one that failed."""
-        return paths.runs() / self.cell.profile / "logs" / self.notebook
-
-    @property
-    def done(self):
-        """Whether the stage has finished and its executed notebook is there."""
-        return artefacts.record(self.folder) is not None and (self.folder / f"{self.stage}.ipynb").is_file()
-
-    @property
-    def failed(self):
-        """Whether the stage failed when it was run last."""
-        return (self.folder / artefacts.FAILED).is_file()
-
-    def __str__(self):
-        return self.notebook.removesuffix(f"/{self.stage}.ipynb")
-
-
-# --- what there is to do ----------------------------------------------------------------------------------------------
-
-
-def jobs(params, only=None):
-    """Every job of a profile in an order in which it can run; `only` limits it (with what the chosen jobs start from).
-
-    `only`: {dataset, backbone, regime, fold, seed or stage: list of names}. Raises `UserError` for a fold that does not
-    exist, and where `only` leaves nothing.
-    """
-    chosen = [job for job in _all(params) if _wanted(job, only or {})]
-    if not chosen:
-        words = " ".join(f"{key}={','.join(names)}" for key, names in only.items())
-        raise UserError(f"--only {words}: fits no part of {params.profile}; leave out one of these words.")
-    wanted, ahead = dict.fromkeys(chosen), chosen
-    while ahead:
-        ahead = list(dict.fromkeys(job for later in ahead for job in needed(params, later) if job not in wanted))
-        wanted |= dict.fromkeys(ahead)
-    order = list(stages.STAGES)
-    return sorted(wanted, key=lambda job: (order.index(job.stage), job.cell.regime in regimes.CONTROLS))
-
-
-def needed(params, job):
-    """The jobs that must be done before this one. The collection waits for all that run beside it."""
-    cell, row = job.cell, stages.STAGES[job.stage]
-    if job.stage == "latency":  # any trained model of the backbone will do
-        dataset, fold = next((name, k) for name in params.datasets for k in folds(params, profiles.datasets()[name]))
-        cell = paths.Cell(cell.profile, dataset, cell.backbone, "fp32", fold, params.seeds_of(cell.backbone)[0])
-    if row.needs == "datasets" and not regimes.REGIMES[cell.regime].start:
-        return [Job("datasets", paths.Cell(cell.profile, cell.dataset, "", ""))]
-    others = [r for r in _regimes(params) if regimes.REGIMES[r].schedule == "qat"] if row.every_regime else []
-    names = ["fp32", *others] if row.needs else []
-    return [Job(regimes.REGIMES[name].stage, cell.of(name)) for name in names]
-
-
-def _all(params):
-    """Every job of a profile, as its lists have them."""
-    catalogue, known = profiles.datasets(), profiles.backbones()
-    if not any(folds(params, catalogue[dataset]) for dataset in params.datasets):
-        asked = ", ".join(map(str, params.folds))
-        raise UserError(f"folds: no dataset of {params.profile} has fold {asked}; a fixed split has fold 0.")
-    found = [Job("datasets", paths.Cell(params.profile, dataset, "", "")) for dataset in params.datasets]
-    ptq = [name for name in params.regimes if regimes.method(name) == "ptq"]
-    studied = {  # {stage: backbones that it is made for}
-        row: [b for b in params.backbones if (names := getattr(params.study, row.name)) is None or b in names]
-        for row in stages.STAGES.values()
-        if row.study
-    }
-    for dataset, backbone in itertools.product(params.datasets, params.backbones):
-        for fold in folds(params, catalogue[dataset]):
-            cell = paths.Cell(params.profile, dataset, backbone, "fp32", fold)
-            seeds = [replace(cell, seed=seed) for seed in params.seeds_of(backbone)]
-            found += [Job(regimes.REGIMES[r].stage, cell.of(r)) for cell in seeds for r in _regimes(params)]
-            for row, names in studied.items():
-                fits = backbone in names and (not row.cnn or known[backbone].family == "cnn")
-                if row.name != "latency" and fits:
-                    of = (ptq if row.every_engine else ptq[:1]) if "{engine}" in row.folder else [""]
-                    found += [Job(row.name, seeds[0].of(regime)) for regime in of]
-    timed = studied[stages.STAGES["latency"]]
-    return found + [Job("latency", paths.Cell(params.profile, "", backbone, "")) for backbone in timed]
-
-
-def _regimes(params):
-    return [*dict.fromkeys(["fp32", *params.regimes, *params.controls])]
-
-
-def folds(params, spec):
-    """Numbers of the folds of a dataset that the profile asks for."""
-    known = range(spec.folds.n)
-    asked = known if params.folds == "all" else params.folds
-    for fold in asked:
-        if fold not in known and spec.folds.n > 1:
-            raise UserError(f"folds: {spec.name} has no fold {fold}; it has {', '.join(map(str, known))}.")
-    return [fold for fold in asked if fold in known]
-
-
-def _wanted(job, only):
-    """Whether `--only` asks for a job; where it names regimes it asks for cells, not for studies of them."""
-    if job.stage not in ("finetune", "quantize") and "regime" in only and "stage" not in only:
-        return False
-    facts = {key: str(value) for key, value in vars(job.cell).items() if value not in ("", None)} | {"stage": job.stage}
-    return all(facts.get(key) in names or key == "dataset" and key not in facts for key, names in only.items())
-
-
-def parts(params):
-    """{key of --only: the names that a profile has for it}."""
-    seeds = sorted({seed for backbone in params.backbones for seed in params.seeds_of(backbone)} - {None})
-    return {
-        "dataset": params.datasets,
-        "backbone": params.backbones,
-        "regime": _regimes(params),
-        "fold": sorted({str(k) for name in params.datasets for k in folds(params, profiles.datasets()[name])}, key=int),
-        "stage": list(stages.STAGES),
-        **({"seed": [*map(str, seeds)]} if seeds else {}),
-    }
-
-
 # --- what is stale ----------------------------------------------------------------------------------------------------
 
 
-def plan(params, only=None, look=True):
+def stale(params, only=None, look=True):
     """[(job, kind, why)] of all that must run. `look=False` reads no image whose file was touched: it counts as changed."""
     keys, found = {}, []  # keys: what downstream jobs will see
-    for job in jobs(params, only):
+    for job in plan.jobs(params, only):
         record, inputs = artefacts.record(job.folder), _inputs(params, job, keys.get, look)
         kind, why = _state(job, record, inputs)
         stored = (record or {}).get("inputs", {})
@@ -253,14 +119,6 @@ def mark(planned):
 # --- what the Snakefile calls -----------------------------------------------------------------------------------------
 
 
-def job_of(params, stage, wildcards):
-    """The job that the wildcards of a rule name."""
-    given = dict(wildcards)
-    regime = given.get("regime") or (f"ptq-{given['engine']}" if "engine" in given else "")
-    names = given.get("dataset", ""), given.get("backbone", ""), regime, given.get("place", "fold0")
-    return Job(stage, paths.Cell.at(params.profile, "/".join(names)))
-
-
 def execute(params, job, profile, threads, results=""):
     """Run the notebook of a job; a failure is noted in its folder and raised as an error."""
     from medq import execute
@@ -278,16 +136,6 @@ def execute(params, job, profile, threads, results=""):
         where = str(shown.relative_to(paths.runs() / params.profile))
         artefacts.write_json(job.folder / artefacts.FAILED, {"reason": reason, "notebook": where})
         raise RuntimeError(f"{job}: {reason}")
-
-
-def uses_gpu(params):
-    """Whether cells of this profile train on a GPU of this machine (the driver's device is looked for, not opened)."""
-    return params.device == "cuda" or (params.device == "auto" and Path("/dev/nvidiactl").exists())
-
-
-def gpus_of(params, job):
-    """GPUs that a job takes: one if it trains or times on one."""
-    return int(uses_gpu(params) and (job.stage == "latency" or slots.trains(job.stage, job.cell.regime)))
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
@@ -310,18 +158,20 @@ def run(args):
     """Run what is left of a profile; exit status 1 if something failed."""
     params = profiles.load(args.params)
     params.thread_count()  # refused here, though each job is given its own
-    only = parse_only(args.only, parts(params))
+    only = parse_only(args.only, plan.parts(params))
     results = Path(args.results or paths.RESULTS / params.profile).absolute()
     _check(args, results)
     if args.dry_run:
-        return _report_plan(plan(params, only, look=False), len(jobs(params, only)))
+        return _report_plan(stale(params, only, look=False), len(plan.jobs(params, only)))
     remote = bool(args.profile) and "executor: local" not in (Path(args.profile) / "config.yaml").read_text("utf-8")
     if not remote:  # jobs of a cluster may see other disks, packages and GPUs than this machine
-        _look_for_what_is_needed(params, [job for job in jobs(params, only) if artefacts.record(job.folder) is None])
+        _look_for_what_is_needed(
+            params, [job for job in plan.jobs(params, only) if artefacts.record(job.folder) is None]
+        )
     with batch_lock(paths.runs() / params.profile):
         started = time.monotonic()
-        planned = plan(params, only)
-        total = len(jobs(params, only))
+        planned = stale(params, only)
+        total = len(plan.jobs(params, only))
         if not planned and _collected(params, results):
             print(f"nothing to do: all {total} parts of {params.profile} are finished, {results} holds their tables.")
             return 0
@@ -343,7 +193,7 @@ def _run_planned(params, args, only, planned, results, remote):
     if first:
         mark(first)
         _snakemake(params, args, results, [job for job, *_ in first], collect=False, remote=remote)
-        planned = plan(params, only)
+        planned = stale(params, only)
         scanned = {job.cell.dataset for job, *_ in first}
         unknown = {job.cell.dataset for job, *_ in planned if job.stage == "datasets"} & scanned
         planned = [entry for entry in planned if entry[0].cell.dataset not in unknown]
@@ -404,7 +254,7 @@ def _look_for_images(params, chosen):
         spec = profiles.datasets()[dataset]
         try:
             frame = index(spec, dataset_root(spec, params.root()))
-            sizes = training_sizes(params, spec, frame, folds(params, spec)) if dataset in calibrated else {}
+            sizes = training_sizes(params, spec, frame, plan.folds(params, spec)) if dataset in calibrated else {}
             if sizes and (n := min(sizes.values())) < wanted:
                 key = f"{params.profile}: calibration.images"
                 raise UserError(f"{key}: {wanted} are asked for but the training part of {dataset} has {n}; lower it.")
@@ -440,19 +290,14 @@ def batch_lock(folder):
             lock.release()
 
 
-def memory_mb(params):
-    """Memory of one job: on the CPU, quantization-aware training of MobileNetV2 at 224 pixels peaks at 8.7 GB."""
-    return 3000 if uses_gpu(params) else max(3000, round(9000 * (params.image_size / 224) ** 2))
-
-
 def shares(params, jobs_asked=None, cores=None):
     """(jobs at a time, threads of each, free memory in MB): jobs × threads never exceed the cores."""
     import psutil
 
     cores = cores or provenance.usable_cores()
     memory = psutil.virtual_memory().available // 2**20
-    n = jobs_asked or (max(1, cores // 2) if uses_gpu(params) else cores // min(cores, params.threads or 1))
-    n = max(1, min(n, memory // memory_mb(params)))
+    n = jobs_asked or (max(1, cores // 2) if plan.uses_gpu(params) else cores // min(cores, params.threads or 1))
+    n = max(1, min(n, memory // plan.memory_mb(params)))
     return n, max(1, cores // n), memory
 
 
@@ -491,8 +336,8 @@ def _snakemake(params, args, results, todo, collect, remote):
     if args.profile:
         options += ["--profile", Path(args.profile).absolute(), *(["--jobs", args.jobs] if args.jobs else [])]
     if not remote:
-        options += ["--cores", n * threads, "--resources", f"mem_mb={max(memory, memory_mb(params))}"]
-        if uses_gpu(params):  # n of them where there is a driver, but a torch that cannot use it
+        options += ["--cores", n * threads, "--resources", f"mem_mb={max(memory, plan.memory_mb(params))}"]
+        if plan.uses_gpu(params):  # n of them where there is a driver, but a torch that cannot use it
             each = slots.per_gpu() or 1
             environment["MEDQ_GPU_SLOTS"] = str(each)
             options += [f"gpu={each * len(slots.gpus()) or n}"]
@@ -501,21 +346,22 @@ def _snakemake(params, args, results, todo, collect, remote):
     targets = [job.notebook for job in todo] + (["collect/collect.ipynb"] if collect else [])
     words = [*map(str, options), *getattr(args, "snakemake", []), "--", *targets]
     log = folder / "logs" / "snakemake.log"
-    failed = _watch(words, log, todo, environment, CANCEL if remote else 0)
-    begun = job_of(params, "collect", {}).log.with_suffix(".log").is_file()
+    own = plan.measured(params)
+    weights = {job: sum(plan.seconds(params, job, own).values()) for job in todo}
+    failed = _watch(words, log, weights, environment, CANCEL if remote else 0)
+    begun = plan.job_of(params, "collect", {}).log.with_suffix(".log").is_file()
     if failed and not begun and not any(job.done or job.failed for job in todo):
         printed = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
         raise UserError(f"Snakemake could not start ({' '.join(printed[-1:]) or 'it printed nothing'}); see {log}.")
 
 
-def _watch(words, log, todo, environment, grace=0):
+def _watch(words, log, weights, environment, grace=0):
     """Run Snakemake with these words and show how many jobs are done; returns whether it ended in an error.
 
     Interrupted, it has `grace` seconds to take back what it submitted to a cluster. It ends when this process does.
     """
     ours, theirs = os.pipe()
     code = f"from medq import execute; execute.end_with({ours}); from snakemake.cli import main; main()"
-    started = time.monotonic()
     with (
         open(log, "ab") as file,
         subprocess.Popen(
@@ -530,7 +376,7 @@ def _watch(words, log, todo, environment, grace=0):
     ):
         os.close(ours)
         try:
-            _show_progress(process, todo, started)
+            _show_progress(process, weights)
         except BaseException:
             if grace:
                 process.send_signal(signal.SIGINT)
@@ -544,30 +390,32 @@ def _watch(words, log, todo, environment, grace=0):
     return process.returncode != 0
 
 
-def _show_progress(process, todo, started):
+def _show_progress(process, weights):
     """Until `process` ends: a bar on a terminal, elsewhere a line now and then, from the records of finished jobs."""
     from tqdm import tqdm
 
-    on_terminal, shown, open_jobs = sys.stderr.isatty(), started, set(todo)
-    with tqdm(total=len(todo), unit="part", disable=not on_terminal, leave=False) as bar:
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=0.5 if on_terminal or len(todo) < 100 else 2)
-            ended = {job for job in open_jobs if job.done or job.failed}
-            open_jobs -= ended
-            bar.update(len(ended))
-            if process.returncode is not None:
-                return
-            if todo and not on_terminal and time.monotonic() - shown >= EVERY:
-                shown = time.monotonic()
-                print(progress(todo, shown - started), file=sys.stderr, flush=True)
+    started, on_terminal = time.monotonic(), sys.stderr.isatty()
+    look = {"total": 1, "bar_format": "{percentage:3.0f}% |{bar}| {desc}", "leave": False}
+    with tqdm(disable=not on_terminal, **look) as bar:
+        while process.returncode is None:
+            try:
+                process.wait(timeout=2 if on_terminal else EVERY)
+            except subprocess.TimeoutExpired:
+                share, text = progress(weights, time.monotonic() - started)
+                bar.n = share
+                bar.set_description_str(text)
+                if weights and not on_terminal:
+                    print(text, file=sys.stderr, flush=True)
 
 
-def progress(todo, seconds):
-    """How far the jobs `todo` are after so many seconds, in one line."""
-    failed, done = sum(job.failed for job in todo), sum(job.done for job in todo)
-    text, left = f"{done} of {len(todo)} done, {failed} failed", len(todo) - done - failed
-    return text + (f", about {_duration(seconds / (done + failed) * left)} left" if done and left else "")
+def progress(weights, seconds):
+    """(share of the work, in one line what is done) after so many seconds; `weights` {job: how long it takes, about}."""
+    failed, done = ([job for job in weights if getattr(job, kind)] for kind in ("failed", "done"))
+    share = sum(weights[job] for job in {*failed, *done}) / (sum(weights.values()) or 1)
+    text = f"{len(done)} of {len(weights)} done, {len(failed)} failed"
+    if done and len(done) + len(failed) < len(weights):
+        text += f", about {_duration(seconds / share * (1 - share))} left"
+    return share, text
 
 
 def _duration(seconds):
@@ -580,12 +428,12 @@ def _duration(seconds):
 
 def _has_results(params):
     """Whether a cell or study of the profile is finished; the collection needs one."""
-    return any(artefacts.record(job.folder) for job in jobs(params) if job.stage != "datasets")
+    return any(artefacts.record(job.folder) for job in plan.jobs(params) if job.stage != "datasets")
 
 
 def _collected(params, results):
     """Whether `results` holds the tables of what is in the batch's folder now."""
-    facts = artefacts.record(job_of(params, "collect", {}).folder)
+    facts = artefacts.record(plan.job_of(params, "collect", {}).folder)
     folder = paths.runs() / params.profile
     return bool(facts) and facts.get("key") == state(folder, results) and (results / "provenance.json").is_file()
 
@@ -613,7 +461,7 @@ def _report(params, todo, results, seconds):
     records = {job: artefacts.record(job.folder) for job in todo if job not in failed}
     waiting = [job for job, record in records.items() if record is None]
     unsupported = sum(record["status"] == "unsupported" for record in records.values() if record)
-    collection, collected = job_of(params, "collect", {}), _collected(params, results)
+    collection, collected = plan.job_of(params, "collect", {}), _collected(params, results)
     print(
         f"{params.profile}: {len(records) - len(waiting)} of {len(todo)} parts done in {_duration(seconds)}"
         + (f", {unsupported} of them unsupported" if unsupported else "")

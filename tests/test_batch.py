@@ -14,7 +14,7 @@ import pytest
 import torch
 from fixtures.batch import ROOT, environment, finished, killed, snapshot, write_profile  # noqa: F401
 
-from medq import artefacts, batch, cli, finetune, notebook, params, paths, results, slots, stages
+from medq import artefacts, batch, cli, finetune, notebook, params, paths, plan, results, slots, stages
 from medq.errors import UserError
 
 FP32, PTQ = "phantom-BrainMRI/resnet18/fp32/fold0", "phantom-BrainMRI/resnet18/ptq-fbgemm/fold0"
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(1200)  # a batch may share the machine
 
 
 def why(loaded, only=None):
-    return {str(job): reason for job, _, reason in batch.plan(loaded, only)}
+    return {str(job): reason for job, _, reason in batch.stale(loaded, only)}
 
 
 def run_batch(profile, runs, capsys):
@@ -102,14 +102,14 @@ def test_several_seeds_make_every_cell_once_for_each_and_studies_for_the_first(t
     overrides = {"mobilevit_xxs": {"seeds": [2]}}
     keys = {"backbones": two, "controls": ["fp32-autocast"], "overrides": overrides, "study": {"latency": []}}
     loaded = params.load(write_profile(tmp_path, seeds=[1, 2], **keys))
-    jobs = {str(job): job for job in batch.jobs(loaded)}
+    jobs = {str(job): job for job in plan.jobs(loaded)}
     for regime in ("fp32", "ptq-fbgemm", "fp32-autocast"):
         found = {name for name in jobs if f"/{regime}/" in name}
         places = [("resnet18", 1), ("resnet18", 2), ("mobilevit_xxs", 2)]
         assert found == {f"phantom-BrainMRI/{b}/{regime}/seed{k}/fold0" for b, k in places}
     studies = [name for name in jobs if any(study in name for study in ("diagnosis", "ablation", "remedies"))]
     assert studies and all("seed1" in name if "resnet18" in name else "seed2" in name for name in studies)
-    only = {str(job) for job in batch.jobs(loaded, {"seed": ["2"], "regime": ["ptq-fbgemm"]})}
+    only = {str(job) for job in plan.jobs(loaded, {"seed": ["2"], "regime": ["ptq-fbgemm"]})}
     assert only == {DATA} | {f"phantom-BrainMRI/{b}/{r}/seed2/fold0" for b in two for r in ("fp32", "ptq-fbgemm")}
     one, other = (jobs[f"phantom-BrainMRI/resnet18/fp32/seed{k}/fold0"].cell for k in (1, 2))
     assert stages.key(stages.inputs(loaded, "finetune", one)) != stages.key(stages.inputs(loaded, "finetune", other))
@@ -139,7 +139,7 @@ def test_backbones_are_tried_first_unless_they_are_known_to_convert_as_they_are(
     monkeypatch.setattr(params, "backbones", lambda *_: known | {"own": own})
     monkeypatch.setattr("medq.quantize.stage.rehearse", lambda name, *_: tried.append(name) or {"ptq-fbgemm": "so"})
     loaded = params.load(write_profile(tmp_path, backbones=["resnet18", "own"]))
-    batch._look_for_what_is_needed(loaded, batch.jobs(loaded))
+    batch._look_for_what_is_needed(loaded, plan.jobs(loaded))
     assert tried == ["own"] and "note: own: ptq-fbgemm will be unsupported: so" in capsys.readouterr().out
 
 
@@ -170,10 +170,10 @@ def test_fewer_training_images_than_are_calibrated_with_stop_a_batch_before_it_s
 
 def test_folds_that_only_some_datasets_have(tmp_path, runs):
     both = params.load(write_profile(tmp_path, datasets=["phantom-BrainMRI", "phantom-ChestXray"], folds=[1], study={}))
-    timing = batch.Job("latency", paths.Cell("tiny", "", "resnet18", ""))
-    assert list(map(str, batch.needed(both, timing))) == ["phantom-ChestXray/resnet18/fp32/fold1"]
+    timing = plan.Job("latency", paths.Cell("tiny", "", "resnet18", ""))
+    assert list(map(str, plan.needed(both, timing))) == ["phantom-ChestXray/resnet18/fp32/fold1"]
     with pytest.raises(UserError, match="no dataset of tiny has fold 1"):
-        batch.jobs(params.load(write_profile(tmp_path, folds=[1])))
+        plan.jobs(params.load(write_profile(tmp_path, folds=[1])))
 
 
 def test_a_plan_says_whose_images_it_cannot_count(tmp_path, runs, monkeypatch, capsys):
@@ -304,7 +304,7 @@ def test_images_that_could_not_be_looked_at_again_cost_no_cell(finished, monkeyp
     loaded, runs = finished
     data, code = runs / "tiny" / DATA, stages.code
     monkeypatch.setattr(stages, "code", lambda stage: "new" if stage == "datasets" else code(stage))
-    planned = batch.plan(loaded)
+    planned = batch.stale(loaded)
     batch.mark(planned)  # and the batch is killed
     if harm == "failed":
         artefacts.write_json(data / artefacts.FAILED, {"reason": "no space"})
@@ -369,7 +369,7 @@ def test_a_changed_notebook_is_shown_again_and_nothing_is_computed(finished, tmp
     notebook.cells[-1].source += "  # changed"
     nbformat.write(notebook, path)
     monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path / "notebooks")
-    planned = batch.plan(finished[0])
+    planned = batch.stale(finished[0])
     assert [(str(job), kind) for job, kind, _ in planned] == [(PTQ, batch.SHOWN)]
     batch.mark(planned)
     assert not artefacts.damage(planned[0][0].folder)  # the cell itself stays finished
@@ -397,7 +397,7 @@ def real_cells(drawn, tmp_path, monkeypatch):
         inputs = stages.inputs(loaded, "finetune", cell)
         cell.folder.mkdir(parents=True)
         artefacts.finish(cell.folder, [], key=stages.key(inputs), inputs=inputs)
-    for job in batch.jobs(loaded):
+    for job in plan.jobs(loaded):
         shutil.copy(paths.NOTEBOOKS / f"{job.stage}.ipynb", job.folder)
     return loaded, tmp_path / "data" / "brainmri" / "Testing" / "glioma" / "1.png"
 
@@ -454,32 +454,30 @@ def test_nothing_finished_is_lost_where_images_to_be_prepared_again_are_gone(rea
 
 
 def test_the_paper_profile_is_144_cells_times_folds():
-    found = batch.jobs(params.load("paper"))
+    found = plan.jobs(params.load("paper"))
     grid = [job for job in found if job.stage in ("finetune", "quantize") and job.cell.regime != "fp32-continued"]
     assert len({(j.cell.dataset, j.cell.backbone, j.cell.regime) for j in grid}) == 144
     assert len(grid) == 48 * (1 + 5 + 5)
     assert len({job.notebook for job in found}) == len(found)
     positions = {job: k for k, job in enumerate(found)}
-    needed = {job: batch.needed(params.load("paper"), job) for job in found}
+    needed = {job: plan.needed(params.load("paper"), job) for job in found}
     assert all(positions[before] < positions[job] for job, all_before in needed.items() for before in all_before)
 
 
 def test_maps_wait_for_every_model_that_they_are_compared_with():
     loaded = params.load("smoke")
-    (first, *_) = batch.jobs(
-        loaded, {"stage": ["attention"], "dataset": ["phantom-BrainMRI"], "backbone": ["resnet18"]}
-    )
+    (first, *_) = plan.jobs(loaded, {"stage": ["attention"], "dataset": ["phantom-BrainMRI"], "backbone": ["resnet18"]})
     assert first.stage == "datasets"
-    job = batch.Job("attention", paths.Cell("smoke", "phantom-BrainMRI", "resnet18", "", 0))
+    job = plan.Job("attention", paths.Cell("smoke", "phantom-BrainMRI", "resnet18", "", 0))
     trained = {"fp32", "qat-fbgemm", "qat-qnnpack", "fp32-continued"}
-    assert {before.cell.regime for before in batch.needed(loaded, job)} == trained
+    assert {before.cell.regime for before in plan.needed(loaded, job)} == trained
 
 
 def test_only_takes_along_what_the_chosen_start_from():
     loaded = params.load("smoke")
-    found = batch.jobs(
+    found = plan.jobs(
         loaded,
-        batch.parse_only(["dataset=phantom-SkinCancer", "backbone=resnet18", "regime=ptq-fbgemm"], batch.parts(loaded)),
+        batch.parse_only(["dataset=phantom-SkinCancer", "backbone=resnet18", "regime=ptq-fbgemm"], plan.parts(loaded)),
     )
     assert {str(job) for job in found} == {
         "phantom-SkinCancer/data",
@@ -499,7 +497,7 @@ def test_a_batch_of_images_alone_ends_well_without_results(tmp_path, drawn, caps
 
 def test_an_unknown_fold_is_refused(tmp_path):
     with pytest.raises(UserError, match="has no fold 7; it has 0, 1, 2, 3, 4"):
-        batch.jobs(params.load(write_profile(tmp_path, datasets=["phantom-SkinCancer"], folds=[7])))
+        plan.jobs(params.load(write_profile(tmp_path, datasets=["phantom-SkinCancer"], folds=[7])))
 
 
 @pytest.mark.parametrize(
@@ -535,10 +533,10 @@ def test_the_rules_wildcards_name_their_job(profile):
     import re
 
     loaded = params.load(profile)
-    for job in batch.jobs(loaded):
+    for job in plan.jobs(loaded):
         pattern = re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", stages.STAGES[job.stage].output)
-        assert batch.job_of(loaded, job.stage, re.fullmatch(pattern, job.notebook).groupdict()) == job
-    seeded = batch.job_of(
+        assert plan.job_of(loaded, job.stage, re.fullmatch(pattern, job.notebook).groupdict()) == job
+    seeded = plan.job_of(
         loaded, "quantize", {"dataset": "a b", "backbone": "c", "regime": "fp32", "place": "seed7/fold2"}
     )
     assert (seeded.cell.seed, seeded.cell.fold) == (7, 2)
@@ -649,8 +647,8 @@ def test_only_what_trains_or_is_timed_takes_a_gpu():
     on_gpu, on_cpu = params.load("paper"), params.load("smoke")
     cells = [("finetune", "fp32"), ("finetune", "fp16"), ("quantize", "qat-qnnpack"), ("quantize", "ptq-fbgemm")]
     cells += [("diagnosis", "ptq-fbgemm"), ("ablation", ""), ("latency", "")]
-    jobs = {cell: batch.Job(cell[0], paths.Cell("p", "d", "b", cell[1])) for cell in cells}
-    taken = {cell: [batch.gpus_of(p, job) for p in (on_gpu, on_cpu)] for cell, job in jobs.items()}
+    jobs = {cell: plan.Job(cell[0], paths.Cell("p", "d", "b", cell[1])) for cell in cells}
+    taken = {cell: [plan.gpus_of(p, job) for p in (on_gpu, on_cpu)] for cell, job in jobs.items()}
     assert [key for key, value in taken.items() if value == [1, 0]] == [
         ("finetune", "fp32"),
         ("finetune", "fp16"),
@@ -685,22 +683,40 @@ def test_no_slots_unless_asked_for(monkeypatch):
 def test_progress_is_counted_from_records(runs):
     cell = paths.Cell("p", "d", "b", "fp32", 0)
     todo = [
-        batch.Job("finetune", cell),
-        batch.Job("quantize", cell.of("ptq-fbgemm")),
-        batch.Job("finetune", cell.of("fp16")),
+        plan.Job("finetune", cell),
+        plan.Job("quantize", cell.of("ptq-fbgemm")),
+        plan.Job("finetune", cell.of("fp16")),
     ]
-    assert batch.progress(todo, 5) == "0 of 3 done, 0 failed"
+    weights = dict.fromkeys(todo, 1)
+    assert batch.progress(weights, 5) == (0, "0 of 3 done, 0 failed")
     artefacts.write_text(todo[0].folder / "finetune.ipynb", "")
     artefacts.finish(todo[0].folder, [], status="unsupported", reason="no engine")
     artefacts.write_json(todo[1].folder / artefacts.FAILED, {"reason": "boom"})
-    assert batch.progress(todo, 60).startswith("1 of 3 done, 1 failed, about 30 s left")
+    assert batch.progress(weights, 60)[1] == "1 of 3 done, 1 failed, about 30 s left"
+    weights[todo[0]] = 38  # the long job is behind: what is left is short
+    share, text = batch.progress(weights, 3900)
+    assert share == 39 / 40 and text.endswith(", about 2 min left")
+
+
+def test_a_training_is_expected_to_take_longer_than_what_follows_it(runs):
+    loaded = params.load("paper")
+    cell = paths.Cell("paper", "ChestXray", "resnet18", "fp32", 0)
+    jobs = [
+        plan.Job("finetune", cell),
+        plan.Job("quantize", cell.of("qat-fbgemm")),
+        plan.Job("quantize", cell.of("ptq-fbgemm")),
+    ]
+    fp32, qat, ptq = (sum(plan.seconds(loaded, job, {}).values()) for job in jobs)
+    assert fp32 > qat > ptq
+    faster = {("resnet18", "fp32"): 1e9}
+    assert sum(plan.seconds(loaded, jobs[0], faster).values()) < fp32
 
 
 def test_what_failed_is_reported_collected_and_status_1(finished, monkeypatch, capsys):
     from medq import collect, execute
 
     loaded, runs = finished
-    job = next(job for job in batch.jobs(loaded) if job.stage == "quantize")
+    job = next(job for job in plan.jobs(loaded) if job.stage == "quantize")
     (job.folder / artefacts.DONE).unlink()
     artefacts.write_text(job.log, "{}")
     monkeypatch.setattr(execute, "run", lambda *_, **__: "it cannot be done.")

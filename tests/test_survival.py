@@ -117,7 +117,7 @@ def cut(path):
 
 def redo(loaded):
     """Do what a batch would do, in this process; returns what was done."""
-    planned = batch.plan(loaded)
+    planned = batch.stale(loaded)
     batch.mark(planned)
     for job, _, _ in planned:
         if job.stage == "datasets":
@@ -152,7 +152,7 @@ def test_a_truncated_pixel_cache_is_decoded_again_and_no_cell_is_redone(finished
     loaded, runs = finished
     array = next((runs / ".pixels").glob("*.npy"))
     content = cut(array)
-    assert batch.plan(loaded) == []
+    assert batch.stale(loaded) == []
     assert array.read_bytes() == content
 
 
@@ -162,7 +162,7 @@ def test_a_spoilt_notebook_is_run_again_without_computing(finished, spoil):
     folder = paths.Cell("tiny", *CELL, "fp32", 0).folder
     kept = (folder / artefacts.DONE).stat().st_mtime_ns
     spoil(folder / "finetune.ipynb")
-    planned = batch.plan(loaded)
+    planned = batch.stale(loaded)
     assert [(job.folder, kind) for job, kind, _ in planned] == [(folder, batch.SHOWN)]
     redo(loaded)
     assert (folder / artefacts.DONE).stat().st_mtime_ns == kept
@@ -174,7 +174,7 @@ def test_a_file_changed_behind_a_cells_back_is_found_even_with_its_old_size(fini
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    assert [why for _, _, why in batch.plan(loaded)] == ["predictions.parquet does not match its checksum"]
+    assert [why for _, _, why in batch.stale(loaded)] == ["predictions.parquet does not match its checksum"]
 
 
 # --- disks ------------------------------------------------------------------------------------------------------------
