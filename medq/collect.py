@@ -25,7 +25,6 @@ from medq.results import SCHEMA
 
 RECORDS, CHECKSUMS, TRAINED_ON = "records.json", "checksums.json", "trained_on.csv"
 PEER_FILE = re.compile(r"predictions\.([a-z0-9-]+)\.parquet")
-PART = re.compile(r"[^/]+/data|latency/[^/]+|[^/]+/[^/]+/[^/]+/(seed\d+/)?fold\d+")  # what a batch writes, by its path
 SHARED = ("image_size", "weights", "subset", "deduplicate", "seed")  # never mixed within a result folder
 NEWEST = "parameters versions platform cpu gpu commit quantized_engines threads".split()  # known of a result folder
 RUN = (*NEWEST, "machines", "commits")  # of a manifest: the settings and the machine
@@ -146,7 +145,15 @@ def collect(runs, results, only=None):
     """
     runs, results, only = Path(runs), Path(results).absolute(), only or {}
     again = (results / RECORDS).is_file() and runs.resolve() == results.resolve()
-    _check_places(runs, results, again)
+    if not runs.is_dir():
+        known = ", ".join(sorted(p.name for p in paths.runs().glob("[!.]*"))) or "none"
+        raise UserError(f"{runs}: no such folder; batches in {paths.runs()}: {known}.")
+    if not again and results.resolve() in (runs.resolve(), *runs.resolve().parents):
+        raise UserError(
+            f"{results}: holds the batch itself and would be replaced; choose another folder for the tables."
+        )
+    if results.exists() and not results.is_dir():
+        raise UserError(f"{results}: is a file; choose another folder for the tables.")
     finished, left_out, failed = ({}, {}, {}) if again else _finished(runs)
     new, left_out, failed = (_wanted(found, only) for found in (finished, left_out, failed))
     images = {f"{name.split('/')[0]}/data" for name in new}
@@ -169,18 +176,6 @@ def collect(runs, results, only=None):
     others = sum(part.cell is None for part in parts.values())
     print(f"{results}: {n} cells, {others} other parts" + (f", {len(left_out)} left out" if left_out else "") + ".")
     return left_out
-
-
-def _check_places(runs, results, again):
-    if not runs.is_dir():
-        known = ", ".join(sorted(p.name for p in paths.runs().glob("[!.]*"))) or "none"
-        raise UserError(f"{runs}: no such folder; batches in {paths.runs()}: {known}.")
-    if not again and results.resolve() in (runs.resolve(), *runs.resolve().parents):
-        raise UserError(
-            f"{results}: holds the batch itself and would be replaced; choose another folder for the tables."
-        )
-    if results.exists() and not results.is_dir():
-        raise UserError(f"{results}: is a file; choose another folder for the tables.")
 
 
 def _wanted(found, only):
@@ -216,8 +211,8 @@ def _finished(runs):
     traces = (artefacts.DONE, artefacts.FAILED, "predictions.parquet", "resume.pt")
     for folder in sorted({path.parent for name in traces for path in runs.rglob(name)}):
         name = folder.relative_to(runs).as_posix()
-        if not PART.fullmatch(name) or not stages.stage_of(name):
-            continue  # the record of an earlier collection, what a study keeps for itself
+        if stages.stage_of(name) in ("", "collect"):
+            continue  # what a study keeps for itself, the record of an earlier collection
         record = artefacts.record(folder)
         wanted = [f for f in (record or {}).get("files", {}) if not f.endswith(".safetensors")]
         manifest, reason = artefacts.read_json(folder / "manifest.json"), artefacts.damage(folder, names=wanted)
@@ -437,31 +432,33 @@ def _write_predictions(folder, results, parts):
     """Write the predictions of all cells and of other runtimes; returns both as `medq.aggregate` takes them."""
     from medq import aggregate
 
-    models, peers = {}, {}
+    found = {}  # {(dataset, backbone, stem of the file): {fold: tables}}
     for part in parts.values():
         dataset, backbone, kind = (part.name.split("/") + ["", ""])[:3]
-        for suffix in aggregate.VARIANTS if part.cell else ():
-            frame = _predictions(results, part, kind + suffix, f"predictions{suffix}.parquet")
-            if frame is not None:
-                if part.cell.seed is not None:
-                    frame.insert(frame.columns.get_loc("fold") + 1, "seed", part.cell.seed)
-                model = models.setdefault((dataset, backbone, kind, suffix), {})
-                model.setdefault(part.cell.fold, []).append(frame)
+        files = {f"{kind}{suffix}": f"predictions{suffix}.parquet" for suffix in aggregate.VARIANTS if part.cell}
         if kind == "peers":
-            kept = sorted((results / "predictions" / dataset / backbone / "peers").glob("*.parquet"))
             own = [match[1] for match in map(PEER_FILE.fullmatch, part.files) if match]
-            for runtime in own if part.folder else [path.stem for path in kept]:
-                frame = _predictions(results, part, f"peers/{runtime}", f"predictions.{runtime}.parquet")
-                if frame is not None:
-                    peers.setdefault((dataset, backbone, runtime), {})[part.place.fold] = frame
-    for model in models.values():
-        model.update({fold: pd.concat(frames, ignore_index=True) for fold, frames in model.items()})
-    peers = {key: aggregate.pooled(frames) for key, frames in sorted(peers.items())}
-    files = {(d, b, f"{regime}{suffix}"): aggregate.pooled(f) for (d, b, regime, suffix), f in models.items()}
-    files |= {(d, b, f"peers/{runtime}"): frame for (d, b, runtime), frame in peers.items()}
-    for (dataset, backbone, stem), frame in files.items():
-        artefacts.write_parquet(folder / "predictions" / dataset / backbone / f"{stem}.parquet", frame)
-    return models, peers
+            kept = sorted((results / "predictions" / dataset / backbone / "peers").glob("*.parquet"))
+            runtimes = own if part.folder else [path.stem for path in kept]
+            files = {f"peers/{runtime}": f"predictions.{runtime}.parquet" for runtime in runtimes}
+        for stem, file in files.items():
+            frame = _predictions(results, part, stem, file)
+            if frame is not None:
+                if part.place.seed is not None:
+                    frame.insert(frame.columns.get_loc("fold") + 1, "seed", part.place.seed)
+                found.setdefault((dataset, backbone, stem), {}).setdefault(part.place.fold, []).append(frame)
+    models, peers = {}, {}
+    for (dataset, backbone, stem), tables in found.items():
+        frames = {fold: pd.concat(of_seeds, ignore_index=True) for fold, of_seeds in tables.items()}
+        whole = aggregate.pooled(frames)
+        artefacts.write_parquet(folder / "predictions" / dataset / backbone / f"{stem}.parquet", whole)
+        kind, _, runtime = stem.partition("/")
+        regime, dot, variant = kind.partition(".")
+        if runtime:
+            peers[dataset, backbone, runtime] = whole
+        else:
+            models[dataset, backbone, regime, dot + variant] = frames
+    return models, dict(sorted(peers.items()))
 
 
 def _write_datasets(folder, results, parts):

@@ -239,9 +239,8 @@ class Results:
             return found
         raise UserError(f"{path}: {why}; {AGAIN}.")
 
-    def _of_dataset(self, kind, dataset, columns, **options):
-        """`<kind>/<dataset>.csv`, which must have `columns`; empty where the folder lacks it."""
-        name = f"{kind}/{dataset}.csv"
+    def _table(self, name, columns, **options):
+        """A table beside those of `SCHEMA`, which must have `columns` (all text where the folder lacks it, and empty)."""
         if not (self.path / name).is_file():
             return pd.DataFrame(columns=columns, dtype="str")
         self.check(name)
@@ -249,16 +248,16 @@ class Results:
 
     def folds(self, dataset):
         """`folds/<dataset>.csv`: image_id, label, group, fold as text; empty where the folder lacks it."""
-        return self._of_dataset("folds", dataset, ["image_id", "label", "group", "fold"], dtype="str")
+        return self._table(f"folds/{dataset}.csv", ["image_id", "label", "group", "fold"], dtype="str")
 
     def audit(self, dataset):
         """`audit/<dataset>.csv`: groups of copies (`medq.datasets.audit`); empty where the folder lacks it."""
         columns = ["image_id", "group_id", "kind", "spans", "label"]
-        return self._of_dataset("audit", dataset, columns, dtype={"image_id": "str"})
+        return self._table(f"audit/{dataset}.csv", columns, dtype={"image_id": "str"})
 
     def trained_on(self, dataset):
         """`trained_on/<dataset>.csv`: fold, image_id of the images trained on; empty where the folder lacks it."""
-        return self._of_dataset("trained_on", dataset, ["fold", "image_id"], dtype={"image_id": "str"})
+        return self._table(f"trained_on/{dataset}.csv", ["fold", "image_id"], dtype={"image_id": "str"})
 
     def predictions(self, dataset, backbone, regime, variant=""):
         """Stored predictions of a cell (of several seeds the first), all folds: image_id, fold, label, `p_<class>` in label order.
@@ -272,19 +271,13 @@ class Results:
         self.check(name)
         return _of_seeds(read_table(self.path / name, columns)).drop(columns="seed", errors="ignore")
 
+    @lru_cache(maxsize=1024)  # noqa: B019  (a folder is read once and kept)
     def classes(self, dataset):
         """Class names in label order: from predictions, else the catalogue, else the metrics."""
-        if dataset not in self._classes:
-            files = sorted((self.path / "predictions" / dataset).glob("*/*.parquet"))
-            seen = self.metrics.loc[self.metrics["dataset"] == dataset, "class"]
-            known = _catalogue("datasets").get(dataset, {}).get("classes") or [c for c in seen.unique() if c]
-            stored = [c[2:] for c in read_table(files[0]).columns if c.startswith("p_")] if files else []
-            self._classes[dataset] = stored or list(known)
-        return list(self._classes[dataset])
-
-    @cached_property
-    def _classes(self):
-        return {}
+        files = sorted((self.path / "predictions" / dataset).glob("*/*.parquet"))
+        stored = [c[2:] for c in read_table(files[0]).columns if c.startswith("p_")] if files else []
+        seen = self.metrics.loc[self.metrics["dataset"] == dataset, "class"]
+        return stored or list(_catalogue("datasets").get(dataset, {}).get("classes") or [c for c in seen.unique() if c])
 
     def _named(self, column, known):
         """Names in `column` of the main files and the profile, known ones first and in their order."""

@@ -94,17 +94,14 @@ def folder(stage, cell):
     return paths.runs() / cell.profile / STAGES[stage].folder.format(**names)
 
 
+@cache
 def stage_of(name):
     """The stage that makes a folder of a batch, from the folder's path there; empty for one that none makes."""
-    parts = re.sub(r"/seed\d+(?=/fold)", "", name).split("/")
-    if len(parts) == 4 and parts[2] in regimes.REGIMES:
-        return regimes.REGIMES[parts[2]].stage
+    anything = dict.fromkeys(("dataset", "backbone", "engine"), "[^/]+")
     for row in _ROWS:
-        known = row.folder.split("/")
-        if len(known) == len(parts) and row.folder != CELL:
-            fixed = [k.partition("{")[0] for k in known]
-            if all(part == k if "{" not in k else part.startswith(f) for part, k, f in zip(parts, known, fixed)):
-                return row.name
+        own = "|".join(regime.name for regime in regimes.REGIMES.values() if regime.stage == row.name)
+        if re.fullmatch(row.folder.format(**anything, regime=f"({own})", place=r"(seed\d+/)?fold\d+"), name):
+            return row.name
     return ""
 
 

@@ -33,16 +33,13 @@ def engine_check(results, metric="brier"):
     worst = results.layers.dropna(subset=["kernel_max_steps"]).sort_values("kernel_max_steps")
     worst = worst.drop_duplicates(CELL, keep="last").set_index(CELL).reindex(cells)
     states = [note or cell_state(results, *key) for note, key in zip(frame["note"], cells)]
-    numbers = {
-        "fp32": fp32,
-        "simulated": simulated,
-        "converted": converted.reindex(cells),
-        "patched": patched,
-        "gap": gap,
-    }
     frame = frame[CELL].assign(
         agrees=frame["engine_agrees"].map({True: "yes", False: "NO"}).fillna(""),
-        **{name: values.to_numpy(float) for name, values in numbers.items()},
+        fp32=fp32.to_numpy(float),
+        simulated=simulated.to_numpy(float),
+        converted=converted.reindex(cells).to_numpy(float),
+        patched=patched.to_numpy(float),
+        gap=gap.to_numpy(float),
         worst_layer=worst["layer"].fillna("").to_numpy(),
         max_steps=worst["kernel_max_steps"].to_numpy(float),
         note=states,

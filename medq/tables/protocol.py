@@ -53,13 +53,8 @@ def _of_seeds(results, dataset, backbone, regime, form):
     frame = pd.read_csv(path, dtype={"seed": "str", "fold": "str"}, keep_default_na=False)
     if "seed" not in frame:
         return ()
-    frame = frame.query("metric == 'brier' and fold == 'pooled' and seed not in ('', 'mean')")
-    frame = frame[
-        (frame["recipe"] == "default")
-        & (frame["class"] == "")
-        & (frame["dataset"] == dataset)
-        & (frame["backbone"] == backbone)
-    ]
+    frame = frame.query("metric == 'brier' and fold == 'pooled' and seed not in ('', 'mean') and `class` == ''")
+    frame = frame.query("recipe == 'default' and dataset == @dataset and backbone == @backbone")
     after = frame[(frame["regime"] == regime) & (frame["form"] == form)].set_index("seed")["value"]
     before = frame[frame["regime"] == "fp32"].set_index("seed")["value"]
     return tuple((after.astype(float) - before.astype(float)).dropna())
