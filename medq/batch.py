@@ -31,12 +31,14 @@ def stale(params, only=None, look=True):
     """[(job, kind, why)] of all that must run. `look=False` reads no image whose file was touched: it counts as changed."""
     keys, found = {}, []  # keys: what downstream jobs will see
     for job in plan.jobs(params, only):
-        record, inputs = artefacts.record(job.folder), _inputs(params, job, keys.get, look)
+        record, inputs = artefacts.record(job.folder), stages.inputs(params, job.stage, job.cell, keys.get)
+        stored, same = (record or {}).get("inputs", {}), False
+        if job.stage == "datasets" and record is None and not _has_cells(job):
+            inputs = None  # the images must be read before they are known
+        elif job.stage == "datasets":
+            inputs["images"] = _images(params, job.cell.dataset, look, stored.get("images"))
+            same = all(stored.get(name) == inputs[name] for name in ("images", "parameters"))
         kind, why = _state(job, record, inputs)
-        stored = (record or {}).get("inputs", {})
-        same = job.stage == "datasets" and all(
-            stored.get(k) == (inputs or {}).get(k, "") for k in ("images", "parameters")
-        )
         if record and (kind is None or same):  # images that are only scanned again are the same
             keys[job.folder] = stages.content_key(record)
         else:
@@ -44,17 +46,6 @@ def stale(params, only=None, look=True):
         if kind:
             found.append((job, kind, why))
     return found
-
-
-def _inputs(params, job, key_of, look):
-    """Today's inputs of a job; None where the images must be read before they are known."""
-    inputs, record = stages.inputs(params, job.stage, job.cell, key_of), artefacts.record(job.folder)
-    if job.stage != "datasets":
-        return inputs
-    if record is None and not _has_cells(job):
-        return None
-    stored = (record or {}).get("inputs", {}).get("images")
-    return inputs | {"images": _images(params, job.cell.dataset, look, stored)}
 
 
 def _has_cells(job):

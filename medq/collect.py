@@ -5,7 +5,6 @@ A result folder keeps what was computed for each cell: its predictions, its rows
 whose completion record matches their files are taken; what is left out is named, with the reason.
 """
 
-import argparse
 import contextlib
 import hashlib
 import json
@@ -80,7 +79,6 @@ def add_arguments(parser):
     stays = "folder to write, results/<profile>; what only it holds stays there"
     parser.add_argument("runs", metavar="RUNS", help="folder of a batch, runs/<profile>")
     parser.add_argument("results", metavar="RESULTS", help=stays)
-    parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)  # today the only behaviour
     a_part = "a part of RUNS, e.g. stage=calibration_size,peers dataset=BrainMRI"
     parser.add_argument("--only", nargs="+", metavar="KEY=NAMES", help=a_part)
 

@@ -10,20 +10,3 @@ from medq.datasets.folds import folds, inner_split, subset
 from medq.datasets.index import DatasetWarning, dataset_root, index
 from medq.datasets.pixels import fingerprint, pixels, read_image
 from medq.datasets.spec import DatasetSpec
-
-__all__ = [
-    "DatasetSpec",
-    "DatasetWarning",
-    "audit",
-    "check",
-    "dataset_root",
-    "fetch",
-    "fingerprint",
-    "folds",
-    "index",
-    "inner_split",
-    "pixels",
-    "read_image",
-    "subset",
-    "twins_to_remove",
-]

@@ -23,35 +23,29 @@ def run(args):
 
     known = params.datasets()
     spec = known[one_of("dataset", args.name, list(known))]
-    return {"check": _check, "audit": _audit, "fetch": _fetch}[args.action](spec, args.root)
-
-
-def _check(spec, root):
-    report = check(spec, root)
-    if len(report.counts):
-        print(report.counts.to_string(index=False))
-    for kind, sentences in (("note", report.warnings), ("error", report.errors)):
-        for sentence in sentences:
-            print(f"{kind}: {sentence}")
-    print(f"{spec.name}: {'not fit for use' if report.errors else 'fit for use'}.")
-    return 1 if report.errors else 0
-
-
-def _audit(spec, root):
-    frame = index(spec, root)
+    if args.action == "fetch":
+        if args.root == "":
+            raise UserError("--root: must name a folder.")
+        print(f"{spec.name} is in {fetch(spec, args.root)}.")
+        return 0
+    if args.action == "check":
+        report = check(spec, args.root)
+        if len(report.counts):
+            print(report.counts.to_string(index=False))
+        for kind, sentences in (("note", report.warnings), ("error", report.errors)):
+            for sentence in sentences:
+                print(f"{kind}: {sentence}")
+        print(f"{spec.name}: {'not fit for use' if report.errors else 'fit for use'}.")
+        return 1 if report.errors else 0
+    frame = index(spec, args.root)
     found = audit(frame, folds(frame, spec))
     if found.empty:
         print(f"{spec.name}: no copies among {len(frame):,} images.")
-        return
+        return 0
     print(summary(found).to_string(index=False))
     where = "its split" if spec.folds.scheme == "fixed" else "its folds"
     print(
         f"{spec.name}: {len(frame):,} images; spanning groups are on both sides of {where}. "
         "`deduplicate: true` in a profile removes such copies from the training part."
     )
-
-
-def _fetch(spec, root):
-    if root == "":
-        raise UserError("--root: must name a folder.")
-    print(f"{spec.name} is in {fetch(spec, root)}.")
+    return 0

@@ -15,16 +15,3 @@ from medq.quantize.engines import ENGINES, Quantized, Unsupported, engine
 from medq.quantize.kernels import agreement, mended
 from medq.quantize.stage import run
 from medq.quantize.storage import load, save, state_dict_bytes
-
-__all__ = [
-    "ENGINES",
-    "Quantized",
-    "Unsupported",
-    "agreement",
-    "engine",
-    "load",
-    "mended",
-    "run",
-    "save",
-    "state_dict_bytes",
-]

@@ -133,8 +133,10 @@ def _flat(frame, look):
                 low, high = (look.formats.get(c, look.formats.get(None, "{:.4g}")).format(end + 0.0) for end in ends)
                 row[k] = (f"{row[k][0]}<span>({low} to {high})</span>", row[k][1])
         if folded and record[folded]:
-            k = columns.index(under)
-            row[k] = (row[k][0] + unfolding(summary, re.split(r"[;\n]", record[folded])), row[k][1])
+            k, lines = columns.index(under), map(str.strip, re.split(r"[;\n]", record[folded]))
+            items = "".join(f"<li>{escape(line)}</li>" for line in lines if line)
+            unfolding = f"<details><summary>{escape(summary)}</summary><ul>{items}</ul></details>" if items else ""
+            row[k] = (row[k][0] + unfolding, row[k][1])
         rows.append(row)
     return heads, rows
 
@@ -159,12 +161,6 @@ def _value(column, record, look, number):
     if isinstance(value, str):
         return (STATUS.get(value) or VERDICTS.get(value) or _name(column, value, record), "text")
     return ("–" if value is None or value is math.nan else escape(str(value)), "text")
-
-
-def unfolding(summary, lines):
-    """HTML of a list that unfolds; nothing for an empty one. The lines are plain text."""
-    items = "".join(f"<li>{escape(line.strip())}</li>" for line in lines if line.strip())
-    return f"<details><summary>{escape(summary)}</summary><ul>{items}</ul></details>" if items else ""
 
 
 TERMS = {"auroc": "ROC-AUC", "brier": "Brier", "p50 ms": "p50 (ms)", "p99 ms": "p99 (ms)", "sqnr db": "SQNR (dB)"}
