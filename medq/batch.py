@@ -20,6 +20,7 @@ from medq.errors import UserError
 
 CANCEL = 30  # seconds that an interrupted batch has to take its jobs off a cluster
 EVERY = 20.0  # seconds between two lines of progress where there is no terminal
+PRIOR = 60.0  # seconds of work that count as done at the expected pace: the first parts' time is that of starting
 # Why a job is scheduled: never run; inputs changed; only the displayed notebook changed.
 NEW, AGAIN, SHOWN = "new", "again", "notebook"
 
@@ -385,28 +386,33 @@ def _show_progress(process, weights):
     """Until `process` ends: a bar on a terminal, elsewhere a line now and then, from the records of finished jobs."""
     from tqdm import tqdm
 
-    started, on_terminal = time.monotonic(), sys.stderr.isatty()
+    started = last = time.monotonic()
+    on_terminal, ended = sys.stderr.isatty(), set()
     look = {"total": 1, "bar_format": "{percentage:3.0f}% |{bar}| {desc}", "leave": False}
     with tqdm(disable=not on_terminal, **look) as bar:
         while process.returncode is None:
             try:
                 process.wait(timeout=2 if on_terminal else EVERY)
             except subprocess.TimeoutExpired:
-                share, text = progress(weights, time.monotonic() - started)
-                bar.n = share
+                now, new = time.monotonic(), {job for job in weights if job not in ended and (job.done or job.failed)}
+                ended, last = ended | new, now if new else last
+                bar.n, text = progress(weights, ended, last - started, now - last)
                 bar.set_description_str(text)
                 if weights and not on_terminal:
                     print(text, file=sys.stderr, flush=True)
 
 
-def progress(weights, seconds):
-    """(share of the work, in one line what is done) after so many seconds; `weights` {job: how long it takes, about}."""
-    failed, done = ([job for job in weights if getattr(job, kind)] for kind in ("failed", "done"))
-    share = sum(weights[job] for job in {*failed, *done}) / (sum(weights.values()) or 1)
-    text = f"{len(done)} of {len(weights)} done, {len(failed)} failed"
-    if done and len(done) + len(failed) < len(weights):
-        text += f", about {_duration(seconds / share * (1 - share))} left"
-    return share, text
+def progress(weights, ended, seconds, since=0.0):
+    """(share of the work, what is done in one line), from `weights` {job: about how long it takes} and the jobs that ended.
+
+    The last of them ended after `seconds`, and `since` seconds have gone by since then.
+    """
+    failed, done, whole = sum(job.failed for job in ended), sum(weights[job] for job in ended), sum(weights.values())
+    text = f"{len(ended) - failed} of {len(weights)} done, {failed} failed"
+    left = (whole - done) * (seconds + PRIOR) / (done + PRIOR) - since
+    if failed < len(ended) < len(weights) and left > 0:
+        text += f", about {_duration(left)} left"
+    return done / (whole or 1), text
 
 
 def _duration(seconds):

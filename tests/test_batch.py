@@ -687,15 +687,20 @@ def test_progress_is_counted_from_records(runs):
         plan.Job("quantize", cell.of("ptq-fbgemm")),
         plan.Job("finetune", cell.of("fp16")),
     ]
-    weights = dict.fromkeys(todo, 1)
-    assert batch.progress(weights, 5) == (0, "0 of 3 done, 0 failed")
+    weights = dict.fromkeys(todo, 30)
+    assert not any(job.done or job.failed for job in todo)
+    assert batch.progress(weights, set(), 5) == (0, "0 of 3 done, 0 failed")
     artefacts.write_text(todo[0].folder / "finetune.ipynb", "")
     artefacts.finish(todo[0].folder, [], status="unsupported", reason="no engine")
     artefacts.write_json(todo[1].folder / artefacts.FAILED, {"reason": "boom"})
-    assert batch.progress(weights, 60)[1] == "1 of 3 done, 1 failed, about 30 s left"
-    weights[todo[0]] = 38  # the long job is behind: what is left is short
-    share, text = batch.progress(weights, 3900)
-    assert share == 39 / 40 and text.endswith(", about 2 min left")
+    ended = {job for job in todo if job.done or job.failed}
+    assert batch.progress(weights, ended, 60)[1] == "1 of 3 done, 1 failed, about 30 s left"
+    weights[todo[0]] = 3600  # the long job is behind: what is left is short
+    share, text = batch.progress(weights, ended, 3630)
+    assert share == 3630 / 3660 and text.endswith(", about 30 s left")
+    assert batch.progress(weights, ended, 2 * 3630)[1].endswith(", about 60 s left")  # it goes slower than expected
+    assert batch.progress(weights, ended, 3630, since=10)[1].endswith(", about 20 s left")
+    assert batch.progress(weights, ended, 3630, since=40)[1] == "1 of 3 done, 1 failed"  # nothing is known of the rest
 
 
 def test_a_training_is_expected_to_take_longer_than_what_follows_it(runs):
