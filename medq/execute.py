@@ -1,8 +1,8 @@
 """Execute notebooks, each in a process of its own that is forked from one with all imports done.
 
 The imports of a notebook take seconds, which for a grid of small cells is most of the work. The standard library's
-fork server does them once. papermill injects the parameters, keeps times and saves the notebook as usual; an engine of
-ours, registered at papermill's own extension point, runs the code cells in that process instead of in a kernel.
+fork server does them once. papermill injects the parameters, keeps times and saves the notebook as usual; an engine,
+registered at papermill's own extension point, runs the code cells in ipykernel's in-process kernel.
 """
 
 import multiprocessing
