@@ -7,14 +7,14 @@ from medq import evaluate, metrics, params as profiles
 from medq.augment import normalise, unnormalised
 from medq.errors import one_of
 from medq.quantize import static
-from medq.quantize.engines import Unsupported
+from medq.quantize.engines import ENGINES, Unsupported
 from medq.quantize.stage import calibration, converted, float_model, outcome, prepared_model, simulated, study
 
 TABLE, COMPOSITION = "ablation.csv", "composition.csv"
 SCORES = ("auprc", "auroc", "ece", "ece_top_label", "brier")
 FACTORS = ("weights", "activations", "reduce_range", "fused", "training_mode", "normalised")
 COLUMNS = ["dataset", "backbone", "recipe", "engine", "run_engine", "fold", "form", *FACTORS, *SCORES]
-ENGINES = tuple(static.OTHER)
+MISTAKEN = {name: row.mistaken for name, row in ENGINES.items() if row.mistaken}
 
 
 def run(params, cell):
@@ -63,7 +63,7 @@ def measure(params, cell, part):
             if not isinstance(forms["fake-quant"], dict):
                 forms["fake-quant"] = _scores(forms["fake-quant"], part)
             rows += [facts | {"form": form} | scores for form, scores in forms.items()]
-    rows.sort(key=lambda row: (ENGINES.index(row["engine"]), list(recipes).index(row["recipe"])))
+    rows.sort(key=lambda row: (list(MISTAKEN).index(row["engine"]), list(recipes).index(row["recipe"])))
     table = pd.DataFrame(rows, columns=COLUMNS)
     orders = pd.DataFrame(composition, columns=["order", "batch_size", *SCORES])
     return {TABLE: table, COMPOSITION: orders}, outcome(reasons, rows)
@@ -72,10 +72,10 @@ def measure(params, cell, part):
 def _grouped(recipes):
     """{settings: [(recipe's name, engine, engine that runs it)]}: recipes that come to the same are prepared once."""
     groups = {}
-    for engine_name in ENGINES:
+    for engine_name in MISTAKEN:
         for name, recipe in recipes.items():
             settings = static.resolved(recipe, engine_name).model_copy(update={"title": "", "run_engine": "same"})
-            run_engine = static.OTHER[engine_name] if recipe.run_engine == "other" else engine_name
+            run_engine = MISTAKEN[engine_name] if recipe.run_engine == "other" else engine_name
             groups.setdefault(settings, []).append((name, engine_name, run_engine))
     return groups
 

@@ -13,7 +13,7 @@ from medq import ablation, params as profiles, results, tables
 from medq.augment import normalise, unnormalised
 from medq.errors import UserError
 from medq.quantize import stage, static
-from medq.quantize.engines import Unsupported
+from medq.quantize.engines import ENGINES, Unsupported
 
 INT8 = ("fbgemm", "qnnpack")
 
@@ -134,7 +134,7 @@ def test_images_that_are_not_normalised():
 
 def test_other_engine():
     prepared, integer = made("qnnpack")
-    assert integer.engine == "qnnpack" and static.convert(prepared, static.OTHER["qnnpack"]).engine == "fbgemm"
+    assert integer.engine == "qnnpack" and static.convert(prepared, ENGINES["qnnpack"].mistaken).engine == "fbgemm"
 
 
 # --- recipes as data ------------------------------------------------------------------------------

@@ -8,10 +8,8 @@ from torch import nn
 from torch.ao.quantization import quantize_dynamic
 from torch.nn import functional as F
 
-from medq.quantize.engines import Quantized, Unsupported, engine, refusals, unsupported
+from medq.quantize.engines import ENGINES, Quantized, Unsupported, engine, refusals, unsupported
 
-# fbgemm reduces dynamic activations to 7 bits so that its 16-bit sums cannot saturate; qnnpack does not.
-LEVELS = {"fbgemm": 127, "qnnpack": 255}
 SMALLEST_STEP = 6.1e-5  # of activations: SMALL_SCALE_THRESHOLD in ATen/native/quantized/cpu/QuantUtils.h
 
 
@@ -98,7 +96,7 @@ def prepare_training(model, engine_name):
     for name, module in model.named_modules():
         if type(module) is nn.Linear and name not in kept:
             module.__class__ = FakeQuantLinear
-            module.levels = LEVELS[engine_name]
+            module.levels = ENGINES[engine_name].levels
     return model
 
 

@@ -8,7 +8,23 @@ from torch import fx, nn
 
 from medq.errors import UserError, first_line, one_of
 
-ENGINES = ("fbgemm", "qnnpack", "x86", "onednn")
+
+@dataclass(frozen=True)
+class Engine:
+    """What PyTorch does under an engine by default."""
+
+    reduced: bool  # activations keep to 7 bits, so that sums of products in 16 bits cannot saturate
+    weights: str  # scales of a layer's weights: `per-channel` or `per-tensor`
+    levels: int | None = None  # steps of a dynamic activation's grid; None: not measured
+    mistaken: str = ""  # the engine that the recipe `other-engine` runs its models under
+
+
+ENGINES = {
+    "fbgemm": Engine(True, "per-channel", 127, "qnnpack"),
+    "qnnpack": Engine(False, "per-tensor", 255, "fbgemm"),
+    "x86": Engine(True, "per-channel"),
+    "onednn": Engine(False, "per-channel"),
+}
 DYNAMIC_INSTEAD = "`family: transformer` in params/backbones.yaml quantizes its Linear layers dynamically instead"
 
 

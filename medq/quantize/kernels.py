@@ -19,8 +19,8 @@ from torch.ao.nn import quantized as nnq
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
-from medq.quantize.dynamic import LEVELS, fake_activation
-from medq.quantize.engines import Quantized, engine, refusals
+from medq.quantize.dynamic import fake_activation
+from medq.quantize.engines import ENGINES, Quantized, engine, refusals
 
 MAX_STEPS = 2  # an output further than this from the simulation is wrong
 MAX_WRONG = 0.01  # share of wrong outputs above which an operator disagrees
@@ -335,7 +335,7 @@ def _dynamic_rows(quantized, batch):
 
     def check(name, x, output):
         weight, bias = modules[name]._packed_params._weight_bias()
-        exact = F.linear(fake_activation(x, LEVELS[quantized.engine]), weight.dequantize(), bias)
+        exact = F.linear(fake_activation(x, ENGINES[quantized.engine].levels), weight.dequantize(), bias)
         ratio, row = sqnr_db(exact, output - exact), {"layer": name, "operator": "Linear (dynamic)"}
         rows.append(row | {"kernel_sqnr_db": ratio, "agrees": ratio >= MIN_SQNR_DB})
 

@@ -19,7 +19,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, convert_to_reference_f
 from torch.nn import functional as F
 
 from medq.quantize import kernels
-from medq.quantize.engines import DYNAMIC_INSTEAD, Quantized, engine, refusals, unsupported
+from medq.quantize.engines import DYNAMIC_INSTEAD, ENGINES, Quantized, engine, refusals, unsupported
 from medq.quantize.observers import PercentileObserver
 
 _ACTIVATIONS = {
@@ -32,8 +32,6 @@ _WEIGHTS = {
     "per-tensor": observers.default_weight_observer,
     "per-channel": observers.default_per_channel_weight_observer,
 }
-_REDUCED = {"fbgemm": True, "x86": True, "qnnpack": False, "onednn": False}  # PyTorch's choice for each engine
-OTHER = {"fbgemm": "qnnpack", "qnnpack": "fbgemm"}
 # Functions that differ in training: the name and position of their flag.
 _MODES = {
     **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), ("training", 2)),
@@ -52,9 +50,9 @@ def resolved(recipe, engine_name):
     """`recipe` with what PyTorch gives for the engine written out wherever the recipe leaves it open."""
     return recipe.model_copy(
         update={
-            "weights": recipe.weights or ("per-tensor" if engine_name == "qnnpack" else "per-channel"),
+            "weights": recipe.weights or ENGINES[engine_name].weights,
             "activations": recipe.activations or "histogram",
-            "reduce_range": _REDUCED[engine_name] if recipe.reduce_range is None else recipe.reduce_range,
+            "reduce_range": ENGINES[engine_name].reduced if recipe.reduce_range is None else recipe.reduce_range,
         }
     )
 
@@ -65,7 +63,7 @@ def qconfig_mapping(engine_name, recipe):
     default = mapping.global_qconfig
     activation, weight = default.activation, _WEIGHTS.get(recipe.weights, default.weight)
     if recipe.activations is not None or recipe.reduce_range is not None:
-        reduced = _REDUCED[engine_name] if recipe.reduce_range is None else recipe.reduce_range
+        reduced = ENGINES[engine_name].reduced if recipe.reduce_range is None else recipe.reduce_range
         activation = _ACTIVATIONS[recipe.activations or "histogram"].with_args(dtype=torch.quint8, reduce_range=reduced)
     mapping.set_global(QConfig(activation=activation, weight=weight))
     for kind, config in mapping.object_type_qconfigs.items():

@@ -28,8 +28,8 @@ class Header(Model):
     backbone: str
     n_classes: Positive
     image_size: Annotated[int, Field(ge=32, le=1024)]
-    engine: Literal[ENGINES]
-    run_engine: Literal[ENGINES]
+    engine: Literal[tuple(ENGINES)]
+    run_engine: Literal[tuple(ENGINES)]
     recipe: Recipe | None
     mended: bool = False
 

@@ -12,7 +12,7 @@ from torch.ao.nn import quantized as nnq
 from torch.nn import functional as F
 
 from medq.quantize import kernels
-from medq.quantize.engines import engine
+from medq.quantize.engines import ENGINES, engine
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 RANGES = {"full": 255, "reduced": 127}  # highest integer of the activations; the lowest is 0
@@ -65,7 +65,7 @@ def sweep(engines=None, operators=CASES):
     kernel_max_steps, wrong, agrees, note].
 
     `agrees` is None, with the reason in `note`, where the engine has no such kernel. Weighted operators take the
-    engine's own kind of weights (per-channel; per-tensor under qnnpack). The values are the same at every call.
+    engine's own kind of weights. The values are the same at every call.
     """
     engines = engines or [name for name in torch.backends.quantized.supported_engines if name != "none"]
     rows = [
@@ -127,7 +127,7 @@ def _weighted(shape, x, engine_name, used, generator):
         module = nnq.Conv2d(inputs, outputs, size, stride, size // 2 if size != stride else 0, groups=groups)
         weight = torch.randn(outputs, inputs // groups, size, size, generator=generator)
     bias = torch.randn(outputs, generator=generator)
-    if engine_name == "qnnpack":
+    if ENGINES[engine_name].weights == "per-tensor":
         packed = torch.quantize_per_tensor(weight, float(weight.abs().max()) / 127.5, 0, torch.qint8)
     else:
         scales = weight.abs().flatten(1).amax(1).double() / 127.5
