@@ -15,7 +15,8 @@ from medq.config import Model, catalogue, read_yaml, validate
 from medq.datasets.spec import DatasetSpec
 from medq.errors import UserError, one_of
 
-REGIMES, CONTROLS = regimes.PAPER, regimes.CONTROLS
+CONTROLS = regimes.CONTROLS
+REGIMES = tuple(name for name in regimes.REGIMES if name not in CONTROLS)
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
@@ -146,7 +147,7 @@ class Params(Model):
     data_root: str | None = None
     datasets: Annotated[list[str], Field(min_length=1)]
     backbones: Annotated[list[str], Field(min_length=1)]
-    regimes: Annotated[list[str], Field(min_length=1)] = list(REGIMES)
+    regimes: Annotated[list[str], Field(min_length=1)] = list(regimes.PAPER)
     controls: list[str] = ["fp32-continued"]
     folds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | Literal["all"] = "all"
     image_size: Annotated[int, Field(ge=32, le=1024)] = 224

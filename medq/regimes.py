@@ -1,6 +1,6 @@
 """The regimes: one table of what each precision is called, how it is made and how it is drawn.
 
-A new INT8 engine is a row for each method here, beside what `medq.quantize` needs to know of it.
+A new INT8 engine is a row with `paper=False` for each method here, and one of `medq.quantize.engines`.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Regime:
     engine: str = ""  # of the INT8 kernels; empty for floating point
     start: str = ""  # the regime whose checkpoint it starts from; empty: from `weights` of the profile
     schedule: str = ""  # section of the profile that it trains with (`train` or `qat`); empty: it does not train
-    control: bool = False  # ours, not one of the paper's six
+    paper: bool = True  # one of the paper's six
 
     @property
     def int8(self):
@@ -37,13 +37,14 @@ _ROWS = (
     Regime("ptq-qnnpack", "INT8-PTQ (QNNPACK)", "ptq", "#f18102", "qnnpack", "fp32"),
     Regime("qat-fbgemm", "INT8-QAT (FBGEMM)", "qat", "#428364", "fbgemm", "fp32", "qat"),
     Regime("qat-qnnpack", "INT8-QAT (QNNPACK)", "qat", "#a0b88d", "qnnpack", "fp32", "qat"),
-    Regime("fp32-continued", "FP32 continued", "float", "#8a58d0", start="fp32", schedule="qat", control=True),
-    Regime("fp32-autocast", "FP32 in half precision", "float", "#b48ba6", start="fp32", control=True),
+    Regime("fp32-continued", "FP32 continued", "float", "#8a58d0", start="fp32", schedule="qat", paper=False),
+    Regime("fp32-autocast", "FP32 in half precision", "float", "#b48ba6", start="fp32", paper=False),
 )
 REGIMES = {row.name: row for row in _ROWS}  # in the order of the paper's tables, controls last
-PAPER = tuple(row.name for row in _ROWS if not row.control)
-CONTROLS = tuple(row.name for row in _ROWS if row.control)
+PAPER = tuple(row.name for row in _ROWS if row.paper)
+CONTROLS = tuple(row.name for row in _ROWS if not row.paper and not row.int8)
 ENGINES = tuple(dict.fromkeys(row.engine for row in _ROWS if row.engine))
+PAPER_ENGINES = tuple(dict.fromkeys(row.engine for row in _ROWS if row.engine and row.paper))
 INT8 = tuple(row.name for row in _ROWS if row.int8)
 
 

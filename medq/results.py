@@ -27,7 +27,6 @@ PEER_REFERENCE = "pytorch-fp32"  # the runtime that the others of the same check
 STUDY_TITLES = {name: row.title for name, row in stages.STAGES.items() if row.title}
 RUNTIMES = {"pytorch": "PyTorch", "inductor": "Inductor", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 PHANTOM = "phantom-"
-ENGINES = regimes.ENGINES
 METRICS = {name: row.title for name, row in metrics.TABLE.items()}
 LOWER_IS_BETTER = {name for name, row in metrics.TABLE.items() if row.better == "lower"}
 

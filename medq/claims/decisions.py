@@ -13,7 +13,7 @@ from medq import tables
 from medq.claims.evidence import CONTRADICTED, NAN, OPEN, SUPPORTED, Entry, Finding, around, both, competent, contrast
 from medq.claims.evidence import entry, exists, exponential, harm, harms, is_published, judge, mean, minus, newcombe
 from medq.claims.evidence import ours, rank_correlation, regimes, spread_ratio, student, welch, welch_half
-from medq.regimes import ENGINES, INT8
+from medq.regimes import INT8, PAPER_ENGINES
 from medq.results import LOWER_IS_BETTER, PEER_REFERENCE, class_title, counterpart, family
 from medq.results import means, published, scores, title
 from medq.changes import paired
@@ -47,7 +47,7 @@ def change(results, *, kind, margins, bound, reference="fp32", datasets=(), form
         for dataset in ours(results, datasets):
             for b in regimes(results, kind):
                 a = {"simulation": f"{b}.fake-quant"}.get(reference, reference)
-                if reference in ENGINES:
+                if reference in PAPER_ENGINES:
                     a = f"{b.split('-')[0]}-{reference}"
                 backbones = results.backbones if each is True else each or ["all"]
                 for backbone in [] if a == b else backbones:
@@ -142,7 +142,7 @@ def recovers(results, *, margins, share=0.5, datasets=()):
     found, spared = [], []
     for metric, margin in margins.items():
         for dataset in ours(results, datasets):
-            for e in ENGINES:
+            for e in PAPER_ENGINES:
                 pairs = ("fp32", f"ptq-{e}"), ("fp32", f"qat-{e}"), (f"ptq-{e}", f"qat-{e}")
                 lost, left, step = (harm(results, metric, *pair, dataset, form="fake-quant") for pair in pairs)
                 label = f"{title(dataset)}, {e.upper()}, {title(metric)}: left beyond {share:.0%} of the loss"
@@ -418,7 +418,7 @@ def significant(results, *, first, second, better, margin):
     """
     held, against, parts, rows = [], [], [], []
     for dataset in results.datasets:
-        for engine in ENGINES:
+        for engine in PAPER_ENGINES:
             a, b = (k if k == "fp32" else f"{k}-{engine}" for k in (first, second))
             r = paired(results, "auprc", a, b, dataset)
             label = f"{title(dataset)}, {engine.upper()}"

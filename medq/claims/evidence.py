@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from medq.advise import incompetent
-from medq.regimes import ENGINES, INT8
+from medq.regimes import INT8, PAPER_ENGINES
 from medq.results import LOWER_IS_BETTER, counterpart, means, scores, title
 from medq.changes import paired
 
@@ -142,7 +142,7 @@ def regimes(results, kind):
         return regimes(results, "ptq") + regimes(results, "qat")
     if kind not in ("ptq", "qat"):
         return [kind]
-    return [r for e in ENGINES if (r := f"{kind}-{e}") in results.regimes] or [f"{kind}-fbgemm"]
+    return [r for e in PAPER_ENGINES if (r := f"{kind}-{e}") in results.regimes] or [f"{kind}-fbgemm"]
 
 
 def competent(results, dataset, backbone):

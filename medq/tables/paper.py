@@ -6,7 +6,8 @@ import pandas as pd
 
 from medq import timing
 from medq.errors import one_of
-from medq.results import CELL, ENGINES, counterpart, family, means, scores, timings
+from medq.regimes import ENGINES, PAPER_ENGINES
+from medq.results import CELL, counterpart, family, means, scores, timings
 from medq.results import published as paper_results
 from medq.tables.entries import FIELDS, PAPER_REGIMES, by_key, cell_state, entry, mean_state
 
@@ -43,12 +44,13 @@ def table2(results, published=None, *, batch_size=32):
     `ours` is the median over the family's backbones, `low` and `high` the least and the greatest of them.
     """
     published, rows = published or paper_results(), []
+    engines = [e for e in ENGINES if e in PAPER_ENGINES or f"ptq-{e}" in results.regimes]
     for dataset in results.datasets:
         for kind in ("cnn", "transformer"):
             backbones = [b for b in results.backbones if family(b) == kind]
             ours = _efficiency(results, (dataset, ""), backbones, batch_size)
             paper = _efficiency(published, (counterpart(dataset),), (kind,), 32)
-            for engine in ENGINES:
+            for engine in engines:
                 states = {cell_state(results, dataset, b, f"ptq-{engine}") for b in backbones} - {""}
                 untimed = " / ".join(sorted(states)) or ("not timed" if backbones else "no such backbone here")
                 for quantity in TABLE2:
