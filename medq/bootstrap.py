@@ -16,7 +16,7 @@ resamples are left out: percentiles and p-values are conditional on every class 
 too often near 1 and in small classes, so that its interval is symmetric on the scale of the logit (Brier and NLL: of the
 logarithm), with the half width of the percentiles, widened as Student's t is for as many groups. **Where simulation shows
 that an interval fails** `tables` gives none, and no p-value (NaN): FEWEST, MISSED and CEILING for levels, NEAR_ONE
-for differences.
+and MISSED_PAIRED for differences.
 
 **No interval for calibration errors.** The percentiles of a binned ECE miss its true value in up to all samples, and no
 interval tried for the debiased error reached 93 to 97 % everywhere (page *Metrics*); the Brier score and the negative
@@ -44,7 +44,9 @@ TIE = 1e-9  # percentage points: replicates nearer to 0 are ties that rounding h
 DRAWN_AT_ONCE = 2**20  # images; bounds the memory of a draw
 # Groups that an interval needs: of the rarest class for a mean over classes, of its own (or of the others) for one class
 FEWEST = {"auroc": {"mean": 60, "class": np.inf}, "auprc": {"mean": 15, "class": 15}}
-MISSED = {"auprc": {"mean": 0.75, "class": 2.5}}  # such groups x (1 - value) that an interval needs
+# Such groups x (1 - value) that an interval needs; of a mean over images, groups that the model misclassifies
+MISSED = {"auprc": {"mean": 0.75, "class": 2.5}} | dict.fromkeys(("brier", "nll", "accuracy"), {"mean": 5, "class": 5})
+MISSED_PAIRED = 10  # groups misclassified by the worse of two models that a difference of means over images needs
 CEILING = {"auroc": 0.998}  # values above it have no interval
 # Of a difference between models, {groups of the rarest class: what the lower of the two values must not exceed}
 NEAR_ONE = {"auroc": {60: 0.995}, "auprc": {15: 0.9, 60: 0.985}}
@@ -126,12 +128,13 @@ def difference(metric, delta, draws):
 def interval(y_true, y_prob, metric="auprc", **options):
     """95 % interval of a metric of one model [n, classes], or of its mean over several models.
 
-    `options` are those of `paired`. The metric must be one of TESTED.
+    `options` are those of `paired`. The metric must be one of TESTED. The ends are NaN for a value at the end of its
+    scale, and for a ranked metric where a class has a single group.
     """
     models = _as_models(y_prob)
     points, draws = _evaluate(y_true, models, metric, **options)
     labels, flat = _validate(y_true, models)
-    size = _sizes(labels, flat[0].shape[1], options.get("groups"))[metric].min()
+    size = _rarest(_sizes(labels, flat[0].shape[1], options.get("groups"))[metric])
     return _interval(metric, points.mean(), draws.mean(axis=1), size)
 
 
@@ -170,24 +173,29 @@ def _interval(metric, value, draws, size):
     return Interval(metric, float(value), float(ends[0]), float(ends[1]), len(defined), draws)
 
 
-def level_holds(metric, value, size, of="mean"):
-    """Whether the interval of a mean over classes, the rarest of `size` groups, or of one `class` of that size holds."""
+def level_holds(metric, value, size, wrong, of="mean"):
+    """Whether the interval of a mean over classes, or of one `class`, holds in simulation.
+
+    `size`: groups of the rarest class, or of that class. `wrong`: groups that the model misclassifies.
+    """
     enough = size >= FEWEST[metric][of] if metric in FEWEST else True
-    missed = size * (1 - value) >= MISSED[metric][of] if metric in MISSED else True
+    missed = (size * (1 - value) if metric in RANKED else wrong) >= MISSED.get(metric, {}).get(of, -np.inf)
     return enough and missed and value <= CEILING.get(metric, np.inf)
 
 
-def difference_holds(metric, values, size):
-    """Whether percentiles hold for the difference of two such means."""
-    limits = [limit for fewest, limit in NEAR_ONE.get(metric, {0: np.inf}).items() if size >= fewest]
-    return min(values) <= max(limits, default=-np.inf)
+def difference_holds(metric, values, size, wrong):
+    """Whether percentiles hold for the difference of two such means; `wrong` is that of the worse model."""
+    if metric not in RANKED:
+        return wrong >= MISSED_PAIRED
+    return min(values) <= max((v for fewest, v in NEAR_ONE.get(metric, {}).items() if size >= fewest), default=-np.inf)
 
 
-def _level(metric, value, draws, size, of="mean"):
+def _level(metric, value, draws, size, wrong, of="mean"):
     """(value, low, high) of a value itself, not of a difference: NaN ends where they fail in simulation."""
     if metric in FLOORS:
         return value, *_percentiles(draws)
-    i = _interval(metric, value, draws if level_holds(metric, value, size, of) else draws * np.nan, size)
+    holds = level_holds(metric, value, size, wrong, of)
+    i = _interval(metric, value, draws if holds else draws * np.nan, size)
     return i.value, i.low, i.high
 
 
@@ -202,8 +210,8 @@ def tables(y_true, models, pairs=(), *, classes=None, groups=None, n_resamples=1
       of a regime, whose standard deviation (n - 1) is `between_std`. The rows `ece_floor` and `ece_top_label_floor` are
       the binned ECE that the model would show if it were calibrated, and its 95 % band (`metrics.calibration_floor`).
     - differences: backbone (`all`: pooled over the `n_models` backbones that have both), method_a, method_b, metric,
-      n_resamples, delta_pp, low_pp, high_pp, p_value, p_equation3, n_models, trainings (seeds that both have: only
-      these are compared, seed by seed).
+      n_resamples, delta_pp, low_pp, high_pp, images_low_pp and images_high_pp (over other images alone), p_value,
+      p_equation3, n_models, trainings (seeds that both have: only these are compared, seed by seed).
 
     With several trainings the value is their mean, and intervals and p-values cover another training as well as other
     images: a draw of Student's t with trainings - 1 degrees of freedom, scaled by the standard error between the
@@ -226,22 +234,27 @@ def tables(y_true, models, pairs=(), *, classes=None, groups=None, n_resamples=1
                 alike = {s: (first[s][0] - second[s][0], first[s][1] - second[s][1]) for s in first if s in second}
                 if alike:
                     levels = np.mean([(first[s][0], second[s][0]) for s in alike], axis=0)
-                    estimate = *_over_trainings(alike, rng), levels
+                    images = np.mean([draws for _, draws in alike.values()], axis=0)
+                    wrong = max(_wrong(found, regime, sizes) for regime in (a, b))
+                    estimate = *_over_trainings(alike, rng), images, levels, wrong
                     differences.append(_difference_row(backbone, a, b, metric, *estimate, sizes[metric], 1))
                     pooled.setdefault((a, b, metric), []).append(estimate)
     for (regime, metric), parts in means.items():
         values = [points.mean() for points, _ in parts]
-        level = _level(metric, np.mean(values), np.mean([draws for _, draws in parts], axis=0), sizes.get(metric))
+        wrong = sizes["accuracy"] * (1 - np.mean([points.mean() for points, _ in means[regime, "accuracy"]]))
+        level = _level(
+            metric, np.mean(values), np.mean([draws for _, draws in parts], axis=0), sizes.get(metric), wrong
+        )
         spread = float(np.std(values, ddof=1)) if len(parts) > 1 else np.nan
         trainings = min(len(points) for points, _ in parts)
         intervals.append(("mean", regime, metric, "", *level, spread, len(parts), trainings))
     for (a, b, metric), parts in pooled.items():
-        points, draws, levels = zip(*parts)
-        delta, means = np.mean([p.mean() for p in points], keepdims=True), [np.mean(x, axis=0) for x in (draws, levels)]
-        row = _difference_row("all", a, b, metric, delta, *means, sizes[metric], len(parts))
+        points, *others = zip(*parts)
+        delta, others = np.mean([p.mean() for p in points], keepdims=True), [np.mean(x, axis=0) for x in others]
+        row = _difference_row("all", a, b, metric, delta, *others, sizes[metric], len(parts))
         differences.append((*row[:-1], min(map(len, points))))
     names = "backbone regime metric class value low high between_std n_models trainings"
-    of_pairs = "backbone method_a method_b metric n_resamples delta_pp low_pp high_pp p_value p_equation3"
+    of_pairs = "backbone method_a method_b metric n_resamples delta_pp low_pp high_pp images_low_pp images_high_pp p_value p_equation3"
     return (
         pd.DataFrame(intervals, columns=names.split()),
         pd.DataFrame(differences, columns=[*of_pairs.split(), "n_models", "trainings"]),
@@ -255,13 +268,14 @@ def _estimates(y_true, models, classes, options, rng):
     drawn, start, found, rows = replicates(labels, flat, TESTED, **options), 0, {}, []
     for regime, trainings in models.items():
         part = slice(start, start := start + len(trainings))
+        wrong = sizes["accuracy"][0] * (1 - np.mean([m.accuracy(labels, p) for p in flat[part]]))
         for metric in TESTED:
             columns = np.array([m.TABLE[metric].columns(labels, p) for p in flat[part]])
             own = drawn[metric][:, part]
-            parts = [("", m.combine(metric, columns), _macro(metric, own), (sizes[metric].min(), "mean"))]
+            parts = [("", m.combine(metric, columns), _macro(metric, own), (_rarest(sizes[metric]), wrong, "mean"))]
             found[regime, metric] = dict(zip(trainings, zip(parts[0][1], parts[0][2].T)))
             for c, name in enumerate(names if m.TABLE[metric].per_class else []):
-                parts.append((name, columns[:, c], own[:, :, c], (sizes[metric][c], "class")))
+                parts.append((name, columns[:, c], own[:, :, c], (sizes[metric][c], wrong, "class")))
             for name, points, draws, size in parts:
                 points, draws = _over_trainings(dict(enumerate(zip(points, draws.T))), rng)
                 rows.append(
@@ -270,8 +284,18 @@ def _estimates(y_true, models, classes, options, rng):
         for metric, kind in FLOORS.items():
             draws = np.mean([m.calibration_floor(p, kind).draws for p in flat[part]], axis=0)
             found[regime, metric] = {"": (draws.mean(), draws)}
-            rows.append((regime, metric, "", *_level(metric, draws.mean(), draws, 0), np.nan, 1, len(trainings)))
-    return found, rows, {metric: of_classes.min() for metric, of_classes in sizes.items()}
+            rows.append((regime, metric, "", *_level(metric, draws.mean(), draws, 0, 0), np.nan, 1, len(trainings)))
+    return found, rows, {metric: _rarest(of_classes) for metric, of_classes in sizes.items()}
+
+
+def _wrong(found, regime, sizes):
+    """Groups that a model misclassifies."""
+    return sizes["accuracy"] * (1 - np.mean([value for value, _ in found[regime, "accuracy"].values()]))
+
+
+def _rarest(sizes):
+    """The smallest of the sizes of classes that are there."""
+    return min((n for n in sizes if n), default=0)
 
 
 def _sizes(labels, n_classes, groups):
@@ -297,10 +321,11 @@ def _over_trainings(estimate, rng):
     return points, _with_trainings(points, draws.mean(axis=0), rng)
 
 
-def _difference_row(backbone, a, b, metric, points, draws, levels, size, n_models):
-    holds = difference_holds(metric, levels, size)
-    d = difference(metric, float(points.mean()), draws if holds else draws * np.nan)
-    numbers = d.delta, d.low, d.high, d.p_value, d.p_equation3
+def _difference_row(backbone, a, b, metric, points, draws, images, levels, wrong, size, n_models):
+    holds = 1 if difference_holds(metric, levels, size, wrong) else np.nan
+    d = difference(metric, float(points.mean()), holds * draws)
+    over_images = difference(metric, 0.0, holds * images)
+    numbers = d.delta, d.low, d.high, over_images.low, over_images.high, d.p_value, d.p_equation3
     return backbone, a, b, metric, len(draws), *numbers, n_models, len(points)
 
 

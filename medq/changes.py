@@ -15,22 +15,23 @@ COLUMNS = [*CELL, "form", "metric", "value", "low", "high", "interval"]
 def paired(results, metric, a, b, dataset, backbone="all"):
     """Method `a` minus `b` by the stored paired bootstrap: a dict with value, low, high, p_value, p_holm, trainings.
 
-    Numbers are in the metric's own unit. `all` pools over backbones; None where no such comparison is stored.
+    `images_low` and `images_high` are the interval over other images alone, not over other trainings. Numbers are in the metric's own unit. `all` pools over backbones; None where no such comparison is stored.
     """
     rows = _pairs(results)
     if (row := rows.get((metric, dataset, backbone, a, b))) is not None:
         return row
     row = rows.get((metric, dataset, backbone, b, a))
-    return row and row | {"value": -row["value"], "low": -row["high"], "high": -row["low"]}
+    turned = {"low": "high", "high": "low", "images_low": "images_high", "images_high": "images_low", "value": "value"}
+    return row and row | {name: -row[other] for name, other in turned.items()}
 
 
 @lru_cache(maxsize=64)
 def _pairs(results):
     """bootstrap.csv as {(metric, dataset, backbone, method a, method b): numbers}."""
     keys = ["metric", "dataset", "backbone", "method_a", "method_b"]
-    own = results.bootstrap[["delta_pp", "low_pp", "high_pp"]].div(100).set_axis(["value", "low", "high"], axis=1)
-    table = results.bootstrap.join(own)
-    numbers = table[["value", "low", "high", "p_value", "p_holm", "trainings"]].to_dict("records")
+    names = {f"{name}_pp": name for name in ("low", "high", "images_low", "images_high")} | {"delta_pp": "value"}
+    table = results.bootstrap.join(results.bootstrap[list(names)].div(100).rename(columns=names))
+    numbers = table[[*names.values(), "p_value", "p_holm", "trainings"]].to_dict("records")
     return dict(zip(table[keys].itertuples(index=False, name=None), numbers))
 
 

@@ -76,7 +76,7 @@ def gpu():
 
 
 def commit():
-    """Commit of the source tree and whether files but results differ from it; None outside a git checkout."""
+    """Commit of the source tree and whether files other than results differ from it; None outside a git checkout."""
 
     def git(*words):
         return subprocess.run(["git", "-C", str(paths.ROOT), *words], capture_output=True, text=True, timeout=20)

@@ -43,8 +43,8 @@ SCHEMA = {
         "latency.csv": "dataset backbone regime baseline engine device batch_size threads n_batches mean_ms p50_ms p50_low "
         "p50_high p90_ms p99_ms p99_low p99_high throughput convert_seconds size_mb",
         "latency_raw.parquet": "dataset backbone regime baseline batch_size batch ms",
-        "bootstrap.csv": "dataset backbone method_a method_b metric n_resamples delta_pp low_pp high_pp p_value p_equation3 p_holm "
-        "n_models trainings",
+        "bootstrap.csv": "dataset backbone method_a method_b metric n_resamples delta_pp low_pp high_pp images_low_pp "
+        "images_high_pp p_value p_equation3 p_holm n_models trainings",
         "calibration_size.csv": "dataset backbone regime fold n_calibration subset auprc",
         "ablation.csv": "dataset backbone recipe engine run_engine fold form weights activations reduce_range fused "
         "training_mode normalised auprc auroc ece ece_top_label brier",

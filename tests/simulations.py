@@ -76,13 +76,13 @@ def intervals(n, repetitions, prior=EVEN, strength=1.7, seed=1):
     condition = "four classes, even" if prior == EVEN else "four classes, rarest 5 %"
     if strength > 1.7:
         condition += ", accuracy " + " and ".join(f"{v:.3f}" for v in true["accuracy"])
-    rows, rarest = [], n * min(prior)
+    rows, rarest, wrong = [], n * min(prior), n * (1 - true["accuracy"])
     for (metric, kind), hit in hits.items():
         values = true[metric]
-        own = kind == "one model"
-        holds = (bootstrap.level_holds if own else bootstrap.difference_holds)(
-            metric, values[0] if own else values, rarest
-        )
+        if kind == "one model":
+            holds = bootstrap.level_holds(metric, values[0], rarest, wrong[0])
+        else:
+            holds = bootstrap.difference_holds(metric, values, rarest, max(wrong))
         nominal = 0.95 if holds else np.nan
         rows.append(
             (f"95 % interval, {NAMES[metric]}", f"{kind}; {condition}", n, nominal, hit / repetitions, repetitions)
@@ -228,16 +228,16 @@ def rare(n, repetitions, strength, seed=11):
         for metric, kind in kinds:
             value = (of_rarest if kind == "class" else true)[metric]
             if kind == "paired difference":
-                holds = bootstrap.difference_holds(metric, value, count)
+                holds = bootstrap.difference_holds(metric, value, count, n)
             else:
-                holds = bootstrap.level_holds(metric, value[0], count, kind)
+                holds = bootstrap.level_holds(metric, value[0], count, n, kind)
             values = " and ".join(f"{v:.3f}" for v in value[: 2 if kind == "paired difference" else 1])
             article = "a" if metric == "auroc" else "an"
             what = {"mean": "one model", "class": "one class"}.get(kind, kind)
             condition = f"{what} with {article} {NAMES[metric]} of {values}; rarest class {count} images"
             rate = float(np.mean(hits[metric, kind]))
             nominal = 0.95 if holds else np.nan
-            rows.append((f"95 % interval, {NAMES[metric]}", condition, n, nominal, rate, repetitions))
+            rows.append((f"95 % interval, {NAMES[metric]}", condition, n, nominal, rate, len(hits[metric, kind])))
     return rows
 
 
@@ -439,7 +439,7 @@ RUNS = (
     ("intervals-rare", lambda r: intervals(1300, r, RARE)),
     *(
         (f"intervals-{s}-{n}", lambda r, n=n, s=s: intervals(n, r, strength=s))
-        for s in (3.0, 3.5, 4.0)
+        for s in (3.0, 3.5, 4.0, 5.0)
         for n in (300, 1300)
     ),
     *((f"p-{n}", lambda r, n=n: p_values(n, r)) for n in SIZES),
@@ -461,13 +461,13 @@ RUNS = (
 
 
 def main(repetitions=1000, *names):
-    kept = pd.read_csv(FILE) if names else pd.DataFrame(columns=COLUMNS)
+    kept = pd.read_csv(FILE) if names else pd.DataFrame(columns=[*COLUMNS, "run"])
     for name, run in RUNS:
         if names and name not in names:
             continue
         rows = pd.DataFrame(run(int(repetitions)), columns=COLUMNS).round(6)
-        kept = pd.concat([kept, rows]).drop_duplicates(COLUMNS[:3], keep="last")
-        kept.to_csv(FILE, index=False)
+        kept = pd.concat([kept[kept["run"] != name], rows.assign(run=name)])
+        kept.astype({"repetitions": int}).to_csv(FILE, index=False)
         print(name, file=sys.stderr, flush=True)
 
 

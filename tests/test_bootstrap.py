@@ -260,8 +260,8 @@ OF_INTERVALS = "backbone regime metric class value low high between_std n_models
 
 
 def test_tables_hold_the_intervals_and_differences_of_each_model(monkeypatch):
-    for name in ("FEWEST", "NEAR_ONE"):  # the classes of this sample are small
-        monkeypatch.setattr(bootstrap, name, {})
+    monkeypatch.setattr(bootstrap, "FEWEST", {})  # the classes of this sample are small
+    monkeypatch.setattr(bootstrap, "NEAR_ONE", dict.fromkeys(bootstrap.RANKED, {0: 1}))
     labels, a, b, groups = two_models(n=200)
     options = {"n_resamples": RESAMPLES, "groups": groups}
     models = {("x", "fp32"): a, ("x", "ptq"): b, ("y", "fp32"): b, ("y", "ptq"): a, ("z", "fp32"): b}
@@ -339,6 +339,38 @@ def test_a_mean_near_one_has_no_interval_and_no_difference(metric, end, noise, n
         assert classes["low"].notna().eq(200 * (1 - classes["value"]) >= 2.5).all()
 
 
+@pytest.mark.parametrize(
+    "wrong, level, pair", [(4, False, False), (5, True, False), (9, True, False), (10, True, True)]
+)
+def test_means_over_images_need_misclassified_groups(wrong, level, pair):
+    """The worse of two models takes `wrong` lesions, of three images each, for another class; the other one fewer."""
+    labels, right = np.arange(200) % 2, np.full((200, 2), 0.2)
+    right[np.arange(200), labels] = 0.8
+    models = {}
+    for regime, n in (("fp32", wrong - 1), ("ptq", wrong)):
+        probs = right.copy()
+        probs[:n] = probs[:n, ::-1]
+        models["x", regime] = np.repeat(probs, 3, axis=0)
+    labels, lesions = np.repeat([labels, np.arange(200)], 3, axis=1)
+    rows, differences = bootstrap.tables(labels, models, [("fp32", "ptq")], n_resamples=RESAMPLES, groups=lesions)
+    means = ["brier", "nll", "accuracy"]
+    found = rows[rows["metric"].isin(means) & (rows["regime"] == "ptq")]
+    assert found["low"].notna().eq(level).all() and len(found) == 8  # Brier of each class, too; twice the whole
+    found = differences[differences["metric"].isin(means)]
+    assert found["p_value"].notna().eq(pair).all() and len(found) == 6
+
+
+def test_a_class_without_images_takes_no_interval_away():
+    labels, a, b, _ = two_models(n=300, n_classes=3)
+    wider = {key: np.column_stack([p, np.full(300, 1e-3)]) for key, p in (("fp32", a), ("ptq", b))}
+    models = {("x", key): p / p.sum(axis=1, keepdims=True) for key, p in wider.items()}
+    rows, pair = bootstrap.tables(labels, models, [("fp32", "ptq")], n_resamples=RESAMPLES)
+    ranked = rows[rows["metric"].isin(bootstrap.RANKED) & (rows["class"] == "")]
+    assert ranked["low"].notna().all() and pair["p_value"].notna().all()
+    found = bootstrap.interval(labels, models["x", "fp32"], n_resamples=RESAMPLES)
+    assert found.low < found.value < found.high
+
+
 def test_auprc_near_one_has_differences_where_a_class_is_large_or_a_model_is_not_near():
     rng = np.random.default_rng(1)
     for rarest in (59, 60):
@@ -377,6 +409,13 @@ def test_several_trainings_widen_intervals_by_their_spread():
     assert found == pytest.approx([-reach, reach], rel=0.2) and wide["value"] != narrow["value"]
     row = moved.query("backbone == 'x' and metric == 'auprc'").iloc[0]
     assert row["delta_pp"] == pytest.approx(0, abs=1e-9) and row["p_value"] > 0.2
+    gaps = [
+        (bootstrap.replicates(labels, [p, q], ["auprc"], **options)["auprc"]).mean(axis=2) for p, q in ((a, b), (b, a))
+    ]
+    ends = np.percentile(100 * np.mean([g[:, 0] - g[:, 1] for g in gaps], axis=0), [2.5, 97.5])
+    assert tuple(row[["images_low_pp", "images_high_pp"]]) == pytest.approx(tuple(ends), abs=1e-9)
+    only = pairs.query("backbone == 'x' and metric == 'auprc'").iloc[0]  # the same model three times: no spread
+    assert (only["images_low_pp"], only["images_high_pp"]) == pytest.approx((only["low_pp"], only["high_pp"]))
 
 
 def test_only_trainings_of_the_same_seed_are_compared():

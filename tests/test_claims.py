@@ -499,6 +499,33 @@ def test_few_backbones_decide_only_what_an_example_can(name, turn, expected):
     assert (expected == OUTSIDE) == ("Measured on 2 of the paper's 8 backbones." in found.evidence)
 
 
+def test_backbones_are_counted_where_a_test_looks():
+    """Eight backbones have metrics, one of them a sweep and timings."""
+    world = sweep(curve)()
+
+    def one(table):
+        return table[table["backbone"] == "resnet18"]
+
+    lean = bend(lambda: world, calibration_size=one, latency=one)()
+    for name in ("size-few-hundred", "size-skin-lower", "conversion-qat"):
+        assert verdict(lean, name) == OUTSIDE
+        assert "Measured on 1 of the paper's 8 backbones." in claim(name).find(lean).evidence
+    found = claim("size-insensitive").find(lean)  # of ResNet-18 and ResNet-50
+    assert found.verdict == OPEN and "missing: " in found.evidence and "ResNet-50" in found.evidence
+
+
+def test_a_backbone_of_ones_own_is_no_example():
+    """Only a backbone that is not the paper's loses AUPRC under QAT."""
+    bad = metric(lambda r: r["value"] - 0.5 * (r["backbone"] == "vit_base" and r["regime"].startswith("qat")))
+    assert verdict(bad(), "qat-cluster") == CONTRADICTED
+
+    def renamed(table):
+        return table.assign(backbone=table["backbone"].replace("vit_base", "own"))
+
+    other = bend(bad, **dict.fromkeys(("cells", "metrics", "intervals", "bootstrap"), renamed))()
+    assert verdict(other, "qat-cluster") == SUPPORTED
+
+
 def test_one_training_of_each_cannot_contradict_fp16():
     world = metric(lambda r: r["value"], broken)()
     assert verdict(world, "fp16-auroc") == CONTRADICTED
@@ -716,7 +743,7 @@ def test_the_greatest_of_many_gains_is_corrected_for_having_been_chosen():
     """AUPRC of equal sizes differs by the noise of draws alone: the gap from the least to the most is no evidence."""
     rng = np.random.default_rng(0)
     noisy = sweep(lambda r: 0.97 + 0.01 * rng.normal())()
-    found = decisions.curve_moves(noisy, datasets=["BrainMRI"], backbones=["resnet18"])
+    found = decisions.curve_moves(noisy, datasets=["BrainMRI"], named=["resnet18"])
     assert len(found) == 42 and judge(found, high=0.0).verdict == OPEN
 
 

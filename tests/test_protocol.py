@@ -47,7 +47,9 @@ def test_changes_are_ptq_minus_fp32_with_their_interval_the_right_way_round(tmp_
         for metric, delta, low, high in (("brier", -60.0, -70.0, -50.0), ("auroc", 10.0, 8.0, 12.0))
     ]
     columns = ["dataset", "backbone", "method_a", "method_b", "metric", "delta_pp", "low_pp", "high_pp"]
-    artefacts.write_csv(tmp_path / "bootstrap.csv", pd.DataFrame(rows, columns=columns).assign(p_value=0.0))
+    frame = pd.DataFrame(rows, columns=columns).assign(p_value=0.0)
+    frame = frame.assign(images_low_pp=frame["low_pp"], images_high_pp=frame["high_pp"])
+    artefacts.write_csv(tmp_path / "bootstrap.csv", frame)
     cells = [
         (r, f, m, v)
         for r, f, b, a in (("fp32", "float", 0.1, 0.99), ("ptq-fbgemm", "fake-quant", 0.7, 0.89))
@@ -62,8 +64,24 @@ def test_changes_are_ptq_minus_fp32_with_their_interval_the_right_way_round(tmp_
     row = table.iloc[0]
     assert len(table) == 1 and row["verdict"] == "collapse" and row["fp32_brier"] == pytest.approx(0.1)
     assert {name: row[name] for name in BIG} == pytest.approx(BIG)
+    wide = frame.assign(low_pp=frame["delta_pp"] - 90, high_pp=frame["delta_pp"] + 90)  # over other trainings as well
+    artefacts.write_csv(tmp_path / "bootstrap.csv", wide)
+    row = protocol.under_protocol(results.Results("pretrained", tmp_path)).iloc[0]
+    assert row["verdict"] == "collapse" and row["brier_low"] == pytest.approx(-0.3)
+    artefacts.write_csv(tmp_path / "bootstrap.csv", wide.assign(images_low_pp=-100.0, images_high_pp=0.0))
+    assert protocol.under_protocol(results.Results("pretrained", tmp_path))["verdict"].item() == "undecided"
 
 
 def test_results_that_are_not_there_give_empty_tables(tmp_path):
     assert protocol.under_protocol(results.Results("none", tmp_path)).empty
     assert protocol.weights_by_resolution(tmp_path).empty
+    assert protocol.with_training(folder=tmp_path).empty
+
+
+def test_rows_of_training_with_quantization_start_from_one_fp32_model_each():
+    table = protocol.with_training()
+    of_cell = table.groupby(["dataset", "backbone"])
+    assert len(of_cell) >= 2 and of_cell["regime"].agg(lambda r: {"ptq-fbgemm", "qat-fbgemm"} <= set(r)).all()
+    assert (of_cell["fp32_brier"].nunique() == 1).all() and not table.duplicated(
+        ["dataset", "backbone", "regime"]
+    ).any()

@@ -12,12 +12,23 @@ import pandas as pd
 
 from medq import config, paths
 from medq.claims import decisions
-from medq.claims.evidence import CONTRADICTED, OPEN, OUTSIDE, SUPPORTED, Finding, both, exists, is_published, judge
-from medq.results import companions, published, title
+from medq.claims.evidence import (
+    CONTRADICTED,
+    MOST,
+    OPEN,
+    OUTSIDE,
+    SUPPORTED,
+    Finding,
+    both,
+    exists,
+    is_published,
+    judge,
+    paper_backbones,
+)
+from medq.results import companions, title
 from medq.tables import comparable
 
 VERDICTS = (SUPPORTED, CONTRADICTED, OPEN, OUTSIDE)
-MOST = 5  # of the paper's eight backbones
 DECIDING = ("pretrained-qat", "pretrained")  # folders beside `reference` that are asked before it, the last one first
 COLUMNS = "id claim section quotation_short test evidence value low high verdict results".split()
 
@@ -29,6 +40,7 @@ class _Entry(config.Model):
     test: str
     needs: Literal["any", "pretrained"]
     over: Literal["mean", "every", "some", "named"]
+    numbers: Literal["metrics", "latency", "calibration_size"] = "metrics"
     decide: dict[str, Any] | list[dict[str, Any]]
 
 
@@ -42,8 +54,8 @@ class Claim(_Entry):
         tests = [self.decide] if isinstance(self.decide, dict) else self.decide
         found = both(*(_tested(results, **t) for t in tests))
         decisive = {"mean": (), "every": (CONTRADICTED,), "some": (SUPPORTED,), "named": VERDICTS}[self.over]
-        paper = published().backbones
-        measured = len(set(_measured(results)) & set(paper))
+        paper = paper_backbones()
+        measured = len(set(_measured(results, self.numbers)) & set(paper))
         if measured < MOST and found.verdict not in decisive:
             note = f" Measured on {measured} of the paper's {len(paper)} backbones."
             return found._replace(verdict=OUTSIDE, evidence=found.evidence + note)
@@ -60,11 +72,12 @@ def _tested(results, *, by, low=float("-inf"), high=float("inf"), exceeds=None, 
 CLAIMS = tuple(Claim(id=k, **e.model_dump()) for k, e in config.catalogue(paths.PARAMS / "claims.yaml", _Entry).items())
 
 
-def _measured(results):
+def _measured(results, numbers="metrics"):
     """Backbones that the results hold numbers of, not those that their profile only plans."""
     if is_published(results):
         return results.backbones
-    return list(dict.fromkeys(results.status.query("status == 'done'")["backbone"]))
+    table = results.status.query("status == 'done'") if numbers == "metrics" else getattr(results, numbers)
+    return list(dict.fromkeys(table["backbone"]))
 
 
 def _rank(found, source, results):

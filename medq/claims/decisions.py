@@ -10,7 +10,20 @@ import numpy as np
 import pandas as pd
 
 from medq import tables
-from medq.claims.evidence import CONTRADICTED, NAN, OPEN, SUPPORTED, Entry, Finding, around, both, competent, contrast
+from medq.claims.evidence import (
+    CONTRADICTED,
+    MOST,
+    NAN,
+    OPEN,
+    SUPPORTED,
+    Entry,
+    Finding,
+    around,
+    backbones,
+    both,
+    competent,
+)
+from medq.claims.evidence import contrast
 from medq.claims.evidence import entry, exists, exponential, harm, harms, is_published, judge, mean, minus, newcombe
 from medq.claims.evidence import ours, rank_correlation, regimes, spread_ratio, student, welch, welch_half
 from medq.regimes import INT8, PAPER_ENGINES
@@ -49,8 +62,8 @@ def change(results, *, kind, margins, bound, reference="fp32", datasets=(), form
                 a = {"simulation": f"{b}.fake-quant"}.get(reference, reference)
                 if reference in PAPER_ENGINES:
                     a = f"{b.split('-')[0]}-{reference}"
-                backbones = results.backbones if each is True else each or ["all"]
-                for backbone in [] if a == b else backbones:
+                models = backbones(results) if each is True else each or ["all"]
+                for backbone in [] if a == b else models:
                     if backbone == "all" or not floor or competent(results, dataset, backbone):
                         found.append(harm(results, metric, a, b, dataset, backbone=backbone, form=form))
         if is_published(results) and all(math.isnan(e.value) for e in found):
@@ -261,7 +274,7 @@ def _ptq_loss(results):
     """{backbone: Entry of its mean loss of ROC-AUC under PTQ over datasets and engines}, of competent models."""
     cells = harms(results, "auroc", "ptq")
     found = {}
-    for b in results.backbones:
+    for b in backbones(results):
         engines = [[e for key, e in cells.items() if key[:2] == (d, b)] for d in results.datasets]
         if parts := [mean(entries, same_images=True) for entries in engines if entries]:
             found[b] = mean(parts, title(b))
@@ -274,7 +287,7 @@ def extreme(results, *, of, named, sign=1):
     `sign` 1: they are to be the greatest; -1: the smallest.
     """
     values = {"loss": _ptq_loss, "speedup": _speedups}[of](results)
-    if len(values) < 5 or not set(named) <= set(values):
+    if len(values) < MOST or not set(named) <= set(values):
         return []
     pairs = [(values[n], values[o]) for n in named for o in values if o not in named]
     return [minus(*(a, b)[::sign], f"{a.label} beyond {b.label}") for a, b in pairs]
@@ -283,7 +296,7 @@ def extreme(results, *, of, named, sign=1):
 def robust(results, *, backbone, among):
     """`backbone` is among the `among` that lose least ROC-AUC under PTQ."""
     loss = _ptq_loss(results)
-    if len(loss) < 5 or backbone not in loss:
+    if len(loss) < MOST or backbone not in loss:
         return []
     gaps = [minus(e, loss[backbone], f"{title(b)} loses more by") for b, e in loss.items() if b != backbone]
     # Bonferroni's level that suffices where all but `among` of the gaps (or `among` of them) must be sure at once
@@ -307,10 +320,10 @@ def _speedups(results, regime="ptq-fbgemm"):
     return {b: Entry(title(b), *table.loc[b, ["value", "low", "high"]]) for b in table.index}
 
 
-def faster(results, *, regime, backbones=None):
+def faster(results, *, regime, named=None):
     """Speed-up of INT8 over FP32 at batch 1; where QAT was not timed that of PTQ, which runs the same kernels."""
     found = _speedups(results, regime) or _speedups(results)
-    return [found.get(b, Entry(title(b), NAN)) for b in backbones or results.backbones]
+    return [found.get(b, Entry(title(b), NAN)) for b in named or backbones(results)]
 
 
 def speedups_differ(results):
@@ -445,11 +458,14 @@ def significant(results, *, first, second, better, margin):
 # --- calibration size -----------------------------------------------------------------------------
 
 
-def _curves(results, datasets=(), backbones=None):
-    """(label, dataset, backbone, rows by calibration size) of each curve of Figure 4."""
-    for (d, b), part in tables.calibration_data(results).groupby(["dataset", "backbone"]):
-        if d in ours(results, datasets) and b in (backbones or results.backbones):
-            yield f"{title(d)}, {title(b)}", d, b, part.sort_values("n_calibration", ignore_index=True)
+def _curves(results, datasets=(), named=None):
+    """(label, dataset, backbone, rows by calibration size) of each curve of Figure 4; no rows where a `named` one lacks."""
+    data = tables.calibration_data(results).sort_values("n_calibration")
+    for d in ours(results, datasets):
+        for b in named or backbones(results):
+            part = data[(data["dataset"] == d) & (data["backbone"] == b)].reset_index(drop=True)
+            if named or len(part):
+                yield f"{title(d)}, {title(b)}", d, b, part
 
 
 def _gain(label, last, first=None):
@@ -459,28 +475,30 @@ def _gain(label, last, first=None):
     return around(label, last["mean"] - (0 if first is None else first["mean"]), *half)
 
 
-def curve_levels(results, *, datasets, backbones):
+def curve_levels(results, *, datasets, named):
     """AUPRC of each curve at each size of the calibration set."""
-    curves = _curves(results, datasets, backbones)
-    return [
-        _gain(f"{label}, {r['n_calibration']:.0f} images", r) for label, _, _, c in curves for r in c.to_dict("records")
-    ]
+    found = []
+    for label, _, _, c in _curves(results, datasets, named):
+        found += [_gain(f"{label}, {r['n_calibration']:.0f} images", r) for r in c.to_dict("records")]
+        found += [Entry(label, NAN)] if c.empty else []
+    return found
 
 
-def curve_moves(results, *, datasets, backbones=None, start=0, ends=False):
+def curve_moves(results, *, datasets, named=None, start=0, ends=False):
     """What AUPRC gains from each size to each other, or (`ends`) from the first from `start` on to the last."""
     found = []
-    for label, _, _, c in _curves(results, datasets, backbones):
+    for label, _, _, c in _curves(results, datasets, named):
+        found += [Entry(label, NAN)] if c.empty else []
         rows = c[c["n_calibration"] >= start].to_dict("records")
         pairs = [(rows[0], rows[-1])] if ends and len(rows) > 1 else [] if ends else itertools.permutations(rows, 2)
         found += [_gain(label, last, first) for first, last in pairs]
     return found
 
 
-def falls(results, *, backbones):
+def falls(results, *, named):
     """What AUPRC loses from one size of the calibration set to the next."""
     found = []
-    for label, _, _, c in _curves(results, (), backbones):
+    for label, _, _, c in _curves(results, (), named):
         for small, large in itertools.pairwise(c.to_dict("records")):
             found.append(_gain(f"{label}, {small['n_calibration']:.0f} images over the next size", small, large))
     return found
@@ -501,7 +519,7 @@ def sweep_skin_lower(results):
     return found
 
 
-def sweep_wider(results, *, split, datasets=(), backbones=()):
+def sweep_wider(results, *, split, datasets=(), named=()):
     """How many times wider the bands of one group of curves are than the others' (geometric means, Welch's interval).
 
     `split`: `skin` against the other datasets, `backbones` (those named) against the other CNNs, or `small` calibration
@@ -518,7 +536,7 @@ def sweep_wider(results, *, split, datasets=(), backbones=()):
             groups[0].append(width[small].mean())
             groups[1].append(width[~small].mean())
         else:
-            first = d in ours(results, SKIN) if split == "skin" else b in backbones
+            first = d in ours(results, SKIN) if split == "skin" else b in named
             groups[not first].append(width.mean())
     return [welch("width of the bands, over the others'", *([v for v in part if v > 0] for part in groups))]
 

@@ -7,6 +7,7 @@ is contradicted at the level corrected for the number of `parts`, too.
 """
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -14,11 +15,12 @@ from scipy.special import stdtrit
 
 from medq.advise import incompetent
 from medq.regimes import INT8, PAPER_ENGINES
-from medq.results import LOWER_IS_BETTER, counterpart, means, scores, title
+from medq.results import LOWER_IS_BETTER, counterpart, means, published, scores, title
 from medq.changes import paired
 
 SUPPORTED, CONTRADICTED, OPEN = "supported", "contradicted", "not testable"
 OUTSIDE = "outside this protocol's reach"
+MOST = 5  # of the paper's eight backbones
 NAN = math.nan
 MISSING = "These results do not hold the numbers that this needs."
 UNITS = {  # name: factor, format, unit
@@ -43,7 +45,10 @@ class Entry(NamedTuple):
     df: float = math.inf
 
     def at(self, looks):
-        """The entry with its interval at Bonferroni's level for so many looks, scaled as that of Student's t."""
+        """The entry with its interval at Bonferroni's level for so many looks, scaled as that of Student's t.
+
+        For values, whose intervals are symmetric on another scale, this is an approximation.
+        """
         reach = float(stdtrit(self.df, 1 - 0.025 / max(looks, 1)) / stdtrit(self.df, 0.975))
         low, high = (self.value + reach * (end - self.value) for end in (self.low, self.high))
         return self._replace(low=low, high=high)
@@ -145,6 +150,17 @@ def regimes(results, kind):
     return [r for e in PAPER_ENGINES if (r := f"{kind}-{e}") in results.regimes] or [f"{kind}-fbgemm"]
 
 
+@cache
+def paper_backbones():
+    """The paper's eight."""
+    return published().backbones
+
+
+def backbones(results):
+    """Those of the paper's backbones that these results have, or all of theirs where they have none."""
+    return [b for b in results.backbones if b in paper_backbones()] or results.backbones
+
+
 def competent(results, dataset, backbone):
     """Whether FP32 is better than chance; what is below that floor is no evidence of a loss."""
     return not incompetent(results, dataset, backbone)
@@ -184,7 +200,7 @@ def harms(results, metric, kind):
     """`harm` against FP32 of each cell of competent models: {(dataset, backbone, regime): Entry}."""
     found = {}
     for dataset in results.datasets:
-        for backbone in results.backbones:
+        for backbone in backbones(results):
             for regime in regimes(results, kind) if competent(results, dataset, backbone) else ():
                 e = harm(results, metric, "fp32", regime, dataset, backbone=backbone)
                 if not math.isnan(e.value):

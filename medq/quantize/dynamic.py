@@ -90,13 +90,17 @@ def _image_sizes(model):
 def prepare_training(model, engine_name):
     """A copy of `model` whose Linear layers are `FakeQuantLinear` with the engine's levels, which also is the simulation.
 
-    The layers that `unconvertible` names are left as they are.
+    The layers that `unconvertible` names are left as they are. Raises `Unsupported` for an engine without `levels`.
     """
-    kept, model = unconvertible(model), copy.deepcopy(model)
+    kept, model, levels = unconvertible(model), copy.deepcopy(model), ENGINES[engine_name].levels
+    if levels is None:
+        raise Unsupported(
+            f"the grid of dynamic activations under {engine_name} is not known (`levels` of its row in ENGINES)"
+        )
     for name, module in model.named_modules():
         if type(module) is nn.Linear and name not in kept:
             module.__class__ = FakeQuantLinear
-            module.levels = ENGINES[engine_name].levels
+            module.levels = levels
     return model
 
 

@@ -8,7 +8,8 @@ import math
 import pandas as pd
 
 from medq import paths, results as found
-from medq.changes import changes
+from medq.changes import changes, paired
+from medq.regimes import REGIMES, method
 
 NONE = {"brier": 0.02, "auroc": 0.01}  # a change whose whole interval is smaller than this is none
 SHARE = 0.5  # of the paper's own rise of the Brier score: a change above it is the paper's collapse
@@ -47,7 +48,13 @@ def verdict(change, least, of_seeds=()):
     return "none" if small and all(abs(v) <= NONE["brier"] for v in of_seeds) else "undecided"
 
 
-def _of_seeds(results, dataset, backbone, regime, form):
+def _over_images(results, dataset, backbone, regime):
+    """Intervals over images of the simulated change, {brier_low, …}: with several seeds others also cover trainings."""
+    rows = {m: paired(results, m, regime + found.SIMULATED, "fp32", dataset, backbone) for m in NONE}
+    return {f"{m}_{end}": row[f"images_{end}"] for m, row in rows.items() if row for end in ("low", "high")}
+
+
+def of_seeds(results, dataset, backbone, regime, form):
     """Change of the Brier score of each seed, from metrics.csv; empty where there is one seed."""
     path = results.path / "metrics.csv"
     frame = pd.read_csv(path, dtype={"seed": "str", "fold": "str"}, keep_default_na=False)
@@ -55,7 +62,7 @@ def _of_seeds(results, dataset, backbone, regime, form):
         return ()
     frame = frame.query("metric == 'brier' and fold == 'pooled' and seed not in ('', 'mean') and `class` == ''")
     frame = frame.query("recipe == 'default' and dataset == @dataset and backbone == @backbone")
-    after = frame[(frame["regime"] == regime) & (frame["form"] == form)].set_index("seed")["value"]
+    after = frame[(frame["regime"] == regime) & frame["form"].isin([form, "float"])].set_index("seed")["value"]
     before = frame[frame["regime"] == "fp32"].set_index("seed")["value"]
     return tuple((after.astype(float) - before.astype(float)).dropna())
 
@@ -64,26 +71,41 @@ def under_protocol(results, regimes=("ptq-fbgemm", "ptq-qnnpack"), form="fake-qu
     """FP32, the change under PTQ and what it counts as, for every dataset and backbone.
 
     Columns: dataset, backbone, regime, fp32_brier, fp32_auroc, `CHANGES`, seeds, verdict. The hypothesis is about
-    `ptq-fbgemm`, simulated; other rows get no verdict.
+    `ptq-fbgemm`, simulated; other rows get no verdict. It is decided by the interval over images of the mean over seeds
+    and by each seed, as was written first; the intervals shown also cover other trainings, where there are several seeds.
     """
     frame = changes(results, tuple(NONE), form=form)
     frame = frame[frame["regime"].isin(regimes) & (frame["backbone"] != "mean")]
     before = {m: found.scores(results, m).set_index(found.CELL)["value"] for m in NONE}
     rows = []
-    for (dataset, backbone, regime), part in frame.groupby(found.CELL, sort=False):
+    for cell, part in frame.groupby(found.CELL, sort=False):
+        dataset, backbone, regime = cell
         part = part.set_index("metric")
         ends = [c.rpartition("_") if c not in NONE else (c, "", "value") for c in CHANGES]
         change = {c: part[end].get(metric, math.nan) for c, (metric, _, end) in zip(CHANGES, ends)}
-        seeds = _of_seeds(results, dataset, backbone, regime, form)
+        seeds = of_seeds(results, dataset, backbone, regime, form)
         decides = regime == "ptq-fbgemm" and form == "fake-quant" and not (part["interval"] == "independent").any()
         rows.append(
             {"dataset": dataset, "backbone": backbone, "regime": regime}
             | {f"fp32_{m}": before[m].get((dataset, backbone, "fp32"), math.nan) for m in NONE}
             | change
-            | {"seeds": max(1, len(seeds)), "verdict": verdict(change, margin(dataset), seeds) if decides else ""}
+            | {"seeds": max(1, len(seeds))}
+            | {"verdict": verdict(change | _over_images(results, *cell), margin(dataset), seeds) if decides else ""}
         )
     columns = ["dataset", "backbone", "regime", "fp32_brier", "fp32_auroc", *CHANGES, "seeds", "verdict"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def with_training(form="fake-quant", folder=paths.RESULTS):
+    """`under_protocol` of the models that also went through quantization-aware training, from the folders that hold some."""
+    parts, regimes = [], [name for name in REGIMES if name != "fp32"]
+    for name in ("pretrained", "pretrained-qat"):
+        if (folder / name / "metrics.csv").is_file():
+            table = under_protocol(found.Results(name, folder / name), regimes, form)
+            qat = table["regime"].map(method).eq("qat").groupby([table["dataset"], table["backbone"]]).transform("any")
+            parts.append(table[qat].drop(columns="verdict"))
+    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["dataset", "backbone", "regime"])
+    return table.sort_values("dataset", kind="stable", ignore_index=True)
 
 
 def weights_by_resolution(folder=paths.RESULTS, backbone="mobilenetv2", regime="ptq-fbgemm"):
