@@ -96,7 +96,11 @@ def compared(metrics, half, trainings=3):
     pooled = cells.groupby(["method_a", "method_b", "dataset", "metric"], as_index=False)["delta_pp"].mean()
     b = pd.concat([cells, pooled.assign(backbone="all")], ignore_index=True)
     p = np.where(b["delta_pp"].abs() > 100 * half, 0.0001, 0.6)
-    ends = {"low_pp": b["delta_pp"] - 100 * half, "high_pp": b["delta_pp"] + 100 * half}
+    ends = {
+        f"{of}{end}_pp": b["delta_pp"] + sign * 100 * half
+        for of in ("", "images_")
+        for end, sign in (("low", -1), ("high", 1))
+    }
     return b.assign(**ends, p_value=p, p_equation3=p, p_holm=p, n_resamples=2000, n_models=1, trainings=trainings)
 
 
