@@ -23,10 +23,11 @@ def summary_figure(results, published=None, *, form="converted"):
     """The start page's figure: what each regime costs against FP32, in AUPRC and in the Brier score.
 
     FP16 is left out: it was trained apart, so that its difference is as much the other training's as the precision's.
-    So are regimes without any result.
+    So are regimes that were not run on every dataset of these results.
     """
     data, backbones = changes(results, COSTS, form=form), results.backbones
-    regimes = [r for r in results.regimes if REGIMES[r].start and r in set(data["regime"])]
+    datasets = data.groupby("regime")["dataset"].nunique()
+    regimes = [r for r in results.regimes if REGIMES[r].start and datasets.get(r) == data["dataset"].nunique()]
     data = data[data["regime"].isin(regimes)]
     if data.empty:
         return empty("What each regime costs against FP32: no cell of these results is done yet.")
@@ -47,7 +48,7 @@ def summary_figure(results, published=None, *, form="converted"):
         style.name_rows(line, map(title, regimes))
     for axis, dataset in zip(axes[0], results.datasets):
         axis.set_title(title(dataset))
-    scale = Patch(facecolor="none", edgecolor="none", label="logarithmic beyond ±1")
+    scale = Patch(facecolor="none", edgecolor="none", label="log beyond ±1")
     style.backbone_legend(
         figure, backbones, extra=[Patch(color=MUTED, alpha=0.45, label="mean of backbones"), scale], columns=5
     )
