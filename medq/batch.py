@@ -1,6 +1,6 @@
 """The command `medq batch`: what is left to do of a profile, and why; then Snakemake, and how it ended.
 
-A cell is left alone if it is finished, undamaged and made from today's inputs (`medq.stages`) by today's notebook.
+A cell is left alone if it is finished, undamaged and made from today's inputs (`medq.keys`) by today's notebook.
 Everything else is marked as not done and given to the `Snakefile` as targets. Each of its jobs is `execute`, which
 leaves the reason beside a cell that failed.
 """
@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from medq import artefacts, params as profiles, paths, plan, provenance, slots, stages
+from medq import artefacts, keys, params as profiles, paths, plan, provenance, slots, stages
 from medq.collect import parse_only, state
 from medq.errors import UserError
 
@@ -30,9 +30,9 @@ NEW, AGAIN, SHOWN = "new", "again", "notebook"
 
 def stale(params, only=None, look=True):
     """[(job, kind, why)] of all that must run. `look=False` reads no image whose file was touched: it counts as changed."""
-    keys, found = {}, []  # keys: what downstream jobs will see
+    known, found = {}, []  # known: the content keys that downstream jobs will see
     for job in plan.jobs(params, only):
-        record, inputs = artefacts.record(job.folder), stages.inputs(params, job.stage, job.cell, keys.get)
+        record, inputs = artefacts.record(job.folder), keys.inputs(params, job.stage, job.cell, known.get)
         stored, same = (record or {}).get("inputs", {}), False
         if job.stage == "datasets" and record is None and not _has_cells(job):
             inputs = None  # the images must be read before they are known
@@ -41,9 +41,9 @@ def stale(params, only=None, look=True):
             same = all(stored.get(name) == inputs[name] for name in ("images", "parameters"))
         kind, why = _state(job, record, inputs)
         if record and (kind is None or same):  # images that are only scanned again are the same
-            keys[job.folder] = stages.content_key(record)
+            known[job.folder] = keys.content_key(record)
         else:
-            keys[job.folder] = stages.key(inputs) if inputs else None
+            known[job.folder] = keys.key(inputs) if inputs else None
         if kind:
             found.append((job, kind, why))
     return found
@@ -77,7 +77,7 @@ def _state(job, record, inputs):
     if inputs is None:
         return AGAIN, "images"
     stored = {name: value for name, value in record.get("inputs", {}).items() if name in inputs and name != "cell"}
-    changed = stages.changes(stored, {name: value for name, value in inputs.items() if name != "cell"})
+    changed = keys.changes(stored, {name: value for name, value in inputs.items() if name != "cell"})
     harm = "; ".join(changed) or artefacts.damage(job.folder, quick=True)
     if harm:
         return AGAIN, harm

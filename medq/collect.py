@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from medq import artefacts, paths, regimes, stages
+from medq import artefacts, keys, paths, regimes, stages
 from medq.errors import UserError, one_of
 from medq.results import SCHEMA
 
@@ -124,7 +124,7 @@ def stage(params, results=""):
 
 def state(runs, results):
     """A hash of all that the tables in `results` depend on: completion and failure records, and the code."""
-    digest = hashlib.sha256(f"{Path(results).absolute()} {stages.code('collect')}".encode())
+    digest = hashlib.sha256(f"{Path(results).absolute()} {keys.code('collect')}".encode())
     for path in sorted(path for name in (artefacts.DONE, artefacts.FAILED) for path in Path(runs).rglob(name)):
         if path.parent.name != "collect":
             digest.update(str(path.relative_to(runs)).encode() + path.read_bytes())
@@ -223,7 +223,7 @@ def _finished(runs):
         facts = {key: manifest[key] for key in FACTS if key in manifest}
         facts |= {key: record[key] for key in OUTCOME if record.get(key) not in (None, "")}
         inputs = record.get("inputs", {})
-        facts |= {"key": stages.content_key(record)}
+        facts |= {"key": keys.content_key(record)}
         facts |= {key: inputs[key] for key in ("images", "starts from") if inputs.get(key)}
         run = {key: manifest[key] for key in RUN if key in manifest}
         part = Part(name, facts, run, folder, tuple(record["files"]))

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from medq import artefacts, backbones, evaluate, fit, params as profiles, provenance, regimes, stages
+from medq import artefacts, backbones, evaluate, fit, keys, params as profiles, provenance, regimes
 from medq.datasets.partition import once, partition
 from medq.errors import UserError
 
@@ -42,7 +42,7 @@ def _train(params, cell, part, inputs):
     started, clock = provenance.now(), time.perf_counter()
     device = pick_device(params.device)
     set_threads(params)
-    schedule = schedule_of(params, cell, device, stages.key(inputs))
+    schedule = schedule_of(params, cell, device, keys.key(inputs))
     control = cell.regime in profiles.CONTROLS
     weights = cell.of("fp32").folder / CHECKPOINT if control else params.weights_of(cell.backbone)
     with fit.deterministic(schedule.seed):
@@ -153,6 +153,6 @@ def finish(params, cell, inputs, files, history, started, clock, status="done", 
     trained = {"train_seconds": 0.0, "epochs": 0}
     if history is not None:
         trained = {"train_seconds": round(float(history["seconds"].sum()), 1), "epochs": len(history)}
-    record = {"status": status, "key": stages.key(inputs), "inputs": inputs} | trained | told
+    record = {"status": status, "key": keys.key(inputs), "inputs": inputs} | trained | told
     artefacts.finish(cell.folder, [*files, MANIFEST], **record)
     fit.forget(cell.folder)

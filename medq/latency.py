@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from medq import artefacts, backbones, finetune, fit, params as profiles, paths, provenance, regimes, stages
+from medq import artefacts, backbones, finetune, fit, keys, params as profiles, paths, provenance, regimes, stages
 from medq.augment import normalise
 from medq.datasets.partition import lock, once, partition
 from medq.errors import UserError
@@ -377,7 +377,7 @@ def _run(params, backbone, target, given):
     facts = {"cell": {"backbone": backbone}, "started": started, "machine": machine, "absent": absent, **made.facts}
     seconds = round(time.perf_counter() - clock, 1)
     artefacts.write_json(target / MANIFEST, provenance.manifest(params, inputs=given, seconds=seconds, **facts))
-    artefacts.finish(target, [TIMINGS, RAW, MANIFEST], key=stages.key(given), inputs=given, absent=absent)
+    artefacts.finish(target, [TIMINGS, RAW, MANIFEST], key=keys.key(given), inputs=given, absent=absent)
 
 
 def _with_training(frame, wanted):

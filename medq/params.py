@@ -8,9 +8,9 @@ import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
-from medq import paths, regimes
+from medq import paths, regimes, stages
 from medq.config import Model, catalogue, read_yaml, validate
 from medq.datasets.spec import DatasetSpec
 from medq.errors import UserError, one_of
@@ -99,21 +99,20 @@ class Bootstrap(Model):
     resamples: Positive = 100_000  # Holm over some hundred comparisons needs p-values below 1e-4
 
 
-class Study(Model):
-    """Which backbones the analyses beyond the six regimes are made for; without a list every backbone, `[]` none.
+class _Study(Model):
+    """Which backbones the studies of `medq.stages` are made for; without a list every backbone, `[]` none.
 
-    `peers` needs other runtimes to be installed and is made for none unless asked for. `recipes` limits the ablation.
+    `recipes` limits the ablation.
     """
 
-    calibration_size: list[str] | None = None
-    ablation: list[str] | None = None
-    diagnosis: list[str] | None = None
-    remedies: list[str] | None = None
-    attention: list[str] | None = None
-    latency: list[str] | None = None
-    peers: list[str] | None = []
     recipes: list[str] | None = None
 
+
+Study = create_model(
+    "Study",
+    __base__=_Study,
+    **{row.name: (list[str] | None, [] if row.on_demand else None) for row in stages.STAGES.values() if row.study},
+)
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Weights = Annotated[str, Field(min_length=1)]

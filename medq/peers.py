@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from medq import artefacts, backbones, evaluate, finetune, latency, metrics, params as profiles, provenance, stages
+from medq import artefacts, backbones, evaluate, finetune, keys, latency, metrics, params as profiles, provenance
 from medq.augment import normalise
 from medq.datasets.partition import lock, partition
 from medq.quantize import static, storage
@@ -342,12 +342,12 @@ def run(params, cell, runtimes=None):
     (peers_raw.parquet), the predictions of each runtime and a manifest; `absent` tells which rows are missing and why.
     `runtimes` limits the comparison to those named (`pytorch-fp32`, `openvino-int8`, …).
     """
-    target, given = cell.of("peers").folder, stages.inputs(params, "peers", cell.of("peers"))
+    target, given = cell.of("peers").folder, keys.inputs(params, "peers", cell.of("peers"))
     if runtimes is not None:
         given["runtimes"] = [r.name for r in chosen(params, runtimes)]
     build(params, cell, runtimes)
     with lock(target):
-        if not artefacts.is_finished(target, stages.key(given)):
+        if not artefacts.is_finished(target, keys.key(given)):
             _run(params, cell, chosen(params, runtimes), target, given)
     return target
 
@@ -380,7 +380,7 @@ def build(params, cell, runtimes=None):
     Idempotent per runtime: what is stored with the same inputs is kept. Returns the folder.
     """
     finetune.run(params, cell.of("fp32"))
-    given = stages.inputs(params, "peers", cell.of("peers")) | {"versions": versions()}
+    given = keys.inputs(params, "peers", cell.of("peers")) | {"versions": versions()}
     used = given["parameters"]["latency"]
     given["parameters"]["latency"] = {k: used[k] for k in ("image_size", "batch_sizes", "threads")}
     with lock(cell.of("peers").folder):
@@ -388,8 +388,8 @@ def build(params, cell, runtimes=None):
             task, part = _task(params, cell, size)
             for runtime in chosen(params, runtimes):
                 folder = _folder(cell, size) / runtime.name
-                if not artefacts.is_finished(folder, stages.key(given)):
-                    _build(task, part if size == params.image_size else None, cell, folder, runtime, stages.key(given))
+                if not artefacts.is_finished(folder, keys.key(given)):
+                    _build(task, part if size == params.image_size else None, cell, folder, runtime, keys.key(given))
     return cell.of("peers").folder
 
 

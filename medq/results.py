@@ -30,36 +30,22 @@ PHANTOM = "phantom-"
 METRICS = {name: row.title for name, row in metrics.TABLE.items()}
 LOWER_IS_BETTER = {name for name, row in metrics.TABLE.items() if row.better == "lower"}
 
-# File -> columns. This is the one place that defines the tidy files. Columns in KEYS are text and must be
-# there, as must those in NEEDED; the others are numbers (or text where named in TEXT) and read as missing where
-# a file lacks them. ratios.csv holds Table 4's two ratios, which the paper prints beside the milliseconds: only
-# published/ has it.
+# File -> columns, of the tables of studies as in `medq.stages`. Columns in KEYS are text and must be there, as must those in
+# NEEDED; the others are numbers (or text where named in TEXT) and read as missing where a file lacks them. ratios.csv
+# holds Table 4's two ratios, which the paper prints beside the milliseconds: only published/ has it.
 SCHEMA = {
     file: columns.split()
     for file, columns in {
+        **{file: columns for row in stages.STAGES.values() for file, columns in row.tables.items()},
         "cells.csv": "dataset backbone regime fold status reason train_seconds epochs engine_agrees engine_note",
         "metrics.csv": "dataset backbone regime recipe form fold metric class value",
         "intervals.csv": "dataset backbone regime form metric class value low high between_std n_models trainings",
-        "latency.csv": "dataset backbone regime baseline engine device batch_size threads n_batches mean_ms p50_ms p50_low "
-        "p50_high p90_ms p99_ms p99_low p99_high throughput convert_seconds size_mb",
-        "latency_raw.parquet": "dataset backbone regime baseline batch_size batch ms",
         "bootstrap.csv": "dataset backbone method_a method_b metric n_resamples delta_pp low_pp high_pp images_low_pp "
         "images_high_pp p_value p_equation3 p_holm n_models trainings",
-        "calibration_size.csv": "dataset backbone regime fold n_calibration subset auprc",
-        "ablation.csv": "dataset backbone recipe engine run_engine fold form weights activations reduce_range fused "
-        "training_mode normalised auprc auroc ece ece_top_label brier",
-        "layers.csv": "dataset backbone regime fold layer operator sqnr_db saturation weight_range_ratio channel_range_ratio "
-        "normed_range_ratio kernel_sqnr_db kernel_max_steps",
-        "remedies.csv": "dataset backbone regime fold remedy auprc ece ece_top_label brier p50_ms",
-        "attention.csv": "dataset backbone regime form view fold method grid measure n value low high",
-        "gallery.csv": "dataset backbone regime form view fold moved place image_id rank_correlation change image map_fp32 map",
         "silent.csv": "dataset backbone regime form fold class threshold sensitivity_reference sensitivity "
         "specificity_reference specificity prevalence_reference prevalence crossed_up crossed_down n",
         "flips.csv": "dataset backbone regime_a regime_b fold flipped flipped_to_right flipped_to_wrong n",
         "leak.csv": "dataset backbone regime form metric subset n value",
-        "peers.csv": "dataset backbone fold runtime precision image_size batch_size auroc auprc ece ece_top_label brier p50_ms p99_ms "
-        "p50_low p50_high p99_low p99_high size_mb convert_seconds note",
-        "peers_raw.parquet": "dataset backbone fold runtime precision batch_size batch ms",
         "conditions.csv": "stage dataset backbone fold threads interop_threads cores governor load_before load_after others seconds cpu "
         "instructions commit written",
         "history.csv": "dataset backbone regime fold epoch train_loss train_accuracy accuracy",

@@ -1,26 +1,19 @@
-"""The stages: one table of the steps of a batch, and what the result of each depends on.
+"""The stages: one table of the steps of a batch.
 
-A stage is one notebook, one module and one rule of the Snakefile, all of its name. Everything that its result for one
-cell depends on is its `inputs`; a hash of them is the key that `done.json` stores. A cell whose stored inputs differ
-from today's is stale, and `changes` says in which of them.
+A stage is one notebook, one module and one rule of the Snakefile, all of its name. What its results depend on is in
+`medq.keys`. A new study is a row here, its module and its notebook.
 """
 
-import ast
-import hashlib
-import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 
-from medq import artefacts, params as profiles, paths, regimes
-from medq.errors import UserError
+from medq import paths, regimes
 
-PACKAGE = Path(__file__).parent
 CELL = "{dataset}/{backbone}/{regime}/{place}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stage:
     """One step of a batch."""
 
@@ -29,13 +22,15 @@ class Stage:
     needs: str = ""  # the stage that must be done before it, for the same dataset, backbone and fold
     module: str = ""  # of medq, where it is not the stage's name
     methods: tuple = ()  # regimes that its notebook takes, by method; empty: it takes none
-    tables: tuple = ()  # files that it writes and that a result folder holds for all cells together
+    tables: dict = field(default_factory=dict)  # {file: columns} that a result folder holds for all cells together
+    reads: tuple = ()  # of the profile, what it alone depends on (`medq.keys.parameters`)
     title: str = ""  # what the banner of results calls it
     calibrates: bool = False  # needs `calibration.images` training images
     cnn: bool = False  # has nothing to show for a transformer
     every_engine: bool = False  # a study of each PTQ regime of the profile, not of the first alone
     every_regime: bool = False  # needs the models of all regimes that are trained from FP32, not FP32 alone
     timed: bool = False  # measures time: nothing else runs beside it
+    on_demand: bool = False  # a study that is made only of backbones that the profile names
 
     @property
     def study(self):
@@ -48,7 +43,7 @@ class Stage:
         return f"{self.folder}/{self.name}.ipynb"
 
 
-def _study(name, title, *tables, folder="", **more):
+def _study(name, title, tables, folder="", **more):
     """A stage that analyses trained cells: what it is called, the tables that it writes, and what is special about it."""
     engine = "-{engine}" if "methods" in more else ""
     folder = folder or f"{{dataset}}/{{backbone}}/{name}{engine}/{{place}}"
@@ -60,32 +55,84 @@ _ROWS = (
     Stage("datasets", "{dataset}/data", module="datasets.partition"),
     Stage("finetune", CELL, "datasets", methods=("float",)),
     Stage("quantize", CELL, "finetune", "quantize.stage", _INT8, calibrates=True),
-    _study("calibration_size", "calibration sizes", "calibration_size.csv", cnn=True, methods=_PTQ),
-    _study("ablation", "recipes", "ablation.csv", calibrates=True, cnn=True),
-    _study("diagnosis", "layers", "layers.csv", calibrates=True, every_engine=True, methods=_INT8),
-    _study("remedies", "remedies", "remedies.csv", calibrates=True, methods=_PTQ),
+    _study(
+        "calibration_size",
+        "calibration sizes",
+        {"calibration_size.csv": "dataset backbone regime fold n_calibration subset auprc"},
+        cnn=True,
+        methods=_PTQ,
+        reads=("calibration.sizes",),
+    ),
+    _study(
+        "ablation",
+        "recipes",
+        {
+            "ablation.csv": "dataset backbone recipe engine run_engine fold form weights activations reduce_range fused "
+            "training_mode normalised auprc auroc ece ece_top_label brier"
+        },
+        calibrates=True,
+        cnn=True,
+        reads=("recipes",),
+    ),
+    _study(
+        "diagnosis",
+        "layers",
+        {
+            "layers.csv": "dataset backbone regime fold layer operator sqnr_db saturation weight_range_ratio "
+            "channel_range_ratio normed_range_ratio kernel_sqnr_db kernel_max_steps"
+        },
+        calibrates=True,
+        every_engine=True,
+        methods=_INT8,
+    ),
+    _study(
+        "remedies",
+        "remedies",
+        {"remedies.csv": "dataset backbone regime fold remedy auprc ece ece_top_label brier p50_ms"},
+        calibrates=True,
+        methods=_PTQ,
+    ),
     _study(
         "attention",
         "class activation maps",
-        "attention.csv",
-        "gallery.csv",
+        {
+            "attention.csv": "dataset backbone regime form view fold method grid measure n value low high",
+            "gallery.csv": "dataset backbone regime form view fold moved place image_id rank_correlation change image "
+            "map_fp32 map",
+        },
         calibrates=True,
         cnn=True,
         every_regime=True,
+        reads=("qat", "regimes"),
     ),
-    _study("latency", "timings", "latency.csv", "latency_raw.parquet", folder="latency/{backbone}", timed=True),
-    _study("peers", "other runtimes", "peers.csv", "peers_raw.parquet", calibrates=True, timed=True),
+    _study(
+        "latency",
+        "timings",
+        {
+            "latency.csv": "dataset backbone regime baseline engine device batch_size threads n_batches mean_ms p50_ms "
+            "p50_low p50_high p90_ms p99_ms p99_low p99_high throughput convert_seconds size_mb",
+            "latency_raw.parquet": "dataset backbone regime baseline batch_size batch ms",
+        },
+        folder="latency/{backbone}",
+        timed=True,
+    ),
+    _study(
+        "peers",
+        "other runtimes",
+        {
+            "peers.csv": "dataset backbone fold runtime precision image_size batch_size auroc auprc ece ece_top_label "
+            "brier p50_ms p99_ms p50_low p50_high p99_low p99_high size_mb convert_seconds note",
+            "peers_raw.parquet": "dataset backbone fold runtime precision batch_size batch ms",
+        },
+        calibrates=True,
+        timed=True,
+        on_demand=True,
+        reads=("latency",),
+    ),
     Stage("collect", "collect"),
 )
 STAGES = {row.name: row for row in _ROWS}  # in an order in which they can run
 TABLES = {table: row.name for row in _ROWS for table in row.tables}
-
-# How cells are configured, stored and shown. What of it bears on a number is among a stage's parameters.
-CONTROL = frozenset(
-    "artefacts batch config errors figures notebook params paths provenance regimes results slots stages tables".split()
-)
-# What these make of the images is hashed as the content of the stage `datasets`.
-IMAGES = frozenset(f"datasets.{name}" for name in "audit dicom fetch index phantoms pixels spec".split())
 
 
 def folder(stage, cell):
@@ -111,181 +158,3 @@ def notebook_parameters(stage):
     import papermill
 
     return tuple(papermill.inspect_notebook(str(paths.NOTEBOOKS / f"{stage}.ipynb")))
-
-
-# --- the code that a stage runs -----------------------------------------------------------------------------------------
-
-
-@cache
-def code(stage):
-    """Digest of the code that a stage imports; comments, blank lines and docstrings do not count."""
-    digest = hashlib.sha256()
-    for name in modules(stage):
-        tree = ast.parse(_source(name).read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            first = body[0] if isinstance(body, list) and body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                first.value = ast.Constant("")
-        digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()[:16]
-
-
-@cache
-def modules(stage):
-    """Names of the package's modules that bear on a stage's numbers: what its own imports, without `CONTROL`.
-
-    For later stages the modules of `IMAGES` do not count: their outcome is hashed instead.
-    """
-    left_out = CONTROL if stage in ("datasets", "collect") else CONTROL | IMAGES
-    found, ahead = set(), [STAGES[stage].module or stage]
-    while ahead:
-        name = ahead.pop()
-        if name not in found and name.split(".")[0] not in left_out and name not in left_out:
-            found.add(name)
-            ahead += imports(name)
-    return sorted(found)
-
-
-@cache
-def imports(name):
-    """Names of the package's modules that a module of it imports, at its top or within a function."""
-    found = set()
-    for node in ast.walk(ast.parse(_source(name).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "medq":
-            base = node.module.partition(".")[2]
-            found |= {_defined_in(base, alias.name) for alias in node.names}
-        if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[2] for alias in node.names if alias.name.startswith("medq.")}
-    return sorted(found - {name, ""})
-
-
-def _source(name):
-    """The file of a module."""
-    path = PACKAGE / name.replace(".", "/")
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-
-
-@cache
-def _defined_in(base, name):
-    """The module that `from medq.<base> import <name>` reads: a submodule, or where a package has the name from."""
-    inner = f"{base}.{name}".strip(".")
-    if _source(inner).is_file():
-        return inner
-    if base and (PACKAGE / base.replace(".", "/")).is_dir():
-        for node in ast.parse(_source(base).read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ImportFrom) and name in [alias.asname or alias.name for alias in node.names]:
-                return node.module.partition(".")[2]
-    return base
-
-
-# --- inputs -----------------------------------------------------------------------------------------------------------
-
-
-def parameters(params, stage, dataset, backbone=None, regime=None, seed=None):
-    """The values of the profile and the catalogues that a stage reads, by dotted name."""
-    spec = profiles.datasets()[dataset].model_dump(
-        mode="json",
-        include={"name", "layout", "classes", "folder", "splits", "pattern", "table", "phantom", "folds"}
-        | ({"release"} if dataset.startswith("phantom") else set()),
-    )
-    values = {"dataset": spec, "image_size": params.image_size, "seed": params.seed}
-    if stage == "datasets":
-        return values
-    values |= {} if seed is None else {"training_seed": seed}
-    values |= {"weights": _weights(params.weights_of(backbone), backbone)}
-    values |= {"deduplicate": params.deduplicate, "device": params.device}
-    values |= {"compile": params.compile, "subset": params.subset.model_dump()}
-    values["backbone"] = profiles.backbones()[backbone].model_dump(exclude={"title"})
-    values["train"] = params.training(backbone).model_dump()
-    studied = regimes.REGIMES.get((regime or "").removeprefix(f"{stage}-"))  # `diagnosis-qat-fbgemm`: of that cell
-    if stage == "attention" or studied and studied.schedule == "qat":
-        values["qat"] = params.quantization(backbone).model_dump()
-    if stage != "finetune":
-        values["calibration"] = params.calibration.model_dump(
-            exclude=None if stage == "calibration_size" else {"sizes", "subsets"}
-        )
-    if stage == "attention":
-        values["regimes"] = sorted({*params.regimes, *params.controls})
-    if stage == "peers":
-        values["latency"] = params.latency.model_dump()
-    if stage == "ablation":
-        values["recipes"] = {
-            name: r.model_dump(exclude={"title"})
-            for name, r in profiles.recipes().items()
-            if params.study.recipes is None or name in ("default", *params.study.recipes)
-        }
-    return values
-
-
-def _weights(weights, backbone):
-    """`imagenet`, `none`, or a digest of the file of weights: a file replaced under its name makes its cells stale."""
-    from medq.backbones import weights_file
-
-    try:
-        path = weights_file(weights, backbone)
-    except UserError:
-        return Path(weights).name  # a file that is not there is refused where it is loaded
-    if path is None:
-        return weights
-    stat = path.stat()
-    return f"sha256 {_digest(path, stat.st_mtime_ns, stat.st_size)}"
-
-
-@cache
-def _digest(path, *_):
-    return artefacts.sha256(path)
-
-
-def inputs(params, stage, cell, key_of=None):
-    """Everything the result of `stage` for `cell` depends on, as a mapping of plain data; of `datasets` but for its images.
-
-    `key_of(folder)` gives the content key of the folder of an earlier stage; by default it is read from the disk.
-    """
-    key_of = key_of or (lambda path: content_key(artefacts.record(path)))
-    place = [cell.dataset, cell.backbone, cell.regime, cell.fold, *([] if cell.seed is None else [cell.seed])]
-    value = {"code": code(stage), "cell": place}
-    if stage == "datasets":
-        value["parameters"] = parameters(params, stage, cell.dataset)
-    elif stage == "latency":  # weights and images change no time
-        value["parameters"] = {
-            "latency": params.latency.model_dump(),
-            "calibration": {"images": params.calibration.images},
-            "backbone": profiles.backbones()[cell.backbone].model_dump(exclude={"title"}),
-            "device": params.device,
-            "regimes": [name for name in params.regimes if name != "fp32"],
-        }
-    else:
-        own = regimes.REGIMES.get(cell.regime) if stage in ("finetune", "quantize") else None
-        start = own.start if own else "fp32"
-        value["parameters"] = parameters(params, stage, cell.dataset, cell.backbone, cell.regime, cell.seed)
-        value["images"] = key_of(paths.data_folder(cell.profile, cell.dataset))
-        if start:
-            value["starts from"] = key_of(cell.of(start).folder)
-    return json.loads(json.dumps(value))
-
-
-def key(value):
-    """Hash of `inputs`."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def content_key(record):
-    """Key of a finished folder that dependants store: the content hash for datasets, else the folder's key."""
-    return (record.get("content") or record.get("key")) if record else None
-
-
-def changes(stored, current):
-    """Which inputs differ, as short phrases: `parameters.train.epochs: 5 → 3`, `code`, …"""
-    found = []
-
-    def walk(old, new, name):
-        if isinstance(old, dict) and isinstance(new, dict):
-            for part in sorted({*old, *new}):
-                walk(old.get(part), new.get(part), f"{name}.{part}" if name else part)
-        elif old != new:
-            short = name.removeprefix("parameters.")
-            found.append(short if name in ("code", "images", "starts from") else f"{short}: {old} → {new}")
-
-    walk(stored or {}, current, "")
-    return found

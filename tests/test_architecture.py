@@ -1,13 +1,13 @@
 """How the package's modules depend on each other, and what a stage's key covers."""
 
-from medq import stages
+from medq import keys, stages
 
 
 def modules():
     """{module: modules of the package that it imports, at its top or within a function}."""
-    files = (path.relative_to(stages.PACKAGE).with_suffix("") for path in stages.PACKAGE.rglob("*.py"))
+    files = (path.relative_to(keys.PACKAGE).with_suffix("") for path in keys.PACKAGE.rglob("*.py"))
     names = [".".join(path.parts).removesuffix(".__init__") for path in files]
-    return {name: stages.imports(name) for name in names if name != "__init__"}
+    return {name: keys.imports(name) for name in names if name != "__init__"}
 
 
 def test_no_module_imports_one_that_imports_it():
@@ -29,12 +29,12 @@ def test_what_computes_imports_nothing_of_what_runs_collects_or_shows():
     above = {"batch", "execute", "plan", "collect", "cli", "claims", "advise", "reading", "book", "figures"}
     for stage in stages.STAGES:
         if stage != "collect":
-            for name in stages.modules(stage):
+            for name in keys.modules(stage):
                 assert not {other.split(".")[0] for other in graph[name]} & above, name
 
 
 def test_a_stages_key_covers_what_it_imports_and_not_what_is_shown():
-    covered = {stage: set(stages.modules(stage)) for stage in stages.STAGES}
+    covered = {stage: set(keys.modules(stage)) for stage in stages.STAGES}
     assert {"finetune", "fit", "backbones", "datasets.partition", "evaluate"} <= covered["finetune"]
     assert {"quantize.stage", "quantize.static", "quantize.kernels"} <= covered["quantize"] > covered["finetune"]
     assert {"quantize.twin", "diagnosis"} <= covered["diagnosis"] and "metrics" in covered["remedies"]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from fixtures.batch import ROOT, environment, finished, killed, snapshot, write_profile  # noqa: F401
 
-from medq import artefacts, batch, cli, finetune, notebook, params, paths, plan, results, slots, stages
+from medq import artefacts, batch, cli, finetune, keys, notebook, params, paths, plan, results, slots, stages
 from medq.errors import UserError
 
 FP32, PTQ = "phantom-BrainMRI/resnet18/fp32/fold0", "phantom-BrainMRI/resnet18/ptq-fbgemm/fold0"
@@ -79,29 +79,29 @@ def test_dry_run_says_why_and_touches_nothing(finished, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "file, keys",
+    "file, given",
     [
         ("w.pt", {"weights": "w.pt"}),
         ("models/resnet18.safetensors", {"weights": "models"}),
         ("w.pt", {"overrides": {"resnet18": {"weights": "w.pt"}}}),
     ],
 )
-def test_a_weights_file_replaced_under_its_name_makes_its_cells_stale(tmp_path, file, keys):
+def test_a_weights_file_replaced_under_its_name_makes_its_cells_stale(tmp_path, file, given):
     path = tmp_path / file
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"one")
-    loaded = params.load(write_profile(tmp_path, **keys))
-    first = stages.parameters(loaded, "finetune", loaded.datasets[0], loaded.backbones[0], "fp32")["weights"]
+    loaded = params.load(write_profile(tmp_path, **given))
+    first = keys.parameters(loaded, "finetune", loaded.datasets[0], loaded.backbones[0], "fp32")["weights"]
     path.write_bytes(b"two and more")
-    again = stages.parameters(loaded, "finetune", loaded.datasets[0], loaded.backbones[0], "fp32")["weights"]
+    again = keys.parameters(loaded, "finetune", loaded.datasets[0], loaded.backbones[0], "fp32")["weights"]
     assert first != again and str(tmp_path) not in first
 
 
 def test_several_seeds_make_every_cell_once_for_each_and_studies_for_the_first(tmp_path):
     two = ["resnet18", "mobilevit_xxs"]
     overrides = {"mobilevit_xxs": {"seeds": [2]}}
-    keys = {"backbones": two, "controls": ["fp32-autocast"], "overrides": overrides, "study": {"latency": []}}
-    loaded = params.load(write_profile(tmp_path, seeds=[1, 2], **keys))
+    given = {"backbones": two, "controls": ["fp32-autocast"], "overrides": overrides, "study": {"latency": []}}
+    loaded = params.load(write_profile(tmp_path, seeds=[1, 2], **given))
     jobs = {str(job): job for job in plan.jobs(loaded)}
     for regime in ("fp32", "ptq-fbgemm", "fp32-autocast"):
         found = {name for name in jobs if f"/{regime}/" in name}
@@ -112,7 +112,7 @@ def test_several_seeds_make_every_cell_once_for_each_and_studies_for_the_first(t
     only = {str(job) for job in plan.jobs(loaded, {"seed": ["2"], "regime": ["ptq-fbgemm"]})}
     assert only == {DATA} | {f"phantom-BrainMRI/{b}/{r}/seed2/fold0" for b in two for r in ("fp32", "ptq-fbgemm")}
     one, other = (jobs[f"phantom-BrainMRI/resnet18/fp32/seed{k}/fold0"].cell for k in (1, 2))
-    assert stages.key(stages.inputs(loaded, "finetune", one)) != stages.key(stages.inputs(loaded, "finetune", other))
+    assert keys.key(keys.inputs(loaded, "finetune", one)) != keys.key(keys.inputs(loaded, "finetune", other))
     assert [finetune.schedule_of(loaded, cell, "cpu", "").seed for cell in (one, other)] == [1, 2]
     plain = paths.Cell("tiny", "phantom-BrainMRI", "resnet18", "fp32")
     assert finetune.schedule_of(loaded, plain, "cpu", "").seed == loaded.seed and str(plain).endswith("/fp32/fold0")
@@ -266,21 +266,21 @@ def test_a_study_of_a_trained_integer_model_depends_on_how_it_was_trained():
 
     def depends(regime):
         place = paths.Cell("smoke", once.datasets[0], "resnet18", f"diagnosis-{regime}", 0)
-        first, second = (stages.inputs(p, "diagnosis", place, key_of=lambda _: "") for p in (once, longer))
+        first, second = (keys.inputs(p, "diagnosis", place, key_of=lambda _: "") for p in (once, longer))
         return first != second
 
     assert depends("qat-fbgemm") and not depends("fbgemm")
 
 
 def test_changed_code_makes_its_stage_stale(finished, monkeypatch):
-    code = stages.code
-    monkeypatch.setattr(stages, "code", lambda stage: "new" if stage == "quantize" else code(stage))
+    code = keys.code
+    monkeypatch.setattr(keys, "code", lambda stage: "new" if stage == "quantize" else code(stage))
     assert why(finished[0]) == {PTQ: "code"}
 
 
 def test_images_looked_at_again_by_other_code_make_no_cell_stale(finished, monkeypatch):
-    code = stages.code
-    monkeypatch.setattr(stages, "code", lambda stage: "new" if stage == "datasets" else code(stage))
+    code = keys.code
+    monkeypatch.setattr(keys, "code", lambda stage: "new" if stage == "datasets" else code(stage))
     assert why(finished[0]) == {DATA: "code"}
 
 
@@ -302,8 +302,8 @@ def test_what_is_found_in_the_images_decides_what_is_run_again(finished, killed,
 @pytest.mark.parametrize("harm", ["killed", "failed", "deleted"])
 def test_images_that_could_not_be_looked_at_again_cost_no_cell(finished, monkeypatch, capsys, harm):
     loaded, runs = finished
-    data, code = runs / "tiny" / DATA, stages.code
-    monkeypatch.setattr(stages, "code", lambda stage: "new" if stage == "datasets" else code(stage))
+    data, code = runs / "tiny" / DATA, keys.code
+    monkeypatch.setattr(keys, "code", lambda stage: "new" if stage == "datasets" else code(stage))
     planned = batch.stale(loaded)
     batch.mark(planned)  # and the batch is killed
     if harm == "failed":
@@ -313,10 +313,10 @@ def test_images_that_could_not_be_looked_at_again_cost_no_cell(finished, monkeyp
     cells = snapshot(runs / "tiny" / "phantom-BrainMRI" / "resnet18")
     if harm != "deleted":
         assert why(loaded) == {DATA: "code"}
-        monkeypatch.setattr(stages, "code", code)
+        monkeypatch.setattr(keys, "code", code)
         assert set(why(loaded)) == {DATA}  # its notebook
     # whatever the plan says of the cells: the images come first, and then it is asked again
-    monkeypatch.setattr(stages, "code", code)
+    monkeypatch.setattr(keys, "code", code)
     code, said = run_batch(write_profile(runs.parent / "params"), runs, capsys)
     assert code == 0, said
     assert why(loaded) == {} and snapshot(runs / "tiny" / "phantom-BrainMRI" / "resnet18") == cells
@@ -346,18 +346,18 @@ def test_cells_of_images_that_cannot_be_prepared_are_left_alone(finished, tmp_pa
 
 
 def test_comments_and_docstrings_are_no_change(tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "PACKAGE", tmp_path)
+    monkeypatch.setattr(keys, "PACKAGE", tmp_path)
     monkeypatch.setitem(stages.STAGES, "made", stages.Stage("made", "made"))
     digests = []
 
     def clear():
-        for cached in (stages.code, stages.modules, stages.imports):
+        for cached in (keys.code, keys.modules, keys.imports):
             cached.cache_clear()
 
     for text in ('"""One."""\nx = 1\n', '"""Another."""\n# why\n\nx = 1\n', '"""One."""\nx = 2\n'):
         (tmp_path / "made.py").write_text(text)
         clear()
-        digests.append(stages.code("made"))
+        digests.append(keys.code("made"))
     clear()
     assert digests[0] == digests[1] != digests[2]
 
@@ -394,9 +394,9 @@ def real_cells(drawn, tmp_path, monkeypatch):
     for dataset in loaded.datasets:
         prepare(loaded, dataset)
         cell = paths.Cell("tiny", dataset, "resnet18", "fp32", 0)
-        inputs = stages.inputs(loaded, "finetune", cell)
+        inputs = keys.inputs(loaded, "finetune", cell)
         cell.folder.mkdir(parents=True)
-        artefacts.finish(cell.folder, [], key=stages.key(inputs), inputs=inputs)
+        artefacts.finish(cell.folder, [], key=keys.key(inputs), inputs=inputs)
     for job in plan.jobs(loaded):
         shutil.copy(paths.NOTEBOOKS / f"{job.stage}.ipynb", job.folder)
     return loaded, tmp_path / "data" / "brainmri" / "Testing" / "glioma" / "1.png"
@@ -441,7 +441,7 @@ def test_datasets_whose_images_are_missing_are_all_named_before_anything_starts(
 @pytest.mark.filterwarnings("ignore::medq.datasets.DatasetWarning")
 def test_nothing_finished_is_lost_where_images_to_be_prepared_again_are_gone(real_cells, monkeypatch, tmp_path, capsys):
     loaded, image = real_cells
-    monkeypatch.setattr(stages, "code", lambda stage: "other")
+    monkeypatch.setattr(keys, "code", lambda stage: "other")
     image.parents[2].rename(tmp_path / "elsewhere")
     finished = set(paths.runs().rglob("done.json"))
     profile = write_profile(tmp_path, datasets=["BrainMRI", "phantom-BrainMRI"], regimes=["fp32"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from medq import doctor, errors, evaluate, fit, params, paths, stages
+from medq import doctor, errors, evaluate, fit, keys, params, paths
 from medq.datasets.partition import Partition
 from medq.finetune import schedule_of
 
@@ -104,7 +104,7 @@ def test_a_gpu_too_small_is_one_sentence_that_names_the_key(part, tmp_path, kind
 def test_compile_is_an_input_of_a_cell_and_leaves_qat_as_it_is():
     plain = params.load("smoke")
     asked = plain.model_copy(update={"compile": True})
-    values = [stages.parameters(p, "finetune", plain.datasets[0], "resnet18", "fp32") for p in (plain, asked)]
+    values = [keys.parameters(p, "finetune", plain.datasets[0], "resnet18", "fp32") for p in (plain, asked)]
     assert values[0] | {"compile": True} == values[1] != values[0]
     cells = {
         regime: paths.Cell("smoke", plain.datasets[0], "resnet18", regime, 0)

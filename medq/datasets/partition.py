@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medq import artefacts, params as profiles, paths, provenance, stages
+from medq import artefacts, keys, params as profiles, paths, provenance
 from medq.datasets import fingerprint, folds, index, inner_split, pixels, subset
 from medq.datasets.audit import audit, twins_to_remove
 from medq.datasets.index import dataset_root
@@ -41,7 +41,7 @@ def prepare(params, dataset):
     frame = index(spec, dataset_root(spec, params.root()))
     images = fingerprint(frame, params.image_size, paths.pixels())
     inputs = _inputs(params, dataset) | {"images": images}
-    key = stages.key(inputs)
+    key = keys.key(inputs)
     with lock(folder):
         if artefacts.is_finished(folder, key):
             return folder
@@ -61,14 +61,14 @@ def prepare(params, dataset):
             [INDEX, FOLDS, AUDIT, "manifest.json"],
             key=key,
             inputs=inputs,
-            content=stages.key(content),
+            content=keys.key(content),
             pixels=str(Path(array.filename).relative_to(paths.runs())),
         )
     return folder
 
 
 def _inputs(params, dataset):
-    return stages.inputs(params, "datasets", paths.Cell(params.profile, dataset, "", ""))
+    return keys.inputs(params, "datasets", paths.Cell(params.profile, dataset, "", ""))
 
 
 def _prepared(params, dataset):
@@ -90,9 +90,9 @@ def lock(folder):
 
 def once(params, stage, cell, make, folder=None):
     """The folder of `cell` in a stage (default: its own), made by `make(inputs)` under its lock unless it is finished."""
-    folder, inputs = folder or cell.folder, stages.inputs(params, stage, cell)
+    folder, inputs = folder or cell.folder, keys.inputs(params, stage, cell)
     with lock(folder):
-        if not artefacts.is_finished(folder, stages.key(inputs)):
+        if not artefacts.is_finished(folder, keys.key(inputs)):
             make(inputs)
     return folder
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from medq import artefacts, backbones, evaluate, finetune, fit, params as profiles, provenance, regimes, stages
+from medq import artefacts, backbones, evaluate, finetune, fit, keys, params as profiles, provenance, regimes, stages
 from medq.augment import normalise
 from medq.datasets.partition import once, partition
 from medq.errors import UserError
@@ -54,7 +54,7 @@ def _quantize(params, cell, part, inputs):
         rows = calibration_rows(part, params.calibration.images, params.seed)
         batches = list(calibration_batches(part, rows))
         if method == "qat":
-            prepared, history = _train(params, cell, part, model, family, engine_name, stages.key(inputs))
+            prepared, history = _train(params, cell, part, model, family, engine_name, keys.key(inputs))
             artefacts.write_csv(cell.folder / finetune.HISTORY, history)
             files.append(finetune.HISTORY)
         before = time.perf_counter()
