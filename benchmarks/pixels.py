@@ -44,7 +44,7 @@ def main():
     frame = frame[frame["split"] != "held_out"].sample(options.images, random_state=0)
     with tempfile.TemporaryDirectory() as cache:
         start = time.perf_counter()
-        array = pixels(frame, options.image_size, cache)
+        array, _ = pixels(frame, options.image_size, cache)
         print(f"decoding {len(frame)} images once: {time.perf_counter() - start:.2f} s")
         report(
             options,

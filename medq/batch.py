@@ -56,8 +56,7 @@ def _has_cells(job):
 
 def _images(params, dataset, look, stored):
     """Fingerprint of a dataset's images; that of the prepared ones where the images are not on this machine."""
-    from medq.datasets import dataset_root, fingerprint, index
-    from medq.datasets.pixels import known_fingerprint
+    from medq.datasets import dataset_root, index, pixels
 
     spec = profiles.datasets()[dataset]
     try:
@@ -65,9 +64,8 @@ def _images(params, dataset, look, stored):
     except UserError as error:
         print(f"note: {error} What was prepared earlier is used.", file=sys.stderr)
         return stored
-    frame = index(spec, root)
-    known = known_fingerprint(frame, params.image_size, paths.pixels())
-    return known or (fingerprint(frame, params.image_size, paths.pixels()) if look else "touched, not read yet")
+    found = pixels(index(spec, root), params.image_size, paths.pixels(), decode=look)
+    return found[1] if found else "touched, not read yet"
 
 
 def _state(job, record, inputs):
@@ -237,7 +235,7 @@ def _look_for_what_is_needed(params, chosen):
 
 def _look_for_images(params, chosen):
     """`UserError` naming every dataset that `chosen` jobs prepare and whose images are missing, wrong, or too few to calibrate."""
-    from medq.datasets import dataset_root, index
+    from medq.datasets import index
     from medq.datasets.partition import training_sizes
 
     wrong, wanted = [], params.calibration.images
@@ -245,7 +243,7 @@ def _look_for_images(params, chosen):
     for dataset in [job.cell.dataset for job in chosen if job.stage == "datasets"]:
         spec = profiles.datasets()[dataset]
         try:
-            frame = index(spec, dataset_root(spec, params.root()))
+            frame = index(spec, params.root())
             sizes = training_sizes(params, spec, frame, plan.folds(params, spec)) if dataset in calibrated else {}
             if sizes and (n := min(sizes.values())) < wanted:
                 key = f"{params.profile}: calibration.images"

@@ -70,7 +70,7 @@ def test_a_near_group_takes_identical_images_along(dataset):
     path = Path(frame["path"].iloc[0]).with_name("jpeg0.jpg")
     scene(0).save(path, quality=80)
     more = pd.concat([frame, pd.DataFrame([("jpeg0", str(path), 0, "jpeg0", "")], columns=frame.columns)])
-    found = audit(more.reset_index(drop=True))
+    found = audit(more.reset_index(drop=True), more.assign(fold=0))
     assert ["jpeg0", "original0", "same0", "same0again"] in groups_of(found, "near")
     assert groups_of(found, "identical") == [["original0", "same0", "same0again"]]
 
@@ -101,21 +101,13 @@ def test_removing_twins_leaves_no_group_on_both_sides(dataset):
     assert not audit(frame[kept].reset_index(drop=True), assigned[kept])["spans"].any()
 
 
-def test_the_index_s_own_split_counts_without_folds(dataset):
-    frame, assigned = dataset
-    frame["split"] = np.where(assigned["fold"] == 0, "held_out", "train")
-    assert audit(frame)["spans"].all()
-    assert not audit(frame.assign(split=""))["spans"].any()
-
-
 def test_a_dataset_without_copies(dataset, tmp_path):
     frame, assigned = dataset
     alone = frame[frame["image_id"].str.startswith("original")].reset_index(drop=True)
-    found = audit(alone, assigned)
+    found = audit(alone, alone.assign(fold=0))
     assert found.empty and summary(found)["groups"].tolist() == [0, 0, 0]
     found.to_csv(tmp_path / "audit.csv", index=False)
     assert twins_to_remove(pd.read_csv(tmp_path / "audit.csv"), assigned, 0) == []
-    assert audit(alone.iloc[:0]).empty
 
 
 def test_unreadable_images_are_named(dataset):
@@ -141,7 +133,7 @@ def test_real_brain_images_identical_on_both_sides(real_data):
 def test_real_near_twins_are_twins_at_full_size_too(real_data):
     frame = index(CATALOGUE["BrainMRI"], real_data)
     part = frame[frame["label"] == 3].iloc[::3].reset_index(drop=True)
-    found = audit(part).merge(part[["image_id", "path"]], on="image_id")
+    found = audit(part, part.assign(fold=0)).merge(part[["image_id", "path"]], on="image_id")
     grey = {path: read_image(path).mean(2) for path in found["path"]}
     for _, group in found[found["kind"] != "identical"].groupby("group_id"):
         first, *others = group["path"]

@@ -83,7 +83,7 @@ def test_it_downloads_unpacks_and_finds(tmp_path, monkeypatch):
     assert fetch(SPEC, root) == root / "pets" / "inner"
     assert left(root) == ["pets"] and left(root / "pets") == ["inner"] and asked == ["someone/pets"]
     assert fetch(SPEC, root) == root / "pets" / "inner" and len(asked) == 1  # it is there: not fetched again
-    assert check(SPEC, root, decode=False).counts["found"].tolist() == [2, 3]
+    assert check(SPEC, root).counts["found"].tolist() == [2, 3]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,6 @@ def test_check_reports_counts_warnings_and_every_error(tmp_path):
     assert report.warnings == ("Own: 3 images, the release has 5: dog 1 of 3",)
     assert len(report.errors) == 2
     assert "2 folds need at least 2 images" in report.errors[0] and "broken.png" in report.errors[1]
-    assert len(check(SPEC, tmp_path, decode=False).errors) == 1
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14, 15])
@@ -210,5 +209,5 @@ def test_check_reports_what_index_refuses(tmp_path):
 
 def test_check_of_a_phantom_is_clean():
     spec = params.datasets()["phantom-ChestXray"]
-    report = check(spec, decode=False)
+    report = check(spec)
     assert report.errors == report.warnings == () and report.counts["found"].equals(report.counts["release"])

@@ -177,6 +177,8 @@ def test_paths_in_a_profile_are_beside_it(tmp_path, monkeypatch):
         write(tmp_path / "params", GOOD | {"data_root": "../data", "weights": "w.pt"}).relative_to(tmp_path)
     )
     assert (loaded.root(), loaded.weights) == (f"{tmp_path}/data", f"{tmp_path}/params/w.pt")
+    monkeypatch.setenv("MEDQ_DATA", "/elsewhere")
+    assert loaded.root() == "/elsewhere"
     assert params.load(write(tmp_path, GOOD | {"data_root": "/data", "weights": "none"})).model_dump(
         include={"data_root", "weights"}
     ) == {"data_root": "/data", "weights": "none"}

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from medq import params
-from medq.datasets import fingerprint, folds, index, phantoms, pixels, read_image
+from medq.datasets import folds, index, phantoms, pixels, read_image
 from medq.datasets.spec import DatasetSpec
 
 CATALOGUE = params.datasets()
@@ -141,8 +141,8 @@ def test_classes_can_be_told_apart_but_not_perfectly(name, least):
 
 def test_pixels_and_fingerprint_of_phantoms(tmp_path):
     frame = index(spec_of("BrainMRI")).iloc[:6]
-    array = pixels(frame, 32, tmp_path)
+    array, fingerprint = pixels(frame, 32, tmp_path)
     assert array.shape == (6, 32, 32, 3)
     assert np.array_equal(array[3], read_image(frame["path"].iloc[3], 32))
     other = index(spec_of("BrainMRI", seed=1)).iloc[:6]
-    assert fingerprint(frame, 32, tmp_path) != fingerprint(other, 32, tmp_path)
+    assert pixels(other, 32, tmp_path)[1] != fingerprint

@@ -8,5 +8,5 @@ from medq.datasets.audit import audit, twins_to_remove
 from medq.datasets.fetch import check, fetch
 from medq.datasets.folds import folds, inner_split, subset
 from medq.datasets.index import DatasetWarning, dataset_root, index
-from medq.datasets.pixels import fingerprint, pixels, read_image
+from medq.datasets.pixels import pixels, read_image
 from medq.datasets.spec import DatasetSpec

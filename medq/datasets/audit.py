@@ -15,35 +15,36 @@ import hashlib
 import numpy as np
 import pandas as pd
 
-from medq.datasets.pixels import each, read_image, refuse
+from medq.datasets.pixels import each, read_image
 from medq.groups import components
 
-KINDS = ("identical", "near", "mirrored")
 NEAR = 0.995  # correlation at 64 × 64
 _SIDE = 64
 _COARSE, _CANDIDATE = 32, 0.98  # pairs below this at 32 × 32 are not looked at again
 _BLOCK = 1024
-_FLIPS = {"near": (), "mirrored": ((1,), (2,), (1, 2))}  # axes of [n, height, width]
+_FLIPS = {"near": ((),), "mirrored": ((1,), (2,), (1, 2))}  # axes of [n, height, width]
+KINDS = ("identical", *_FLIPS)
 
 
-def audit(index, folds=None):
+def audit(index, folds):
     """Groups of images that are copies of each other.
 
-    `index` is a frame of medq.datasets.index; `folds` one of medq.datasets.folds (default: the sides are those of the
-    index's own split). Returns a DataFrame [image_id, group_id (int), kind, spans (bool), label], one row per image and
-    group, sorted. The kinds are independent: a `near` group is joined by near or identical pairs, at least one of them
-    not identical, a `mirrored` group by pairs of all three kinds, at least one of them mirrored. `spans`: the images of
-    the group are on both sides of the split, or in more than one fold. 10,000 images of 224 pixels take about a minute
-    on one core, two thirds of it decoding. Raises UserError for unreadable images.
+    `index` is a frame of medq.datasets.index, `folds` that of medq.datasets.folds for it. Returns a DataFrame [image_id,
+    group_id (int), kind, spans (bool), label], one row per image and group, sorted. The kinds are independent: a `near`
+    group is joined by near or identical pairs, at least one of them not identical, a `mirrored` group by pairs of all
+    three kinds, at least one of them mirrored. `spans`: the images of the group are on both sides of the split, or in
+    more than one fold. 10,000 images of 224 pixels take about a minute on one core, two thirds of it decoding. Raises
+    UserError for unreadable images.
     """
-    digests, fine, coarse = _reduced(index["path"].tolist())
-    unique = np.array(sorted({digest: i for i, digest in reversed(list(enumerate(digests)))}.values()), int)
-    pairs = {"identical": _same(digests)}
+    digests, fine, coarse = zip(*each(_reduced, index["path"].tolist(), "audit"), strict=True)
+    _, first, same = np.unique(digests, return_index=True, return_inverse=True)
+    pairs = {"identical": {(i, j) for j, i in enumerate(first[same].tolist()) if i != j}}
+    unique = np.sort(first)
+    fine, coarse = np.stack(fine)[unique], np.stack(coarse)[unique]
     for kind, flips in _FLIPS.items():
-        alike = _alike(fine[unique], coarse[unique], flips)
+        alike = _alike(fine, coarse, flips)
         pairs[kind] = {(int(unique[i]), int(unique[j])) for i, j in alike}
-    side = index["split"] if folds is None else index["image_id"].map(folds.set_index("image_id")["fold"])
-    ids, labels = index["image_id"].tolist(), index["label"].tolist()
+    ids, labels, side = index["image_id"].tolist(), index["label"].tolist(), folds["fold"].to_numpy()
     rows, group_id, joined = [], 0, set()
     for kind in KINDS:
         new = pairs[kind] - joined
@@ -51,7 +52,7 @@ def audit(index, folds=None):
         group = components(len(ids), sorted(joined))
         for number in np.unique(group[sorted({i for pair in new for i in pair})]):
             members = np.flatnonzero(group == number)
-            spans = side.iloc[members].nunique() > 1
+            spans = len(set(side[members])) > 1
             rows += [(ids[i], group_id, kind, spans, labels[i]) for i in members]
             group_id += 1
     frame = pd.DataFrame(rows, columns=["image_id", "group_id", "kind", "spans", "label"])
@@ -82,49 +83,30 @@ def twins_to_remove(audit, folds, fold=0):
     return sorted(set(audit["image_id"][with_both & ~held_out]))
 
 
-def _reduced(paths):
-    """Digest of each image's pixels, and its grey reductions uint8 [n, 64, 64] and [n, 32, 32]."""
-    results = list(each(_reduce, paths, "audit"))
-    refuse(paths, results)
-    digests, fine, coarse = zip(*results, strict=True) if results else ((), (), ())
-    return (
-        list(digests),
-        np.array(fine, np.uint8).reshape(-1, _SIDE, _SIDE),
-        np.array(coarse, np.uint8).reshape(-1, _COARSE, _COARSE),
-    )
-
-
-def _reduce(path):
+def _reduced(path):
+    """Digest of an image's pixels, and its grey reductions uint8 [64, 64] and [32, 32]."""
     from PIL import Image
 
     image = read_image(path)
-    digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
+    digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
     grey = Image.fromarray(image).convert("L")
     # PIL's bilinear reduction treats left and right alike; its box filter does not at odd ratios.
-    sides = ((_SIDE, _SIDE), (_COARSE, _COARSE))
-    return digest, *(np.asarray(grey.resize(side, Image.Resampling.BILINEAR)) for side in sides)
-
-
-def _same(digests):
-    """Pairs (first, other) of equal digests: enough to join each group."""
-    first = {}
-    return {(first[digest], i) for i, digest in enumerate(digests) if first.setdefault(digest, i) != i}
+    return digest, *(np.asarray(grey.resize((n, n), Image.Resampling.BILINEAR)) for n in (_SIDE, _COARSE))
 
 
 def _alike(fine, coarse, flips):
-    """Pairs i < j whose reductions correlate, one flipped along one of `flips` (none: as they are)."""
+    """Pairs i < j whose reductions correlate, one of them flipped along one of `flips`."""
     found = set()
     b = _standardised(coarse)
-    for axes in flips or ((),):
-        a = _standardised(np.flip(coarse, axes)) if axes else b
+    for axes in flips:
+        a = _standardised(np.flip(coarse, axes))
         for start in range(0, len(a), _BLOCK):
             alike = a[start : start + _BLOCK] @ b[start:].T >= _CANDIDATE
             i, j = (indices + start for indices in np.nonzero(alike))
             i, j = i[i < j], j[i < j]
             for part in range(0, len(i), _BLOCK):
                 k, m = i[part : part + _BLOCK], j[part : part + _BLOCK]
-                left = _standardised(np.flip(fine[k], axes) if axes else fine[k])
-                exact = np.einsum("ij,ij->i", left, _standardised(fine[m]))
+                exact = np.einsum("ij,ij->i", _standardised(np.flip(fine[k], axes)), _standardised(fine[m]))
                 found |= set(zip(k[exact >= NEAR].tolist(), m[exact >= NEAR].tolist(), strict=True))
     return found
 

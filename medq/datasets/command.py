@@ -1,5 +1,6 @@
 """The command `medq data`: check a dataset against its release, look for copies in it, or download it."""
 
+from medq import params
 from medq.datasets import audit, check, fetch, folds, index
 from medq.datasets.audit import summary
 from medq.errors import UserError, one_of
@@ -19,13 +20,11 @@ def add_arguments(parser):
 
 def run(args):
     """Do what `args.action` says; exit status 1 where `check` finds the dataset unfit for use."""
-    from medq import params
-
     known = params.datasets()
     spec = known[one_of("dataset", args.name, list(known))]
+    if args.root == "":
+        raise UserError("--root: must name a folder.")
     if args.action == "fetch":
-        if args.root == "":
-            raise UserError("--root: must name a folder.")
         print(f"{spec.name} is in {fetch(spec, args.root)}.")
         return 0
     if args.action == "check":

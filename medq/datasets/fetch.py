@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 
 from medq.datasets.folds import folds
-from medq.datasets.index import DatasetWarning, below, counts, holds, index
-from medq.datasets.pixels import each, hidden, read_image, refuse
+from medq.datasets.index import DatasetWarning, counts, dataset_root, holds, index
+from medq.datasets.pixels import each, hidden, read_image
 from medq.errors import UserError, first_line
 
 
@@ -20,56 +20,50 @@ from medq.errors import UserError, first_line
 class Report:
     """What `check` found: counts [split, class, found, release], and sentences. No errors: fit for use."""
 
-    name: str
     counts: pd.DataFrame
     warnings: tuple
     errors: tuple
 
 
-def check(spec, root=None, decode=True):
+def check(spec, root=None):
     """Compare what lies below `root` (default: MEDQ_DATA) with the release, and decode every image once.
 
     Returns a Report and raises nothing for what is wrong with the data: that is what it reports.
-    `decode=False` leaves the files unopened.
     """
-    frame, nothing = None, pd.DataFrame(columns=["split", "class", "found", "release"])
+    frame, looked_at, errors = None, [], []
+
+    def look(path):
+        read_image(path, 1)
+        return path, *hidden(path)
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DatasetWarning)
         try:
-            frame, errors = index(spec, root), []
+            frame = index(spec, root)
             folds(frame, spec)
         except UserError as error:
-            errors = [str(error)]
+            errors.append(str(error))
     notes = [str(item.message) for item in caught if issubclass(item.category, DatasetWarning)]
     if frame is None:
-        return Report(spec.name, nothing, tuple(notes), tuple(errors))
-    if decode:
-        paths = frame["path"].tolist()
-        try:
-            looked_at = list(each(_look, paths, "check"))
-            refuse(paths, looked_at)
-            dark = [(bits, path) for path, (bits, _) in zip(paths, looked_at, strict=True) if bits]
-            several = [path for path, (_, frames) in zip(paths, looked_at, strict=True) if frames > 1]
-            if dark:
-                bits, path = max(dark)
-                notes.append(
-                    f"{spec.name}: {len(dark)} images with 16 bits use the lower {bits} bits or fewer and will be dark, "
-                    f"or bright where 0 is white: multiply their values to fill the range first; one is {path!r}"
-                )
-            if several:
-                notes.append(
-                    f"{spec.name}: {len(several)} files hold several frames or pages, of which the first is read: "
-                    f"save each that is an image of the dataset in a file of its own; one is {several[0]!r}"
-                )
-        except UserError as error:
-            errors.append(str(error))
-    return Report(spec.name, counts(spec, frame), tuple(notes), tuple(errors))
-
-
-def _look(path):
-    """Decode an image; returns what `hidden` does."""
-    read_image(path, 1)
-    return hidden(path)
+        return Report(pd.DataFrame(), tuple(notes), tuple(errors))
+    try:
+        looked_at = list(each(look, frame["path"].tolist(), "check"))
+    except UserError as error:
+        errors.append(str(error))
+    dark = [(bits, path) for path, bits, _ in looked_at if bits]
+    several = [path for path, _, frames in looked_at if frames > 1]
+    if dark:
+        bits, path = max(dark)
+        notes.append(
+            f"{spec.name}: {len(dark)} images with 16 bits use the lower {bits} bits or fewer and will be dark, "
+            f"or bright where 0 is white: multiply their values to fill the range first; one is {path!r}"
+        )
+    if several:
+        notes.append(
+            f"{spec.name}: {len(several)} files hold several frames or pages, of which the first is read: "
+            f"save each that is an image of the dataset in a file of its own; one is {several[0]!r}"
+        )
+    return Report(counts(spec, frame), tuple(notes), tuple(errors))
 
 
 def fetch(spec, root=None):
@@ -86,7 +80,7 @@ def fetch(spec, root=None):
         raise UserError(f"{spec.name} needs a folder to be put into: give --root or set MEDQ_DATA.")
     root = Path(os.path.expanduser(root))
     with contextlib.suppress(UserError):
-        if holds(spec, found := below(spec, root)):
+        if holds(spec, found := dataset_root(spec, root)):
             return found
     by_hand = f"download it by hand from {spec.source or f'https://www.kaggle.com/datasets/{spec.kaggle}'}"
     if spec.kaggle is None:
@@ -108,7 +102,7 @@ def fetch(spec, root=None):
     finally:
         if scratch:
             shutil.rmtree(scratch, ignore_errors=True)
-    return below(spec, root)
+    return dataset_root(spec, root)
 
 
 def _download(spec, folder, by_hand):

@@ -4,7 +4,6 @@ import hashlib
 import warnings
 
 import numpy as np
-import pandas as pd
 
 from medq.datasets.index import DatasetWarning
 from medq.datasets.spec import SPLITS
@@ -17,19 +16,18 @@ def folds(index, spec, seed=42):
     """The fold in which each image is held out: DataFrame [image_id, label, group, fold], in the index's order.
 
     `index` is a frame of medq.datasets.index. Each fold 0 … spec.folds.n - 1 is held out in turn and the others train. A
-    release with a fixed split has the one fold 0, its held-out part; images of its training part have -1. Section 2.3: stratified by class, and by group if the dataset has groups
-    (scikit-learn's StratifiedKFold and StratifiedGroupKFold, shuffled with `seed`). Raises UserError for classes with
-    fewer images, or groups, than folds.
+    release with a fixed split has the one fold 0, its held-out part; images of its training part have -1. Section 2.3:
+    stratified by class, and by group if the dataset has groups (scikit-learn's StratifiedKFold and StratifiedGroupKFold,
+    shuffled with `seed`). Raises UserError for classes with fewer images, or groups, than folds.
     """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
     table = index[["image_id", "label", "group"]].reset_index(drop=True)
     if spec.folds.scheme == "fixed":
         return table.assign(fold=np.where(index["split"].to_numpy() == "held_out", 0, -1))
     n, unit = spec.folds.n, "group" if spec.grouped else "image_id"
-    few = [
-        f"{name} ({count})"
-        for label, name in enumerate(spec.classes)
-        if (count := table.loc[table["label"] == label, unit].nunique()) < n
-    ]
+    found = table.groupby("label")[unit].nunique().reindex(range(len(spec.classes)), fill_value=0)
+    few = [f"{spec.classes[label]} ({count})" for label, count in found.items() if count < n]
     if few:
         units = "groups" if spec.grouped else "images"
         raise UserError(
@@ -37,26 +35,18 @@ def folds(index, spec, seed=42):
             f"{', '.join(few)}: add images or lower folds.n in params/datasets.yaml."
         )
     fold = np.empty(len(table), dtype=np.int64)
-    for k, (_, held_out) in enumerate(_splits(table, spec, seed, n)):
+    labels, groups = table["label"].to_numpy(), table["group"].to_numpy(dtype=object)
+    splitter = (StratifiedGroupKFold if spec.grouped else StratifiedKFold)(n, shuffle=True, random_state=seed)
+    for k, (_, held_out) in enumerate(splitter.split(labels, labels, groups if spec.grouped else None)):
         fold[held_out] = k
-        absent = sorted(set(range(len(spec.classes))) - set(table["label"].to_numpy()[held_out]))
+        absent = [name for label, name in enumerate(spec.classes) if label not in labels[held_out]]
         if absent:
-            names = ", ".join(spec.classes[label] for label in absent)
-            warnings.warn(f"{spec.name}: fold {k} holds no {names}", DatasetWarning, stacklevel=2)
+            warnings.warn(f"{spec.name}: fold {k} holds no {', '.join(absent)}", DatasetWarning, stacklevel=2)
     return table.assign(fold=fold)
 
 
-def _splits(table, spec, seed, n):
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-    labels, groups = table["label"].to_numpy(), table["group"].to_numpy(dtype=object)
-    splitter = StratifiedGroupKFold if spec.grouped else StratifiedKFold
-    splits = splitter(n, shuffle=True, random_state=seed)
-    return splits.split(labels, labels, groups if spec.grouped else None)
-
-
-def subset(folds, sizes=None, fold=0, seed=42):
-    """The images of one cell: DataFrame [image_id, label, group, fold, part], part: "train" or "held_out".
+def subset(folds, sizes, fold, seed=42):
+    """The images of one cell: {"train": rows of `folds`, "held_out": the others}.
 
     `sizes` {"train": n or None, "held_out": n or None} limits each part (None: all). A limited part keeps the shares of
     the classes, at least one image of each, and whole groups, so it may differ from n by a few images. The choice
@@ -65,16 +55,14 @@ def subset(folds, sizes=None, fold=0, seed=42):
     known = sorted(set(folds["fold"]) - {-1})
     if fold not in known:
         raise UserError(f"unknown fold {fold!r}: known are {', '.join(map(str, known))}.")
-    chosen = []
-    for part in SPLITS:
-        rows = folds[(folds["fold"] == fold) == (part == "held_out")]
-        size = (sizes or {}).get(part)
-        n_classes = rows["label"].nunique()
+    parts = {part: folds[(folds["fold"] == fold) == (part == "held_out")] for part in SPLITS}
+    for part, rows in parts.items():
+        size, n_classes = sizes[part], rows["label"].nunique()
         if size is not None and size < n_classes:
             raise UserError(f"subset.{part} is {size}: {n_classes} classes need at least one image each.")
-        kept = rows if size is None or size >= len(rows) else rows[_drawn(rows, size, seed)]
-        chosen.append(kept.assign(part=part))
-    return pd.concat(chosen, ignore_index=True)
+        if size is not None and size < len(rows):
+            parts[part] = rows[_drawn(rows, size, seed)]
+    return parts
 
 
 def inner_split(train, fraction=0.2, seed=42):
@@ -84,8 +72,6 @@ def inner_split(train, fraction=0.2, seed=42):
     at least one image of each class on either side. Raises UserError if no such split is found, as for classes with
     fewer than two groups.
     """
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction must be between 0 and 1, not {fraction}")
     size = max(train["label"].nunique(), round(fraction * len(train)))
     for attempt in range(ATTEMPTS):
         taken = _drawn(train, size, seed if not attempt else f"{seed}/{attempt}", leave=1)

@@ -35,25 +35,20 @@ class DatasetWarning(UserWarning):
     """A dataset that can be used but differs from its release, or holds files that are not used."""
 
 
-def dataset_root(spec, data_root=None):
-    """The dataset's folder, below `MEDQ_DATA` if it is set, else below `data_root`; None for a phantom, which has none."""
+def dataset_root(spec, root=None):
+    """The dataset's own folder: `root` (default: MEDQ_DATA) if it has the right name, or one of `spec.folder` below it.
+
+    An archive may have been unpacked into a folder of its own name. Of several folders, the first that holds the
+    table or a class folder is taken, so that the result is its own root. None for a phantom, which has no folder.
+    """
     if spec.layout == "phantom":
         return None
-    given = os.environ.get("MEDQ_DATA") or data_root
-    if not given:
+    root = root or os.environ.get("MEDQ_DATA")
+    if not root:
         raise UserError(
             f"{spec.name} needs images: set the environment variable MEDQ_DATA, or data_root in the profile, "
             f"to the folder that holds {spec.folder[0]!r}."
         )
-    return below(spec, given)
-
-
-def below(spec, root):
-    """The dataset's own folder: `root` itself if it has the right name, or one of `spec.folder` below it.
-
-    An archive may have been unpacked into a folder of its own name. Of several folders, the first that holds the
-    table or a class folder is taken, so that the result is its own `below`.
-    """
     root = Path(os.path.expanduser(root))
     names = [Path(folder).parts for folder in spec.folder]
     itself = any(
@@ -105,7 +100,7 @@ def index(spec, root=None):
         from medq.datasets import phantoms
 
         return phantoms.index(spec)
-    root = dataset_root(spec) if root is None else below(spec, root)
+    root = dataset_root(spec, root)
     problems, notes = [], []
     rows = (_folder_rows if spec.layout == "folders" else _table_rows)(spec, root, problems, notes)
     problems += _empty_classes(spec, rows, root)  # often a consequence of another problem, but named all the same
@@ -182,11 +177,13 @@ def _is_image(path):
         return False
 
 
-def _entries(folder):
-    """What lies in `folder`, sorted; nothing if it cannot be read, which `_scan` reports."""
+def _entries(folder, problems=None):
+    """What lies in `folder`, sorted; nothing if it is absent or, as `problems` are told, cannot be read."""
     try:
         return sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
+    except OSError as error:
+        if problems is not None and not isinstance(error, FileNotFoundError):
+            problems.append(f"{_shown(folder)} cannot be read ({_reason(error)})")
         return []
 
 
@@ -195,14 +192,7 @@ def _scan(folder, problems, pattern="*"):
     "unmatched": names of other images, "others": names of files that are not read, "folders": those that hold images}.
     """
     found, broken = {"images": [], "unmatched": [], "others": [], "folders": []}, []
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except FileNotFoundError:
-        return found
-    except OSError as error:
-        problems.append(f"{_shown(folder)} cannot be read ({_reason(error)})")
-        return found
-    for entry in entries:
+    for entry in _entries(folder, problems):
         if entry.name.startswith(".") or entry.name.lower() in IGNORED:
             continue
         matches = fnmatch(entry.name.lower(), re.sub(r"([?[])", r"[\1]", pattern.lower()))  # only * has a meaning
@@ -265,13 +255,11 @@ def _folder_rows(spec, root, problems, notes):
         found, place = _scan(folder, problems, last), folder.relative_to(root).as_posix()
         files += [(path, label, part) for path in found["images"]]
         notes += _not_read(place, found["others"])
-        if spec.release:  # of a known release it is known what else it holds
-            continue
-        for kind, why in (
-            ("folders", "in folders below; the pattern covers one level"),
-            ("unmatched", f"as they do not match {last!r}"),
-        ):
-            notes += [f"left out in {place!r}, {why}: {named(found[kind])}"] if found[kind] else []
+        if found["folders"] and not spec.release:  # of a known release it is known what else it holds
+            below = named(found["folders"])
+            notes.append(f"left out in {place!r}, in folders below; the pattern covers one level: {below}")
+        if found["unmatched"] and not spec.release:
+            notes.append(f"left out in {place!r}, as they do not match {last!r}: {named(found['unmatched'])}")
     notes += [] if spec.release else _other_classes(spec, root, set(taken.values()))
     # ids are paths without suffix, so that re-encoded copies keep them; with it if ambiguous
     whole = [Path(path).relative_to(root).as_posix() for path, _, _ in files]

@@ -7,9 +7,8 @@ import numpy as np
 import pandas as pd
 
 from medq import artefacts, keys, params as profiles, paths, provenance
-from medq.datasets import fingerprint, folds, index, inner_split, pixels, subset
+from medq.datasets import folds, index, inner_split, pixels, subset
 from medq.datasets.audit import audit, twins_to_remove
-from medq.datasets.index import dataset_root
 from medq.errors import one_of
 from medq.groups import connected
 
@@ -38,15 +37,14 @@ def prepare(params, dataset):
     """
     spec = profiles.datasets()[one_of("dataset", dataset, list(profiles.datasets()))]
     folder = paths.data_folder(params.profile, dataset)
-    frame = index(spec, dataset_root(spec, params.root()))
-    images = fingerprint(frame, params.image_size, paths.pixels())
+    frame = index(spec, params.root())
+    array, images = pixels(frame, params.image_size, paths.pixels())
     inputs = _inputs(params, dataset) | {"images": images}
     key = keys.key(inputs)
     with lock(folder):
         if artefacts.is_finished(folder, key):
             return folder
         assigned = folds(frame, spec, seed=params.seed)
-        array = pixels(frame, params.image_size, paths.pixels())
         artefacts.write_parquet(folder / INDEX, frame.drop(columns="path"))
         artefacts.write_csv(folder / FOLDS, assigned)
         artefacts.write_csv(folder / AUDIT, audit(frame, assigned))
@@ -100,24 +98,24 @@ def once(params, stage, cell, make, folder=None):
 def training_sizes(params, spec, frame, numbers):
     """{fold: images to train on} of the folds `numbers` of an index; with `deduplicate` there may be fewer."""
     assigned = folds(frame, spec, seed=params.seed)
-    return {fold: len(_parts(params, assigned, None, fold)["train"]) for fold in numbers}
+    no_twins = pd.DataFrame(columns=["image_id", "group_id"])
+    return {fold: len(_parts(params, assigned, no_twins, fold)["train"]) for fold in numbers}
 
 
 def _parts(params, assigned, twins, fold):
     """{train, selection, held_out: rows} of one fold, as the profile's subset, `deduplicate` and selection say.
 
-    `twins` is the audit's table of images that are copies of each other, or None where it is not known yet. Copies
-    never stand on both sides of the inner split, as the images of a group do not.
+    `twins` is the audit's table of images that are copies of each other, which never stand on both sides of the inner
+    split, as the images of a group do not.
     """
-    if params.deduplicate and twins is not None:
+    if params.deduplicate:
         assigned = assigned[~assigned["image_id"].isin(twins_to_remove(twins, assigned, fold))]
-    chosen = subset(assigned, params.subset.model_dump(), fold, params.seed)
-    train, held_out = chosen[chosen["part"] == "train"], chosen[chosen["part"] == "held_out"]
-    selection = held_out
+    parts = subset(assigned, params.subset.model_dump(), fold, params.seed)
+    parts["selection"] = parts["held_out"]
     if params.train.selection == "inner":
-        grouped = train if twins is None else train.assign(group=_with_twins(train, twins))
-        train, selection = inner_split(grouped, seed=params.seed)
-    return {"train": train, "selection": selection, "held_out": held_out}
+        grouped = parts["train"].assign(group=_with_twins(parts["train"], twins))
+        parts["train"], parts["selection"] = inner_split(grouped, seed=params.seed)
+    return parts
 
 
 def _with_twins(rows, twins):

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import json
-import logging
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -19,43 +18,64 @@ from medq.errors import UserError
 DECODER = 1  # part of the fingerprint: raise it if the same file gives other pixels
 TIFF_DECODER = 3  # the same for datasets with TIFFs
 _CHUNK = 256  # images in flight
-_log = logging.getLogger(__name__)
 
 
-def pixels(index, image_size, cache_dir):
-    """The images of `index`, in its order: a read-only memory map, uint8 [n, image_size, image_size, 3].
+def pixels(index, image_size, cache_dir, decode=True):
+    """The images of `index`, in its order, decoded once: (array, fingerprint).
 
-    Section 2.2: decoded by PIL, converted to RGB, resized (bilinear with PIL's antialiasing, aspect not kept). The first
-    call decodes and writes `<cache_dir>/<key>.npy` and, last, its record `<key>.json` with a fingerprint of the files'
-    contents; later calls map them. Sizes and modification times tell whether contents must be read again: a touched file
-    changes nothing, a changed one or a damaged cache is decoded anew. Cells that start together decode once (file lock).
-    Raises UserError that names every unreadable image, or if the cache cannot be written.
+    The array is a read-only memory map, uint8 [n, image_size, image_size, 3]. Section 2.2: decoded by PIL, converted to
+    RGB, resized (bilinear with PIL's antialiasing, aspect not kept). The fingerprint is a SHA-256 over ids and contents
+    of the images, image size and decoder; it does not depend on where the files lie.
+
+    The first call writes `<cache_dir>/<key>.npy` and, last, its record `<key>.json`; later calls map them. Sizes and
+    modification times tell whether contents must be read again: a touched file changes nothing, a changed one or a
+    damaged cache is decoded anew. With `decode=False` nothing is read or written, and None stands for images that would
+    have to be. Cells that start together decode once (file lock). Raises UserError that names every unreadable image, or
+    if the cache cannot be written.
     """
-    return _ensure(index, image_size, cache_dir)[0]
+    import filelock
 
-
-def fingerprint(index, image_size, cache_dir):
-    """SHA-256 over ids and contents of the images, image size and decoder: what `pixels` maps, in one string.
-
-    It does not depend on where the files lie. Decodes first if that has not happened yet.
-    """
-    return _ensure(index, image_size, cache_dir)[1]
-
-
-def known_fingerprint(index, image_size, cache_dir):
-    """The fingerprint, if the images look untouched since it was made; None where they must be read again.
-
-    Nothing is decoded or written: sizes and modification times are compared.
-    """
-    stats, lost = _stats(index["path"].tolist())
-    found = None if lost else _mapped(_stem(index, image_size, cache_dir), stats, image_size)
-    return found[1] if found else None
-
-
-def _stem(index, image_size, cache_dir):
-    """Path of the cache's files, without their suffix."""
     ids, paths = index["image_id"].tolist(), index["path"].tolist()
-    return str(Path(cache_dir) / f"{image_size}px-{_digest([_decoder(paths), image_size, ids, paths])[:20]}")
+    stem = str(Path(cache_dir) / f"{image_size}px-{_digest([_decoder(paths), image_size, ids, paths])[:20]}")
+    array, record = Path(f"{stem}.npy"), Path(f"{stem}.json")
+    stats = _stats(paths)
+    found = _mapped(array, record, stats, image_size)
+    if found or not decode:
+        return found
+    try:
+        array.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{stem}.lock"):
+            if found := _mapped(array, record, stats, image_size):
+                return found
+            hashed = each(_file_digest, paths, "fingerprint")
+            content = _digest([_decoder(paths), image_size, list(zip(ids, hashed, strict=True))])
+            facts = {"fingerprint": content, "stats": stats, "images": len(paths)}
+            known = artefacts.read_json(record)
+            if isinstance(known, dict) and known.get("fingerprint") == content:
+                artefacts.write_json(record, facts)  # the files were touched, not changed
+            if not _mapped(array, record, stats, image_size):
+                record.unlink(missing_ok=True)
+                _decode(paths, image_size, array)
+                artefacts.write_json(record, facts)
+            return _mapped(array, record, stats, image_size)
+    except OSError as error:
+        raise UserError(
+            f"the pixel cache {str(array)!r} cannot be written: {error.strerror or error}; "
+            "make its folder writable or choose another."
+        ) from None
+
+
+def _mapped(array, record, stats, image_size):
+    """(memory map, fingerprint) if the cache is whole and the files look untouched, else None."""
+    known = artefacts.read_json(record)
+    if not isinstance(known, dict) or known.get("stats") != stats:
+        return None
+    try:
+        mapped = np.lib.format.open_memmap(array, mode="r")
+        whole = mapped.shape == (known["images"], image_size, image_size, 3) and mapped.dtype == np.uint8
+        return (mapped, known["fingerprint"]) if whole else None
+    except (OSError, ValueError, EOFError, KeyError):
+        return None  # missing, cut short
 
 
 def _decoder(paths):
@@ -79,7 +99,7 @@ def read_image(path, image_size=None):
         image = Image.fromarray(phantoms.draw(path))
     else:
         image = _rgb(path)
-    if image_size is not None and image.size != (image_size, image_size):
+    if image_size is not None:
         image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
     return np.asarray(image)
 
@@ -156,81 +176,28 @@ def hidden(path):
     try:
         with _opened(path) as image:
             frames = getattr(image, "n_frames", 1)
-            if ";16" in str(image.tile) and not image.mode.startswith("I"):  # of colours Pillow keeps the upper byte
-                highest = int(np.asarray(image.convert("RGB")).max())
-                return (8 + highest.bit_length() if highest < 128 else None), frames
-            if not image.mode.startswith("I"):
-                return None, frames
-            grey, white, _ = _grey(image)
+            if image.mode.startswith("I"):
+                grey, white, _ = _grey(image)
+                bits = int(grey.max()).bit_length() if grey.max() <= white // 2 else None
+            else:
+                deep = ";16" in str(image.tile)  # of colours with 16 bits Pillow keeps the upper byte
+                highest = int(np.asarray(image.convert("RGB")).max()) if deep else 255
+                bits = 8 + highest.bit_length() if highest < 128 else None
     except UnidentifiedImageError:  # DICOM without its preamble
         return None, 1
-    return (int(grey.max()).bit_length() if grey.max() <= white // 2 else None), frames
-
-
-def _ensure(index, image_size, cache_dir):
-    """(memory map, fingerprint), decoding what is not in the cache."""
-    import filelock
-
-    if image_size < 1:
-        raise ValueError(f"image_size must be at least 1, not {image_size}")
-    ids, paths, stem = index["image_id"].tolist(), index["path"].tolist(), _stem(index, image_size, cache_dir)
-    array, record = Path(f"{stem}.npy"), Path(f"{stem}.json")
-    stats, lost = _stats(paths)
-    if lost:
-        raise UserError(f"images are gone: {named(lost)}.")
-    if found := _mapped(stem, stats, image_size):
-        return found
-    try:
-        array.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f"{stem}.lock"):
-            if found := _mapped(stem, stats, image_size):
-                return found
-            hashed = list(each(_file_digest, paths, "fingerprint"))
-            refuse(paths, hashed)
-            content = _digest([_decoder(paths), image_size, [list(pair) for pair in zip(ids, hashed, strict=True)]])
-            facts = {"fingerprint": content, "stats": stats, "images": len(paths)}
-            known = artefacts.read_json(record)
-            if isinstance(known, dict) and known.get("fingerprint") == content:
-                artefacts.write_json(record, facts)  # the files were touched, not changed
-            if not _mapped(stem, stats, image_size):
-                record.unlink(missing_ok=True)
-                _decode(paths, image_size, array)
-                artefacts.write_json(record, facts)
-            return _mapped(stem, stats, image_size)
-    except OSError as error:
-        raise UserError(
-            f"the pixel cache {str(array)!r} cannot be written: {error.strerror or error}; "
-            "make its folder writable or choose another."
-        ) from None
-
-
-def _mapped(stem, stats, image_size):
-    """(memory map, fingerprint) if the cache is whole and the files look untouched, else None."""
-    known = artefacts.read_json(f"{stem}.json")
-    if not isinstance(known, dict) or known.get("stats") != stats:
-        return None
-    try:
-        mapped = np.lib.format.open_memmap(Path(f"{stem}.npy"), mode="r")
-        whole = mapped.shape == (known["images"], image_size, image_size, 3) and mapped.dtype == np.uint8
-        return (mapped, known["fingerprint"]) if whole else None
-    except (OSError, ValueError, EOFError, KeyError):
-        return None  # missing, cut short
+    return bits, frames
 
 
 def _stats(paths):
-    """Digest over sizes and modification times of all files, and the files that are no longer there."""
-    seen, lost = [], []
+    """Digest over sizes and modification times of all files."""
+    seen = []
     for path in paths:
-        if path.startswith("phantom:"):
-            seen.append(path)
-            continue
         try:
             stat = os.stat(path)
-        except OSError:
-            lost.append(path)
-        else:
             seen.append((stat.st_size, stat.st_mtime_ns))
-    return _digest(seen), lost
+        except OSError:  # a phantom, or gone
+            seen.append(path)
+    return _digest(seen)
 
 
 def _file_digest(path):
@@ -245,23 +212,17 @@ def _file_digest(path):
 def _decode(paths, image_size, array):
     """Decode all `paths` into the file `array`, which is either whole or absent."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(paths), image_size, image_size, 3)}
-    offenders = {}
     # A stream: on a full disk a write fails with a reason, where a memory map would kill the process.
     with artefacts.replacing(array) as scratch, open(scratch, "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        images = each(lambda path: read_image(path, image_size), paths, "decode")
-        for path, image in zip(paths, images, strict=True):
-            if isinstance(image, Exception):
-                offenders[path] = image
-            elif not offenders:
-                file.write(image.tobytes())
-        refuse(offenders, offenders.values())
+        for image in each(lambda path: read_image(path, image_size), paths, "decode"):
+            file.write(image.tobytes())
 
 
 def each(function, paths, what):
     """`function` of each path, in order, computed in threads (PIL releases the lock), with a progress bar.
 
-    Where the function raises, its exception takes the place of the value: one damaged file must not hide the others.
+    Raises UserError in the end that names all paths for which it fails: one damaged file must not hide the others.
     """
     from PIL import Image
     from tqdm import tqdm
@@ -272,22 +233,17 @@ def each(function, paths, what):
         except Exception as error:  # PIL's plugins raise almost anything on damaged files
             return error
 
-    _log.info("%s: %d images", what, len(paths))
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are refused in a sentence
-    with (
-        ThreadPoolExecutor(provenance.usable_cores()) as pool,
-        tqdm(total=len(paths), desc=what, unit=" images", disable=None) as bar,
-    ):
-        for start in range(0, len(paths), _CHUNK):
-            yield from pool.map(attempt, paths[start : start + _CHUNK])
-            bar.update(min(_CHUNK, len(paths) - start))
-
-
-def refuse(paths, results):
-    """Raise UserError that names all `paths` whose result, as `each` gives it, is an exception."""
-    bad = [
-        f"{path} ({_why(result)})" for path, result in zip(paths, results, strict=True) if isinstance(result, Exception)
-    ]
+    bad = []
+    with ThreadPoolExecutor(provenance.usable_cores()) as pool:
+        chunks = (paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK))
+        results = (result for chunk in chunks for result in pool.map(attempt, chunk))
+        bar = tqdm(results, total=len(paths), desc=what, unit=" images", disable=None)
+        for path, result in zip(paths, bar, strict=True):
+            if isinstance(result, Exception):
+                bad.append(f"{path} ({_why(result)})")
+            else:
+                yield result
     if bad:
         raise UserError(
             f"{len(bad)} unreadable image{'s' if len(bad) > 1 else ''}: {named(bad)}; repair, replace or remove them."

@@ -112,39 +112,33 @@ def _layout_problems(spec):
     if spec.layout != "phantom" and not spec.folder:
         yield "the key 'folder' is missing: where the dataset lies below the data root"
     if spec.pattern is not None:
-        *folders, last = spec.pattern.split("/")
-        if "{class}" not in spec.pattern or any("*" in part for part in folders) or "{" in last or "**" in last:
+        folders, _, last = spec.pattern.rpartition("/")
+        if "{class}" not in folders or "*" in folders or "{" in last or "**" in last:
             yield "pattern must name {class} as a folder and may have * (for one level) in its last part only"
         if ("{split}" in spec.pattern) != bool(spec.splits):
             yield "pattern names {split} exactly if there are 'splits'"
     if spec.layout == "table" and spec.table and (spec.table.split is not None) != bool(spec.splits):
         yield "table needs a 'split' column exactly if there are 'splits'"
-    download = spec.kaggle.split("/")[1] if spec.kaggle else None
-    if download and download not in [part for folder in spec.folder for part in Path(folder).parts[:1]]:
-        yield f"folder must list {download!r}, the folder that a download from Kaggle makes"
-    paths = [*spec.folder, *([spec.pattern] if spec.pattern else [])]
-    paths += [spec.table.file, *spec.table.alternatives, *spec.table.folders] if spec.table else []
-    for path in paths:
-        if Path(path).is_absolute() or ".." in Path(path).parts:
-            yield f"{path!r} must be a path below the data root"
+    if spec.kaggle and (made := spec.kaggle.split("/")[1]) not in [folder.split("/")[0] for folder in spec.folder]:
+        yield f"folder must list {made!r}, the folder that a download from Kaggle makes"
+    of_table = [spec.table.file, *spec.table.alternatives, *spec.table.folders] if spec.table else []
+    for path in map(Path, [*spec.folder, spec.pattern or "", *of_table]):
+        if path.is_absolute() or ".." in path.parts:
+            yield f"{str(path)!r} must be a path below the data root"
 
 
 def _name_problems(spec):
-    repeated = sorted({name for name in spec.classes if spec.classes.count(name) > 1})
-    if repeated:
+    if repeated := sorted({name for name in spec.classes if spec.classes.count(name) > 1}):
         yield f"classes are repeated: {', '.join(repeated)}"
     for name in spec.classes:
         if "/" in name or "\\" in name or name in (".", ".."):
             yield f"class {name!r} is not a plain name"
     mappings = {"titles": spec.titles} | {f"release of {part}": held for part, held in spec.release.items()}
     for key, names in mappings.items():
-        unknown = sorted(set(names) - set(spec.classes))
-        if unknown:
+        if unknown := sorted(set(names) - set(spec.classes)):
             yield f"{key} names classes that are not in 'classes': {', '.join(unknown)}"
-    for part, counts in spec.release.items():
-        missing = [name for name in spec.classes if name not in counts]
-        if missing:
-            yield f"release of {part} lacks {', '.join(missing)}"
+        if key != "titles" and (missing := [name for name in spec.classes if name not in names]):
+            yield f"{key} lacks {', '.join(missing)}"
 
 
 def _split_problems(spec):
@@ -155,9 +149,8 @@ def _split_problems(spec):
         yield "fixed folds need 'splits'"
     if spec.release and set(spec.release) != (set(SPLITS) if fixed or spec.splits else {"all"}):
         yield f"release must have {'train and held_out' if fixed or spec.splits else 'all'}"
-    if spec.folds.scheme == "stratified-group" and spec.layout == "folders":
+    group = spec.layout == "phantom" or spec.table and spec.table.group
+    if spec.folds.scheme == "stratified-group" and not group:
         yield "stratified-group folds need a table with a 'group' column"
-    if spec.folds.scheme == "stratified-group" and spec.table and spec.table.group is None:
-        yield "stratified-group folds need the table's 'group' column"
     if spec.folds.scheme == "stratified" and spec.table and spec.table.group:
         yield "the table's 'group' column needs the scheme stratified-group: stratified folds would split groups"
