@@ -8,13 +8,14 @@ than chance or than always naming the largest class.
 """
 
 import math
-from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import Annotated
 
 import pandas as pd
+from pydantic import Field
 from scipy.stats import norm
 
-from medq import artefacts, regimes
+from medq import artefacts, config, regimes
 from medq.changes import paired
 from medq.errors import UserError
 from medq.results import PEER_REFERENCE, load, peer_means, scores, title
@@ -31,58 +32,46 @@ NOT_MEASURED = "not measured"
 CHANCE = "FP32 is no better than"
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a user accepts. ValueError for an impossible limit or confidence."""
+Number = Annotated[float, Field(ge=-math.inf)]  # any but NaN
 
-    auprc_loss_pp: float = 1.0  # points of macro AUPRC
-    brier_rise: float = 0.01
-    nll_rise: float = 0.05  # nats: the mean probability of the true class falls by a factor of exp(-0.05) = 0.95
-    latency_ms: float | None = None  # median time of a batch
-    confidence: float = 0.95  # that each true loss, rise and median stays within its limit
-    batch_size: int = 1
 
-    def __post_init__(self):
-        if not 0.5 <= self.confidence < 1:
-            raise ValueError(f"confidence must be at least 0.5 and below 1, not {self.confidence}")
-        if self.latency_ms is not None and not self.latency_ms > 0:
-            raise ValueError(f"the latency budget must be above 0 ms, not {self.latency_ms}")
-        if self.batch_size < 1:
-            raise ValueError(f"the batch size must be 1 or more, not {self.batch_size}")
-        if any(math.isnan(getattr(self, cost[0])) for cost in COSTS.values()):
-            raise ValueError("the largest loss of AUPRC and rises of Brier and NLL must be numbers")
+class Limits(config.Model):
+    """What a user accepts."""
+
+    auprc_loss_pp: Number = Field(1.0, description="points of macro AUPRC")
+    brier_rise: Number = Field(0.01, description="of the multi-class Brier score")
+    # The mean probability of the true class falls by a factor of exp(-0.05) = 0.95.
+    nll_rise: Number = Field(0.05, description="of the negative log-likelihood, in nats")
+    latency_ms: Annotated[float, Field(gt=0)] | None = Field(None, description="median time of a batch")
+    batch_size: int = Field(1, ge=1, description="that the budget is for")
+    confidence: float = Field(0.95, ge=0.5, lt=1, description="that each loss, rise and median is within its limit")
 
 
 def add_arguments(parser):
     """Arguments of `medq advise`."""
     parser.add_argument("results", help="a result folder, or its name under results/")
-    for name, option, metavar, kind, text in (
-        ("auprc_loss_pp", "--max-auprc-loss-pp", "PP", float, "points of macro AUPRC"),
-        ("brier_rise", "--max-brier-rise", "X", float, "of the multi-class Brier score"),
-        ("nll_rise", "--max-nll-rise", "X", float, "of the negative log-likelihood, in nats"),
-        ("latency_ms", "--max-latency-ms", "MS", float, "median time of a batch"),
-        ("batch_size", "--batch-size", "N", int, "that the budget is for"),
-        ("confidence", "--confidence", "C", float, "of staying within each limit"),
-    ):
-        default = getattr(Limits, name)
-        help_ = f"{text} (default: {'no budget' if default is None else f'{default:g}'})"
-        parser.add_argument(option, dest=name, type=kind, default=default, metavar=metavar, help=help_)
+    for name, field in Limits.model_fields.items():
+        option = name if name in ("batch_size", "confidence") else f"max_{name}"
+        default = "no budget" if field.default is None else f"{field.default:g}"
+        parser.add_argument(
+            f"--{option.replace('_', '-')}",
+            dest=name,
+            type=int if name == "batch_size" else float,
+            default=field.default,
+            metavar="X",
+            help=f"{field.description} (default: {default})",
+        )
     parser.add_argument("--csv", metavar="FILE", help="also write every candidate with its numbers")
 
 
 def run(args):
     """Print one decision per dataset and backbone and, below it, which candidates failed and why."""
-    try:
-        limits = Limits(**{field.name: getattr(args, field.name) for field in fields(Limits)})
-    except ValueError as error:
-        raise UserError(f"{error}.") from None
+    limits = config.validate(Limits, {name: getattr(args, name) for name in Limits.model_fields}, "limits")
     results = load(args.results)
     table = decide(results, limits)
     if table.empty:
         raise UserError(f"{results.path}: holds no cells to decide on; run `medq collect` first.")
-    if args.csv == "":
-        raise UserError("--csv: names no file; give one, such as advice.csv.")
-    if args.csv:
+    if args.csv is not None:
         try:
             artefacts.write_csv(args.csv, table)
         except UserError as error:  # its words are for a batch

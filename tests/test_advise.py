@@ -1,7 +1,6 @@
 import math
 import subprocess
 import sys
-from argparse import Namespace
 
 import pandas as pd
 import pytest
@@ -10,7 +9,6 @@ from fixtures.results import bent, world
 from medq import advise
 from medq.advise import Limits, decide
 from medq.cli import main
-from medq.errors import UserError
 from medq.results import SCHEMA, Results
 
 
@@ -22,155 +20,112 @@ def brain():
 def made(tmp_path, **tables):
     """A result folder of one dataset and backbone with the given rows per file."""
     for file, rows in tables.items():
-        pd.DataFrame(rows, columns=SCHEMA[f"{file}.csv"]).to_csv(tmp_path / f"{file}.csv", index=False)
+        own = [{"dataset": "D", "backbone": "resnet18", **row} for row in rows]
+        pd.DataFrame(own, columns=SCHEMA[f"{file}.csv"]).to_csv(tmp_path / f"{file}.csv", index=False)
     return Results("made", tmp_path)
 
 
 def cells(*regimes, status="done", reason=""):
-    return [
-        {"dataset": "D", "backbone": "resnet18", "regime": r, "fold": 0, "status": status, "reason": reason}
-        for r in regimes
-    ]
+    return [{"regime": r, "fold": 0, "status": status, "reason": reason} for r in regimes]
 
 
 def timed(regime, p50, high=None, baseline=""):
-    return {
-        "dataset": "",
-        "backbone": "resnet18",
-        "regime": regime,
-        "baseline": baseline,
-        "device": "cpu",
-        "batch_size": 1,
-        "p50_ms": p50,
-        "p50_high": high or p50,
-        "size_mb": 1.0,
-    }
+    row = {"dataset": "", "regime": regime, "baseline": baseline, "device": "cpu", "batch_size": 1, "size_mb": 1.0}
+    return row | {"p50_ms": p50, "p50_high": high or p50}
 
 
 def compared(regime, auprc, brier, reference="fp32"):
     """Bootstrap rows: (delta, low, high) of the reference minus the regime, in points."""
+    ends, pair = ("delta_pp", "low_pp", "high_pp"), {"method_a": reference, "method_b": regime}
     return [
-        {
-            "dataset": "D",
-            "backbone": "resnet18",
-            "method_a": reference,
-            "method_b": regime,
-            "metric": metric,
-            "delta_pp": d,
-            "low_pp": low,
-            "high_pp": high,
-        }
-        for metric, (d, low, high) in (("auprc", auprc), ("brier", brier), ("nll", brier))
+        pair | {"metric": metric} | dict(zip(ends, values))
+        for metric, values in (("auprc", auprc), ("brier", brier), ("nll", brier))
     ]
 
 
 SAFE = ((0.1, -0.1, 0.3), (-0.1, -0.3, 0.1))  # loses 0.1 points, Brier and NLL rise by 0.001
+EAGER = timed("fp32", 10.0, baseline="eager")
+
+
+def ptq(tmp_path, auprc=SAFE[0], brier=SAFE[1], **tables):
+    """Results of FP32 and of a PTQ that is five times as fast, with these differences from FP32."""
+    tables = {"latency": [EAGER, timed("ptq-fbgemm", 2.0)], "bootstrap": compared("ptq-fbgemm", auprc, brier)} | tables
+    return made(tmp_path, cells=cells("fp32", "ptq-fbgemm"), **tables)
 
 
 def row_of(table, candidate):
     return table[table["candidate"] == candidate].iloc[0]
 
 
+def shipped(table):
+    return table.loc[table["ship"], "candidate"].tolist()
+
+
 def test_the_fastest_that_passes_is_shipped(tmp_path):
     results = made(
         tmp_path,
         cells=cells("fp32", "ptq-fbgemm", "qat-fbgemm"),
-        latency=[timed("fp32", 10.0, baseline="eager"), timed("ptq-fbgemm", 2.0), timed("qat-fbgemm", 3.0)],
+        latency=[EAGER, timed("ptq-fbgemm", 2.0), timed("qat-fbgemm", 3.0)],
         bootstrap=compared("ptq-fbgemm", *SAFE) + compared("qat-fbgemm", *SAFE),
     )
     table = decide(results)
-    assert table.loc[table["ship"], "candidate"].tolist() == ["ptq-fbgemm"]
+    assert shipped(table) == ["ptq-fbgemm"]
     assert row_of(table, "ptq-fbgemm")["speedup"] == pytest.approx(5)
     assert row_of(table, "ptq-fbgemm")["brier_rise"] == pytest.approx(0.001)
+    # A faster one that fails a limit, and is better calibrated, is named.
+    worse = compared("ptq-fbgemm", (3.0, 2.0, 4.0), (0.5, 0.3, 0.7))
+    results = made(tmp_path, bootstrap=worse + compared("qat-fbgemm", *SAFE))
+    best = decide(results).query("ship").iloc[0]
+    assert (best["candidate"], best["beaten_by"]) == ("qat-fbgemm", "ptq-fbgemm")
+    assert decide(results, Limits(auprc_loss_pp=5.0)).query("ship").iloc[0]["beaten_by"] == ""
 
 
 def test_an_interval_that_reaches_over_the_limit_fails_and_less_confidence_lets_it_pass(tmp_path):
-    results = made(
-        tmp_path,
-        cells=cells("fp32", "ptq-fbgemm"),
-        latency=[timed("fp32", 10.0, baseline="eager"), timed("ptq-fbgemm", 2.0)],
-        bootstrap=compared("ptq-fbgemm", (0.8, 0.4, 1.2), SAFE[1]),
-    )
+    results = ptq(tmp_path, auprc=(0.8, 0.4, 1.2))
     strict = decide(results)
-    assert strict.loc[strict["ship"], "candidate"].tolist() == ["fp32"]
+    assert shipped(strict) == ["fp32"]
     assert row_of(strict, "ptq-fbgemm")["auprc_loss_bound_pp"] == pytest.approx(0.8 + 0.4 * 1.6449 / 1.9600, abs=1e-4)
     assert "at worst 1.14 points" in row_of(strict, "ptq-fbgemm")["why"]
-    lax = decide(results, Limits(confidence=0.7))
-    assert lax.loc[lax["ship"], "candidate"].tolist() == ["ptq-fbgemm"]
+    assert shipped(decide(results, Limits(confidence=0.7))) == ["ptq-fbgemm"]
 
 
 def test_the_bound_of_a_rise_comes_from_the_lower_end_of_fp32_minus_regime(tmp_path):
-    results = made(
-        tmp_path,
-        cells=cells("fp32", "ptq-fbgemm"),
-        latency=[timed("fp32", 9.0, baseline="eager"), timed("ptq-fbgemm", 2)],
-        bootstrap=compared("ptq-fbgemm", SAFE[0], (-0.5, -3.0, 0.1)),
-    )
-    row = row_of(decide(results, Limits(confidence=0.975)), "ptq-fbgemm")
+    row = row_of(decide(ptq(tmp_path, brier=(-0.5, -3.0, 0.1)), Limits(confidence=0.975)), "ptq-fbgemm")
     assert row["brier_rise_bound"] == pytest.approx(0.03) and row["passes"] is False
 
 
-@pytest.mark.parametrize("end", [1, 2])
-def test_a_bound_that_is_not_known_does_not_pass(tmp_path, end):
-    auprc = tuple(math.nan if k == end else value for k, value in enumerate(SAFE[0]))
-    results = made(
-        tmp_path,
-        cells=cells("fp32", "ptq-fbgemm"),
-        latency=[timed("fp32", 10.0, baseline="eager"), timed("ptq-fbgemm", 2.0)],
-        bootstrap=compared("ptq-fbgemm", auprc, SAFE[1]),
-    )
-    row = row_of(decide(results), "ptq-fbgemm")
+@pytest.mark.parametrize("auprc", [(0.1, math.nan, 0.3), (0.1, -0.1, math.nan)])
+def test_a_bound_that_is_not_known_does_not_pass(tmp_path, auprc):
+    row = row_of(decide(ptq(tmp_path, auprc=auprc)), "ptq-fbgemm")
     assert row["passes"] is None and "AUPRC loses 0.10 points, of unknown confidence" in row["why"]
 
 
 def test_a_budget_counts_with_its_bound_and_the_best_baseline_of_fp32_counts(tmp_path):
-    results = made(
-        tmp_path,
-        cells=cells("fp32", "qat-fbgemm"),
-        latency=[
-            timed("fp32", 10.0, baseline="eager"),
-            timed("fp32", 4.0, baseline="fused"),
-            timed("qat-fbgemm", 3.0, high=9.0),
-        ],
-        bootstrap=compared("qat-fbgemm", *SAFE),
-    )
-    table = decide(results, Limits(latency_ms=5))
-    assert table.loc[table["ship"], "candidate"].tolist() == ["fp32"]
-    assert row_of(table, "fp32")["p50_ms"] == 4
-    assert "Latency is 3.0 ms, at worst 8.0 ms" in row_of(table, "qat-fbgemm")["why"]
-    none = decide(results, Limits(latency_ms=1))
-    assert not none["ship"].any()
+    fused = timed("fp32", 4.0, baseline="fused")
+    results = ptq(tmp_path, latency=[EAGER, fused, timed("ptq-fbgemm", 3.0, high=9.0)])
+    table = decide(results, Limits(latency_ms=5.0))
+    assert shipped(table) == ["fp32"] and row_of(table, "fp32")["p50_ms"] == 4
+    assert "Latency is 3.0 ms, at worst 8.0 ms" in row_of(table, "ptq-fbgemm")["why"]
+    assert shipped(decide(results, Limits(latency_ms=1.0))) == []
 
 
 def test_what_was_not_measured_does_not_pass_and_says_so(tmp_path):
     results = made(
         tmp_path,
         cells=cells("fp32", "ptq-fbgemm", "ptq-qnnpack") + cells("qat-fbgemm", status="unsupported", reason="no add"),
-        latency=[timed("fp32", 10.0, baseline="eager"), timed("ptq-fbgemm", 2.0)],
+        latency=[EAGER, timed("ptq-fbgemm", 2.0)],
     )
-    table = decide(results)
-    assert row_of(table, "ptq-fbgemm")["passes"] is None and "AUPRC not measured" in row_of(table, "ptq-fbgemm")["why"]
-    assert "Latency not measured" in row_of(table, "ptq-qnnpack")["why"]
-    assert (
-        row_of(table, "qat-fbgemm")["passes"] is False and row_of(table, "qat-fbgemm")["why"] == "unsupported: no add"
-    )
-    assert table.loc[table["ship"], "candidate"].tolist() == ["fp32"]
+    table = decide(results).set_index("candidate")
+    assert table["passes"].to_dict() == {"fp32": True, "ptq-fbgemm": None, "ptq-qnnpack": None, "qat-fbgemm": False}
+    assert "AUPRC not measured" in table["why"]["ptq-fbgemm"]
+    assert "Latency not measured" in table["why"]["ptq-qnnpack"]
+    assert table["why"]["qat-fbgemm"] == "unsupported: no add" and table["ship"]["fp32"]
 
 
 def test_runtimes_compete_on_their_speed_up_in_their_own_run(tmp_path):
-    def peer(runtime, precision, p50, auprc=0.9, ece=0.02):
-        return {
-            "dataset": "D",
-            "backbone": "resnet18",
-            "runtime": runtime,
-            "precision": precision,
-            "batch_size": 1,
-            "auprc": auprc,
-            "ece": ece,
-            "p50_ms": p50,
-            "p50_high": p50,
-            "p99_ms": p50,
-        }
+    def peer(runtime, precision, p50):
+        row = {"runtime": runtime, "precision": precision, "batch_size": 1, "auprc": 0.9, "ece": 0.02}
+        return row | {"p50_ms": p50, "p50_high": p50, "p99_ms": p50}
 
     results = made(
         tmp_path,
@@ -178,11 +133,7 @@ def test_runtimes_compete_on_their_speed_up_in_their_own_run(tmp_path):
         latency=[timed("fp32", 40.0, baseline="eager")],
         bootstrap=compared("openvino-int8", (0.3, 0.1, 0.5), SAFE[1], reference="pytorch-fp32")
         + compared("onnxruntime-int8", SAFE[0], (-3.0, -4.0, -2.0), reference="pytorch-fp32"),
-        peers=[
-            peer("pytorch", "fp32", 4.0),
-            peer("openvino", "int8", 0.5, auprc=0.897),
-            peer("onnxruntime", "int8", 0.4, ece=0.05),
-        ],
+        peers=[peer("pytorch", "fp32", 4.0), peer("openvino", "int8", 0.5), peer("onnxruntime", "int8", 0.4)],
     )
     table = decide(results)
     chosen = table[table["ship"]].iloc[0]
@@ -193,44 +144,31 @@ def test_runtimes_compete_on_their_speed_up_in_their_own_run(tmp_path):
     assert row_of(decide(paired), "openvino int8")["passes"] is False
 
 
-def test_what_is_faster_and_better_calibrated_but_fails_a_limit_is_named(tmp_path):
-    results = made(
-        tmp_path,
-        cells=cells("fp32", "ptq-fbgemm", "qat-fbgemm"),
-        latency=[timed("fp32", 10.0, baseline="eager"), timed("ptq-fbgemm", 2.0), timed("qat-fbgemm", 3.0)],
-        bootstrap=compared("ptq-fbgemm", (3.0, 2.0, 4.0), (0.5, 0.3, 0.7)) + compared("qat-fbgemm", *SAFE),
-    )
-    shipped = decide(results).query("ship").iloc[0]
-    assert (shipped["candidate"], shipped["beaten_by"]) == ("qat-fbgemm", "ptq-fbgemm")
-    assert decide(results, Limits(auprc_loss_pp=5.0)).query("ship").iloc[0]["beaten_by"] == ""
-
-
-def test_nothing_is_recommended_for_a_model_that_names_the_largest_class_or_guesses(tmp_path):
-    folder = tmp_path / "predictions" / "D" / "resnet18"
-    folder.mkdir(parents=True)
-    labels = [0] * 66 + [1] * 34
-    pd.DataFrame({"image_id": range(100), "fold": 0, "label": labels, "p_a": 0.6, "p_b": 0.4}).to_parquet(
-        folder / "fp32.parquet"
-    )
-    cell = {"dataset": "D", "backbone": "resnet18", "regime": "fp32", "form": "float", "class": "", "recipe": "default"}
-    for accuracy, low, auroc, reason in (
+@pytest.mark.parametrize(
+    "accuracy, low, auroc, reason",
+    [
         (0.66, 0.57, 0.8, "naming the largest class"),
         (0.70, 0.61, 0.8, "naming the largest class"),
         (0.80, 0.72, 0.5, "chance"),
         (0.80, 0.72, 0.8, ""),
-    ):
-        scores = {"accuracy": (accuracy, low), "auroc": (auroc, math.nan)}
-        results = made(
-            tmp_path,
-            cells=cells("fp32", "ptq-fbgemm"),
-            metrics=[cell | {"fold": "pooled", "metric": m, "value": v} for m, (v, _) in scores.items()],
-            intervals=[cell | {"metric": m, "value": v, "low": w, "high": 1.0} for m, (v, w) in scores.items()],
-            latency=[timed("fp32", 10.0, baseline="eager"), timed("ptq-fbgemm", 2.0)],
-            bootstrap=compared("ptq-fbgemm", *SAFE),
-        )
-        table = decide(results)
-        assert table["ship"].any() == (not reason) and reason in table["why"].iloc[0]
-        assert ("nothing: FP32 is no better than" in advise.text(table, Limits())) == bool(reason)
+    ],
+)
+def test_nothing_is_recommended_for_a_model_that_names_the_largest_class_or_guesses(
+    tmp_path, accuracy, low, auroc, reason
+):
+    folder = tmp_path / "predictions" / "D" / "resnet18"
+    folder.mkdir(parents=True)
+    images = {"image_id": range(100), "fold": 0, "label": [0] * 66 + [1] * 34, "p_a": 0.6, "p_b": 0.4}
+    pd.DataFrame(images).to_parquet(folder / "fp32.parquet")
+    cell = {"regime": "fp32", "form": "float", "class": "", "recipe": "default"}
+    scores = [
+        cell | {"metric": "accuracy", "value": accuracy, "low": low, "high": 1.0},
+        cell | {"metric": "auroc", "value": auroc, "low": math.nan, "high": 1.0},
+    ]
+    results = ptq(tmp_path, metrics=[row | {"fold": "pooled"} for row in scores], intervals=scores)
+    table = decide(results)
+    assert table["ship"].any() == (not reason) and reason in table["why"].iloc[0]
+    assert ("nothing: FP32 is no better than" in advise.text(table, Limits())) == bool(reason)
 
 
 def test_in_a_world_like_the_papers_ptq_never_ships():
@@ -252,31 +190,28 @@ def test_results_without_timings_or_peers_still_decide():
     [{"confidence": 1.0}, {"confidence": 0.2}, {"latency_ms": 0.0}, {"brier_rise": math.nan}, {"batch_size": 0}],
 )
 def test_limits_that_make_no_sense_are_refused(wrong):
-    with pytest.raises(ValueError, match="must"):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
         Limits(**wrong)
 
 
 def test_the_command_prints_decisions_and_writes_a_table(tmp_path, capsys):
-    assert main(["advise", str(brain().path), "--max-latency-ms", "10", "--csv", str(tmp_path / "out.csv")]) == 0
+    own = str(brain().path)
+    assert main(["advise", own, "--max-latency-ms", "10", "--csv", str(tmp_path / "out.csv")]) == 0
     said = capsys.readouterr().out
     assert "BrainMRI, ResNet-18: ship" in said and "DenseNet-121: nothing passes" in said
     assert set(advise.COLUMNS) == set(pd.read_csv(tmp_path / "out.csv").columns)
-    assert main(["advise", str(tmp_path / "absent")]) == 2
-    assert main(["advise", str(tmp_path)]) == 2
-    assert main(["advise", str(brain().path), "--confidence", "2"]) == 2
-    assert "confidence must be" in capsys.readouterr().err
-    assert main(["advise", str(brain().path), "--csv", str(tmp_path)]) == 2
-    found = capsys.readouterr()
-    assert found.out == "" and found.err.startswith("medq: --csv") and "Is a directory" in found.err
-
-
-def test_a_place_where_no_table_can_be_written_is_said(tmp_path):
-    (tmp_path / "file").write_text("mine")
-    for path, said in ((tmp_path, "Is a directory"), (tmp_path / "file" / "x.csv", "file"), ("", "names no file")):
-        with pytest.raises(UserError, match=said) as error:
-            advise.run(Namespace(results=world().path, csv=str(path), **vars(Limits())))
-        assert str(error.value).startswith("--csv") and "MEDQ" not in str(error.value)
-    assert (tmp_path / "file").read_text() == "mine"
+    for words, why in (
+        ([str(tmp_path / "absent")], "absent"),
+        ([str(tmp_path)], "no cells to decide on"),
+        ([own, "--confidence", "2"], "limits: confidence: input should be less than 1, not '2.0'."),
+        ([own, "--csv", str(tmp_path)], "cannot be written (Is a directory); name another file."),
+        ([own, "--csv", str(tmp_path / "out.csv" / "x.csv")], "--csv"),
+        ([own, "--csv", ""], "--csv"),
+    ):
+        assert main(["advise", *words]) == 2
+        found = capsys.readouterr()
+        assert found.out == "" and found.err.startswith("medq: ") and why in found.err and "MEDQ" not in found.err
+    assert (tmp_path / "out.csv").is_file()
 
 
 def test_advising_needs_no_torch():
