@@ -1,6 +1,7 @@
 """DICOM: pydicom's own test files as 8-bit RGB, checked against pydicom's processing and against each other."""
 
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -33,6 +34,11 @@ def changed(path, name="MR_small.dcm", **elements):
     return str(path)
 
 
+def own(layout, **entry):
+    entry |= {"name": "Own", "title": "Own", "layout": layout, "classes": ["a", "b"], "folder": ["own"]}
+    return DatasetSpec(**entry, folds={"scheme": "stratified", "n": 2})
+
+
 def eight_bits(values, low, high):
     return np.floor((np.clip(values, low, high) - low) / (high - low) * 255 + 0.5).astype(np.uint8)
 
@@ -51,20 +57,9 @@ def test_windowed_greys_are_those_of_pydicom(name):
     assert image.std() > 10
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "MR_small_RLE.dcm",
-        "MR_small_bigendian.dcm",
-        "MR_small_expb.dcm",
-        "MR_small_implicit.dcm",
-        "MR_small_jp2klossless.dcm",
-        "MR_small_jpeg_ls_lossless.dcm",
-        "MR_small_padded.dcm",
-    ],
-)
-def test_transfer_syntaxes_without_loss_give_the_same_pixels(name):
-    assert np.array_equal(read_image(sample(name)), read_image(sample("MR_small.dcm")))
+@pytest.mark.parametrize("syntax", "RLE bigendian expb implicit jp2klossless jpeg_ls_lossless padded".split())
+def test_transfer_syntaxes_without_loss_give_the_same_pixels(syntax):
+    assert np.array_equal(read_image(sample(f"MR_small_{syntax}.dcm")), read_image(sample("MR_small.dcm")))
 
 
 def test_colours_become_rgb_whatever_they_are_stored_as():
@@ -102,9 +97,8 @@ def test_without_a_window_the_full_range_is_used(tmp_path):
     file = pydicom.dcmread(sample("CT_small.dcm"))
     values = pixel_array(file).astype(float)
     assert np.array_equal(read_image(sample("CT_small.dcm"))[..., 0], eight_bits(values, values.min(), values.max()))
-    assert np.array_equal(
-        read_image(sample("image_dfl.dcm"))[..., 0], pixel_array(pydicom.dcmread(sample("image_dfl.dcm")))
-    )
+    plain = pixel_array(pydicom.dcmread(sample("image_dfl.dcm")))
+    assert np.array_equal(read_image(sample("image_dfl.dcm"))[..., 0], plain)
     values = pixel_array(sample("MR_small.dcm")).astype(float)
     lowest = int(np.median(values))
     ends = {"PixelPaddingValue": 0, "PixelPaddingRangeLimit": lowest}
@@ -131,16 +125,10 @@ def test_lookup_tables_of_modality_and_window(tmp_path):
 
     values = pixel_array(sample("MR_small.dcm")).astype(int)
     square = [min(k * k // 64, 65535) for k in range(2200)]
-    path = changed(
-        tmp_path / "a.dcm",
-        PixelRepresentation=0,
-        ModalityLUTSequence=table(0, square, 16),
-        WindowCenter=None,
-        WindowWidth=None,
-    )
-    assert np.array_equal(
-        read_image(path)[..., 0], eight_bits(np.take(square, values), *np.take(square, [values.min(), values.max()]))
-    )
+    lookup = {"ModalityLUTSequence": table(0, square, 16), "WindowCenter": None, "WindowWidth": None}
+    path = changed(tmp_path / "a.dcm", PixelRepresentation=0, **lookup)
+    ends = np.take(square, [values.min(), values.max()])
+    assert np.array_equal(read_image(path)[..., 0], eight_bits(np.take(square, values), *ends))
     steps = [255 if k > 900 else 40 for k in range(2200)]
     path = changed(tmp_path / "b.dcm", PixelRepresentation=0, VOILUTSequence=table(0, steps, 8))
     assert np.array_equal(read_image(path)[..., 0], np.take(steps, values))
@@ -158,8 +146,7 @@ def test_lookup_tables_of_modality_and_window(tmp_path):
     ],
 )
 def test_what_cannot_be_shown_is_refused_with_the_reason(name, reason, tmp_path):
-    path = tmp_path / "a.dcm"
-    path.write_bytes(open(sample(name), "rb").read())
+    path = shutil.copy(sample(name), tmp_path / "a.dcm")
     with pytest.raises(ValueError, match=reason):
         read_image(str(path))
 
@@ -186,8 +173,7 @@ def test_files_that_contradict_themselves_are_refused_in_a_sentence(tmp_path, el
     (folder / "a").mkdir(parents=True), (folder / "b").mkdir()
     changed(folder / "a" / "1.dcm", **elements)
     changed(folder / "b" / "2.dcm")
-    entry = {"title": "Own", "layout": "folders", "classes": ["a", "b"], "folder": ["own"], "pattern": "{class}/*"}
-    (error,) = check(DatasetSpec(name="Own", **entry, folds={"scheme": "stratified", "n": 2}), tmp_path).errors[-1:]
+    error = check(own("folders", pattern="{class}/*"), tmp_path).errors[-1]
     assert re.search(f"1 unreadable image: .*1.dcm.*{reason}", error)
 
 
@@ -199,9 +185,8 @@ def test_without_pydicom_the_extra_is_named(monkeypatch):
 
 def test_a_file_without_the_preamble_is_read_for_its_suffix(tmp_path):
     path = tmp_path / "slice.IMA"
-    path.write_bytes(open(sample("MR_small_implicit.dcm"), "rb").read())
-    file = pydicom.dcmread(path)
-    pydicom.dcmwrite(path, pydicom.Dataset(file), implicit_vr=True, little_endian=True, enforce_file_format=False)
+    file = pydicom.Dataset(pydicom.dcmread(sample("MR_small_implicit.dcm")))
+    pydicom.dcmwrite(path, file, implicit_vr=True, little_endian=True, enforce_file_format=False)
     assert path.read_bytes()[128:132] != b"DICM"
     assert np.array_equal(read_image(str(path)), read_image(sample("MR_small.dcm")))
     assert hidden(str(path)) == (None, 1)  # `check` reads it, too
@@ -216,26 +201,15 @@ def test_datasets_of_dicom_files_with_and_without_suffix(tmp_path, layout):
             folder = tmp_path / "own" / (label if layout == "folders" else "images")
             folder.mkdir(parents=True, exist_ok=True)
             name = f"1.2.840.{label == 'a':d}{k}" + (".dcm" if k else "")
-            (folder / name).write_bytes(open(sample(file), "rb").read())
+            shutil.copy(sample(file), folder / name)
             rows.append(f"{name.removesuffix('.dcm')},{label}")
     (tmp_path / "own" / "meta.csv").write_text("\n".join(rows))
-    entry = {
-        "folders": {"pattern": "{class}/*"},
-        "table": {"table": {"file": "meta.csv", "image": "image", "label": "dx", "folders": ["images"]}},
-    }
-    spec = DatasetSpec(
-        name="Own",
-        title="Own",
-        layout=layout,
-        classes=["a", "b"],
-        folder=["own"],
-        folds={"scheme": "stratified", "n": 2},
-        **entry[layout],
-    )
+    table = {"file": "meta.csv", "image": "image", "label": "dx", "folders": ["images"]}
+    spec = own(layout, **({"pattern": "{class}/*"} if layout == "folders" else {"table": table}))
     report = check(spec, tmp_path)
     assert report.errors == report.warnings == () and report.counts["found"].tolist() == [2, 2]
     assert all(read_image(path).std() > 5 for path in index(spec, tmp_path)["path"])
     bad = next((tmp_path / "own").rglob("*.dcm"))
-    bad.write_bytes(open(sample("SC_rgb_rle_2frame.dcm"), "rb").read())
+    shutil.copy(sample("SC_rgb_rle_2frame.dcm"), bad)
     (error,) = check(spec, tmp_path).errors
     assert bad.name in error and "2 frames" in error

@@ -45,15 +45,8 @@ def test_committed_profiles_load(name):
 
 
 def test_the_paper_profile_is_the_papers_protocol():
-    train = params.load("paper").train
-    assert (
-        train.learning_rate,
-        train.weight_decay,
-        train.batch_size,
-        train.epochs,
-        train.patience,
-        train.min_improvement,
-    ) == (1e-4, 1e-4, 32, 50, 10, 1e-3)
+    rates = {"learning_rate": 1e-4, "weight_decay": 1e-4, "min_improvement": 1e-3, "batch_size": 32}
+    assert params.load("paper").train.model_dump(exclude={"selection"}) == rates | {"epochs": 50, "patience": 10}
 
 
 @pytest.mark.parametrize(
@@ -80,14 +73,8 @@ def test_the_paper_profile_is_the_papers_protocol():
         ({"overrides": {"resnet18": {"train": {"epochs": -1}}}}, "epochs"),
         ({"overrides": {"resnet81": {}}}, "did you mean 'resnet18'"),
         ({"cell_minutes": 0}, "cell_minutes"),
-        (
-            {"overrides": {"resnet18": {"train": {"epoch": 3}}}},
-            "overrides.resnet18.train: unknown key 'epoch' (did you mean 'epochs'",
-        ),
-        (
-            {"overrides": {"resnet18": {"qat": {"epochs": True}}}},
-            "overrides.resnet18.qat: epochs: input should be a valid integer",
-        ),
+        ({"overrides": {"resnet18": {"train": {"epoch": 3}}}}, "resnet18.train: unknown key 'epoch' (did you mean 'ep"),
+        ({"overrides": {"resnet18": {"qat": {"epochs": True}}}}, "resnet18.qat: epochs: input should be a valid int"),
         ({"study": {"recipes": ["minimax"]}}, "study.recipes: unknown recipe 'minimax'; did you mean 'minmax'"),
         ({"folds": []}, "folds: "),
         ({"folds": 0}, "folds: must be a list"),
@@ -96,8 +83,8 @@ def test_the_paper_profile_is_the_papers_protocol():
         ({"latency": {"seconds": [1.0, 0.0]}}, "latency.seconds.1: input should be greater than 0, not '0.0'"),
         ({"latency": {"seconds": "long"}}, "latency.seconds: must be a list, like [a, b], not 'long'"),
         (
-            {"latency": {"batch_sizes": [1, 8, 32], "seconds": [9.0, 3.0]}},
-            "latency.seconds: give one number, or one for each of the 3 batch_sizes, not '[9.0, 3.0]'",
+            {"latency": {"seconds": [9.0, 3.0, 1.0]}},
+            "latency.seconds: give one number, or one for each of the 2 batch_siz",
         ),
         ({"calibration": {"sizes": []}}, "calibration.sizes"),
         ({"seed": 2**32}, "seed"),
@@ -138,19 +125,11 @@ def test_seconds_are_for_all_batch_sizes_or_for_each():
 
 
 def test_not_utf8_and_not_there(tmp_path):
-    path = tmp_path / "mine.yaml"
-    path.write_bytes(b"profile: \xff\xfe")
-    with pytest.raises(UserError, match="UTF-8"):
-        params.load(path)
-    with pytest.raises(UserError, match="Beside it: mine.yaml"):
-        params.load(tmp_path / "yours.yaml")
-    with pytest.raises(UserError, match="cannot be read"):
-        params.load(tmp_path.with_suffix(".yaml") if tmp_path.with_suffix(".yaml").is_dir() else _folder(tmp_path))
-
-
-def _folder(tmp_path):
+    (tmp_path / "mine.yaml").write_bytes(b"profile: \xff\xfe")
     (tmp_path / "folder.yaml").mkdir()
-    return tmp_path / "folder.yaml"
+    for name, said in (("mine", "UTF-8"), ("yours", "Beside it: folder.yaml, mine.yaml"), ("folder", "cannot be read")):
+        with pytest.raises(UserError, match=said):
+            params.load(tmp_path / f"{name}.yaml")
 
 
 def test_changes_are_merged_and_checked(tmp_path):
@@ -163,25 +142,21 @@ def test_changes_are_merged_and_checked(tmp_path):
 
 def test_a_power_of_ten_is_a_number_with_and_without_a_point(tmp_path):
     text = yaml.safe_dump(GOOD) + "train: {learning_rate: 3e-4, weight_decay: 1.0e-3}\n"
-    assert params.load(write(tmp_path, text)).train.model_dump(include={"learning_rate", "weight_decay"}) == {
-        "learning_rate": 3e-4,
-        "weight_decay": 1e-3,
-    }
+    train = params.load(write(tmp_path, text)).train
+    assert (train.learning_rate, train.weight_decay) == (3e-4, 1e-3)
 
 
 def test_paths_in_a_profile_are_beside_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MEDQ_DATA", raising=False)
     (tmp_path / "params").mkdir()
-    loaded = params.load(
-        write(tmp_path / "params", GOOD | {"data_root": "../data", "weights": "w.pt"}).relative_to(tmp_path)
-    )
+    beside = write(tmp_path / "params", GOOD | {"data_root": "../data", "weights": "w.pt"})
+    loaded = params.load(beside.relative_to(tmp_path))
     assert (loaded.root(), loaded.weights) == (f"{tmp_path}/data", f"{tmp_path}/params/w.pt")
     monkeypatch.setenv("MEDQ_DATA", "/elsewhere")
     assert loaded.root() == "/elsewhere"
-    assert params.load(write(tmp_path, GOOD | {"data_root": "/data", "weights": "none"})).model_dump(
-        include={"data_root", "weights"}
-    ) == {"data_root": "/data", "weights": "none"}
+    loaded = params.load(write(tmp_path, GOOD | {"data_root": "/data", "weights": "none"}))
+    assert (loaded.data_root, loaded.weights) == ("/data", "none")
 
 
 @pytest.mark.parametrize(
@@ -190,17 +165,8 @@ def test_paths_in_a_profile_are_beside_it(tmp_path, monkeypatch):
 )
 @pytest.mark.parametrize("kind", ["backbones", "datasets"])
 def test_no_folder_of_a_batch_can_be_called_so(tmp_path, kind, name):
-    entry = {
-        "backbones": {"title": "X", "timm": "resnet18", "family": "cnn"},
-        "datasets": {
-            "title": "X",
-            "layout": "folders",
-            "classes": ["a", "b"],
-            "folder": ["x"],
-            "pattern": "{class}/*",
-            "folds": {"scheme": "stratified"},
-        },
-    }[kind]
+    entry = getattr(params, kind)()[{"backbones": "resnet18", "datasets": "ChestXray"}[kind]]
+    entry = entry.model_dump(mode="json", exclude={"name"})
     write(tmp_path, {name: entry}, f"{kind}.yaml")
     with pytest.raises(UserError, match="not a valid name"):
         getattr(params, kind)(tmp_path)
@@ -226,12 +192,8 @@ def test_names_are_found_in_either_normal_form(tmp_path):
 
 
 def test_overrides_reach_one_backbone_alone(tmp_path):
-    loaded = params.load(
-        write(
-            tmp_path,
-            GOOD | {"backbones": ["resnet18", "resnet50"], "overrides": {"resnet50": {"train": {"epochs": 3}}}},
-        )
-    )
+    changes = {"backbones": ["resnet18", "resnet50"], "overrides": {"resnet50": {"train": {"epochs": 3}}}}
+    loaded = params.load(write(tmp_path, GOOD | changes))
     assert (loaded.training("resnet50").epochs, loaded.training("resnet18").epochs) == (3, 50)
 
 
@@ -241,22 +203,10 @@ def test_a_path_with_spaces_quotes_and_letters(tmp_path):
     assert params.load(write(folder, GOOD)).profile == "mine"
 
 
-KEYS = (
-    st.sampled_from([*params.Params.model_fields, "epochs", "train", "learning_rate", "resnet18", "recipes"])
-    | st.text(string.printable, max_size=6)
-    | st.integers()
-    | st.booleans()
-    | st.none()
-)
-LEAVES = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=8)
-    | st.dates()
-    | st.sampled_from(["resnet18", "fp32", "all", "phantom-BrainMRI", "mine", "none", "cpu"])
-)
+KNOWN = st.sampled_from([*params.Params.model_fields, "epochs", "train", "learning_rate", "resnet18", "recipes"])
+KEYS = st.one_of(KNOWN, st.text(string.printable, max_size=6), st.integers(), st.booleans(), st.none())
+WORDS = st.sampled_from(["resnet18", "fp32", "all", "phantom-BrainMRI", "mine", "none", "cpu"])
+LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.dates(), WORDS)
 VALUES = st.recursive(
     LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=8
 )
