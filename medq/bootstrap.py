@@ -235,13 +235,13 @@ def tables(y_true, models, pairs=(), *, classes=None, groups=None, n_resamples=1
                 if alike:
                     levels = np.mean([(first[s][0], second[s][0]) for s in alike], axis=0)
                     images = np.mean([draws for _, draws in alike.values()], axis=0)
-                    wrong = max(_wrong(found, regime, sizes) for regime in (a, b))
+                    wrong = max(_misclassified(found[regime, "accuracy"].values(), sizes) for regime in (a, b))
                     estimate = *_over_trainings(alike, rng), images, levels, wrong
                     differences.append(_difference_row(backbone, a, b, metric, *estimate, sizes[metric], 1))
                     pooled.setdefault((a, b, metric), []).append(estimate)
     for (regime, metric), parts in means.items():
         values = [points.mean() for points, _ in parts]
-        wrong = sizes["accuracy"] * (1 - np.mean([points.mean() for points, _ in means[regime, "accuracy"]]))
+        wrong = _misclassified(means[regime, "accuracy"], sizes)
         level = _level(
             metric, np.mean(values), np.mean([draws for _, draws in parts], axis=0), sizes.get(metric), wrong
         )
@@ -264,33 +264,34 @@ def tables(y_true, models, pairs=(), *, classes=None, groups=None, n_resamples=1
 def _estimates(y_true, models, classes, options, rng):
     """Of one backbone: {(regime, metric): {seed: (macro value, replicates)}}, rows of intervals, {metric: size}."""
     labels, flat = _validate(y_true, [p for trainings in models.values() for p in trainings.values()])
-    names, sizes = m.class_names(classes, flat[0]), _sizes(labels, flat[0].shape[1], options["groups"])
+    names, of_classes = m.class_names(classes, flat[0]), _sizes(labels, flat[0].shape[1], options["groups"])
+    sizes = {metric: _rarest(groups) for metric, groups in of_classes.items()}
     drawn, start, found, rows = replicates(labels, flat, TESTED, **options), 0, {}, []
     for regime, trainings in models.items():
-        part = slice(start, start := start + len(trainings))
-        wrong = sizes["accuracy"][0] * (1 - np.mean([m.accuracy(labels, p) for p in flat[part]]))
+        part, estimates = slice(start, start := start + len(trainings)), []
         for metric in TESTED:
             columns = np.array([m.TABLE[metric].columns(labels, p) for p in flat[part]])
             own = drawn[metric][:, part]
-            parts = [("", m.combine(metric, columns), _macro(metric, own), (_rarest(sizes[metric]), wrong, "mean"))]
-            found[regime, metric] = dict(zip(trainings, zip(parts[0][1], parts[0][2].T)))
+            whole = m.combine(metric, columns), _macro(metric, own)
+            found[regime, metric] = dict(zip(trainings, zip(whole[0], whole[1].T)))
+            estimates.append((metric, "", *whole, sizes[metric], "mean"))
             for c, name in enumerate(names if m.TABLE[metric].per_class else []):
-                parts.append((name, columns[:, c], own[:, :, c], (sizes[metric][c], wrong, "class")))
-            for name, points, draws, size in parts:
-                points, draws = _over_trainings(dict(enumerate(zip(points, draws.T))), rng)
-                rows.append(
-                    (regime, metric, name, *_level(metric, points.mean(), draws, *size), np.nan, 1, len(points))
-                )
+                estimates.append((metric, name, columns[:, c], own[:, :, c], of_classes[metric][c], "class"))
+        wrong = _misclassified(found[regime, "accuracy"].values(), sizes)
+        for metric, name, points, draws, size, of in estimates:
+            points, draws = _over_trainings(dict(enumerate(zip(points, draws.T))), rng)
+            level = _level(metric, points.mean(), draws, size, wrong, of)
+            rows.append((regime, metric, name, *level, np.nan, 1, len(points)))
         for metric, kind in FLOORS.items():
             draws = np.mean([m.calibration_floor(p, kind).draws for p in flat[part]], axis=0)
             found[regime, metric] = {"": (draws.mean(), draws)}
             rows.append((regime, metric, "", *_level(metric, draws.mean(), draws, 0, 0), np.nan, 1, len(trainings)))
-    return found, rows, {metric: _rarest(of_classes) for metric, of_classes in sizes.items()}
+    return found, rows, sizes
 
 
-def _wrong(found, regime, sizes):
-    """Groups that a model misclassifies."""
-    return sizes["accuracy"] * (1 - np.mean([value for value, _ in found[regime, "accuracy"].values()]))
+def _misclassified(accuracies, sizes):
+    """Groups that models misclassify on average, from their estimates (accuracy, replicates)."""
+    return sizes["accuracy"] * (1 - np.mean([np.mean(accuracy) for accuracy, _ in accuracies]))
 
 
 def _rarest(sizes):
