@@ -63,12 +63,8 @@ def broken():
     return as_the_paper(fixtures.world(n=100, fp16=0.6, qat=0.6, ptq=1.0, engine_gap=0.9, predictions=False))
 
 
-def claim(name):
-    return next(c for c in claims.CLAIMS if c.id == name)
-
-
 def verdict(results, name):
-    return claim(name).find(results).verdict
+    return claims.CLAIMS[name].find(results).verdict
 
 
 def bend(base=paper_world, **tables):
@@ -428,7 +424,7 @@ TURNS = {
 
 
 def test_every_claim_has_worlds_that_turn_it():
-    assert set(TURNS) == {c.id for c in claims.CLAIMS}
+    assert set(TURNS) == set(claims.CLAIMS)
     assert len(claims.CLAIMS) >= 55
 
 
@@ -441,7 +437,7 @@ def test_a_verdict_turns_with_the_results(name):
 
 @pytest.mark.parametrize("name", UNDECIDABLE)
 def test_a_claim_that_cannot_be_decided_says_why(name):
-    assert claim(name).needs == "any" and claim(name).test.startswith("None: ")
+    assert claims.CLAIMS[name].needs == "any" and claims.CLAIMS[name].test.startswith("None: ")
 
 
 @pytest.mark.parametrize("name", ["ptq-auroc", "qat-auroc", "saturated", "rare-classes", "tails", "resnet50-ptq"])
@@ -453,7 +449,7 @@ def test_wide_intervals_leave_a_claim_open(name):
 def test_models_trained_from_scratch_decide_nothing_about_the_papers_models():
     scratch = fixtures.world(n=100, ptq=0.0, qat=0.0, predictions=False)
     table = claims.evaluate(scratch).set_index("id")
-    needs = {c.id for c in claims.CLAIMS if c.needs == "pretrained"}
+    needs = {name for name, c in claims.CLAIMS.items() if c.needs == "pretrained"}
     assert {"saturated", "ptq-auroc", "ptq-calibration", "qat-mitigates"} <= needs
     assert set(table.index[table["verdict"] == OUTSIDE]) == needs
     assert table.loc["ptq-auroc", "evidence"] and table.loc["ptq-faster", "verdict"] == SUPPORTED
@@ -498,7 +494,7 @@ def test_few_backbones_decide_only_what_an_example_can(name, turn, expected):
         return table[table["backbone"].isin(["resnet50", "mobilenetv2", "all", "mean"])]
 
     few = bend(lambda: world, **dict.fromkeys(("cells", "metrics", "intervals", "bootstrap", "silent"), fewer))()
-    found = claim(name).find(few)
+    found = claims.CLAIMS[name].find(few)
     assert found.verdict == expected
     assert (expected == OUTSIDE) == ("Measured on 2 of the paper's 8 backbones." in found.evidence)
 
@@ -513,8 +509,8 @@ def test_backbones_are_counted_where_a_test_looks():
     lean = bend(lambda: world, calibration_size=one, latency=one)()
     for name in ("size-few-hundred", "size-skin-lower", "conversion-qat"):
         assert verdict(lean, name) == OUTSIDE
-        assert "Measured on 1 of the paper's 8 backbones." in claim(name).find(lean).evidence
-    found = claim("size-insensitive").find(lean)  # of ResNet-18 and ResNet-50
+        assert "Measured on 1 of the paper's 8 backbones." in claims.CLAIMS[name].find(lean).evidence
+    found = claims.CLAIMS["size-insensitive"].find(lean)  # of ResNet-18 and ResNet-50
     assert found.verdict == OPEN and "missing: " in found.evidence and "ResNet-50" in found.evidence
 
 
@@ -534,7 +530,7 @@ def test_one_training_of_each_cannot_contradict_fp16():
     world = metric(lambda r: r["value"], broken)()
     assert verdict(world, "fp16-auroc") == CONTRADICTED
     once = bend(lambda: world, bootstrap=lambda b: b.assign(trainings=1))()
-    assert verdict(once, "fp16-auroc") == OPEN and "once each" in claim("fp16-auroc").find(once).evidence
+    assert verdict(once, "fp16-auroc") == OPEN and "once each" in claims.CLAIMS["fp16-auroc"].find(once).evidence
 
 
 def test_a_large_p_value_does_not_contradict():
@@ -605,7 +601,7 @@ def test_a_missing_dataset_keeps_a_claim_about_all_from_being_supported():
         intervals=lambda i: i[i["dataset"] != "ChestXray"],
     )()
     assert verdict(r, "qat-auroc") == SUPPORTED
-    found = claim("qat-auroc").find(gone)
+    found = claims.CLAIMS["qat-auroc"].find(gone)
     assert found.verdict == OPEN and "missing: ChestXray" in found.evidence
 
 
@@ -747,7 +743,7 @@ def test_the_greatest_of_many_gains_is_corrected_for_having_been_chosen():
     """AUPRC of equal sizes differs by the noise of draws alone: the gap from the least to the most is no evidence."""
     rng = np.random.default_rng(0)
     noisy = sweep(lambda r: 0.97 + 0.01 * rng.normal())()
-    found = decisions.curve_moves(noisy, datasets=["BrainMRI"], named=["resnet18"])
+    found = decisions.curves(noisy, compare="each", datasets=["BrainMRI"], named=["resnet18"])
     assert len(found) == 42 and judge(found, high=0.0).verdict == OPEN
 
 
@@ -764,7 +760,7 @@ def test_intervals_against_scipy_and_simulation():
     a, b = pd.Series([1, 2, 3, 4, 5, 6, 7, 8.0]), pd.Series([1, 3, 2, 4, 6, 5, 8, 7.0])
     assert rank_correlation(a, b, "").value == pytest.approx(stats.spearmanr(a, b).statistic)
     assert math.isnan(rank_correlation(a[:7], b[:7], "").low)
-    s = spread_ratio(r, "auroc", "fp32", "ptq-fbgemm", "BrainMRI", "BrainMRI", "")
+    s = spread_ratio(r, "", ("BrainMRI", "ptq-fbgemm"), ("BrainMRI", "fp32"))
     m = scores(r, "auroc").query("dataset == 'BrainMRI'").set_index("regime")["value"]
     assert s.value == pytest.approx(np.std(m["ptq-fbgemm"]) / np.std(m["fp32"])) and math.isnan(s.low)
     m = minus(Entry("", 5, 4, 6), Entry("", 2, 1, 3), "")

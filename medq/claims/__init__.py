@@ -5,27 +5,15 @@ open, and `outside this protocol's reach` where models like these, or so few of 
 """
 
 import math
-
 from typing import Any, Literal
 
 import pandas as pd
 
 from medq import config, paths
 from medq.claims import decisions
-from medq.claims.evidence import (
-    CONTRADICTED,
-    MOST,
-    OPEN,
-    OUTSIDE,
-    SUPPORTED,
-    Finding,
-    both,
-    exists,
-    is_published,
-    judge,
-    paper_backbones,
-)
-from medq.results import companions, title
+from medq.claims.evidence import CONTRADICTED, MOST, OPEN, OUTSIDE, SUPPORTED
+from medq.claims.evidence import Finding, both, exists, is_published, judge
+from medq.results import companions, published, title
 from medq.tables import comparable
 
 VERDICTS = (SUPPORTED, CONTRADICTED, OPEN, OUTSIDE)
@@ -33,7 +21,9 @@ DECIDING = ("pretrained-qat", "pretrained")  # folders beside `reference` that a
 COLUMNS = "id claim section quotation_short test evidence value low high verdict results".split()
 
 
-class _Entry(config.Model):
+class Claim(config.Model):
+    """One claim: `says` paraphrases the paper, `test` is the rule in words, `decide` holds its tests as data."""
+
     claim: str
     section: str
     says: str
@@ -43,18 +33,12 @@ class _Entry(config.Model):
     numbers: Literal["metrics", "latency", "calibration_size"] = "metrics"
     decide: dict[str, Any] | list[dict[str, Any]]
 
-
-class Claim(_Entry):
-    """One claim: `says` paraphrases the paper, `test` is the rule in words, `decide` holds its tests as data."""
-
-    id: str
-
     def find(self, results) -> Finding:
         """The finding of these results; outside their reach if the claim needs another protocol or more backbones."""
         tests = [self.decide] if isinstance(self.decide, dict) else self.decide
         found = both(*(_tested(results, **t) for t in tests))
         decisive = {"mean": (), "every": (CONTRADICTED,), "some": (SUPPORTED,), "named": VERDICTS}[self.over]
-        paper = paper_backbones()
+        paper = published().backbones
         measured = len(set(_measured(results, self.numbers)) & set(paper))
         if measured < MOST and found.verdict not in decisive:
             note = f" Measured on {measured} of the paper's {len(paper)} backbones."
@@ -69,7 +53,7 @@ def _tested(results, *, by, low=float("-inf"), high=float("inf"), exceeds=None, 
     return judge(found, low=low, high=high, unit=unit) if exceeds is None else exists(found, above=exceeds, unit=unit)
 
 
-CLAIMS = tuple(Claim(id=k, **e.model_dump()) for k, e in config.catalogue(paths.PARAMS / "claims.yaml", _Entry).items())
+CLAIMS = config.catalogue(paths.PARAMS / "claims.yaml", Claim)
 
 
 def _measured(results, numbers="metrics"):
@@ -77,7 +61,7 @@ def _measured(results, numbers="metrics"):
     if is_published(results):
         return results.backbones
     table = results.status.query("status == 'done'") if numbers == "metrics" else getattr(results, numbers)
-    return list(dict.fromkeys(table["backbone"]))
+    return list(table["backbone"].unique())
 
 
 def _rank(found, source, results):
@@ -98,10 +82,10 @@ def evaluate(results):
     the evidence says; missing where no single number decides).
     """
     rows = []
-    for claim in CLAIMS:
+    for name, claim in CLAIMS.items():
         tried = [(claim.find(source), source) for source in reversed(companions(results, DECIDING))]
         found, source = min(tried, key=lambda pair: _rank(*pair, results))
-        about = claim.id, claim.claim, claim.section, claim.says, claim.test
         models = f" Models: {', '.join(map(title, _measured(source)))}." if source is not results else ""
-        rows.append((*about, found.evidence + models, found.value, found.low, found.high, found.verdict, source.name))
+        told = claim.claim, claim.section, claim.says, claim.test, found.evidence + models
+        rows.append((name, *told, found.value, found.low, found.high, found.verdict, source.name))
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -10,22 +10,19 @@ import numpy as np
 import pandas as pd
 
 from medq import tables
+from medq.claims.evidence import CONTRADICTED, MOST, NAN, OPEN, SUPPORTED, Entry, Finding, around, backbones, both
+from medq.claims.evidence import competent, contrast, entry, exists, exponential, harm, harms, is_published, judge, mean
 from medq.claims.evidence import (
-    CONTRADICTED,
-    MOST,
-    NAN,
-    OPEN,
-    SUPPORTED,
-    Entry,
-    Finding,
-    around,
-    backbones,
-    both,
-    competent,
+    minus,
+    newcombe,
+    ours,
+    rank_correlation,
+    regimes,
+    spread_ratio,
+    student,
+    welch,
+    welch_half,
 )
-from medq.claims.evidence import contrast
-from medq.claims.evidence import entry, exists, exponential, harm, harms, is_published, judge, mean, minus, newcombe
-from medq.claims.evidence import ours, rank_correlation, regimes, spread_ratio, student, welch, welch_half
 from medq.regimes import INT8, PAPER_ENGINES
 from medq.results import LOWER_IS_BETTER, PEER_REFERENCE, class_title, counterpart, family
 from medq.results import means, published, scores, title
@@ -37,10 +34,6 @@ SKIN, EASY = ("SkinCancer",), ("BrainMRI", "ChestXray")
 def undecidable(results, *, why):
     """No result can decide the claim."""
     return Finding(OPEN, why)
-
-
-def _unit(metric):
-    return "signed" if metric in LOWER_IS_BETTER else "points"
 
 
 # --- regimes against a reference --------------------------------------------------------------------
@@ -71,7 +64,8 @@ def change(results, *, kind, margins, bound, reference="fp32", datasets=(), form
         if each is True:
             found = [e for e in found if not math.isnan(e.value)]
         low, high = {"within": (-margin, margin), "more": (margin, math.inf), "at_most": (-math.inf, margin)}[bound]
-        findings.append(judge(found, low=low, high=high, unit=_unit(metric), parts=len(margins)))
+        unit = "signed" if metric in LOWER_IS_BETTER else "points"
+        findings.append(judge(found, low=low, high=high, unit=unit, parts=len(margins)))
     result = both(*findings)
     if result.verdict == CONTRADICTED and kind == "fp16" and not is_published(results):
         rows = [paired(results, m, "fp32", "fp16", d) for m in margins for d in results.datasets]
@@ -81,13 +75,13 @@ def change(results, *, kind, margins, bound, reference="fp32", datasets=(), form
     return result
 
 
-def level(results, *, regimes, datasets, metric="auroc", above=()):
-    """Means of a metric over backbones on each dataset; where `above` names datasets, how far they lie above those."""
+def level(results, *, regimes, datasets, above=()):
+    """Mean ROC-AUC over backbones on each dataset; where `above` names datasets, how far they lie above those."""
 
     def of(names):
         for dataset in ours(results, names):
             for regime in regimes:
-                m = means(results, metric)
+                m = means(results, "auroc")
                 rows = m[(m["dataset"] == dataset) & (m["regime"] == regime)][["value", "low", "high"]]
                 label = f"{title(dataset)}, {title(regime)}"
                 yield entry(results, label, *rows.iloc[0]) if len(rows) else Entry(label, NAN)
@@ -99,13 +93,13 @@ def level(results, *, regimes, datasets, metric="auroc", above=()):
 def skin_varies(results):
     """How many times further backbones lie apart in FP32 ROC-AUC on SkinCancer than on each of the others."""
     pairs = [(skin, other) for skin in ours(results, SKIN) for other in ours(results, EASY)]
-    return [spread_ratio(results, "auroc", "fp32", "fp32", o, s, f"{title(s)} over {title(o)}") for s, o in pairs]
+    return [spread_ratio(results, f"{title(s)} over {title(o)}", (s, "fp32"), (o, "fp32")) for s, o in pairs]
 
 
 def ptq_spreads(results):
     """How many times further backbones lie apart in ROC-AUC under PTQ than under FP32."""
     pairs = [(d, r) for d in results.datasets for r in regimes(results, "ptq")]
-    return [spread_ratio(results, "auroc", "fp32", r, d, d, f"{title(d)}, {title(r)}") for d, r in pairs]
+    return [spread_ratio(results, f"{title(d)}, {title(r)}", (d, r), (d, "fp32")) for d, r in pairs]
 
 
 def depends_on_backbone(results, *, margin):
@@ -138,11 +132,11 @@ def interacts(results):
     return found
 
 
-def residual_on_skin(results, *, metric):
-    """What QAT loses against FP32 on SkinCancer beyond what it loses on each of the others."""
+def residual_on_skin(results):
+    """ROC-AUC that QAT loses against FP32 on SkinCancer beyond what it loses on each of the others."""
     found = []
     for regime in regimes(results, "qat"):
-        skin, rest = ([harm(results, metric, "fp32", regime, d) for d in ours(results, n)] for n in (SKIN, EASY))
+        skin, rest = ([harm(results, "auroc", "fp32", regime, d) for d in ours(results, n)] for n in (SKIN, EASY))
         found += [minus(s, r, f"{s.label} beyond {r.label.split(',')[0]}") for s in skin for r in rest]
     return found
 
@@ -150,17 +144,17 @@ def residual_on_skin(results, *, metric):
 # --- calibration ----------------------------------------------------------------------------------
 
 
-def recovers(results, *, margins, share=0.5, datasets=()):
-    """What QAT leaves is at most `share` of what PTQ loses, wherever PTQ surely loses more than the margin."""
+def recovers(results, *, margins, datasets=()):
+    """What QAT leaves is at most half of what PTQ loses, wherever PTQ surely loses more than the margin."""
     found, spared = [], []
     for metric, margin in margins.items():
         for dataset in ours(results, datasets):
             for e in PAPER_ENGINES:
                 pairs = ("fp32", f"ptq-{e}"), ("fp32", f"qat-{e}"), (f"ptq-{e}", f"qat-{e}")
                 lost, left, step = (harm(results, metric, *pair, dataset, form="fake-quant") for pair in pairs)
-                label = f"{title(dataset)}, {e.upper()}, {title(metric)}: left beyond {share:.0%} of the loss"
+                label = f"{title(dataset)}, {e.upper()}, {title(metric)}: left beyond 50% of the loss"
                 if lost.low > margin:
-                    found.append(contrast(lost, left, step, share, label))
+                    found.append(contrast(lost, left, step, 0.5, label))
                 elif not math.isnan(lost.value):
                     spared.append(label.split(":")[0])
     if not found and spared:
@@ -168,17 +162,17 @@ def recovers(results, *, margins, share=0.5, datasets=()):
     return judge(found, high=0, unit="signed")
 
 
-def best_regimes(results, *, metric):
-    """In each row of Table 1 the paper's best regime is better than every other (ties leave it open)."""
+def best_regimes(results):
+    """In each row of Table 1 the paper's best regime by Brier is better than every other (ties leave it open)."""
     findings = []
-    theirs = means(published(), metric, form="fake-quant")
+    theirs = means(published(), "brier", form="fake-quant")
     for dataset in results.datasets:
         paper = theirs[theirs["dataset"] == counterpart(dataset)].set_index("regime")["value"]
         if len(paper):
             best = paper.idxmin()
-            found = [harm(results, metric, best, r, dataset, form="fake-quant") for r in paper.index if r != best]
+            found = [harm(results, "brier", best, r, dataset, form="fake-quant") for r in paper.index if r != best]
             found = [e._replace(label=f"{e.label} against {title(best)}") for e in found]
-            findings.append(judge(found, low=0, unit=_unit(metric), parts=len(results.datasets)))
+            findings.append(judge(found, low=0, unit="signed", parts=len(results.datasets)))
     return both(*findings)
 
 
@@ -210,8 +204,8 @@ def _class_losses(results, dataset, backbone, regime):
     """{class: (Entry of the loss of AUPRC, FP32's)}: cell intervals combined as if independent, hence too wide."""
     found = {}
     for klass in results.classes(dataset):
-        s = scores(results, "auprc", klass=klass)
-        s = s[(s["dataset"] == dataset) & (s["backbone"] == backbone)].set_index("regime")[["value", "low", "high"]]
+        s = scores(results, "auprc", klass=klass).query("dataset == @dataset and backbone == @backbone")
+        s = s.set_index("regime")[["value", "low", "high"]]
         own = regime if regime in s.index else "ptq"  # Table 3 names no engine
         if {"fp32", own} <= set(s.index):
             before, after = (entry(results, klass, *s.loc[r]) for r in ("fp32", own))
@@ -219,11 +213,11 @@ def _class_losses(results, dataset, backbone, regime):
     return found
 
 
-def rare_classes(results, *, backbone, named):
-    """On SkinCancer the classes the paper calls rare lose more AUPRC under PTQ than the others."""
+def rare_classes(results, *, named):
+    """On SkinCancer the classes the paper calls rare lose more AUPRC of ResNet-50 under PTQ than the others."""
     drops = {}
     for dataset in ours(results, SKIN):
-        drops |= _class_losses(results, dataset, backbone, "ptq-fbgemm")
+        drops |= _class_losses(results, dataset, "resnet50", "ptq-fbgemm")
     rare, rest = ([v for k, v in drops.items() if (k in named) == keep] for keep in (True, False))
     if len(rare) < len(named) or not rest:
         return []
@@ -294,7 +288,7 @@ def extreme(results, *, of, named, sign=1):
 
 
 def robust(results, *, backbone, among):
-    """`backbone` is among the `among` that lose least ROC-AUC under PTQ."""
+    """A backbone is among the `among` that lose least ROC-AUC under PTQ."""
     loss = _ptq_loss(results)
     if len(loss) < MOST or backbone not in loss:
         return []
@@ -312,7 +306,7 @@ def robust(results, *, backbone, among):
 
 def _speedups(results, regime="ptq-fbgemm"):
     """{backbone: Entry of the speed-up over eager FP32 at batch 1}."""
-    table = tables.speedups(results, batch_size=1, regime=regime)
+    table = tables.speedups(results, regime=regime)
     table = table[table["baseline"] == "eager"].set_index("backbone")
     if is_published(results):  # the paper prints its own speed-ups, from throughputs that it does not print
         given = results.ratios[results.ratios["regime"] == regime].set_index("backbone")["speedup"]
@@ -346,9 +340,8 @@ def _timed(results, quantity):
 def larger_gain(results):
     """Rank correlation of FP32 latency and speed-up over backbones."""
     gains = pd.Series({b: e.value for b, e in _speedups(results).items()}, dtype=float)
-    return [
-        rank_correlation(_timed(results, "fp32_p50")["ours"], gains, "rank correlation of FP32 latency and speed-up")
-    ]
+    latency = _timed(results, "fp32_p50")["ours"]
+    return [rank_correlation(latency, gains, "rank correlation of FP32 latency and speed-up")]
 
 
 def tails(results):
@@ -475,32 +468,25 @@ def _gain(label, last, first=None):
     return around(label, last["mean"] - (0 if first is None else first["mean"]), *half)
 
 
-def curve_levels(results, *, datasets, named):
-    """AUPRC of each curve at each size of the calibration set."""
-    found = []
-    for label, _, _, c in _curves(results, datasets, named):
-        found += [_gain(f"{label}, {r['n_calibration']:.0f} images", r) for r in c.to_dict("records")]
-        found += [Entry(label, NAN)] if c.empty else []
-    return found
+def curves(results, *, compare, datasets=(), named=None, start=0):
+    """AUPRC of each curve of Figure 4 at each size of the calibration set, or its differences between sizes.
 
-
-def curve_moves(results, *, datasets, named=None, start=0, ends=False):
-    """What AUPRC gains from each size to each other, or (`ends`) from the first from `start` on to the last."""
+    `compare`: `none`; `each` size with each other (gains); `ends`, the first size from `start` on with the last (a gain);
+    `next`, each size with the one after it (a loss).
+    """
     found = []
     for label, _, _, c in _curves(results, datasets, named):
         found += [Entry(label, NAN)] if c.empty else []
         rows = c[c["n_calibration"] >= start].to_dict("records")
-        pairs = [(rows[0], rows[-1])] if ends and len(rows) > 1 else [] if ends else itertools.permutations(rows, 2)
-        found += [_gain(label, last, first) for first, last in pairs]
-    return found
-
-
-def falls(results, *, named):
-    """What AUPRC loses from one size of the calibration set to the next."""
-    found = []
-    for label, _, _, c in _curves(results, (), named):
-        for small, large in itertools.pairwise(c.to_dict("records")):
-            found.append(_gain(f"{label}, {small['n_calibration']:.0f} images over the next size", small, large))
+        if compare == "none":
+            found += [_gain(f"{label}, {r['n_calibration']:.0f} images", r) for r in rows]
+        elif compare == "each":
+            found += [_gain(label, last, first) for first, last in itertools.permutations(rows, 2)]
+        elif compare == "ends" and len(rows) > 1:
+            found.append(_gain(label, rows[-1], rows[0]))
+        elif compare == "next":
+            for small, large in itertools.pairwise(rows):
+                found.append(_gain(f"{label}, {small['n_calibration']:.0f} images over the next size", small, large))
     return found
 
 
@@ -553,9 +539,8 @@ def other_frameworks(results, *, native):
         for runtime in runtimes if e.low > native else ():
             if not runtime.startswith(("pytorch", "inductor")):
                 cost = harm(results, "brier", PEER_REFERENCE, runtime, dataset, backbone=backbone)
-                found.append(
-                    cost._replace(label=", ".join(map(title, (dataset, backbone, runtime.removesuffix("-int8")))))
-                )
+                names = dataset, backbone, runtime.removesuffix("-int8")
+                found.append(cost._replace(label=", ".join(map(title, names))))
     return found or Finding(
         OPEN, "No other runtime was measured where PyTorch's own PTQ loses enough for a comparison."
     )

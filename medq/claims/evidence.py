@@ -7,7 +7,6 @@ is contradicted at the level corrected for the number of `parts`, too.
 """
 
 import math
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -150,15 +149,9 @@ def regimes(results, kind):
     return [r for e in PAPER_ENGINES if (r := f"{kind}-{e}") in results.regimes] or [f"{kind}-fbgemm"]
 
 
-@cache
-def paper_backbones():
-    """The paper's eight."""
-    return published().backbones
-
-
 def backbones(results):
     """Those of the paper's backbones that these results have, or all of theirs where they have none."""
-    return [b for b in results.backbones if b in paper_backbones()] or results.backbones
+    return [b for b in results.backbones if b in published().backbones] or results.backbones
 
 
 def competent(results, dataset, backbone):
@@ -265,9 +258,8 @@ def welch(label, first, second):
     a, b = np.log(first), np.log(second)
     if min(len(a), len(b)) < 2:
         return Entry(label, NAN)
-    return exponential(
-        around(label, a.mean() - b.mean(), *welch_half(*((x.var(ddof=1) / len(x), len(x)) for x in (a, b))))
-    )
+    half = welch_half(*((x.var(ddof=1) / len(x), len(x)) for x in (a, b)))
+    return exponential(around(label, a.mean() - b.mean(), *half))
 
 
 def exponential(entry):
@@ -287,16 +279,16 @@ def newcombe(hits_a, hits_b, n):
     return minus(*wilson, "")[1:4]
 
 
-def spread_ratio(results, metric, a, b, dataset_a, dataset_b, label):
-    """Standard deviation between backbones, b on dataset_b over a on dataset_a.
+def spread_ratio(results, label, cell, reference):
+    """Standard deviation of ROC-AUC between backbones in one (dataset, regime) over that in another.
 
     It has no interval: each one tried misses the true ratio far too often where a backbone may collapse (page *Metrics*).
     """
-    s = scores(results, metric)
-    x, y = (s[(s["dataset"] == d) & (s["regime"] == r)]["value"] for d, r in ((dataset_a, a), (dataset_b, b)))
-    if min(len(x), len(y)) < 3 or x.std() == 0:
+    s = scores(results, "auroc")
+    x, y = (s[(s["dataset"] == d) & (s["regime"] == r)]["value"] for d, r in (cell, reference))
+    if min(len(x), len(y)) < 3 or y.std() == 0:
         return Entry(label, NAN)
-    return entry(results, label, y.std() / x.std())
+    return entry(results, label, x.std() / y.std())
 
 
 def rank_correlation(x, y, label):
