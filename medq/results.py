@@ -450,6 +450,7 @@ def variant(results, kind):
     return Results(path.name, path) if (path / "metrics.csv").is_file() else None
 
 
+@cache
 def published():
     """The paper's own numbers (Tables 1 to 4) as a result set.
 

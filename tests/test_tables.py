@@ -34,8 +34,8 @@ def paper():
 # --- the paper's four -----------------------------------------------------------------------------
 
 
-def test_table1_holds_ours_beside_the_papers(full, paper):
-    t = tables.table1(full, paper)
+def test_table1_holds_ours_beside_the_papers(full):
+    t = tables.table1(full)
     assert list(dict.fromkeys(zip(t["dataset"], t["metric"])))[:2] == [("BrainMRI", "ece"), ("BrainMRI", "brier")]
     assert list(dict.fromkeys(t["regime"]))[:6] == tables.PAPER_REGIMES
     own = scores(full, "ece", form="fake-quant")
@@ -46,21 +46,21 @@ def test_table1_holds_ours_beside_the_papers(full, paper):
 
 
 def test_table1_of_the_paper_itself_is_its_own(paper):
-    t = tables.table1(paper, paper)
+    t = tables.table1(paper)
     t = t[t["regime"].isin(tables.PAPER_REGIMES)]
     assert len(t) == 36 and (t["ours"] == t["paper"]).all()
 
 
-def test_table1_says_what_a_mean_lacks_and_where_an_engine_is_wrong(gaps, paper):
-    fake, real = (tables.table1(gaps, paper, form=s) for s in ("fake-quant", "converted"))
+def test_table1_says_what_a_mean_lacks_and_where_an_engine_is_wrong(gaps):
+    fake, real = (tables.table1(gaps, form=s) for s in ("fake-quant", "converted"))
     lacks = row(fake, dataset="BrainMRI", metric="ece", regime="ptq-qnnpack")["state"]
     assert lacks.startswith("7 of 8 backbones (ConvNeXt-T unsupported: failed to create add")
     skin = {"dataset": "SkinCancer", "metric": "brier", "regime": "ptq-qnnpack"}
     assert row(fake, **skin)["state"] == "" and row(real, **skin)["state"] == f"{tables.DISAGREES}: MobileNetV2"
 
 
-def test_table2_is_the_median_within_the_family(full, paper):
-    t = tables.table2(full, paper)
+def test_table2_is_the_median_within_the_family(full):
+    t = tables.table2(full)
     ms = [fixtures.FP32_MS[b] * 32**0.9 / fixtures.SPEEDUP[b] for b in fixtures.BACKBONES[:6]]
     entry = row(t, dataset="ChestXray", family="cnn", engine="fbgemm", quantity="p50_ms")
     assert entry["ours"] == pytest.approx(np.median(ms)) and entry["paper"] == 272
@@ -69,28 +69,28 @@ def test_table2_is_the_median_within_the_family(full, paper):
     assert ratio["ours"] == pytest.approx(1 / 25) and ratio["paper"] == pytest.approx(3 / 33)
 
 
-def test_table3_of_one_dataset_and_of_all(full, paper, tmp_path):
+def test_table3_of_one_dataset_and_of_all(full):
     from sklearn.metrics import average_precision_score
 
-    t = tables.table3(full, paper, dataset="ChestXray")
+    t = tables.table3(full, dataset="ChestXray")
     assert list(dict.fromkeys(t["regime"])) == ["fp32", "ptq-fbgemm", "qat-fbgemm"] and len(t) == 3 * 6
     p = full.predictions("ChestXray", "resnet50", "ptq-fbgemm")
     expected = average_precision_score(p["label"] == 2, p["p_Viral Pneumonia"])
     entry = row(t, **{"class": "Viral Pneumonia", "metric": "auprc", "regime": "ptq-fbgemm"})
     assert entry["ours"] == pytest.approx(expected, abs=1e-6) and entry["paper"] == 0.918
-    whole = tables.table3(full, paper)
+    whole = tables.table3(full)
     assert len(whole) == 14 * 6
     assert (
         row(whole, **{"dataset": "SkinCancer", "class": "mel", "metric": "auroc", "regime": "qat-fbgemm"})["paper"]
         == 0.90
     )
-    assert tables.table3(full, paper, dataset="ChestXray", backbone="vit_base")["paper"].isna().all()
+    assert tables.table3(full, dataset="ChestXray", backbone="vit_base")["paper"].isna().all()
     with pytest.raises(UserError, match="BrainMRI"):
-        tables.table3(full, paper, dataset="Brain")
+        tables.table3(full, dataset="Brain")
 
 
-def test_table4_speedups_sizes_and_tails(full, paper):
-    t = tables.table4(full, paper)
+def test_table4_speedups_sizes_and_tails(full):
+    t = tables.table4(full)
     for backbone in fixtures.BACKBONES:
         of = {r["quantity"]: r for r in t[t["backbone"] == backbone].to_dict("records")}
         assert of["speedup"]["ours"] == pytest.approx(fixtures.SPEEDUP[backbone])
@@ -103,9 +103,9 @@ def test_table4_speedups_sizes_and_tails(full, paper):
     assert paper_of["swin_tiny", "speedup"] == 1.12 and paper_of["vit_base", "fp32_p50"] == 37.7
 
 
-def test_table4_says_what_was_not_timed(full, paper):
+def test_table4_says_what_was_not_timed(full):
     cut = fixtures.bent(full, latency=lambda t: t[~((t["backbone"] == "vit_base") & t["regime"].str.startswith("ptq"))])
-    t = tables.table4(cut, paper)
+    t = tables.table4(cut)
     speedup = row(t, backbone="vit_base", quantity="speedup")
     assert math.isnan(speedup["ours"]) and speedup["state"] == "not timed"
     assert row(t, backbone="vit_base", quantity="fp32_p50")["state"] == ""
@@ -203,7 +203,7 @@ def test_ptq_and_qat_are_compared_with_the_same_observers_and_batch_norm(full):
 
 
 def test_a_recipe_reproduces_table_1_only_in_all_six_cells_at_once(full, paper):
-    t = tables.recipes_against_table1(full, paper)
+    t = tables.recipes_against_table1(full)
     assert not t["reproduces"].any() and t["cells"].eq(3).all() and t["distance"].is_monotonic_increasing
     table1 = paper.metrics[paper.metrics["backbone"] == "mean"].set_index(["dataset", "regime", "metric"])["value"]
     fp32 = {
@@ -219,16 +219,16 @@ def test_a_recipe_reproduces_table_1_only_in_all_six_cells_at_once(full, paper):
                 both.loc[k, metric] = own[r["dataset"], r["backbone"]] + rise
         return both
 
-    t = tables.recipes_against_table1(fixtures.bent(full, ablation=like_the_paper), paper)
+    t = tables.recipes_against_table1(fixtures.bent(full, ablation=like_the_paper))
     assert t.loc[t["reproduces"], "recipe"].tolist() == ["minmax"] and t.iloc[0]["distance"] == pytest.approx(
         0, abs=1e-9
     )
     converted = like_the_paper(full.ablation)
     converted.loc[converted["form"] == "converted", "brier"] = 2.0  # Table 1 is of simulated models
-    assert tables.recipes_against_table1(fixtures.bent(full, ablation=converted), paper)["reproduces"].any()
+    assert tables.recipes_against_table1(fixtures.bent(full, ablation=converted))["reproduces"].any()
     one_off = like_the_paper(full.ablation)
     one_off.loc[(one_off["recipe"] == "minmax") & (one_off["dataset"] == "ChestXray"), "brier"] += 0.2
-    t = tables.recipes_against_table1(fixtures.bent(full, ablation=one_off), paper)
+    t = tables.recipes_against_table1(fixtures.bent(full, ablation=one_off))
     assert not t["reproduces"].any()
 
 
@@ -464,7 +464,7 @@ def cell_texts(html):
     return [re.sub(r"<[^>]+>", " ", c) for c in re.findall(r"<td[^>]*>(.*?)</td>", html, re.S)]
 
 
-def as_the_papers(results, inside=()):
+def as_the_papers(results):
     """The same results said to be of the paper's protocol, so that levels are compared."""
     facts = results.provenance["parameters"] | {"image_size": 224, "weights": "imagenet"}
     copy = fixtures.bent(results)
@@ -472,44 +472,44 @@ def as_the_papers(results, inside=()):
     return copy
 
 
-def test_show_marks_what_differs_and_notes_what_is_missing(gaps, paper):
-    html = unescape(tables.show("table1", as_the_papers(gaps), paper).html)
+def test_show_marks_what_differs_and_notes_what_is_missing(gaps):
+    html = unescape(tables.show("table1", as_the_papers(gaps)).html)
     assert html.count("<tr") == 7 and "<caption" not in html
     assert "≠" in html and "paper <strong>0.0054</strong>" in html
     assert re.search(r"<sup>a</sup>", html) and "a: 7 of 8 backbones (ConvNeXt-T unsupported" in html
-    assert "⚠" not in html and "⚠" in tables.show("table1", gaps, paper, form="converted").html
+    assert "⚠" not in html and "⚠" in tables.show("table1", gaps, form="converted").html
 
 
-def test_table1_says_what_its_intervals_cover_and_what_a_calibrated_model_would_show(gaps, paper):
-    html = tables.show("table1", gaps, paper).html
+def test_table1_says_what_its_intervals_cover_and_what_a_calibrated_model_would_show(gaps):
+    html = tables.show("table1", gaps).html
     assert "calibrated model" in html and "BrainMRI 0.0200" in html  # ece_floor of the fixture
     assert "The binned ECE has no interval" in html and "other images alone, not another training" in html
     several = fixtures.bent(gaps, intervals=gaps.intervals.assign(trainings=3))
-    assert "other images and another training" in tables.show("table1", several, paper).html
+    assert "other images and another training" in tables.show("table1", several).html
 
 
-def test_levels_are_compared_only_where_the_protocol_is_the_papers(gaps, paper):
+def test_levels_are_compared_only_where_the_protocol_is_the_papers(gaps):
     for name, options in (("table1", {}), ("table3", {"dataset": "BrainMRI"})):
-        assert "≠" in tables.show(name, as_the_papers(gaps), paper, **options).html
-        own = tables.show(name, gaps, paper, **options).html
+        assert "≠" in tables.show(name, as_the_papers(gaps), **options).html
+        own = tables.show(name, gaps, **options).html
         assert "≠" not in own and "ImageNet" in own and "paper" in own
-    assert "≠" in tables.show("table4", gaps, paper).html, "ratios of times can be compared whatever was trained"
+    assert "≠" in tables.show("table4", gaps).html, "ratios of times can be compared whatever was trained"
 
 
-def test_show_says_unsupported_in_the_cell(paper):
+def test_show_says_unsupported_in_the_cell():
     none = fixtures.world(
         datasets=("BrainMRI",),
         n=60,
         predictions=False,
         unsupported=tuple(("BrainMRI", b, "ptq-qnnpack") for b in fixtures.BACKBONES),
     )
-    texts = cell_texts(tables.show("table1", none, paper).html)
+    texts = cell_texts(tables.show("table1", none).html)
     assert sum("unsupported" in t for t in texts) == 2
     assert not any("nan" in t.lower() for t in texts)
 
 
-def test_a_mark_appears_exactly_where_the_paper_lies_outside(full, paper):
-    t = tables.table1(full, paper)
+def test_a_mark_appears_exactly_where_the_paper_lies_outside(full):
+    t = tables.table1(full)
     t["paper"] = t["ours"]
     look = tables.Look("x", rows=("dataset", "metric"), across="regime")
     assert "≠" not in tables.to_html(t, look)
@@ -528,7 +528,7 @@ def test_every_note_has_a_letter_of_its_own_beyond_26(paper):
     assert all(f"{mark}: note {k}." in html for k, mark in enumerate(letters))
 
 
-def test_show_escapes_what_comes_from_results(paper):
+def test_show_escapes_what_comes_from_results():
     evil = fixtures.world(
         datasets=("BrainMRI",),
         backbones=("resnet18",),
@@ -540,7 +540,7 @@ def test_show_escapes_what_comes_from_results(paper):
         evil, cells=lambda c: c.assign(reason=c["reason"].where(c["reason"] == "", "<script>x</script>"))
     )
     for name in ("table1", "engine_check", "coverage"):
-        html = tables.show(name, evil, paper).html
+        html = tables.show(name, evil).html
         assert "<script>" not in html and "&lt;script&gt;" in html
 
 

@@ -19,13 +19,13 @@ COSTS = {"auprc": "Change in AUPRC\n(percentage points)", "brier": "Change in Br
 
 
 @styled
-def summary_figure(results, published=None, *, form="converted"):
+def summary_figure(results):
     """The start page's figure: what each regime costs against FP32, in AUPRC and in the Brier score.
 
     FP16 is left out: it was trained apart, so that its difference is as much the other training's as the precision's.
     So are regimes that were not run on every dataset of these results.
     """
-    data, backbones = changes(results, COSTS, form=form), results.backbones
+    data, backbones = changes(results, COSTS), results.backbones
     datasets = data.groupby("regime")["dataset"].nunique()
     regimes = [r for r in results.regimes if REGIMES[r].start and datasets.get(r) == data["dataset"].nunique()]
     data = data[data["regime"].isin(regimes)]
@@ -49,15 +49,13 @@ def summary_figure(results, published=None, *, form="converted"):
     for axis, dataset in zip(axes[0], results.datasets):
         axis.set_title(title(dataset))
     scale = Patch(facecolor="none", edgecolor="none", label="log beyond ±1")
-    style.backbone_legend(
-        figure, backbones, extra=[Patch(color=MUTED, alpha=0.45, label="mean of backbones"), scale], columns=5
-    )
+    bar = Patch(color=MUTED, alpha=0.45, label="mean of backbones")
+    style.backbone_legend(figure, backbones, extra=[bar, scale], columns=5)
     mean = data[data["backbone"] == "mean"].groupby(["metric", "regime"], sort=False)["value"].mean()
-    what = (
-        "What each precision regime costs against FP32, per dataset, a marker per backbone. Mean change over datasets"
-    )
     known = {f"{title(m)} {title(r)}": value for (m, r), value in mean.items()}
-    return described(figure, f"{what} and backbones, AUPRC in points, Brier score times 100", known, "{:+.1f}")
+    what = "What each precision regime costs against FP32, per dataset, a marker per backbone."
+    over = "Mean change over datasets and backbones, AUPRC in points, Brier score times 100"
+    return described(figure, f"{what} {over}", known, "{:+.1f}")
 
 
 def _change_panel(axis, data, regimes, backbones):
@@ -106,12 +104,12 @@ def sqnr_figure(results, dataset, backbone, regime):
 
 
 @styled
-def ablation_figure(results, dataset, *, engine="fbgemm", form="converted"):
-    """Recipe ablation of one dataset: change in AUPRC from the default recipe, by backbone."""
-    frame = recipe_means(results, form)
-    frame = frame[(frame["dataset"] == dataset) & (frame["engine"] == engine)]
+def ablation_figure(results, dataset):
+    """Recipe ablation of one dataset under fbgemm: change in AUPRC from the default recipe, by backbone."""
+    frame = recipe_means(results, "converted")
+    frame = frame[(frame["dataset"] == dataset) & (frame["engine"] == "fbgemm")]
     if frame.empty:
-        return empty(f"Recipe ablation on {title(dataset)} ({engine}): missing from these results.")
+        return empty(f"Recipe ablation on {title(dataset)} (fbgemm): missing from these results.")
     wide = 100 * frame.pivot(index="recipe", columns="backbone", values="auprc")
     known = [b for b in results.backbones if b in wide.columns]
     wide = wide.reindex(index=frame["recipe"].unique(), columns=known)
@@ -122,10 +120,10 @@ def ablation_figure(results, dataset, *, engine="fbgemm", form="converted"):
     losses = ("#7a0b10", "#ce0e17", "#f18102", "#f8d9b0", "#fbf3e6")  # light is good, dark is bad
     columns, rows = [f"{title(b)}\n{base[b]:.1f}" for b in known], [r.replace("-", " ") for r in change.index]
     _heat(axes[0, 0], (values.clip(-60, 0) + 60) / 60, values, "+.1f", losses, columns, rows)
-    axes[0, 0].set_title(f"{title(dataset)}, {engine}")
+    axes[0, 0].set_title(f"{title(dataset)}, fbgemm")
     axes[0, 0].set_xlabel("Change in AUPRC (points);\nbelow each backbone its\nAUPRC by default (%)")
     lowest = {f"{title(b)} under {r}": v for (r, b), v in change.stack().nsmallest(3).items()}
-    what = f"Change in AUPRC, in points, that each recipe makes on {title(dataset)} under {engine}, for each backbone."
+    what = f"Change in AUPRC, in points, that each recipe makes on {title(dataset)} under fbgemm, for each backbone."
     return described(figure, f"{what} The greatest losses", lowest, "{:+.1f}")
 
 
@@ -147,14 +145,16 @@ def _heat(axis, shares, numbers, form, colours, columns, rows):
 
 # --- what helps, and what else runs ---------------------------------------------------------------
 
+PTQ = title("ptq-fbgemm")
+
 
 @styled
-def remedies_figure(results, dataset, *, regime="ptq-fbgemm"):
+def remedies_figure(results, dataset):
     """Share of the PTQ to FP32 gap that each remedy closes, in ECE, Brier and AUPRC, by backbone."""
     frame = remedies(results)
-    frame = frame[(frame["dataset"] == dataset) & (frame["regime"] == regime)]
+    frame = frame[(frame["dataset"] == dataset) & (frame["regime"] == "ptq-fbgemm")]
     if frame.empty:
-        return empty(f"Remedies on {title(dataset)} ({title(regime)}): missing from these results.")
+        return empty(f"Remedies on {title(dataset)} ({PTQ}): missing from these results.")
     names, shown = list(frame["remedy"].unique()), {m: f"{m}_closed" for m in ("ece", "brier", "auprc")}
     frame = frame.assign(**{column: 100 * frame[column] for column in shown.values()})
     figure, axes = style.new(1, len(shown), height=1.5 + 0.42 * len(names), sharey=True)
@@ -175,9 +175,7 @@ def remedies_figure(results, dataset, *, regime="ptq-fbgemm"):
     style.backbone_legend(figure, [b for b in results.backbones if b in set(frame["backbone"])])
     medians = frame.groupby("remedy", sort=False)[list(shown.values())].median()
     known = {f"{title(m)} {r}": v for m, column in shown.items() for r, v in medians[column].dropna().items()}
-    what = (
-        f"Share of the gap between {title(regime)} and FP32 on {title(dataset)} that each remedy closes; 100 % is FP32."
-    )
+    what = f"Share of the gap between {PTQ} and FP32 on {title(dataset)} that each remedy closes; 100 % is FP32."
     return described(figure, f"{what} Medians over backbones", known, "{:.0f} %")
 
 
@@ -185,14 +183,14 @@ RUNTIME_COLOURS = dict(zip(RUNTIMES, map(regime_colour, ("fp32", "fp16", "ptq-qn
 
 
 @styled
-def peers_figure(results, dataset, *, batch_size=1):
-    """Every runtime of every model: speed-up over eager FP32 against the change in Brier; right and low is better."""
+def peers_figure(results, dataset):
+    """Every runtime of every model at batch 1: speed-up over eager FP32 against the change in Brier; right and low is better."""
     frame = peers(results)
-    frame = frame[(frame["dataset"] == dataset) & (frame["batch_size"] == batch_size) & frame["p50_ms"].notna()]
+    frame = frame[(frame["dataset"] == dataset) & (frame["batch_size"] == 1) & frame["p50_ms"].notna()]
     eager = frame[(frame["runtime"] == "pytorch") & (frame["precision"] == "fp32")].set_index("backbone")
     backbones = [b for b in results.backbones if b in eager.index]
     if not backbones:
-        return empty(f"Other runtimes on {title(dataset)}, batch {batch_size}: missing from these results.")
+        return empty(f"Other runtimes on {title(dataset)}, batch 1: missing from these results.")
     columns = min(4, len(backbones))
     rows = -(-len(backbones) // columns)
     figure, axes = style.new(rows, columns, sharex=True, sharey=True, height=1.1 + 1.7 * rows, abreast=2)
@@ -223,7 +221,7 @@ def peers_figure(results, dataset, *, batch_size=1):
     handles = [handle(name, RUNTIME_COLOURS[r], "s") for r, name in RUNTIMES.items()]
     handles += [handle("FP32"), handle("INT8", marker="s"), handle("front", marker=None, linestyle="-", linewidth=1)]
     style.legend(figure, handles=handles, ncols=4, handletextpad=0.4, columnspacing=1.4)
-    what = f"Runtimes on {title(dataset)} at batch {batch_size}, a panel per backbone: speed-up over eager FP32 and change in Brier score."
+    what = f"Runtimes on {title(dataset)} at batch 1, a panel per backbone: speed-up over eager FP32 and change in Brier score."
     return described(figure, f"{what} Fastest, in times", fastest, "{:.1f}")
 
 

@@ -7,11 +7,10 @@ import numpy as np
 from matplotlib.patches import Patch
 
 from medq.figures import style
-from medq.figures.style import FONT, GRID, INK, MUTED, PAPER, backbone_style, described, empty, handle, regime_colour
-from medq.figures.style import styled
+from medq.figures.style import FONT, GRID, INK, MUTED, PAPER, WIDTH
+from medq.figures.style import backbone_style, described, empty, handle, regime_colour, styled
 from medq.regimes import REGIMES
-from medq.results import family, title
-from medq.results import published as paper_results
+from medq.results import family, published, title
 from medq.tables import PAIRS, calibration_data, forest_data, latency_data, plotted, regimes_data, reliability_data
 from medq.tables import speedups
 
@@ -19,9 +18,9 @@ from medq.tables import speedups
 
 
 @styled
-def figure1(results, published=None, *, form="converted", metric="auroc"):
+def figure1(results, *, metric="auroc"):
     """Figure 1: macro ROC-AUC across regimes, a panel per dataset; each backbone, and their mean ± std."""
-    data = regimes_data(results, metric, published, form=form)
+    data = regimes_data(results, metric)
     if data.empty:
         return empty(f"{title(metric)} across regimes: no cell of these results is done yet.")
     regimes = [r for r in REGIMES if r in results.regimes]
@@ -31,21 +30,19 @@ def figure1(results, published=None, *, form="converted", metric="auroc"):
         axis.set(title=title(dataset), xlabel=f"Macro {title(metric)}")
     style.name_rows(axes[0], map(title, regimes))
     mean = data[data["backbone"] == "mean"]
-    diamond = {"marker": "D", "markerfacecolor": "none", "markeredgecolor": INK}
     handles = [handle("mean", marker="|", markersize=11, markeredgewidth=3)]
     handles.append(Patch(color=MUTED, alpha=0.3, label="± std of backbones"))
     if data["low"].notna().any():
         handles.append(handle("95 % interval of mean", INK, None, linestyle="-", linewidth=1.2))
-    handles += [handle("paper", **diamond)] if data["paper"].notna().any() else []
     style.backbone_legend(figure, results.backbones, extra=handles)
     known = {f"{title(d)}, {title(r)}": v for d, r, v in zip(mean["dataset"], mean["regime"], mean["value"])}
     what = f"Macro {title(metric)} of each regime, a panel per dataset. Means over backbones"
     return described(figure, what, known)
 
 
-def figure5(results, published=None, *, form="converted"):
+def figure5(results):
     """Figure 5: macro AUPRC across regimes, drawn like Figure 1."""
-    return figure1(results, published, form=form, metric="auprc")
+    return figure1(results, metric="auprc")
 
 
 def _regime_panel(axis, data, regimes, backbones):
@@ -65,8 +62,6 @@ def _regime_panel(axis, data, regimes, backbones):
         axis.plot([row["value"]] * 2, [y - 0.36, y + 0.36], color=colour, linewidth=3, solid_capstyle="butt")
         if not math.isnan(row["low"]):
             axis.plot([row["low"], row["high"]], [y + 0.36] * 2, color=INK, linewidth=1.2, solid_capstyle="butt")
-        if not math.isnan(row["paper"]):
-            axis.plot(row["paper"], y, "D", markersize=7, markerfacecolor="none", markeredgecolor=INK, zorder=5)
     for b, regime, value in zip(cells["backbone"], cells["regime"], cells["value"]):
         style.point(axis, value, regimes.index(regime) + style.step(b, backbones), *backbone_style(b), zorder=4)
     axis.margins(x=0.06)
@@ -82,9 +77,9 @@ def _regime_panel(axis, data, regimes, backbones):
 
 
 @styled
-def figure2(results, published=None, *, engine="fbgemm", batch_size=1):
-    """Figure 2: macro AUPRC against latency, FP32 (circle) and INT8-QAT (square), a colour per backbone."""
-    data = plotted.tradeoff_data(results, engine=engine, batch_size=batch_size).dropna(subset=["value", "p50_ms"])
+def figure2(results):
+    """Figure 2: macro AUPRC against latency at batch 1, FP32 (circle) and INT8-QAT (square), a colour per backbone."""
+    data = plotted.tradeoff_data(results).dropna(subset=["value", "p50_ms"])
     if data.empty:
         return empty("AUPRC against latency: these results hold no backbone with both an AUPRC and a timing.")
     figure, axes = style.new(1, len(results.datasets), height=3.9)
@@ -97,18 +92,18 @@ def figure2(results, published=None, *, engine="fbgemm", batch_size=1):
                 axis.plot([p["p50_ms"]] * 2, [p["low"], p["high"]], color=colour, linewidth=1)
                 style.point(axis, p["p50_ms"], p["value"], colour, "o" if p["regime"] == "fp32" else "s", 8)
         _log_ms(axis, part["p50_ms"])
-        axis.set(title=title(dataset), xlabel=f"p50 at batch {batch_size} (ms)")
+        axis.set(title=title(dataset), xlabel="p50 at batch 1 (ms)")
         style.few_ticks(axis.yaxis, 5)
         if part.empty:
             style.absent(axis)
             axis.tick_params(axis="y", left=False, labelleft=False)
     axes[0, 0].set_ylabel("Macro AUPRC")
-    shapes = {"o": "FP32", "s": f"INT8-QAT ({engine.upper()})"}
+    shapes = {"o": "FP32", "s": "INT8-QAT (FBGEMM)"}
     edge = {"edgecolor": INK, "linewidth": 0.5}  # the shape means something else here, so a backbone is a patch
     handles = [Patch(facecolor=backbone_style(b)[0], label=title(b), **edge) for b in results.backbones]
     handles += [handle(label, marker=m, markersize=8, markeredgecolor=INK) for m, label in shapes.items()]
     style.legend(figure, handles=handles, ncols=5, handlelength=1, handletextpad=0.5, columnspacing=1.3)
-    return described(figure, _tradeoff_alt(data, engine))
+    return described(figure, _tradeoff_alt(data))
 
 
 def _log_ms(axis, values):
@@ -126,12 +121,12 @@ def _log_ms(axis, values):
         axis.set_xticks([], minor=True)
 
 
-def _tradeoff_alt(data, engine):
+def _tradeoff_alt(data):
     wide = data.pivot_table(index=["dataset", "backbone"], columns="regime", values=["value", "p50_ms"]).dropna()
-    qat = f"qat-{engine}"
-    if wide.empty or not {"fp32", qat} <= set(wide["value"]):
-        return f"Macro AUPRC against latency; no backbone has both an FP32 and an INT8-QAT ({engine}) point."
-    times, points = wide["p50_ms"]["fp32"] / wide["p50_ms"][qat], 100 * (wide["value"][qat] - wide["value"]["fp32"])
+    if wide.empty or not {"fp32", "qat-fbgemm"} <= set(wide["value"]):
+        return "Macro AUPRC against latency; no backbone has both an FP32 and an INT8-QAT (fbgemm) point."
+    fp32, qat = (wide.xs(regime, axis=1, level="regime") for regime in ("fp32", "qat-fbgemm"))
+    times, points = fp32["p50_ms"] / qat["p50_ms"], 100 * (qat["value"] - fp32["value"])
     return (
         "Macro AUPRC against median latency, a panel per dataset, FP32 as circles and INT8-QAT as squares. From FP32 to "
         f"INT8-QAT latency changes by a factor of {times.min():.2f} to {times.max():.2f} and AUPRC by "
@@ -139,9 +134,9 @@ def _tradeoff_alt(data, engine):
     )
 
 
-def figure2_interactive(results, *, engine="fbgemm", batch_size=1):
+def figure2_interactive(results):
     """Figure 2 with values on hover, as a plotly figure (alternative text in `alt_text`)."""
-    data = plotted.tradeoff_data(results, engine=engine, batch_size=batch_size).dropna(subset=["value", "p50_ms"])
+    data = plotted.tradeoff_data(results).dropna(subset=["value", "p50_ms"])
 
     def trace(points):
         regimes = ["FP32" if r == "fp32" else "INT8-QAT" for r in points["regime"]]
@@ -154,9 +149,9 @@ def figure2_interactive(results, *, engine="fbgemm", batch_size=1):
             "marker": {"size": 11, "symbol": symbols, "line": {"width": 1}},
         }
 
-    alt = _tradeoff_alt(data, engine) if len(data) else "AUPRC against latency: missing."
+    alt = _tradeoff_alt(data) if len(data) else "AUPRC against latency: missing."
     figure = _interactive(results, data, trace, alt)
-    figure.update_xaxes(type="log", title=f"p50 at batch {batch_size} (ms)", dtick="D2")
+    figure.update_xaxes(type="log", title="p50 at batch 1 (ms)", dtick="D2")
     figure.update_yaxes(title="Macro AUPRC", col=1)
     return figure
 
@@ -188,12 +183,12 @@ def _interactive(results, data, trace, alt):
 
 
 @styled
-def figure3(results, published=None, *, engine="fbgemm", metric="auprc", per_backbone=True):
-    """Figure 3: paired bootstrap differences, pooled and per backbone; square where p < 0.05, else circle."""
-    data = forest_data(results, metric=metric, engine=engine)
+def figure3(results):
+    """Figure 3: paired bootstrap differences in AUPRC, pooled and per backbone; square where p < 0.05, else circle."""
+    data = forest_data(results)
     if data.empty:
-        return empty(f"Paired bootstrap differences in {title(metric)}: missing from these results.")
-    rows = ["all", *(results.backbones if per_backbone else ())]
+        return empty("Paired bootstrap differences in AUPRC: missing from these results.")
+    rows = ["all", *results.backbones]
     each = max(1.55, 0.35 + 0.2 * len(rows))  # inches, so that the pair's name fits beside its panel
     figure, axes = style.new(len(PAIRS), len(results.datasets), height=1.0 + len(PAIRS) * each, sharey=True)
     for pair, line in zip(PAIRS, axes):
@@ -204,7 +199,7 @@ def figure3(results, published=None, *, engine="fbgemm", metric="auprc", per_bac
         line[0].set_ylabel(name, fontweight="bold")
     for top, bottom, dataset in zip(axes[0], axes[-1], results.datasets):
         top.set_title(title(dataset))
-        bottom.set_xlabel(f"Δ{title(metric)} (percentage points)")
+        bottom.set_xlabel("ΔAUPRC (percentage points)")
     axes[0, 0].invert_yaxis()
     hollow = handle("p < 0.05, but not after Holm", INK, "s", markeredgecolor=INK, markerfacecolor=PAPER)
     note = "Line: 95 % interval. Right of zero: the first method is better."
@@ -212,7 +207,7 @@ def figure3(results, published=None, *, engine="fbgemm", metric="auprc", per_bac
     style.legend(figure, handles=handles, ncols=3, title=note)
     pooled = data[data["backbone"] == "all"]
     known = {f"{p}, {title(d)}": v for p, d, v in zip(pooled["pair"], pooled["dataset"], pooled["delta_pp"])}
-    what = f"Paired bootstrap differences in {title(metric)}, in percentage points, for three pairs of regimes and each dataset."
+    what = "Paired bootstrap differences in AUPRC, in percentage points, for three pairs of regimes and each dataset."
     return described(figure, f"{what} Over all backbones", known, "{:+.2f}")
 
 
@@ -240,9 +235,9 @@ def _forest_panel(axis, data, rows):
 
 
 @styled
-def figure4(results, published=None, *, regime="ptq-fbgemm"):
+def figure4(results):
     """Figure 4: AUPRC against the number of calibration images; a small panel per CNN, a row per dataset."""
-    data = calibration_data(results, regime=regime)
+    data = calibration_data(results)
     if data.empty:
         return empty("AUPRC against the number of calibration images: missing from these results.")
     cnns = [b for b in results.backbones if family(b) == "cnn"]
@@ -286,9 +281,9 @@ def _sweep_alt(data):
     return what, {f"{title(d)} {title(b)}": v for (d, b), v in change.items()}, "{:+.1f}"
 
 
-def figure4_interactive(results, *, regime="ptq-fbgemm"):
+def figure4_interactive(results):
     """Figure 4 with values on hover, one panel per dataset, as a plotly figure."""
-    data = calibration_data(results, regime=regime)
+    data = calibration_data(results)
 
     def trace(part):
         name = title(part["backbone"].iloc[0])
@@ -310,18 +305,16 @@ def figure4_interactive(results, *, regime="ptq-fbgemm"):
 
 
 @styled
-def figure6(results, published=None, *, engine="fbgemm", batch_size=1):
-    """Figure 6: CPU latency of FP32 and INT8-PTQ per backbone, p50 and p99, and the speed-up."""
-    data = latency_data(results, published, engine=engine, batch_size=batch_size).dropna(subset=["p50_ms"])
+def figure6(results):
+    """Figure 6: CPU latency at batch 1 of FP32 and INT8-PTQ per backbone, p50 and p99, and the speed-up."""
+    data = latency_data(results).dropna(subset=["p50_ms"])
     if data.empty:
         return empty("CPU latency of FP32 and INT8-PTQ: missing from these results.")
     figure, axes = style.new(height=1.4 + 0.36 * len(results.backbones))
-    axis, shapes = axes[0, 0], {"fp32": "o", f"ptq-{engine}": "s"}
-    ups = speedups(results, batch_size=batch_size, regime=f"ptq-{engine}")
+    axis, shapes = axes[0, 0], {"fp32": "o", "ptq-fbgemm": "s"}
+    ups = speedups(results)
     ups = ups[ups["baseline"] == "eager"].set_index("backbone")["value"].dropna()
-    theirs = (published or paper_results()).ratios
-    theirs = theirs[(theirs["batch_size"] == batch_size) & (theirs["regime"] == f"ptq-{engine}")]
-    theirs = theirs.set_index("backbone")["speedup"]
+    theirs = published().ratios.set_index("backbone")["speedup"]
     beside = {"transform": axis.get_yaxis_transform()}
     for y, backbone in enumerate(results.backbones):
         rows = data[data["backbone"] == backbone].set_index("regime")
@@ -338,12 +331,12 @@ def figure6(results, published=None, *, engine="fbgemm", batch_size=1):
     axis.text(1.01, -0.8, "speed-up (paper's)", va="bottom", color=MUTED, **beside)
     style.name_rows([axis], map(title, results.backbones))
     _log_ms(axis, np.concatenate([data["p50_ms"], data["p99_ms"].dropna()]))
-    axis.set_xlabel(f"Latency at batch {batch_size} on this CPU (ms, logarithmic)")
+    axis.set_xlabel("Latency at batch 1 on this CPU (ms, logarithmic)")
     edge = {"markeredgecolor": INK, "markersize": 8}
     handles = [handle(f"{title(r)}, p50", regime_colour(r), m, **edge) for r, m in shapes.items()]
     handles.append(handle("p99", marker="|", markersize=9, markeredgewidth=2))
     style.legend(figure, handles=handles, ncols=3)
-    what = f"CPU latency at batch {batch_size} of FP32 and INT8-PTQ for each backbone, median and 99th percentile."
+    what = "CPU latency at batch 1 of FP32 and INT8-PTQ for each backbone, median and 99th percentile."
     known = {title(b): ups[b] for b in results.backbones if b in ups}
     return described(figure, f"{what} Speed-up of INT8 over FP32", known, "{:.2f}")
 
@@ -352,23 +345,21 @@ def figure6(results, published=None, *, engine="fbgemm", batch_size=1):
 
 
 @styled
-def figure7(results, published=None, *, backbone="resnet50", engine="fbgemm"):
+def figure7(results, *, backbone="resnet50"):
     """Figure 7: reliability (top label) of one backbone under FP32, PTQ and QAT, histograms below."""
-    data = reliability_data(results, backbone=backbone, engine=engine)
+    data = reliability_data(results, backbone=backbone)
     if data.empty:
         return empty(f"Reliability of {title(backbone)}: these results hold no predictions for it.")
-    regimes = ["fp32", f"ptq-{engine}", f"qat-{engine}"]
+    regimes = ["fp32", "ptq-fbgemm", "qat-fbgemm"]
     columns = {title(d): data[data["dataset"] == d] for d in results.datasets}
-    figure, errors = reliability_panels(
-        columns, regimes, **({"height": 4.9} if len(columns) > 2 else {"height": 4.9, "width": 4.8})
-    )
+    wide = len(columns) > 2
+    figure, errors = reliability_panels(columns, regimes, height=4.9, width=WIDTH if wide else 4.8)
     handles = [handle(title(r), regime_colour(r), m, linestyle="-") for r, m in zip(regimes, "osD")]
     handles.append(handle("perfect calibration", INK, None, linestyle="--"))
-    style.legend(figure, handles=handles, ncols=4 if len(columns) > 2 else 2)
+    style.legend(figure, handles=handles, ncols=4 if wide else 2)
     what = f"Reliability diagrams of {title(backbone)} with histograms of confidence below, a column per dataset."
-    return described(
-        figure, f"{what} Top-label calibration error", {f"{d} {title(r)}": e for (d, r), e in errors.items()}
-    )
+    known = {f"{d} {title(r)}": e for (d, r), e in errors.items()}
+    return described(figure, f"{what} Top-label calibration error", known)
 
 
 def reliability_panels(columns, regimes, **shape):

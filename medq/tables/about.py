@@ -3,8 +3,7 @@
 import pandas as pd
 
 from medq import params, paths
-from medq.results import CELL, STUDY_TITLES, class_title, title
-from medq.results import published as paper_results
+from medq.results import CELL, STUDY_TITLES, class_title, published, title
 
 
 def balance(results):
@@ -76,7 +75,7 @@ def selection(results):
     return frame.assign(optimism=100 * (frame["accuracy"] - frame["around_it"]))
 
 
-def batch_norm_sizes(results=None, published=None):
+def batch_norm_sizes():
     """How batch normalisation shows in a model's size: `book/_data/batch_norm.csv` beside the paper.
 
     Columns: backbone; traced, fused, paper (FP32 over INT8 size); nearer (of the two to the paper's); and how
@@ -84,7 +83,7 @@ def batch_norm_sizes(results=None, published=None):
     `qat_traced` as it is traced, `qat_replaced` with the module replaced first.
     """
     frame = pd.read_csv(paths.ROOT / "book" / "_data" / "batch_norm.csv")
-    ratios = (published or paper_results()).ratios.set_index("backbone")["size_ratio"]
+    ratios = published().ratios.set_index("backbone")["size_ratio"]
     frame["paper"] = frame["backbone"].map(ratios)
     frame["nearer"] = frame[["traced", "fused"]].sub(frame["paper"], axis=0).abs().idxmin(axis=1)
     return frame[["backbone", "traced", "fused", "paper", "nearer", "qat_traced", "qat_replaced"]]

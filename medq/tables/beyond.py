@@ -7,44 +7,39 @@ import pandas as pd
 
 from medq import advise, regimes
 from medq.groups import connected
-from medq.results import CELL, CONTROL, LOWER_IS_BETTER, counterpart, means, peer_means, scores, title, variant
-from medq.results import published as paper_results
+from medq.results import CELL, CONTROL, LOWER_IS_BETTER
+from medq.results import counterpart, means, peer_means, published, scores, title, variant
 from medq.changes import SCORES
+from medq.tables.about import of_cell
 from medq.tables.entries import by_key, cell_state
 
 COLLAPSE = 0.10  # a recipe collapses a model if it costs this much AUPRC, or adds this much to the Brier score
 
 
-def engine_check(results, metric="brier"):
+def engine_check(results):
     """Does each INT8 engine compute what the model's own simulation says? One row per INT8 cell, worst first.
 
-    Columns: dataset, backbone, regime, agrees, fp32, simulated, converted, patched, gap (converted -
-    simulated, in the direction of worse), worst_layer, max_steps (largest error of a kernel, in
-    quantization steps), note.
+    Columns: dataset, backbone, regime, agrees, Brier scores fp32, simulated, converted, patched, gap (converted -
+    simulated), worst_layer, max_steps (largest error of a kernel, in quantization steps), note.
     """
-    frame = results.status[results.status["regime"].isin(regimes.INT8)].copy()
-    cells = pd.MultiIndex.from_frame(frame[CELL])
-    converted = scores(results, metric).set_index(CELL)["value"]
-    simulated = scores(results, metric, form="fake-quant").set_index(CELL)["value"].reindex(cells)
-    patched = scores(results, metric, recipe="mended").set_index(CELL)["value"].reindex(cells)
-    fp32 = converted[converted.index.get_level_values("regime") == "fp32"].droplevel("regime")
-    fp32 = fp32.reindex(cells.droplevel("regime"))
-    gap = (converted.reindex(cells) - simulated) * (1 if metric in LOWER_IS_BETTER else -1)
+    frame = results.status[results.status["regime"].isin(regimes.INT8)].set_index(CELL)
+    deployed = scores(results, "brier").set_index(CELL)["value"]
+    fp32 = deployed[deployed.index.get_level_values("regime") == "fp32"].droplevel("regime")
     worst = results.layers.dropna(subset=["kernel_max_steps"]).sort_values("kernel_max_steps")
-    worst = worst.drop_duplicates(CELL, keep="last").set_index(CELL).reindex(cells)
-    states = [note or cell_state(results, *key) for note, key in zip(frame["note"], cells)]
-    frame = frame[CELL].assign(
+    worst = worst.drop_duplicates(CELL, keep="last").set_index(CELL).reindex(frame.index)
+    frame = frame.assign(
         agrees=frame["engine_agrees"].map({True: "yes", False: "NO"}).fillna(""),
-        fp32=fp32.to_numpy(float),
-        simulated=simulated.to_numpy(float),
-        converted=converted.reindex(cells).to_numpy(float),
-        patched=patched.to_numpy(float),
-        gap=gap.to_numpy(float),
-        worst_layer=worst["layer"].fillna("").to_numpy(),
-        max_steps=worst["kernel_max_steps"].to_numpy(float),
-        note=states,
+        fp32=fp32.reindex(frame.index.droplevel("regime")).to_numpy(float),
+        simulated=scores(results, "brier", form="fake-quant").set_index(CELL)["value"],
+        converted=deployed,
+        patched=scores(results, "brier", recipe="mended").set_index(CELL)["value"],
+        worst_layer=worst["layer"].fillna(""),
+        max_steps=worst["kernel_max_steps"].astype(float),
+        note=[note or cell_state(results, *cell) for note, cell in zip(frame["note"], frame.index)],
     )
-    return frame.sort_values("gap", ascending=False, kind="stable").reset_index(drop=True)
+    frame["gap"] = frame["converted"] - frame["simulated"]
+    columns = ["agrees", "fp32", "simulated", "converted", "patched", "gap", "worst_layer", "max_steps", "note"]
+    return frame[columns].sort_values("gap", ascending=False, kind="stable").reset_index()
 
 
 # --- recipes --------------------------------------------------------------------------------------
@@ -79,21 +74,20 @@ def recipe_means(results, form):
         default = defaults.get(tuple(row[k] for k in MODEL), row)
         factors = [f for f in FACTORS if row[f].lower() != default[f].lower()]
         names = [SWITCHES.get((f, row[f].lower()), f"{f} {row[f] or 'as the engine has them'}") for f in factors]
-        changed.append(
-            names + ([f"run under {row['run_engine']}"] if row["run_engine"] not in ("", row["engine"]) else [])
-        )
+        elsewhere = row["run_engine"] not in ("", row["engine"])
+        changed.append(names + [f"run under {row['run_engine']}"] * elsewhere)
         collapsed.append(max(default["auprc"] - row["auprc"], row["brier"] - default["brier"]) >= COLLAPSE)
     return frame.assign(changes=changed, collapsed=pd.Series(collapsed, index=frame.index, dtype=bool))
 
 
-def ablation(results, *, form="converted"):
+def ablation(results):
     """The smallest change of recipe that turns a sound model into a collapsed one, per dataset, backbone, engine.
 
     Columns: dataset, backbone, engine, recipe, changes, n_changes, then before (by default) and after: auprc, brier;
     tried. Of several recipes with equally few changes the one that costs most AUPRC counts.
     """
     shown, rows = ("auprc", "brier"), []
-    for key, group in recipe_means(results, form).groupby(MODEL, sort=False):
+    for key, group in recipe_means(results, "converted").groupby(MODEL, sort=False):
         base, others = (group[(group["recipe"] == "default") == k] for k in (True, False))
         row = {**dict(zip(MODEL, key)), "tried": len(others), "recipe": "", "changes": "the default recipe is missing"}
         if len(base):
@@ -113,7 +107,7 @@ def ablation(results, *, form="converted"):
 REPRODUCED = {"ece": 0.05, "brier": 0.10}  # greatest error of a change from FP32 that still reproduces Table 1's
 
 
-def recipes_against_table1(results, published=None, *, form="fake-quant"):
+def recipes_against_table1(results):
     """How near each recipe comes to what PTQ changes in the paper's Table 1, over all its datasets and engines at once.
 
     Compared are changes from FP32, mean over the backbones of the ablation, in ECE and Brier: levels differ between
@@ -122,54 +116,49 @@ def recipes_against_table1(results, published=None, *, form="fake-quant"):
     each in units of REPRODUCED), reproduces (all six cells, each within REPRODUCED); nearest first, recipes of fewer
     cells last.
     """
-    frame, errors = recipe_means(results, form), {}
+
+    def whole(values):
+        return values.mean(skipna=False)
+
+    frame, errors = recipe_means(results, "fake-quant"), {}
     keys = ["recipe", "dataset", "engine"]
     for metric in REPRODUCED:
         fp32 = scores(results, metric).query("regime == 'fp32'").set_index(["dataset", "backbone"])["value"]
         before = fp32.reindex(pd.MultiIndex.from_frame(frame[["dataset", "backbone"]])).to_numpy()
-        ours = (frame[metric] - before).groupby([frame[k] for k in keys], sort=False).agg(_mean)
-        paper = means(published or paper_results(), metric, form="fake-quant").set_index(["dataset", "regime"])["value"]
-        theirs = [
-            paper.get((counterpart(d), f"ptq-{engine}"), math.nan) - paper.get((counterpart(d), "fp32"), math.nan)
-            for _, d, engine in ours.index
+        ours = (frame[metric] - before).groupby([frame[k] for k in keys], sort=False).agg(whole)
+        paper = means(published(), metric, form="fake-quant").set_index(["dataset", "regime"])["value"]
+        cells = [(counterpart(dataset), engine) for _, dataset, engine in ours.index]
+        errors[metric] = ours - [
+            paper.get((d, f"ptq-{engine}"), math.nan) - paper.get((d, "fp32"), math.nan) for d, engine in cells
         ]
-        errors[metric] = ours - theirs
-    grouped = pd.DataFrame(errors).groupby("recipe", sort=False)
-    table = pd.DataFrame({"cells": grouped.size()})
-    table[["error_ece", "error_brier"]] = np.sqrt((grouped.agg(lambda e: _mean(e**2))).to_numpy(float)).reshape(-1, 2)
-    table[["worst_ece", "worst_brier"]] = (
-        grouped.agg(lambda e: e.abs().max(skipna=False)).to_numpy(float).reshape(-1, 2)
-    )
-    limits = list(REPRODUCED.values())
-    table["distance"] = np.hypot(*(table[["error_ece", "error_brier"]] / limits).to_numpy().T)
-    table["reproduces"] = (table[["worst_ece", "worst_brier"]] <= limits).all(axis=1) & (table["cells"] == 6)
+    errors, limits = pd.DataFrame(errors), pd.Series(REPRODUCED)
+    rms = np.sqrt((errors**2).groupby("recipe", sort=False).agg(whole))
+    worst = errors.abs().groupby("recipe", sort=False).agg(lambda e: e.max(skipna=False))
+    table = errors.groupby("recipe", sort=False).size().to_frame("cells")
+    table = table.join(rms.add_prefix("error_")).join(worst.add_prefix("worst_"))
+    table["distance"] = np.hypot(*(rms / limits).to_numpy().T)
+    table["reproduces"] = (worst <= limits).all(axis=1) & (table["cells"] == 6)
     table = table.dropna(subset=["distance"]).reset_index()
     return table.sort_values(["cells", "distance"], ascending=[False, True], ignore_index=True)
-
-
-def _mean(values):
-    return values.mean(skipna=False)
 
 
 EQUAL = "as-in-training"  # the recipe that has QAT's observers and folded batch norm
 
 
-def equal_recipe(results, metric="brier", *, form="fake-quant"):
-    """PTQ and QAT with the same observers and batch norm: what is left between them is the training alone.
+def equal_recipe(results):
+    """Brier score of PTQ and QAT with the same observers and batch norm, simulated: the training alone is left between them.
 
     Columns: dataset, backbone, engine, fp32, ptq (by default), ptq_equal (`EQUAL`), qat; one row for each model that the
     ablation holds the recipe of, missing where a regime was not run. PTQ is the ablation's own.
     """
-    wide = recipe_means(results, form).pivot(index=MODEL, columns="recipe", values=metric).reset_index()
-    if EQUAL not in wide:
-        return pd.DataFrame(columns=[*MODEL, "fp32", "ptq", "ptq_equal", "qat"])
-    frame = wide[wide[EQUAL].notna()].rename(columns={"default": "ptq", EQUAL: "ptq_equal"})
-    known = scores(results, metric, form=form).set_index(CELL)["value"].to_dict()
-    for name, regime in (("fp32", "fp32"), ("qat", "qat-{}")):
-        frame[name] = [
-            known.get((d, b, regime.format(e)), math.nan) for d, b, e in frame[MODEL].itertuples(index=False)
-        ]
-    return frame[[*MODEL, "fp32", "ptq", "ptq_equal", "qat"]].reset_index(drop=True)
+    wide = recipe_means(results, "fake-quant").pivot(index=MODEL, columns="recipe", values="brier")
+    wide = wide.reindex(columns=["default", EQUAL]).set_axis(["ptq", "ptq_equal"], axis=1).reset_index()
+    frame = wide[wide["ptq_equal"].notna()].reset_index(drop=True)
+    known = scores(results, "brier", form="fake-quant").set_index(CELL)["value"]
+    for name, regime in (("fp32", "fp32"), ("qat", "qat-" + frame["engine"])):
+        cells = pd.MultiIndex.from_frame(frame[["dataset", "backbone"]].assign(regime=regime))
+        frame[name] = known.reindex(cells).to_numpy()
+    return frame[[*MODEL, "fp32", "ptq", "ptq_equal", "qat"]]
 
 
 # --- remedies -------------------------------------------------------------------------------------
@@ -204,17 +193,16 @@ def remedies(results):
 # --- decisions ------------------------------------------------------------------------------------
 
 
-def silent(results, *, form="converted"):
+def silent(results):
     """What crosses a decision threshold fixed on the FP32 model: one row per cell and class, worst sensitivity first.
 
     Columns: dataset, backbone, regime, class, n, threshold, sensitivity_reference, sensitivity,
     sensitivity_change, specificity_change, prevalence_change, crossed_up, crossed_down.
     """
-    s = results.silent[results.silent["form"].isin(["float", form])]
     names, counts = ("sensitivity", "specificity", "prevalence"), ["crossed_up", "crossed_down", "n"]
     rates = ["threshold", *(f"{r}{e}" for r in names for e in ("_reference", ""))]
-    frame = s.groupby([*CELL, "class"], sort=False).agg(dict.fromkeys(rates, "mean") | dict.fromkeys(counts, "sum"))
-    frame = frame.reset_index()
+    frame = results.silent[results.silent["form"].isin(["float", "converted"])].groupby([*CELL, "class"], sort=False)
+    frame = frame.agg(dict.fromkeys(rates, "mean") | dict.fromkeys(counts, "sum")).reset_index()
     for rate in names:
         frame[f"{rate}_change"] = frame[rate] - frame[f"{rate}_reference"]
     columns = [*CELL, "class", "n", "threshold", "sensitivity_reference", "sensitivity"]
@@ -234,12 +222,12 @@ def flips(results):
 # --- controls -------------------------------------------------------------------------------------
 
 
-def leak(results, metric="auroc", *, form="converted"):
-    """A metric with and without test images that have a twin among the training images: one row per cell.
+def leak(results):
+    """ROC-AUC with and without test images that have a twin among the training images: one row per cell.
 
     Columns: dataset, backbone, regime, form, all, without_identical, without_twins, effect (all - without twins).
     """
-    frame = results.leak[(results.leak["metric"] == metric) & results.leak["form"].isin(["float", form])]
+    frame = results.leak[(results.leak["metric"] == "auroc") & results.leak["form"].isin(["float", "converted"])]
     wide = frame.pivot_table(index=[*CELL, "form"], columns="subset", values="value", sort=False)
     wide = wide.reindex(columns=["all", "without-identical", "without-twins"]).reset_index()
     wide.columns = [*CELL, "form", "all", "without_identical", "without_twins"]
@@ -270,10 +258,9 @@ def leak_effect(results):
         tested = before.index.intersection(after.index)
         images = tested.get_level_values("image_id")
         audit = results.audit(dataset)
-        seen = (
-            results.trained_on(dataset).merge(audit[["image_id", "group_id"]])[["fold", "group_id"]].drop_duplicates()
-        )
-        copied = seen.merge(audit[["image_id", "group_id"]]).set_index(["fold", "image_id"]).index
+        group_of = audit[["image_id", "group_id"]]
+        seen = results.trained_on(dataset).merge(group_of)[["fold", "group_id"]].drop_duplicates()
+        copied = seen.merge(group_of).set_index(["fold", "image_id"]).index
         groups = pd.Series(connected(images, audit), index=tested)
         twin = tested.isin(copied)
         if not 1 < groups[twin].nunique() or not 1 < groups[~twin].nunique():
@@ -286,8 +273,7 @@ def leak_effect(results):
         ends = (parts[0].mean() - parts[1].mean(), interval.low, interval.high)
         rows.append((dataset, len(backbones), int(twin.sum()), int((~twin).sum()), *levels, *ends))
     sides = [f"{side}_copies_{which}" for side in ("with", "without") for which in ("twins", "others")]
-    frame = pd.DataFrame(rows, columns=["dataset", "backbones", "twins", "others", *sides, "effect", "low", "high"])
-    return frame
+    return pd.DataFrame(rows, columns=["dataset", "backbones", "twins", "others", *sides, "effect", "low", "high"])
 
 
 def _image_brier(results, dataset):
@@ -305,31 +291,30 @@ def _image_brier(results, dataset):
 VARIANTS = ("deduplicated", "inner")  # trained without copies of test images; epoch chosen on training images
 
 
-def beside_variant(results, kind, *, form="converted"):
+def beside_variant(results, kind):
     """The same cells, trained with one thing changed (`kind` of `VARIANTS`), on the same test images: one row per cell and metric.
 
     Columns: dataset, backbone, regime, metric, as_in_the_paper, changed, effect (what the paper's way adds, in the
     metric's own unit). Empty where `results` has no such folder beside it.
     """
-    other, parts = variant(results, kind), []
+    columns, other = [*CELL, "metric", "as_in_the_paper", "changed", "effect"], variant(results, kind)
+    parts = [pd.DataFrame(columns=columns)]
     for metric in ("accuracy", "auroc", "auprc", "ece") if other else ():
-        ours, changed = (scores(r, metric, form=form)[[*CELL, "value"]] for r in (results, other))
-        both = changed.rename(columns={"value": "changed"}).merge(
-            ours.rename(columns={"value": "as_in_the_paper"}), on=CELL
-        )
+        ours, changed = (scores(r, metric)[[*CELL, "value"]] for r in (results, other))
+        both = changed.rename(columns={"value": "changed"})
+        both = both.merge(ours.rename(columns={"value": "as_in_the_paper"}), on=CELL)
         parts.append(both.assign(metric=title(metric), effect=both["as_in_the_paper"] - both["changed"]))
-    columns = [*CELL, "metric", "as_in_the_paper", "changed", "effect"]
-    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+    return pd.concat(parts[1:] or parts, ignore_index=True)[columns]
 
 
-def qat_control(results, metric="auprc", *, engine="fbgemm", form="converted"):
-    """What quantization-aware training gives that training on in FP32 does not: one row per dataset and backbone.
+def qat_control(results):
+    """AUPRC that quantization-aware training (FBGEMM) gives and training on in FP32 does not: one row per dataset, backbone.
 
     Columns: dataset, backbone, fp32, continued, qat, training_on (continued - fp32), awareness (qat -
     continued).
     """
-    names = {"fp32": "fp32", CONTROL: "continued", f"qat-{engine}": "qat"}
-    wide = scores(results, metric, form=form).pivot(index=CELL[:2], columns="regime", values="value")
+    names = {"fp32": "fp32", CONTROL: "continued", "qat-fbgemm": "qat"}
+    wide = scores(results, "auprc").pivot(index=CELL[:2], columns="regime", values="value")
     grid = pd.MultiIndex.from_product([results.datasets, results.backbones], names=CELL[:2])
     frame = wide.reindex(index=grid, columns=list(names)).set_axis(list(names.values()), axis=1).reset_index()
     frame["training_on"] = frame["continued"] - frame["fp32"]
@@ -348,11 +333,10 @@ def peers(results):
     frame = peer_means(results).sort_values("batch_size", kind="stable").reset_index(drop=True)
     frame = frame.assign(pareto=False, name=(frame["runtime"] + " " + frame["precision"]).map(title))
     for _, group in frame.groupby(["dataset", "backbone", "batch_size"]):
-        for row in group.dropna(subset=["p50_ms"]).itertuples():
-            better = (group["p50_ms"] <= row.p50_ms) & (group["brier"] <= row.brier)
-            frame.loc[row.Index, "pareto"] = not (
-                better & ((group["p50_ms"] < row.p50_ms) | (group["brier"] < row.brier))
-            ).any()
+        p50, brier = group["p50_ms"], group["brier"]
+        for k in p50.dropna().index:
+            better = (p50 <= p50[k]) & (brier <= brier[k]) & ((p50 < p50[k]) | (brier < brier[k]))
+            frame.loc[k, "pareto"] = not better.any()
     columns = ["dataset", "backbone", "batch_size", "name", "pareto", "p50_ms", "p99_ms", "brier", "auprc", "auroc"]
     columns += ["ece", "ece_top_label", "size_mb", "convert_seconds", "runtime", "precision", "image_size", "note"]
     return frame[columns]
@@ -401,13 +385,11 @@ def advice(results, limits=None):
 # --- cells ----------------------------------------------------------------------------------------
 
 
-def worst_layers(results, dataset, backbone, regime, n=3):
-    """The `n` layers of a cell with the lowest signal-to-quantization-noise ratio, worst first."""
-    frame = results.layers
-    frame = frame[(frame["dataset"] == dataset) & (frame["backbone"] == backbone) & (frame["regime"] == regime)]
+def worst_layers(results, dataset, backbone, regime):
+    """The three layers of a cell with the lowest signal-to-quantization-noise ratio, worst first."""
     numbers = ["sqnr_db", "saturation", "weight_range_ratio", "kernel_sqnr_db", "kernel_max_steps"]
-    frame = frame.groupby(["layer", "operator"], sort=False)[numbers].mean()
-    return frame.nsmallest(n, "sqnr_db").reset_index()
+    layers = of_cell(results.layers, dataset, backbone, regime).groupby(["layer", "operator"], sort=False)
+    return layers[numbers].mean().nsmallest(3, "sqnr_db").reset_index()
 
 
 # --- remarks that belong under a table, whatever the results --------------------------------------
@@ -446,9 +428,8 @@ def other_models(results, study):
     else:
         n = results.provenance.get("parameters", {}).get("calibration", {}).get("images", 256)
         frame = frame[(frame["n_calibration"] == n) & frame["subset"].isin(["0", ""])]
-    m = results.metrics.query(
-        "metric == 'auprc' and `class` == '' and form != 'fake-quant' and recipe in ('default', '')"
-    )
+    grid = "metric == 'auprc' and `class` == '' and form != 'fake-quant' and recipe in ('default', '')"
+    m = results.metrics.query(grid)
     keys = [*CELL, "fold"]
     pairs = frame.groupby(keys)["auprc"].mean().to_frame("study").join(m.groupby(keys)["value"].mean(), how="inner")
     apart = (pairs["study"] - pairs["value"]).abs()

@@ -1,6 +1,5 @@
 """Every table by its name: the function that makes it. `show` prints it as `looks.yaml` says, `data` returns it."""
 
-import inspect
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from medq.tables.attention import attention
 from medq.tables.entries import comparable, covers
 from medq.tables.html import STYLE, Look, to_html
 
-TABLES = {  # name: function of (results, **options); `published` among its options are the paper's numbers
+TABLES = {  # name: function of (results, **options)
     "table1": paper.table1,
     "table2": paper.table2,
     "table3": paper.table3,
@@ -55,7 +54,7 @@ TABLES = {  # name: function of (results, **options); `published` among its opti
     "conditions": about.conditions,
     "versions": about.versions,
     "selection": about.selection,
-    "batch_norm_sizes": about.batch_norm_sizes,
+    "batch_norm_sizes": lambda results: about.batch_norm_sizes(),
     "cell_numbers": about.cell_numbers,
     "cell_classes": about.cell_classes,
 }
@@ -76,17 +75,14 @@ class Shown(NamedTuple):
         return f"{STYLE}\n<p>{self.caption}</p>{self.html}"
 
 
-def data(name, results, published=None, **options):
+def data(name, results, **options):
     """The numbers behind a table or figure (a name in `TABLES`), one row each; `UserError` for an unknown name."""
-    make = TABLES[one_of("table or figure", name, TABLES)]
-    if published is not None and "published" in inspect.signature(make).parameters:
-        options["published"] = published
-    return make(results, **options)
+    return TABLES[one_of("table or figure", name, TABLES)](results, **options)
 
 
-def show(name, results, published=None, **options):
+def show(name, results, **options):
     """A table by its name, as a `Shown`: numbers, caption and HTML."""
-    frame, look = data(name, results, published, **options), _look(name, results, options)
+    frame, look = data(name, results, **options), _look(name, results, options)
     wide = frame
     if look.across == "column":
         columns = zip(frame["dataset"], frame["class"], frame["metric"])
@@ -96,17 +92,12 @@ def show(name, results, published=None, **options):
 
 def _look(name, results, options):
     """The entry of `looks.yaml`, filled in."""
-    parameters = inspect.signature(TABLES[name]).parameters.values()
     floors = results.intervals.query("metric == 'ece_floor' and backbone == 'mean' and regime == 'fp32'")
-    facts = (
-        {p.name: p.default for p in parameters}
-        | options
-        | {
-            "results": results,
-            "floors": ", ".join(f"{title(d)} {v:.4f}" for d, v in zip(floors["dataset"], floors["value"])),
-            "sizes": "/".join(f"{size:g}" for size in sorted(results.peers["image_size"].dropna().unique())),
-        }
-    )
+    facts = options | {
+        "results": results,
+        "floors": ", ".join(f"{title(d)} {v:.4f}" for d, v in zip(floors["dataset"], floors["value"])),
+        "sizes": "/".join(f"{size:g}" for size in sorted(results.peers["image_size"].dropna().unique())),
+    }
     functions = {f.__name__: f for f in (title, counterpart, covers, beyond.disturbed, beyond.other_models)}
     constants = {k: getattr(beyond, k) for k in ("COLLAPSE", "REPRODUCED", "GAP")}
     environment = jinja2.Environment()

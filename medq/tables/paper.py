@@ -7,18 +7,17 @@ import pandas as pd
 from medq import timing
 from medq.errors import one_of
 from medq.regimes import ENGINES, PAPER_ENGINES
-from medq.results import CELL, counterpart, family, means, scores, timings
-from medq.results import published as paper_results
+from medq.results import CELL, counterpart, family, means, published, scores, timings
 from medq.tables.entries import FIELDS, PAPER_REGIMES, by_key, cell_state, entry, mean_state
 
 
-def table1(results, published=None, *, form="fake-quant"):
+def table1(results, *, form="fake-quant"):
     """Table 1, ECE and Brier, mean over backbones: dataset, metric, regime, FIELDS, between_std.
 
     `form` `fake-quant` is the paper's, `converted` what is deployed. The control `fp32-continued` comes last
     and is not among the paper's six regimes.
     """
-    sides = (results, form), (published or paper_results(), "fake-quant")
+    sides = (results, form), (published(), "fake-quant")
     tables = {m: [by_key(means(r, m, form=f), ["dataset", "regime"]) for r, f in sides] for m in ("ece", "brier")}
     rows = []
     for dataset in results.datasets:
@@ -27,9 +26,8 @@ def table1(results, published=None, *, form="fake-quant"):
                 mine = ours.get((dataset, regime), {})
                 theirs = paper.get((counterpart(dataset), regime), {}).get("value", math.nan)
                 used = mine.get("backbones", ())
-                state = (
-                    "" if mine and not used else mean_state(results, dataset, regime, used, form)
-                )  # no backbones: published
+                exact = mine and not used  # the paper's own means
+                state = "" if exact else mean_state(results, dataset, regime, used, form)
                 fields = entry(mine, theirs, state).values()
                 rows.append([dataset, metric, regime, *fields, mine.get("between_std", math.nan)])
     return pd.DataFrame(rows, columns=["dataset", "metric", "regime", *FIELDS, "between_std"])
@@ -38,18 +36,18 @@ def table1(results, published=None, *, form="fake-quant"):
 TABLE2 = ("throughput", "p50_ms", "convert_seconds", "against_fbgemm")
 
 
-def table2(results, published=None, *, batch_size=32):
-    """Table 2, CPU efficiency of INT8-PTQ by family: dataset, family, engine, quantity, FIELDS.
+def table2(results):
+    """Table 2, CPU efficiency of INT8-PTQ at batch 32 by family: dataset, family, engine, quantity, FIELDS.
 
     `ours` is the median over the family's backbones, `low` and `high` the least and the greatest of them.
     """
-    published, rows = published or paper_results(), []
+    rows = []
     engines = [e for e in ENGINES if e in PAPER_ENGINES or f"ptq-{e}" in results.regimes]
     for dataset in results.datasets:
         for kind in ("cnn", "transformer"):
             backbones = [b for b in results.backbones if family(b) == kind]
-            ours = _efficiency(results, (dataset, ""), backbones, batch_size)
-            paper = _efficiency(published, (counterpart(dataset),), (kind,), 32)
+            ours = _efficiency(results, (dataset, ""), backbones)
+            paper = _efficiency(published(), (counterpart(dataset),), (kind,))
             for engine in engines:
                 states = {cell_state(results, dataset, b, f"ptq-{engine}") for b in backbones} - {""}
                 untimed = " / ".join(sorted(states)) or ("not timed" if backbones else "no such backbone here")
@@ -61,29 +59,28 @@ def table2(results, published=None, *, batch_size=32):
     return pd.DataFrame(rows, columns=["dataset", "family", "engine", "quantity", *FIELDS])
 
 
-def _efficiency(results, datasets, backbones, batch_size):
-    """Rows of latency.csv on the CPU, one per regime and backbone, with `against_fbgemm`."""
+def _efficiency(results, datasets, backbones):
+    """Rows of latency.csv on the CPU at batch 32, one per regime and backbone, with `against_fbgemm`."""
     t = results.latency
-    t = t[t["dataset"].isin(datasets) & t["device"].isin(["cpu", ""]) & (t["batch_size"] == batch_size)]
+    t = t[t["dataset"].isin(datasets) & t["device"].isin(["cpu", ""]) & (t["batch_size"] == 32)]
     t = t[t["backbone"].isin(backbones)].drop_duplicates(["regime", "backbone"], keep="last")
     fbgemm = t[t["regime"] == "ptq-fbgemm"].set_index("backbone")["throughput"]
     return t.assign(against_fbgemm=t["throughput"] / t["backbone"].map(fbgemm).astype(float))
 
 
-def table3(results, published=None, *, dataset=None, backbone="resnet50", engine="fbgemm", form="converted"):
+def table3(results, *, dataset=None, backbone="resnet50"):
     """Table 3, metrics of each class of one backbone: dataset, class, regime, metric, FIELDS.
 
-    All datasets, or one. The paper does not say which engine its PTQ and QAT rows mean; `engine` chooses ours.
+    All datasets, or one. The paper does not say which engine its PTQ and QAT rows mean; ours are of FBGEMM.
     """
-    one_of("engine", engine, ENGINES)
-    sides, rows = ((results, {"form": form}), (published or paper_results(), {})), []
+    rows = []
     for name in results.datasets if dataset is None else [one_of("dataset", dataset, results.datasets)]:
         for klass in results.classes(name):
             for metric in ("auprc", "auroc"):
-                ours, paper = (by_key(scores(r, metric, klass=klass, **o), CELL) for r, o in sides)
-                for regime in ("fp32", f"ptq-{engine}", f"qat-{engine}"):
-                    theirs = paper.get((counterpart(name), backbone, regime.removesuffix(f"-{engine}")), {})
-                    state = cell_state(results, name, backbone, regime, form)
+                ours, paper = (by_key(scores(r, metric, klass=klass), CELL) for r in (results, published()))
+                for regime in ("fp32", "ptq-fbgemm", "qat-fbgemm"):
+                    theirs = paper.get((counterpart(name), backbone, regime.removesuffix("-fbgemm")), {})
+                    state = cell_state(results, name, backbone, regime)
                     fields = entry(ours.get((name, backbone, regime)), theirs.get("value", math.nan), state).values()
                     rows.append([name, klass, regime, metric, *fields])
     return pd.DataFrame(rows, columns=["dataset", "class", "regime", "metric", *FIELDS])
@@ -93,22 +90,20 @@ TABLE4 = "fp32_p50 fp32_p99 int8_p50 int8_p99 fp32_tail int8_tail speedup best_s
 TOO_FEW = "too few: p99 takes 368 batches"  # medq.timing.TAILS
 
 
-def table4(results, published=None, *, batch_size=1, engine="fbgemm"):
-    """Table 4, CPU latency, speed-up and size per backbone: backbone, quantity (of `TABLE4`), FIELDS.
+def table4(results):
+    """Table 4, CPU latency at batch 1, speed-up and size per backbone: backbone, quantity (of `TABLE4`), FIELDS.
 
-    `speedup` compares INT8-PTQ with eager FP32, as the paper does, `best_speedup` with the fastest FP32
+    `speedup` compares INT8-PTQ (FBGEMM) with eager FP32, as the paper does, `best_speedup` with the fastest FP32
     baseline that was timed. Milliseconds of two machines cannot be compared; ratios can.
     """
-    published = published or paper_results()
-    regime = f"ptq-{one_of('engine', engine, ENGINES)}"
-    ours, paper = latency_rows(results, batch_size, regime), latency_rows(published, batch_size, regime)
-    ratios = published.ratios[(published.ratios["batch_size"] == batch_size) & (published.ratios["regime"] == regime)]
-    for row in ratios.to_dict("records"):  # the paper gives these itself, from numbers that it does not give
-        for quantity in ("speedup", "size_ratio"):
-            paper.setdefault(row["backbone"], {})[quantity] = {"value": row[quantity]}
+    ours, paper = _latencies(results), _latencies(published())
+    for row in published().ratios.to_dict(
+        "records"
+    ):  # the paper gives these itself, from numbers that it does not give
+        paper[row["backbone"]] |= {quantity: {"value": row[quantity]} for quantity in ("speedup", "size_ratio")}
     rows = []
     for backbone in results.backbones:
-        states = {cell_state(results, d, backbone, regime) for d in results.datasets}
+        states = {cell_state(results, d, backbone, "ptq-fbgemm") for d in results.datasets}
         untimed = min((s for s in states if s.startswith("unsupported")), default="not timed")
         for quantity in TABLE4:
             mine = ours.get(backbone, {}).get(quantity)
@@ -119,43 +114,38 @@ def table4(results, published=None, *, batch_size=1, engine="fbgemm"):
     return pd.DataFrame(rows, columns=["backbone", "quantity", *FIELDS])
 
 
-def latency_rows(results, batch_size, regime):
+def _latencies(results):
     """{backbone: {quantity of TABLE4: {value, low, high}}} of one result set."""
-    t, found = timings(results, batch_size), {}
-    for kind, name in (("fp32", "fp32"), ("int8", regime)):
-        for row in t[t["regime"] == name].to_dict("records"):
+    t, found = timings(results, 1), {}
+    for kind, regime in (("fp32", "fp32"), ("int8", "ptq-fbgemm")):
+        for row in t[t["regime"] == regime].to_dict("records"):
             p50, p99 = (
-                dict(zip(("value", "low", "high"), (row[f"{p}_{k}"] for k in ("ms", "low", "high"))))
-                for p in ("p50", "p99")
+                {"value": row[f"{p}_ms"], "low": row[f"{p}_low"], "high": row[f"{p}_high"]} for p in ("p50", "p99")
             )
             tail = {k: v / row["p50_ms"] for k, v in p99.items()}
-            q = found.setdefault(row["backbone"], {})
-            q |= {f"{kind}_p50": p50, f"{kind}_p99": p99, f"{kind}_tail": tail}
-    for row in speedups(results, batch_size=batch_size, regime=regime).to_dict("records"):
+            found.setdefault(row["backbone"], {}).update({f"{kind}_p50": p50, f"{kind}_p99": p99, f"{kind}_tail": tail})
+    for row in speedups(results).to_dict("records"):
         q = found.setdefault(row["backbone"], {})
         q |= ({"speedup": row} if row["baseline"] == "eager" else {}) | ({"best_speedup": row} if row["best"] else {})
-    size = t.pivot(index="backbone", columns="regime", values="size_mb").reindex(found, columns=["fp32", regime])
-    for backbone, value in (size["fp32"] / size[regime]).items():
+    size = t.pivot(index="backbone", columns="regime", values="size_mb").reindex(found, columns=["fp32", "ptq-fbgemm"])
+    for backbone, value in (size["fp32"] / size["ptq-fbgemm"]).items():
         found[backbone]["size_ratio"] = {"value": value}
     return found
 
 
-def speedups(results, *, batch_size=1, regime="ptq-fbgemm"):
-    """Speed-up of an INT8 regime over every FP32 baseline: backbone, baseline, value, low, high, best.
+def speedups(results, *, regime="ptq-fbgemm"):
+    """Speed-up of an INT8 regime over every FP32 baseline at batch 1: backbone, baseline, value, low, high, best.
 
     The ratio of median batch times with its 95 % interval (`medq.timing.ratio`); where no batch times are stored, that of
     throughputs. `best` marks the fastest FP32 baseline of the backbone, which a user would really have.
     """
-    t = results.latency
-    t = t[(t["batch_size"] == batch_size) & t["device"].isin(["cpu", ""])]
-    t = t.groupby(["backbone", "regime", "baseline"])["throughput"].median()
-    raw = results.latency_raw
-    raw = dict(list(raw[raw["batch_size"] == batch_size].groupby(["backbone", "regime", "baseline"])["ms"]))
+    keys = ["backbone", "regime", "baseline"]
+    t = results.latency.query("batch_size == 1 and device in ('cpu', '')").groupby(keys)["throughput"].median()
+    raw = dict(list(results.latency_raw.query("batch_size == 1").groupby(keys)["ms"]))
     rows = []
     for backbone in results.backbones:
-        int8 = [key for key in t.index if key[:2] == (backbone, regime)]
-        fp32 = [key for key in t.index if key[:2] == (backbone, "fp32")]
-        best = max(fp32, key=lambda key: t[key], default=None)
+        int8, fp32 = ([key for key in t.index if key[:2] == (backbone, r)] for r in (regime, "fp32"))
+        best = max(fp32, key=t.get, default=None)
         for key in fp32 if int8 else ():
             timed = key in raw and int8[0] in raw
             found = timing.ratio(raw[key], raw[int8[0]]) if timed else (t[int8[0]] / t[key], math.nan, math.nan)

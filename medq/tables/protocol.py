@@ -13,12 +13,12 @@ from medq.regimes import REGIMES, method
 
 NONE = {"brier": 0.02, "auroc": 0.01}  # a change whose whole interval is smaller than this is none
 SHARE = 0.5  # of the paper's own rise of the Brier score: a change above it is the paper's collapse
-DESIGN = (  # weights, pixels: results of one dataset and backbone on the same training images
-    ("ImageNet", 224, "pretrained"),
-    ("ImageNet", 64, "pretrained-64"),
-    ("none", 224, "pretrained-scratch-224"),
-    ("none", 64, "pretrained-scratch-64"),
-)
+DESIGN = {  # result folder: weights and pixels of models of the same training images
+    "pretrained": ("ImageNet", 224),
+    "pretrained-64": ("ImageNet", 64),
+    "pretrained-scratch-224": ("none", 224),
+    "pretrained-scratch-64": ("none", 64),
+}
 LABELS = {  # of the columns, in print
     "fp32_brier": "FP32: Brier",
     "fp32_auroc": "FP32: ROC-AUC",
@@ -28,11 +28,11 @@ LABELS = {  # of the columns, in print
 CHANGES = [f"{metric}{end}" for metric in ("brier", "auroc") for end in ("", "_low", "_high")]
 
 
-def margin(dataset, published=None, regime="ptq-fbgemm"):
-    """Half of the paper's own rise of the mean Brier score on `dataset` (Table 1); NaN where the paper has none."""
-    means = found.means(published or found.published(), "brier", form="fake-quant")
+def margin(dataset):
+    """Half of the paper's own rise of the mean Brier score on `dataset` under PTQ (Table 1); NaN where it has none."""
+    means = found.means(found.published(), "brier", form="fake-quant")
     value = means[means["dataset"] == found.counterpart(dataset)].set_index("regime")["value"]
-    return SHARE * (value[regime] - value["fp32"]) if {regime, "fp32"} <= {*value.index} else math.nan
+    return SHARE * (value["ptq-fbgemm"] - value["fp32"]) if len(value) else math.nan
 
 
 def verdict(change, least, of_seeds=()):
@@ -56,8 +56,7 @@ def _over_images(results, dataset, backbone, regime):
 
 def of_seeds(results, dataset, backbone, regime, form):
     """Change of the Brier score of each seed, from metrics.csv; empty where there is one seed."""
-    path = results.path / "metrics.csv"
-    frame = pd.read_csv(path, dtype={"seed": "str", "fold": "str"}, keep_default_na=False)
+    frame = pd.read_csv(results.path / "metrics.csv", dtype={"seed": "str", "fold": "str"}, keep_default_na=False)
     if "seed" not in frame:
         return ()
     frame = frame.query("metric == 'brier' and fold == 'pooled' and seed not in ('', 'mean') and `class` == ''")
@@ -96,25 +95,31 @@ def under_protocol(results, regimes=("ptq-fbgemm", "ptq-qnnpack"), form="fake-qu
     return pd.DataFrame(rows, columns=columns)
 
 
+def _held(names, folder, *arguments):
+    """(name, `under_protocol`) of each of these result folders that is there."""
+    for name in names:
+        if (folder / name / "metrics.csv").is_file():
+            yield name, under_protocol(found.Results(name, folder / name), *arguments)
+
+
 def with_training(form="fake-quant", folder=paths.RESULTS):
     """`under_protocol` of the models that also went through quantization-aware training, from the folders that hold some."""
-    parts, regimes = [], [name for name in REGIMES if name != "fp32"]
-    for name in ("pretrained", "pretrained-qat"):
-        if (folder / name / "metrics.csv").is_file():
-            table = under_protocol(found.Results(name, folder / name), regimes, form)
-            qat = table["regime"].map(method).eq("qat").groupby([table["dataset"], table["backbone"]]).transform("any")
-            parts.append(table[qat].drop(columns="verdict"))
-    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["dataset", "backbone", "regime"])
-    return table.sort_values("dataset", kind="stable", ignore_index=True)
+    parts, regimes = [pd.DataFrame(columns=["dataset", "backbone", "regime"])], [r for r in REGIMES if r != "fp32"]
+    for _, table in _held(("pretrained", "pretrained-qat"), folder, regimes, form):
+        qat = table["regime"].map(method).eq("qat").groupby([table["dataset"], table["backbone"]]).transform("any")
+        parts.append(table[qat].drop(columns="verdict"))
+    return pd.concat(parts[1:] or parts).sort_values("dataset", kind="stable", ignore_index=True)
 
 
-def weights_by_resolution(folder=paths.RESULTS, backbone="mobilenetv2", regime="ptq-fbgemm"):
-    """The same change for {ImageNet weights, none} × {64, 224} pixels: columns weights, pixels and those of `under_protocol`."""
-    parts = []
-    for weights, pixels, name in DESIGN:
-        if (folder / name / "metrics.csv").is_file():
-            part = under_protocol(found.Results(name, folder / name), [regime]).query("backbone == @backbone")
-            parts.append(part.assign(weights=weights, pixels=pixels))
-    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["dataset"])
-    shared = table[table["dataset"].isin(["BrainMRI", "SkinCancer"])] if len(table) else table
-    return shared.reindex(columns=["dataset", "weights", "pixels", "fp32_brier", "fp32_auroc", *CHANGES, "verdict"])
+def weights_by_resolution(folder=paths.RESULTS):
+    """MobileNetV2's change under fbgemm for {ImageNet weights, none} × {64, 224} pixels.
+
+    Columns: dataset, weights, pixels and those of `under_protocol`.
+    """
+    parts = [pd.DataFrame(columns=["dataset"])]
+    for name, table in _held(DESIGN, folder, ["ptq-fbgemm"]):
+        weights, pixels = DESIGN[name]
+        chosen = table["backbone"].eq("mobilenetv2") & table["dataset"].isin(["BrainMRI", "SkinCancer"])
+        parts.append(table[chosen].assign(weights=weights, pixels=pixels))
+    table = pd.concat(parts[1:] or parts, ignore_index=True)
+    return table.reindex(columns=["dataset", "weights", "pixels", "fp32_brier", "fp32_auroc", *CHANGES, "verdict"])
