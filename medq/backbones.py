@@ -49,9 +49,7 @@ def create(name, n_classes, image_size=224, weights="none", trained=False):
             f"({type(error).__name__}: {first_line(error)}); correct `options`, `scratch` or `sized`."
         ) from error
     head = model.get_classifier() if hasattr(model, "get_classifier") else None
-    if hasattr(
-        head, "reset_parameters"
-    ):  # timm draws those of EfficientNets for 1,000 classes: a loss near 20 with few
+    if hasattr(head, "reset_parameters"):  # timm draws those of EfficientNets for 1,000 classes
         head.reset_parameters()
     model.loaded = {"file": weights}
     if weights not in ("none", "imagenet"):
@@ -69,18 +67,18 @@ def weights_file(weights, name):
     path = Path(weights)
     if weights in ("imagenet", "none"):
         return None
-    if path.is_dir():
-        timm = _entry(name).timm
-        names = dict.fromkeys(f"{stem}{suffix}" for stem in (timm, timm.split(".")[0]) for suffix in SUFFIXES)
-        found = [path / file for file in names if (path / file).is_file()]
-        if found:
-            return found[0]
-        raise UserError(f"weights: {path}: has no file for {name}; put {' or '.join([*names][:2])} there.")
-    if not path.is_file():
+    if path.is_file():
+        return path
+    if not path.is_dir():
         raise UserError(
             f"weights: {path}: no such file or folder; give `imagenet`, `none`, a state dict, or a folder of them."
         )
-    return path
+    timm = _entry(name).timm
+    names = dict.fromkeys(f"{stem}{suffix}" for stem in (timm, timm.split(".")[0]) for suffix in SUFFIXES)
+    for file in names:
+        if (path / file).is_file():
+            return path / file
+    raise UserError(f"weights: {path}: has no file for {name}; put {' or '.join([*names][:2])} there.")
 
 
 def _timm():
@@ -107,8 +105,7 @@ def registered():
 def check_names(names):
     """`UserError` for the first of the backbones `names` that the catalogue does not know, or timm by what it says there."""
     for name in names:
-        spec = _entry(name)
-        if spec.timm not in registered():
+        if (spec := _entry(name)).timm not in registered():
             _ask_timm(name, spec)
 
 
@@ -139,19 +136,19 @@ def check_images(model, name, n_classes, image_size):
     """`UserError` where a fresh model of backbone `name` does not turn images of `image_size` pixels into `n_classes` logits."""
     import torch
 
-    training = model.training
+    training, wanted = model.training, (2, n_classes)
     try:
         with torch.no_grad():  # not inference mode: a model may keep what it computes for later, and is trained next
             found = model.eval()(torch.zeros(2, 3, image_size, image_size))
-        said = f"gives {tuple(found.shape)}" if isinstance(found, torch.Tensor) else f"gives a {type(found).__name__}"
-        fits = isinstance(found, torch.Tensor) and found.shape == (2, n_classes)
+        shape = tuple(found.shape) if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
+        wrong = "" if shape == wanted else f"gives {shape}"
     except Exception as error:  # someone else's model can raise anything
-        fits, said = False, f"{type(error).__name__}: {first_line(error)}"
+        wrong = f"{type(error).__name__}: {first_line(error)}"
     model.train(training)
-    if not fits:
+    if wrong:
         raise UserError(
             f"backbones.yaml: {name}: {params.backbones()[name].timm} does not turn 2 colour images of {image_size} pixels "
-            f"into logits of shape {(2, n_classes)} ({said}); set `sized: true` if it is built for one size, mend its "
+            f"into logits of shape {wanted} ({wrong}); set `sized: true` if it is built for one size, mend its "
             "`options`, or choose another image_size."
         )
 
@@ -208,15 +205,9 @@ def read_state(path):
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such weights file; give the path of a state dict.")
+    safe, torchs = Path(path).suffix == ".safetensors", {"map_location": "cpu", "weights_only": True}
     try:
-        state = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        state = load_file(path) if safe else torch.load(path, **torchs)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: holds pickled code and is refused; save `model.state_dict()` alone ({first_line(error)[:80]})."
@@ -237,10 +228,9 @@ def _unfit(value):
 
     if value.is_meta:
         return "is a meta tensor, without numbers"
-    eight_bits = value.is_floating_point() and value.itemsize == 1  # whose scales are elsewhere
-    if value.is_quantized or eight_bits:
+    if value.is_quantized or value.is_floating_point() and value.itemsize == 1:  # whose scales are elsewhere
         return "is quantized"
     if value.is_nested or value.layout is not torch.strided:
         return "is nested" if value.is_nested else "is sparse"
-    wrong = value.is_complex() or value.is_floating_point() and not torch.isfinite(value).all()
+    wrong = value.is_complex() or not torch.isfinite(value).all()
     return "holds numbers that are not real and finite" if wrong else ""

@@ -8,11 +8,15 @@ import json
 import re
 from pathlib import Path
 
-from medq import regimes
-from medq.errors import UserError, one_of
+import numpy as np
+
+from medq import __version__, artefacts, params as profiles, paths, provenance, regimes
+from medq.config import validate
+from medq.datasets.partition import partition
+from medq.errors import UserError
+from medq.results import METRICS, title
 
 FORMATS = {"onnx": "model.onnx", "openvino": "model.xml"}
-PRECISIONS = ("fp32", "int8")
 TOLERANCE = 1e-4  # largest difference of a probability from PyTorch's that an FP32 export may show
 FACTS, CARD = "model.json", "MODEL_CARD.md"
 # Operators of preprocessing and softmax, which stay in floating point.
@@ -27,27 +31,17 @@ def add_arguments(parser):
     )
     parser.add_argument("output", type=Path, help="folder to write to")
     parser.add_argument("--format", choices=FORMATS, default="onnx", help="default: onnx")
-    parser.add_argument(
-        "--precision", choices=PRECISIONS, default="fp32", help="int8: static, calibrated (default: fp32)"
+    precision = "int8: static, calibrated (default: fp32)"
+    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32", help=precision)
+    temperature = (
+        "divide logits by this number before the softmax; `fit`: by the one that fits the held-out images best"
     )
-    parser.add_argument(
-        "--temperature",
-        default="1",
-        metavar="T",
-        help="divide logits by this number before the softmax; `fit`: by the one that fits the held-out images best "
-        "(default: 1)",
-    )
+    parser.add_argument("--temperature", default="1", metavar="T", help=f"{temperature} (default: 1)")
 
 
 def run(args):
     """Export, and print where to."""
-    temperature = args.temperature
-    if temperature != "fit":
-        try:
-            temperature = float(temperature)
-        except ValueError:
-            raise UserError(f"--temperature: give a number above 0 or `fit`, not {temperature!r}.") from None
-    facts = export(args.cell, args.output, format=args.format, precision=args.precision, temperature=temperature)
+    facts = export(args.cell, args.output, format=args.format, precision=args.precision, temperature=args.temperature)
     print(
         f"{args.output / facts['file']}: {facts['size_mb']:.1f} MB, largest difference from PyTorch "
         f"{facts['largest_difference']:.2g}; see {args.output / CARD}"
@@ -63,23 +57,24 @@ def export(cell_folder, output, *, format="onnx", precision="fp32", temperature=
     missing package, a temperature that is not above 0 or cannot be fitted, or an FP32 export whose probabilities differ by
     more than 1e-4.
     """
-    from medq import artefacts, evaluate, metrics, params as profiles, peers, remedies
+    from medq import evaluate, metrics, peers, remedies
     from medq.quantize.stage import calibration_rows
 
-    one_of("format", format, FORMATS), one_of("precision", precision, PRECISIONS)
     lacking = peers.missing((*_NEEDS[format], *(("nncf",) if (format, precision) == ("openvino", "int8") else ())))
     if lacking:
         raise UserError(f"exporting to {format} needs packages: {lacking}.")
     params, cell, part, model = _opened(cell_folder)
     held, labels, fit = part.images[part.held_out], part.labels[part.held_out], temperature == "fit"
     try:
-        parts = remedies.halves(part, params.seed) if fit else None
+        if fit:
+            parts = remedies.halves(part, params.seed)
+            temperature = remedies.fit_temperature(remedies.logarithms(evaluate.probabilities(model, held)), labels)
+        if not 0 < (temperature := float(temperature)) < float("inf"):
+            raise ValueError("it must be above 0")
     except ValueError as error:
-        raise UserError(f"--temperature fit: {error}; give a number.") from None
-    if fit:
-        temperature = remedies.fit_temperature(remedies.logarithms(evaluate.probabilities(model, held)), labels)
-    if not 0 < temperature < float("inf"):
-        raise UserError(f"temperature: must be a number above 0, not {temperature!r}.")
+        raise UserError(
+            f"--temperature {temperature}: {error}; give a number above 0{'' if fit else ' or `fit`'}."
+        ) from None
     whole, output = deployable(model, temperature), Path(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -107,15 +102,13 @@ def export(cell_folder, output, *, format="onnx", precision="fp32", temperature=
 
 def _opened(folder):
     """(params, cell, partition, model) of a finished cell with float weights, from its manifest."""
-    from medq import artefacts, backbones, finetune, paths
-    from medq.datasets.partition import partition
-    from medq.params import Params, validate
+    from medq import backbones, finetune
 
     folder = Path(folder)
-    if artefacts.damage(folder):
+    if why := artefacts.damage(folder):
         raise UserError(
-            f"{folder}: is not a finished cell ({artefacts.damage(folder)}); give runs/<profile>/<dataset>/"
-            "<backbone>/fp32/fold<k> of a batch that ran."
+            f"{folder}: is not a finished cell ({why}); give runs/<profile>/<dataset>/<backbone>/fp32/fold<k> of a batch "
+            "that ran."
         )
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     cell = paths.Cell(**manifest["cell"])
@@ -128,7 +121,7 @@ def _opened(folder):
         raise UserError(
             f"{folder}: its manifest belongs to {cell.folder}; set MEDQ_RUNS to the folder that holds the batch."
         )
-    params = validate(Params, manifest["parameters"], str(folder / "manifest.json"))
+    params = validate(profiles.Params, manifest["parameters"], str(folder / "manifest.json"))
     part, checkpoint = partition(params, cell.dataset, cell.fold), str(folder / finetune.CHECKPOINT)
     model = backbones.create(cell.backbone, len(part.classes), params.image_size, checkpoint, trained=True)
     return params, cell, part, model.eval()
@@ -161,10 +154,9 @@ def deployable(model, temperature):
 
 def _write(whole, path, format, precision, images, identity):
     """The file itself, in the format and precision asked for."""
-    import numpy as np
     import torch
 
-    from medq import artefacts, params as profiles, peers
+    from medq import peers
 
     planar = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     example, names = torch.from_numpy(planar[:2]), ("images", "probabilities")
@@ -193,8 +185,6 @@ def _write(whole, path, format, precision, images, identity):
 
 def _identity(params, cell, precision):
     """What the file itself tells about its origin (strings only)."""
-    from medq import __version__, params as profiles
-
     names = ("dataset", "backbone", "regime", "fold")
     return {name: str(getattr(cell, name)) for name in names} | {
         "precision": precision,
@@ -207,8 +197,6 @@ def _identity(params, cell, precision):
 
 def load(path):
     """A function from decoded images (uint8 [n, h, w, 3]) to probabilities (float32 [n, classes]) of an exported file."""
-    import numpy as np
-
     from medq import peers
 
     if Path(path).suffix == ".onnx":
@@ -223,30 +211,24 @@ def load(path):
 
 
 def _facts(params, cell, part, path, precision, found, exact):
-    import numpy as np
-
-    from medq import artefacts, finetune, provenance
+    from medq.finetune import CHECKPOINT
 
     files = [path, *([path.with_suffix(".bin")] if path.suffix == ".xml" else [])]
     size, weights = params.image_size, params.weights_of(cell.backbone)
+    prepared = "RGB as decoded, resized bilinearly with antialiasing, aspect not kept"
     return _identity(params, cell, precision) | {
         "classes": list(part.classes),
         "image_size": size,
         "fold": cell.fold,
         "file": path.name,
-        "input": {
-            "name": "images",
-            "type": "uint8",
-            "shape": ["n", 3, size, size],
-            "what": "RGB as decoded, resized bilinearly with antialiasing, aspect not kept",
-        },
+        "input": {"name": "images", "type": "uint8", "shape": ["n", 3, size, size], "what": prepared},
         "output": {"name": "probabilities", "type": "float32", "shape": ["n", len(part.classes)]},
         "largest_difference": float(np.abs(found.astype(float) - exact).max()),
         "same_decision": float((found.argmax(1) == exact.argmax(1)).mean()),
         "held_out_images": len(found),
         "size_mb": sum(f.stat().st_size for f in files) / 1e6,
         "sha256": {f.name: artefacts.sha256(f) for f in files},
-        "checkpoint_sha256": artefacts.record(cell.folder)["files"][finetune.CHECKPOINT],
+        "checkpoint_sha256": artefacts.record(cell.folder)["files"][CHECKPOINT],
         "weights": weights if weights in ("imagenet", "none") else Path(weights).name,
         "versions": provenance.versions() | provenance.installed(("onnx", "onnxruntime", "openvino", "nncf")),
         "written": provenance.now(),
@@ -269,8 +251,6 @@ def card(facts, scores, reference, spec):
     `scores` and `reference`: tables of `metrics.summary`; `spec`: the dataset's.
     """
     import jinja2
-
-    from medq.results import METRICS, title
 
     def score(frame, metric, klass=""):
         row = frame[(frame["metric"] == metric) & (frame["class"] == klass)]["value"]
