@@ -16,7 +16,7 @@ BRIGHTNESS = (0.8, 1.2)
 
 def normalise(images):
     """uint8 [n, h, w, 3] to float32 [n, 3, h, w] (channels-last in memory) with ImageNet statistics."""
-    return _standardise(images.permute(0, 3, 1, 2).float().div_(255))
+    return _standardise(unnormalised(images))
 
 
 def unnormalised(images):

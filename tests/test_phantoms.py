@@ -107,20 +107,10 @@ def test_views_of_a_lesion_resemble_each_other():
     assert within(groups) < 0.85 * within(np.roll(groups, 1))  # neighbours are other lesions of the class
 
 
-def test_seed_size_and_knobs_matter():
-    path = index(spec_of("ChestXray"))["path"]
-    other = {
-        key: index(spec_of("ChestXray", **{key: value}))["path"]
-        for key, value in {"seed": 1, "image_size": 32, "contrast": 0.3, "label_noise": 0.4}.items()
-    }
-    assert phantoms.draw(other["image_size"][0]).shape == (32, 32, 3)
-    for key in ("seed", "contrast"):
-        assert not np.array_equal(phantoms.draw(other[key][0]), phantoms.draw(path[0]))
-    changed = [
-        not np.array_equal(phantoms.draw(a), phantoms.draw(b))
-        for a, b in zip(path[:400:2], other["label_noise"][:400:2], strict=True)
-    ]
-    assert 0.27 < np.mean(changed) < 0.47  # 0.37 expected, three standard errors
+def test_seed_and_size_matter():
+    path, seeded, small = (index(spec_of("ChestXray", **k))["path"][0] for k in ({}, {"seed": 1}, {"image_size": 32}))
+    assert phantoms.draw(small).shape == (32, 32, 3)
+    assert not np.array_equal(phantoms.draw(seeded), phantoms.draw(path))
 
 
 @pytest.mark.parametrize(("name", "least"), [("BrainMRI", 0.60), ("ChestXray", 0.70), ("SkinCancer", 0.70)])

@@ -3,7 +3,7 @@
 What a class shows is a row of `FINDINGS`. Every value is computed from PCG64's raw 64-bit output by +, -, ×, ÷, square
 root and comparison of doubles, element by element, which IEEE 754 rounds alike everywhere: no sine, exponential, matrix
 product or sum whose order a library may choose. Each image depends on its own path alone:
-`phantom:<stands_for>/<class>/<number>/<view>?side=64&seed=42&contrast=1.0&noise=0.04`.
+`phantom:<stands_for>/<class>/<number>/<view>?side=64&seed=42`.
 
 The drawings exercise software. No conclusion about medicine can be drawn from them.
 """
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 VERSION = 2  # part of the pixels' fingerprint: raise it whenever a drawing changes
+MISLABELLED = 0.03  # share of subjects that look like another class
 VIEWS = (1, 1, 1, 1, 1, 1, 2, 2, 3, 3)  # views per lesion, drawn from: HAM10000 has 1.34 images per lesion
 
 
@@ -27,7 +28,6 @@ def index(spec):
     and `group` is the lesion.
     """
     phantom, rows = spec.phantom, []
-    query = f"side={phantom.image_size}&seed={phantom.seed}&contrast={phantom.contrast}&noise={phantom.label_noise}"
     for label, name in enumerate(spec.classes):
         number = 0
         for part, wanted in spec.release.items():
@@ -39,7 +39,8 @@ def index(spec):
                 group = "/".join([*([part] if part else []), name, f"{number:04d}"])
                 for view in range(min(views, left)):
                     image_id = f"{group}/{view}" if spec.grouped else group
-                    rows.append((image_id, f"phantom:{subject}/{view}?{query}", label, group, part))
+                    path = f"phantom:{subject}/{view}?side={phantom.image_size}&seed={phantom.seed}"
+                    rows.append((image_id, path, label, group, part))
                 left, number = left - views, number + 1
     frame = pd.DataFrame(rows, columns=["image_id", "path", "label", "group", "split"])
     return frame.sort_values("image_id", kind="stable", ignore_index=True)
@@ -50,11 +51,10 @@ def draw(path):
     """The image that a phantom's path names: uint8 [side, side, 3], read-only (kept for the next call)."""
     subject, _, query = path.removeprefix("phantom:").partition("?")
     stands_for, name, number, _ = subject.split("/")
-    options = dict(parse_qsl(query))
-    seed, side, contrast = int(options["seed"]), int(options["side"]), float(options["contrast"])
+    side, seed = (int(value) for _, value in parse_qsl(query))
     scene, findings = SCENES[stands_for], FINDINGS[stands_for]
     own, view = _Draw(seed, f"{stands_for}/{name}/{number}", "subject"), _Draw(seed, subject, "view")
-    if own() < float(options["noise"]):  # a mistaken label: the subject looks like another class
+    if own() < MISLABELLED:
         name = own.choice([other for other in findings if other != name])
     centres = (np.arange(side) * 2 + 1 - side) / side
     x, y = np.meshgrid(centres, centres)
@@ -62,7 +62,7 @@ def draw(path):
     if stands_for == "SkinCancer":  # a view is the same lesion, turned, shifted, nearer or farther
         x, y = _turned(x - view(-0.14, 0.14), y - view(-0.14, 0.14), view.turn())
         x, y = (c * view.sign() / view(0.85, 1.15) for c in (x, y))
-    image = _painted(own, findings[name], x, y, image, region, contrast)
+    image = _painted(own, findings[name], x, y, image, region)
     light = (0.85 + 0.3 * view.clouds(x, y, 2)) * view(0.88, 1.1)
     image = image * light[..., None] + view(0.012, 0.035) * view.grain((side, side, 1))
     pixels = np.floor(np.broadcast_to(image, (side, side, 3)).clip(0, 1) * 255 + 0.5).astype(np.uint8)
@@ -182,7 +182,7 @@ def _skin(own, x, y):
     return skin * (1 + 0.1 * (own.rough(x, y, 9)[..., None] - 0.5)), np.ones_like(x)
 
 
-def _painted(own, finding, x, y, image, region, contrast):
+def _painted(own, finding, x, y, image, region):
     """`image` with a subject's findings, mixed in by their strength within `region`."""
     for _ in range(own.choice(finding.count)):
         size, stretch = own(*finding.size), own(1, finding.stretch)
@@ -192,7 +192,7 @@ def _painted(own, finding, x, y, image, region, contrast):
         radius = _ellipse(u, v, (0, 0), (stretch, 1 / stretch)) + finding.ragged * (own.rough(u / 2, v / 2, 4) - 0.5)
         texture = _smooth(own.clouds(u / 2, v / 2, finding.cells) * 3 - 1)[..., None]
         colour = _mix(np.array(finding.colour) * own(0.9, 1.1), np.array(finding.marks), texture * own(0.4, 1))
-        share = contrast * own(0.45, 1.0) * _inside(radius - 1, finding.soft) * region
+        share = own(0.45, 1.0) * _inside(radius - 1, finding.soft) * region
         image = _mix(image, colour, share[..., None])
     return image
 

@@ -205,8 +205,7 @@ def _file_digest(path):
         from medq.datasets import phantoms
 
         return f"{path} drawn by version {phantoms.VERSION}"
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return artefacts.sha256(path)
 
 
 def _decode(paths, image_size, array):

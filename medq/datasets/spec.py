@@ -51,16 +51,11 @@ class Folds(Model):
 
 
 class Phantom(Model):
-    """The dataset that generated images imitate, their side in pixels, and the seed of everything drawn.
-
-    Two settings of their difficulty: `contrast` of the findings, and the share of subjects with a wrong label.
-    """
+    """The dataset that generated images imitate, their side in pixels, and the seed of everything drawn."""
 
     stands_for: Literal["BrainMRI", "ChestXray", "SkinCancer"]
     image_size: Annotated[int, Field(ge=16, le=512)] = 64
     seed: Annotated[int, Field(ge=0)] = 42
-    contrast: Annotated[float, Field(gt=0, le=1)] = 1.0
-    label_noise: Annotated[float, Field(ge=0, lt=0.5)] = 0.03
 
 
 class DatasetSpec(Model):
