@@ -1,6 +1,7 @@
 """Backbones at any size, and weights that are refused in one sentence."""
 
 import hashlib
+import math
 import re
 
 import pytest
@@ -57,9 +58,15 @@ def wrong_weights(tmp_path):
     state, weight, bn = model.state_dict(), model.conv1.weight.detach(), model.bn1.weight.detach()
     without = {key: value for key, value in state.items() if key != "layer1.0.bn1.bias"}
     quantized = torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8)
+
+    def with_bn1(value, name):
+        return saved(tmp_path, state | {"bn1.weight": value}, name)
+
     truncated = tmp_path / "truncated.pt"
     truncated.write_bytes((tmp_path / saved(tmp_path, model.state_dict())).read_bytes()[:10_000])
+    (tmp_path / "text.pt").write_text("not a checkpoint")
     return {
+        "save `model.state_dict()` alone": str(tmp_path / "text.pt"),
         "no such": str(tmp_path / "absent.pt"),
         "damaged": str(truncated),
         "pickled code": saved(tmp_path, Evil(), "evil.pt"),
@@ -69,13 +76,11 @@ def wrong_weights(tmp_path):
         "'conv1.weight' is quantized": saved(tmp_path, state | {"conv1.weight": quantized}, "int8.pt"),
         "'conv1.weight' is a meta tensor": saved(tmp_path, state | {"conv1.weight": weight.to("meta")}, "meta.pt"),
         "'conv1.weight' is sparse": saved(tmp_path, state | {"conv1.weight": weight.to_sparse()}, "sparse.pt"),
-        "'bn1.weight' is quantized": saved(
-            tmp_path, state | {"bn1.weight": bn.to(torch.float8_e4m3fn)}, "fp8.safetensors"
-        ),
-        "'bn1.weight' holds whole numbers": saved(tmp_path, state | {"bn1.weight": bn.to(torch.int8)}, "int.pt"),
-        "'bn1.weight' is nested": saved(
-            tmp_path, state | {"bn1.weight": torch.nested.nested_tensor([bn])}, "nested.pt"
-        ),
+        "'bn1.weight' is quantized": with_bn1(bn.to(torch.float8_e4m3fn), "fp8.safetensors"),
+        "'bn1.weight' holds whole numbers": with_bn1(bn.to(torch.int8), "int.pt"),
+        "'bn1.weight' is nested": with_bn1(torch.nested.nested_tensor([bn]), "nested.pt"),
+        "'bn1.weight' holds numbers": with_bn1(bn * math.nan, "nan.safetensors"),
+        "'bn1.weight' holds numbers that": with_bn1(bn * 1j, "complex.pt"),
         "unknown": saved(tmp_path, backbones.create("resnet50", 5, 32).state_dict(), "other.safetensors"),
     }
 
@@ -142,6 +147,12 @@ def test_weights_from_a_hub_that_cannot_be_reached(monkeypatch):
         backbones.create("resnet18", 3, 32, "imagenet")
 
 
+def mine(monkeypatch, **changes):
+    """A catalogue whose one backbone, `mine`, is a changed ResNet-18."""
+    entry = params.backbones()["resnet18"].model_copy(update=changes)
+    monkeypatch.setattr(params, "backbones", lambda: {"mine": entry})
+
+
 @pytest.mark.parametrize(
     "change, said",
     [
@@ -154,8 +165,7 @@ def test_weights_from_a_hub_that_cannot_be_reached(monkeypatch):
     ],
 )
 def test_an_entry_that_timm_cannot_build_is_refused_in_a_sentence(change, said, monkeypatch):
-    entry = params.backbones()["resnet18"].model_copy(update=change)
-    monkeypatch.setattr(params, "backbones", lambda: {"mine": entry})
+    mine(monkeypatch, **change)
     with pytest.raises(UserError, match=re.escape(said)) as error:
         backbones.create("mine", 3, 32)
     assert str(error.value).startswith("backbones.yaml: mine") and "\n" not in str(error.value)
@@ -176,8 +186,7 @@ def test_models_are_known_without_importing_timm():
     ],
 )
 def test_a_model_that_does_not_take_the_images_is_refused_in_a_sentence(change, said, monkeypatch):
-    entry = params.backbones()["resnet18"].model_copy(update={"scratch": {}} | change)
-    monkeypatch.setattr(params, "backbones", lambda: {"mine": entry})
+    mine(monkeypatch, **{"scratch": {}} | change)
     model = backbones.create("mine", 3, 32).train()
     with pytest.raises(UserError, match=re.escape(said)) as error:
         backbones.check_images(model, "mine", 3, 32)
@@ -193,12 +202,3 @@ def test_looking_at_a_model_changes_nothing():
         backbones.check_images(model, "mobilenetv2", 4, 32)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert torch.equal(drawn, torch.get_rng_state()) and model.training
-
-
-def test_weights_that_are_no_numbers_and_text_are_refused(tmp_path):
-    (tmp_path / "text.pt").write_text("not a checkpoint")
-    save_file({"a": torch.tensor([1.0, float("nan")])}, tmp_path / "nan.safetensors")
-    torch.save({"a": torch.tensor([1j])}, tmp_path / "complex.pt")
-    for name in ("text.pt", "nan.safetensors", "complex.pt"):
-        with pytest.raises(UserError, match=name):
-            backbones.read_state(tmp_path / name)
