@@ -337,7 +337,7 @@ def _snakemake(params, args, results, todo, collect, remote):
     words = [*map(str, options), *getattr(args, "snakemake", []), "--", *targets]
     log = folder / "logs" / "snakemake.log"
     own = plan.measured(params)
-    weights = {job: sum(plan.seconds(params, job, own).values()) for job in todo}
+    weights = {job: sum(plan.seconds(params, job, own).values()) / (1 if remote else n) for job in todo}
     failed = _watch(words, log, weights, environment, CANCEL if remote else 0)
     begun = plan.job_of(params, "collect", {}).log.with_suffix(".log").is_file()
     if failed and not begun and not any(job.done or job.failed for job in todo):
