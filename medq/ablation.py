@@ -5,15 +5,14 @@ import pandas as pd
 
 from medq import evaluate, metrics, params as profiles
 from medq.augment import normalise, unnormalised
-from medq.errors import one_of
 from medq.quantize import static
 from medq.quantize.engines import ENGINES, Unsupported
 from medq.quantize.stage import calibration, converted, float_model, outcome, prepared_model, simulated, study
+from medq.results import SCHEMA
 
 TABLE, COMPOSITION = "ablation.csv", "composition.csv"
 SCORES = ("auprc", "auroc", "ece", "ece_top_label", "brier")
 FACTORS = ("weights", "activations", "reduce_range", "fused", "training_mode", "normalised")
-COLUMNS = ["dataset", "backbone", "recipe", "engine", "run_engine", "fold", "form", *FACTORS, *SCORES]
 MISTAKEN = {name: row.mistaken for name, row in ENGINES.items() if row.mistaken}
 
 
@@ -23,23 +22,16 @@ def run(params, cell):
     `params.study.recipes` restricts the recipes (the default one always belongs to them). A transformer, whose dynamic
     quantization no recipe touches, has the rows of the default alone. Returns the folder.
     """
-    chosen_recipes(params)
-    return study(params, cell, "ablation", lambda part: measure(params, cell, part))
-
-
-def chosen_recipes(params):
-    """{name: Recipe} of this profile, the default first; `UserError` for a name that params/recipes.yaml lacks."""
-    known = profiles.recipes()
-    names = list(known) if params.study.recipes is None else params.study.recipes
-    return {name: known[one_of("recipe", name, list(known))] for name in dict.fromkeys(("default", *names))}
+    return study(params, cell, "ablation", measure)
 
 
 def measure(params, cell, part):
     """({ablation.csv: table, composition.csv: table}, facts for `done.json`) of one cell."""
     family = profiles.backbones()[cell.backbone].family
-    recipes, place = chosen_recipes(params), {"dataset": cell.dataset, "backbone": cell.backbone, "fold": cell.fold}
-    if family == "transformer":
-        recipes = {"default": recipes["default"]}
+    recipes, place = profiles.recipes(), {"dataset": cell.dataset, "backbone": cell.backbone, "fold": cell.fold}
+    names = ["default"] if family == "transformer" else params.study.recipes
+    if names is not None:
+        recipes = {name: recipes[name] for name in dict.fromkeys(("default", *names))}
     model, rows, reasons, composition = float_model(params, cell, part), [], [], []
     for settings, uses in _grouped(recipes).items():
         batches = calibration(params, part, normalise if settings.normalised else unnormalised)
@@ -64,7 +56,7 @@ def measure(params, cell, part):
                 forms["fake-quant"] = _scores(forms["fake-quant"], part)
             rows += [facts | {"form": form} | scores for form, scores in forms.items()]
     rows.sort(key=lambda row: (list(MISTAKEN).index(row["engine"]), list(recipes).index(row["recipe"])))
-    table = pd.DataFrame(rows, columns=COLUMNS)
+    table = pd.DataFrame(rows, columns=SCHEMA[TABLE])
     orders = pd.DataFrame(composition, columns=["order", "batch_size", *SCORES])
     return {TABLE: table, COMPOSITION: orders}, outcome(reasons, rows)
 

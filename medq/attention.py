@@ -15,11 +15,10 @@ from medq.augment import normalise
 from medq.quantize import kernels, stage, static
 from medq.quantize.cam import maps
 from medq.quantize.engines import Unsupported
+from medq.results import SCHEMA
 
 TABLE, GALLERY = "attention.csv", "gallery.csv"
 KEYS = ["dataset", "backbone", "regime", "form", "view", "fold"]
-COLUMNS = [*KEYS, "method", "grid", "measure", "n", "value", "low", "high"]
-SHOWN = [*KEYS, "moved", "place", "image_id", "rank_correlation", "change", "image", "map_fp32", "map"]
 CONTROL = "fp32-continued"
 TOP = 0.2  # share of the positions that `overlap` compares
 IMAGES = 512  # held-out images at most
@@ -38,12 +37,12 @@ def run(params, cell):
     The INT8 regimes and the control of the profile are made first if need be. FP32 on brighter and darker images
     says how far maps move without quantization. gallery.csv holds images of phantoms; of other datasets it is empty.
     """
-    return stage.study(params, cell, "attention", partial(measure, params, cell))
+    return stage.study(params, cell, "attention", measure)
 
 
 def measure(params, cell, part):
     """({attention.csv: table, gallery.csv: table}, facts for `done.json`) of one cell."""
-    tables, shown, reasons = [pd.DataFrame(columns=COLUMNS)], [pd.DataFrame(columns=SHOWN)], []
+    tables, shown, reasons = [pd.DataFrame(columns=SCHEMA[TABLE])], [pd.DataFrame(columns=SCHEMA[GALLERY])], []
     rows = np.sort(np.random.default_rng(params.seed).permutation(part.held_out)[:IMAGES])
     groups = None if part.group is None else part.group[rows]
     try:
@@ -65,7 +64,7 @@ def measure(params, cell, part):
         tables.append(summarised(frame, groups, params.seed).assign(**key, **facts))
         if form == "converted" and cell.dataset.startswith("phantom-"):
             shown.append(_gallery(frame, reference, found, part, rows).assign(**key))
-    found = {TABLE: pd.concat(tables)[COLUMNS], GALLERY: pd.concat(shown)[SHOWN]}
+    found = {TABLE: pd.concat(tables)[SCHEMA[TABLE]], GALLERY: pd.concat(shown)[SCHEMA[GALLERY]]}
     return found, {"reason": "; ".join(reasons)} if reasons else {}
 
 
@@ -169,4 +168,4 @@ def _gallery(frame, reference, found, part, rows):
             line += [base64.b64encode(buffer.getvalue()).decode()]
             line += [" ".join(f"{value:.4g}" for value in m.values[i].flatten()) for m in (reference, found)]
             lines.append(line)
-    return pd.DataFrame(lines, columns=SHOWN[len(KEYS) :])
+    return pd.DataFrame(lines, columns=SCHEMA[GALLERY][len(KEYS) :])

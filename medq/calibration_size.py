@@ -8,9 +8,9 @@ from medq import evaluate, metrics, params as profiles, regimes
 from medq.quantize import static
 from medq.quantize.engines import Unsupported
 from medq.quantize.stage import DEFAULT, calibration_batches, calibration_rows, float_model, named, outcome, study
+from medq.results import SCHEMA
 
 TABLE = "calibration_size.csv"
-COLUMNS = ["dataset", "backbone", "regime", "fold", "n_calibration", "subset", "auprc"]
 DYNAMIC = "dynamic quantization reads no calibration images"
 
 
@@ -20,7 +20,7 @@ def run(params, cell):
     Sizes are `params.calibration.sizes` as far as the training part reaches, each drawn `params.calibration.subsets`
     times. For a transformer the table is empty and `done.json` gives the reason.
     """
-    return study(params, cell, "calibration_size", lambda part: measure(params, cell, part))
+    return study(params, cell, "calibration_size", measure)
 
 
 def measure(params, cell, part):
@@ -30,7 +30,7 @@ def measure(params, cell, part):
     dynamic = profiles.backbones()[cell.backbone].family == "transformer"
     if dynamic or not sizes:
         few = f"the training part has {len(part.train)} images, fewer than any size of the sweep"
-        return {TABLE: pd.DataFrame(columns=COLUMNS)}, {"reason": DYNAMIC if dynamic else few}
+        return {TABLE: pd.DataFrame(columns=SCHEMA[TABLE])}, {"reason": DYNAMIC if dynamic else few}
     try:
         fresh = static.prepare(float_model(params, cell, part), engine_name, DEFAULT, params.image_size)
         for subset in range(params.calibration.subsets):
@@ -41,7 +41,7 @@ def measure(params, cell, part):
             ]
     except Unsupported as error:
         reasons.append(str(error))
-    return {TABLE: named(pd.DataFrame(rows), cell).reindex(columns=COLUMNS)}, outcome(reasons, rows)
+    return {TABLE: named(pd.DataFrame(rows), cell).reindex(columns=SCHEMA[TABLE])}, outcome(reasons, rows)
 
 
 def _sweep(fresh, engine_name, part, order, sizes, reasons):

@@ -12,7 +12,7 @@ from medq.quantize import kernels
 from medq.quantize.engines import Unsupported, engine, refusals
 from medq.quantize.stage import calibration, converted, float_model, named, prepared_model, study, trained_integer
 from medq.quantize.static import float_weights
-from medq.quantize.twin import SideBySide
+from medq.results import SCHEMA
 
 LAYERS = "layers.csv"
 _OWN = ["layer", "operator", "sqnr_db", "saturation", "weight_range_ratio", "channel_range_ratio", "normed_range_ratio"]
@@ -42,11 +42,9 @@ def layers(float_model, quantized, batch):
     run = _static if isinstance(quantized.model, fx.GraphModule) else _dynamic
     with engine(quantized.engine), refusals(), torch.inference_mode():
         frame = pd.DataFrame(run(float_model, quantized.model, batch), columns=_OWN)
-    for table in (frame, agreement):
-        table["call"] = table.groupby("layer").cumcount()  # a module may be called more than once
-    frame = frame.merge(
-        agreement[["layer", "call", "kernel_sqnr_db", "kernel_max_steps"]], on=["layer", "call"], how="left"
-    )
+    frame = frame.join(
+        agreement[["kernel_sqnr_db", "kernel_max_steps"]]
+    )  # both have a row for each call of an operator
     return frame[~frame["operator"].isin(MOVES)][COLUMNS].reset_index(drop=True)
 
 
@@ -60,15 +58,15 @@ def _static(float_model, model, batch):
     weights = {} if float_model is None else float_weights(float_model, model)
     rows, sources = {}, {}
 
-    def visit(node, given, result, known):
-        integer, exact = result.integer, result.exact
+    def visit(node, result, known, quantized):
+        exact = result.exact
         if node.op == "call_method" and node.target == "dequantize":
             sources[node] = node.args[0]
         module = model.get_submodule(node.target) if node.op == "call_module" else None
         before = sources.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
         if before in rows and (node.target is F.batch_norm or isinstance(module, nn.modules.batchnorm._BatchNorm)):
             rows[before]["normed_range_ratio"] = channel_range_ratio(exact)
-        if not (isinstance(integer, torch.Tensor) and integer.is_quantized and _quantized(given)):
+        if not quantized:
             return
         layer, operator = kernels.layer_and_operator(model, node)
         rows[node] = {"layer": layer, "operator": operator}
@@ -77,19 +75,14 @@ def _static(float_model, model, batch):
                 weights.get(layer, (module.weight().dequantize(),))[0]
             )
         if known:
-            rows[node] |= {"sqnr_db": kernels.sqnr_db(exact, integer.dequantize() - exact)}
-            rows[node] |= {"saturation": clipped(integer, exact)}
-            rows[node] |= {"channel_range_ratio": channel_range_ratio(exact)}
+            rows[node] |= {
+                "sqnr_db": kernels.sqnr_db(exact, result.integer.dequantize() - exact),
+                "saturation": clipped(result.integer, exact),
+                "channel_range_ratio": channel_range_ratio(exact),
+            }
 
-    SideBySide(model, weights, visit).run(batch)
+    kernels.SideBySide(model, weights, visit).run(batch)
     return list(rows.values())
-
-
-def _quantized(values):
-    return any(
-        _quantized(value) if isinstance(value, (list, tuple)) else getattr(value, "is_quantized", False)
-        for value in values
-    )
 
 
 def clipped(integer, exact):
@@ -121,16 +114,20 @@ def _ranges(values):
 def _dynamic(float_model, model, batch):
     """Each dynamic Linear: its output in the quantized model against that of the same layer in the FP32 model."""
     names = [name for name, module in model.named_modules() if isinstance(module, kernels.DYNAMIC)]
-    integer, exact, rows = {name: [] for name in names}, {name: [] for name in names}, []
-    kernels.run_watched(model, names, batch, lambda name, _, output: integer[name].append(output))
+    rows, exact = [], []
     if float_model is not None:
-        kernels.run_watched(float_model, names, batch, lambda name, _, output: exact[name].append(output))
-    for name in names:
+        kernels.run_watched(float_model, names, batch, lambda name, _, output: exact.append(output))
+
+    def compare(name, _, output):
         weight = (model if float_model is None else float_model).get_submodule(name).weight
-        ratio = weight_range_ratio(weight if isinstance(weight, nn.Parameter) else weight().dequantize())
-        for got, wanted in zip(integer[name], exact[name] or [None] * len(integer[name])):
-            noise = math.nan if wanted is None else kernels.sqnr_db(wanted, got - wanted)
-            rows.append({"layer": name, "operator": "Linear (dynamic)", "sqnr_db": noise, "weight_range_ratio": ratio})
+        ratio = weight_range_ratio(weight().dequantize() if float_model is None else weight)
+        row = {"layer": name, "operator": "Linear (dynamic)", "weight_range_ratio": ratio}
+        if exact:
+            wanted = exact[len(rows)]
+            row["sqnr_db"] = kernels.sqnr_db(wanted, output - wanted)
+        rows.append(row)
+
+    kernels.run_watched(model, names, batch, compare)
     return rows
 
 
@@ -140,26 +137,22 @@ def run(params, cell):
     Writes layers.csv. A PTQ model is made again from the FP32 checkpoint; a QAT model is loaded (and trained first if
     need be), and has no FP32 twin with weights of its own (see `layers`).
     """
-    return study(params, cell, "diagnosis", lambda part: measure(params, cell, part))
+    return study(params, cell, "diagnosis", measure)
 
 
 def measure(params, cell, part):
     """({layers.csv: table}, facts) of one cell."""
-    batches = calibration(params, part)
+    batches, family = calibration(params, part), profiles.backbones()[cell.backbone].family
+    regime = regimes.REGIMES[cell.regime]
     try:
-        table = layers(*_models(params, cell, part, batches), batches[0])
+        if regime.method == "qat":
+            original, quantized = None, trained_integer(params, cell)
+        else:
+            original = float_model(params, cell, part)
+            prepared = prepared_model(original, family, regime.engine, batches, params.image_size)
+            quantized = converted(prepared, family, regime.engine)
+        table = layers(original, quantized, batches[0])
         facts = {"worst_layers": list(worst(table)["layer"])}
     except Unsupported as error:
         table, facts = pd.DataFrame(columns=COLUMNS), {"status": "unsupported", "reason": str(error)}
-    return {LAYERS: named(table, cell)[["dataset", "backbone", "regime", "fold", *COLUMNS]]}, facts
-
-
-def _models(params, cell, part, batches):
-    """(FP32 model or None, integer model) of an INT8 cell."""
-    family, regime = profiles.backbones()[cell.backbone].family, regimes.REGIMES[cell.regime]
-    if regime.method == "qat":
-        return None, trained_integer(params, cell)
-    original = float_model(params, cell, part)
-    with engine(regime.engine):
-        prepared = prepared_model(original, family, regime.engine, batches, params.image_size)
-    return original, converted(prepared, family, regime.engine)
+    return {LAYERS: named(table, cell)[SCHEMA[LAYERS]]}, facts

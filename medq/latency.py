@@ -183,25 +183,23 @@ def source(params, backbone, image_size):
     seed = params.seeds_of(backbone)[0]
     cells = (paths.Cell(params.profile, dataset, backbone, "fp32", fold, seed) for dataset in params.datasets)
     cell = next((cell for cell in cells if artefacts.is_finished(cell.folder)), None)
-    n_classes, weights = 4, "random"
+    torch.manual_seed(params.seed)
     if cell is None:
         images = np.random.default_rng(params.seed).integers(0, 256, (64, image_size, image_size, 3), dtype=np.uint8)
-        calibration = f"{len(images)} images of noise"
+        facts = {"weights": "random", "calibration": f"{len(images)} images of noise"}
+        return Source(backbones.create(backbone, 4, image_size).eval(), images, spec.family, facts)
+    part = partition(params, cell.dataset, cell.fold)
+    rows = calibration_rows(part, min(params.calibration.images, len(part.train)), params.seed)
+    facts = {"weights": f"trained on {cell.dataset}", "calibration": f"{len(rows)} images of {cell.dataset}"}
+    if image_size != params.image_size:
+        facts["calibration"] += f", resized from {params.image_size} pixels"
+    if image_size != params.image_size and spec.sized:
+        facts["weights"] = "random: the trained model is of another size"
+        model = backbones.create(backbone, len(part.classes), image_size)
     else:
-        part = partition(params, cell.dataset, cell.fold)
-        rows = calibration_rows(part, min(params.calibration.images, len(part.train)), params.seed)
-        images, n_classes = resized(part.images[rows], image_size), len(part.classes)
-        calibration = f"{len(rows)} images of {cell.dataset}"
-        calibration += "" if image_size == params.image_size else f", resized from {params.image_size} pixels"
-        weights = f"trained on {cell.dataset}"
-    if cell is not None and not (spec.sized and image_size != params.image_size):
         checkpoint = str(cell.folder / finetune.CHECKPOINT)
-        model = backbones.create(backbone, n_classes, image_size, checkpoint, trained=True)
-    else:
-        weights = "random" if cell is None else "random: the trained model is of another size"
-        torch.manual_seed(params.seed)
-        model = backbones.create(backbone, n_classes, image_size)
-    return Source(model.eval(), images, spec.family, {"weights": weights, "calibration": calibration})
+        model = backbones.create(backbone, len(part.classes), image_size, checkpoint, trained=True)
+    return Source(model.eval(), resized(part.images[rows], image_size), spec.family, facts)
 
 
 def resized(images, size):
@@ -235,7 +233,11 @@ def variants(params, made):
         f"fp32 {name}": lambda name=name: baseline(made.model, name, made.images, params.latency.batch_sizes)
         for name in params.latency.baselines
     }
-    jobs |= {name: lambda name=name: integer(made, name) for name in regimes.INT8 if name in params.regimes}
+    methods = (
+        ("ptq",) if made.family == "transformer" else ("ptq", "qat")
+    )  # a transformer's QAT has the same integer graph
+    wanted = [name for name in regimes.of(*methods) if name in params.regimes]
+    jobs |= {name: lambda name=name: integer(made, name) for name in wanted}
     if params.device != "cpu" and torch.cuda.is_available():
         jobs |= {f"{name} on the GPU": lambda name=name: on_gpu(made.model, name) for name in ("fp32", "fp16")}
     elif "fp16" in params.regimes:
@@ -355,10 +357,7 @@ def _run(params, backbone, target, given):
     fit.true_fp32()
     with conditions(thread_count(params)) as machine:
         made = source(params, backbone, params.latency.image_size)
-        once = params
-        if made.family == "transformer":  # QAT has the same integer graph
-            once = params.model_copy(update={"regimes": [r for r in params.regimes if regimes.method(r) != "qat"]})
-        found, absent = variants(once, made)
+        found, absent = variants(params, made)
         raw = pd.concat(
             [_timed(params, made.images, found, n, absent) for n in sorted(params.latency.batch_sizes)],
             ignore_index=True,

@@ -13,9 +13,8 @@ def start(namespace, stage):
     """
     known = stages.notebook_parameters(stage)
     plain = (str, int, float, bool, list, dict, tuple, type(None))  # what a parameter cell can define
-    public = {name: value for name, value in namespace.items() if name[0] != "_" and name not in ("In", "Out")}
-    given = {name: value for name, value in public.items() if isinstance(value, plain)}
-    for name in given:
+    given = {name: value for name, value in namespace.items() if name[0] != "_" and isinstance(value, plain)}
+    for name in [name for name in given if name not in ("In", "Out")]:  # these are IPython's
         one_of("parameter", name, known)
     changes = given.get("changes", {})
     if not isinstance(changes, dict):
@@ -23,8 +22,8 @@ def start(namespace, stage):
     params = profiles.load(given.get("profile", "smoke"), changes)
     if changes:
         params = params.model_copy(update={"profile": f"{params.profile}-changed"})
-    names = {"dataset": profiles.datasets(), "backbone": profiles.backbones()}
-    names["regime"] = regimes.of(*stages.STAGES[stage].methods)
+    methods = stages.STAGES[stage].methods
+    names = {"dataset": profiles.datasets(), "backbone": profiles.backbones(), "regime": regimes.of(*methods)}
     for kind in [kind for kind in names if kind in given]:
         value = given[kind]
         if not isinstance(value, str) and str(value) not in names[kind]:  # papermill's `-p dataset 2024` gives a number

@@ -11,6 +11,7 @@ import io
 import logging
 import shutil
 import time
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -73,9 +74,9 @@ def _save_engine(task, path, engine_name, recipe=DEFAULT):
     if task.family == "transformer" and recipe is not DEFAULT:
         raise Unsupported("dynamic quantization has no batch norm to fuse")
     prepared = prepared_model(task.model, task.family, engine_name, task.batches, task.image_size, recipe)
-    kind, recipe = ("dynamic", None) if task.family == "transformer" else ("static", recipe)
     described = {"backbone": task.backbone, "n_classes": task.n_classes, "image_size": task.image_size}
-    storage.save(converted(prepared, task.family, engine_name), path, method=kind, recipe=recipe, **described)
+    recipe = None if task.family == "transformer" else recipe
+    storage.save(converted(prepared, task.family, engine_name), path, recipe=recipe, **described)
 
 
 def _load_compiled(task, path):
@@ -477,13 +478,10 @@ def _time(params, cell, taking_part, absent):
 @contextlib.contextmanager
 def _quiet():
     """Keep converters' progress bars and remarks off the page."""
-    import warnings
-
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(before)

@@ -14,8 +14,7 @@ LIBRARIES = (
 MODULES = ["backbones", *(row.module or name for name, row in stages.STAGES.items()), "figures", "notebook", "show"]
 
 os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # a remark of the debugger that comes with ipykernel
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
+with warnings.catch_warnings(action="ignore"):
     with contextlib.suppress(Exception):
         _torchvision.ensure()  # timm can be imported then
     for _name in [*(f"medq.{name}" for name in MODULES), *LIBRARIES]:

@@ -16,11 +16,10 @@ from medq.params import Recipe
 from medq.quantize import dynamic, kernels, static
 from medq.quantize.engines import Unsupported, engine
 from medq.quantize.stage import DEFAULT, calibration, float_model, named, outcome, study
-from medq.quantize.twin import SideBySide
+from medq.results import SCHEMA
 
 TABLE = "remedies.csv"
 SCORES = ("auprc", "ece", "ece_top_label", "brier")
-COLUMNS = ["dataset", "backbone", "regime", "fold", "remedy", *SCORES, "p50_ms"]
 BETTER = Recipe(
     title="Per-channel weights, histogram observers, batch norm folded",
     weights="per-channel",
@@ -42,41 +41,42 @@ def run(params, cell):
     The rows `none` (PTQ as it is) and `fp32` are what the others are compared with. A remedy that the engine refuses or
     that does not apply to the backbone has no row; `done.json` gives the reason.
     """
-    return study(params, cell, "remedies", lambda part: measure(params, cell, part))
+    return study(params, cell, "remedies", measure)
 
 
 def measure(params, cell, part):
     """({remedies.csv: table}, facts) of one cell."""
     engine_name, family = regimes.REGIMES[cell.regime].engine, profiles.backbones()[cell.backbone].family
     batches, original = calibration(params, part), float_model(params, cell, part)
-    made, probability, reasons, temperatures = {"fp32": original}, {}, [], {}
-    makers = {"fp32": lambda made: original} | (_transformer if family == "transformer" else _cnn)(
-        original, engine_name, batches, params.image_size
-    )
-    for name, make in makers.items():
+    made, probability, reasons, temperatures = {}, {}, [], {}
+    makers = (_transformer if family == "transformer" else _cnn)(original, engine_name, batches, params.image_size)
+    for name, make in {"fp32": lambda made: original, **makers}.items():
         try:
-            made[name] = make(made)
-            probability[name] = evaluate.probabilities(made[name], part.images[part.held_out])
+            model = make(made)
+            probability[name] = evaluate.probabilities(model, part.images[part.held_out])
+            made[name] = model
         except (Unsupported, FloatingPointError, ValueError) as error:
             reasons.append(f"{name}: {error}")
-            made.pop(name, None)
-    labels, p50 = part.labels[part.held_out], latencies(made, batches[0][:1])
-    times = p50 | {name: p50[source] for name, source in TEMPERED.items() if source in p50}
+    with torch.inference_mode():
+        calls = {name: partial(model, batches[0][:1]) for name, model in made.items()}
+        timed = latency.interleave(calls, warmup=2, seconds=math.inf, batches=ROUNDS)
+    p50 = {name: float(np.median(ms)) for name, ms in timed.items()}
+    labels = part.labels[part.held_out]
     for name, source in TEMPERED.items():
         try:
             if source in probability:
                 probability[name], temperatures[name] = tempered(probability[source], labels, halves(part, params.seed))
+                p50[name] = p50[source]
         except ValueError as error:
             reasons.append(f"{name}: {error}")
             probability.pop(name, None)
-    order = dict.fromkeys(("fp32", "fp32-temperature", "none", "temperature", *makers))
     rows = [
-        {"remedy": name, "p50_ms": times[name]} | {m: metrics.METRICS[m](labels, probability[name]) for m in SCORES}
-        for name in order
+        {"remedy": name, "p50_ms": p50[name]} | {m: metrics.METRICS[m](labels, probability[name]) for m in SCORES}
+        for name in dict.fromkeys(("fp32", "fp32-temperature", "none", "temperature", *makers))
         if name in probability
     ]
     facts = {"temperatures": temperatures} | outcome(reasons, probability.get("none", ()))
-    return {TABLE: named(pd.DataFrame(rows), cell)[COLUMNS]}, facts
+    return {TABLE: named(pd.DataFrame(rows), cell)[SCHEMA[TABLE]]}, facts
 
 
 def _worst_kept(model, batches, build, among):
@@ -212,7 +212,7 @@ def bias_corrected(model, quantized, batches):
         module.set_weight_bias(packed, error if old is None else old + error)
 
     with engine(quantized.engine), torch.inference_mode():
-        SideBySide(graph, weights, before=correct).run(torch.cat(batches[:2]))
+        kernels.SideBySide(graph, weights, before=correct).run(torch.cat(batches[:2]))
     return quantized
 
 
@@ -292,14 +292,3 @@ def _balance(first, second):
         second.weight.mul_(s.view(-1, 1, 1, 1))
     else:
         second.weight.mul_(s.view(1, -1, *[1] * (second.weight.ndim - 2)))
-
-
-# --- cost -----------------------------------------------------------------------------------------
-
-
-def latencies(models, image, rounds=ROUNDS):
-    """{name: median milliseconds} of each model on one image [1, 3, h, w], timed in turns so that they drift alike."""
-    calls = {name: partial(model, image) for name, model in models.items()}
-    with torch.inference_mode():
-        times = latency.interleave(calls, warmup=2, seconds=math.inf, batches=rounds)
-    return {name: float(np.median(values)) for name, values in times.items()}

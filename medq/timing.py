@@ -14,16 +14,16 @@ ENOUGH = 10  # blocks, and so batches, below which there is no interval
 TAILS = {"p90": (0.9, 36), "p99": (0.99, 368)}  # quantile, and the batches below which it is not given
 
 
-def interval(values, confidence=0.95):
-    """(low, high) of the median of independent `values` [n], between two order statistics; NaN for fewer than `ENOUGH`.
+def interval(values):
+    """95 % interval (low, high) of the median of independent `values` [n]; NaN for fewer than `ENOUGH`.
 
     The number of values below the true median is binomial(n, 1/2): each bound is the outermost rank that is missed with
-    a probability of at most (1 - confidence) / 2.
+    a probability of at most 2.5 %.
     """
     ordered = np.sort(np.asarray(values, dtype=float))
     if len(ordered) < ENOUGH:
         return math.nan, math.nan
-    rank = int(binom.ppf((1 - confidence) / 2, len(ordered), 0.5))  # from 1
+    rank = int(binom.ppf(0.025, len(ordered), 0.5))  # from 1
     return float(ordered[rank - 1]), float(ordered[-rank])
 
 

@@ -37,7 +37,7 @@ def test_a_stages_key_covers_what_it_imports_and_not_what_is_shown():
     covered = {stage: set(keys.modules(stage)) for stage in stages.STAGES}
     assert {"finetune", "fit", "backbones", "datasets.partition", "evaluate"} <= covered["finetune"]
     assert {"quantize.stage", "quantize.static", "quantize.kernels"} <= covered["quantize"] > covered["finetune"]
-    assert {"quantize.twin", "diagnosis"} <= covered["diagnosis"] and "metrics" in covered["remedies"]
+    assert {"quantize.kernels", "diagnosis"} <= covered["diagnosis"] and "metrics" in covered["remedies"]
     assert {"aggregate", "bootstrap", "metrics"} <= covered["collect"]
     assert "datasets.audit" in covered["datasets"] and "datasets.audit" not in covered["finetune"]
     assert not any({"tables", "figures", "results", "batch"} & names for names in covered.values())

@@ -16,6 +16,7 @@ from medq.augment import MEAN, STD
 from medq.quantize import stage, static
 from medq.quantize.cam import Maps, maps
 from medq.quantize.engines import Unsupported
+from medq.results import SCHEMA
 
 
 def made(values, logits=None):
@@ -109,7 +110,7 @@ def study(runs, monkeypatch):
 def test_the_stage_writes_the_tidy_table_and_a_gallery_of_phantoms(study):
     folder = attention.run(*study)
     table = pd.read_csv(folder / attention.TABLE, keep_default_na=False)
-    assert list(table.columns) == attention.COLUMNS and artefacts.is_finished(folder)
+    assert list(table.columns) == SCHEMA[attention.TABLE] and artefacts.is_finished(folder)
     assert set(zip(table["regime"], table["form"], table["view"])) == {
         ("fp32", "float", "darker"),
         ("fp32", "float", "brighter"),
@@ -121,7 +122,7 @@ def test_the_stage_writes_the_tidy_table_and_a_gallery_of_phantoms(study):
     sound = table[(table["regime"] == "ptq-fbgemm") & (table["measure"] == "rank_correlation")]["value"].astype(float)
     assert (sound > 0.8).all()
     gallery = pd.read_csv(folder / attention.GALLERY, keep_default_na=False)
-    assert list(gallery.columns) == attention.SHOWN and len(gallery) == 2 * 2 * attention.KEPT
+    assert list(gallery.columns) == SCHEMA[attention.GALLERY] and len(gallery) == 2 * 2 * attention.KEPT
     for _, shown in gallery.groupby("regime"):
         most, least = (shown[shown["moved"] == end]["rank_correlation"] for end in ("most", "least"))
         assert most.max() <= least.min()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from fixtures.quantize import BatchNormAct2d, batch, cell, integer_model, part, trained
+from fixtures.quantize import BatchNormAct2d, batch, cell, defective, integer_model, part, trained
 from torch import nn
 
 from medq import artefacts, diagnosis, finetune, results
@@ -111,7 +111,7 @@ def test_channels_before_and_after_a_batch_norm_that_is_not_folded():
 def test_kernels_are_joined_and_the_worst_layers_named():
     table = diagnosis.layers(trained(), integer_model(trained(), "qnnpack"), batch())
     relu6 = table[table["operator"] == "ReLU6"].iloc[0]
-    assert (relu6["kernel_max_steps"] > 10) == kernels.defective()
+    assert (relu6["kernel_max_steps"] > 10) == defective()
     assert table["kernel_max_steps"].notna().all()
     worst = diagnosis.worst(table)
     assert len(worst) == 3 and worst["sqnr_db"].is_monotonic_increasing
@@ -175,7 +175,7 @@ def test_a_model_that_an_engine_refuses_has_no_table(monkeypatch):
     def refuse(*_):
         raise Unsupported("no such kernel")
 
-    monkeypatch.setattr(diagnosis, "_models", refuse)
+    monkeypatch.setattr(diagnosis, "float_model", refuse)
     tables, facts = diagnosis.measure(params, here, part())
     assert facts == {"status": "unsupported", "reason": "no such kernel"}
     assert tables["layers.csv"].empty and list(tables["layers.csv"].columns) == results.SCHEMA["layers.csv"]

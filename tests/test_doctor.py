@@ -19,9 +19,8 @@ def test_the_command_prints_the_report(found, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(found))
     assert main(["doctor"]) == 0
     assert found["integers"] in capsys.readouterr().out
-    monkeypatch.setattr(
-        doctor, "report", lambda: found | {"regimes": doctor.fitness(None, {"fbgemm": "none", "qnnpack": "none"}, [])}
-    )
+    nothing = doctor.fitness(None, {"fbgemm": "none", "qnnpack": "none"}, [])
+    monkeypatch.setattr(doctor, "report", lambda: found | {"regimes": nothing})
     assert main(["doctor"]) == 1
 
 
@@ -50,12 +49,16 @@ def test_what_instructions_mean_for_the_reduced_range(instructions, said):
     assert said in doctor.integers(instructions)
 
 
-def test_an_engine_that_is_missing_or_refuses_is_named_with_its_reason(monkeypatch):
+@pytest.mark.parametrize("module", [static, dynamic])
+def test_an_engine_that_refuses_either_kind_is_named_with_its_reason(monkeypatch, module):
     def refuse(*_):
         raise Unsupported("engine qnnpack is not available on this processor")
 
-    monkeypatch.setattr(static, "convert", refuse)
+    monkeypatch.setattr(module, "convert", refuse)
     assert doctor._try("qnnpack") == "engine qnnpack is not available on this processor"
+
+
+def test_what_no_engine_converts_is_not_timed():
     found = doctor.fitness(None, {"fbgemm": "works", "qnnpack": "not here"}, ["avx2"])
     assert found["ptq-qnnpack"] == {"train": "not needed", "convert": "no: not here", "time": "no: not here"}
     assert found["qat-fbgemm"]["train"] == "yes, on the CPU (slow)" and found["fp16"]["time"].startswith("no")
@@ -68,11 +71,3 @@ def test_a_gpu_changes_what_can_be_trained_and_timed(found):
     assert regimes["fp16"] == {"train": "yes", "convert": "not needed", "time": "yes"}
     report = found | {"gpu": gpu, "regimes": regimes}
     assert "capability 7.0" in doctor.text(report)
-
-
-def test_a_dynamic_layer_is_tried_too(monkeypatch):
-    def refuse(*_):
-        raise Unsupported("no dynamic linear")
-
-    monkeypatch.setattr(dynamic, "convert", refuse)
-    assert doctor._try("fbgemm") == "no dynamic linear"

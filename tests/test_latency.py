@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
-from medq import backbones, latency, params as profiles, paths, timing
+from medq import backbones, latency, params as profiles, paths, regimes, timing
 from medq.errors import UserError
 from medq.quantize.engines import Unsupported
 from medq.results import SCHEMA
@@ -37,26 +38,32 @@ class Machine:
 
         return call
 
+    def time(self, calls, warmup=1, seconds=1.0, batches=1000, **more):
+        """`interleave` on this clock; `calls` are functions, or the seconds that a model takes."""
+        calls = {name: call if callable(call) else self.model(name, call) for name, call in calls.items()}
+        options = {"warmup": warmup, "seconds": seconds, "batches": batches}
+        return latency.interleave(calls, **options, clock=self.clock, **more)
+
 
 def test_times_are_those_of_the_call_alone_and_models_take_turns():
     m = Machine()
-    found = latency.interleave(
-        {"a": m.model("a", 0.01), "b": m.model("b", 0.02)}, warmup=3, seconds=1.0, batches=1000, clock=m.clock
-    )
+    found = m.time({"a": 0.01, "b": 0.02}, warmup=3)
     assert found["a"] == pytest.approx([10] * len(found["a"])) and found["b"] == pytest.approx([20] * len(found["b"]))
     assert sum(found["a"]) >= 1000 and sum(found["b"]) >= 1000
     changes = sum(x != y for x, y in zip(m.ran, m.ran[1:]))
     assert changes >= timing.BLOCKS / 2
     assert m.ran[:6] == ["a"] * 3 + ["b"] * 3  # warm-up
     again = Machine()
-    latency.interleave(
-        {"a": again.model("a", 0.01), "b": again.model("b", 0.02)},
-        warmup=3,
-        seconds=1.0,
-        batches=1000,
-        clock=again.clock,
-    )
+    again.time({"a": 0.01, "b": 0.02}, warmup=3)
     assert again.ran == m.ran
+
+
+def test_without_a_limit_in_seconds_every_turn_has_a_share_of_the_batches():
+    m = Machine()
+    found = m.time(dict.fromkeys("abc", 0.01), warmup=2, seconds=math.inf, batches=3)
+    assert [len(times) for times in found.values()] == [3, 3, 3]
+    turns = ["".join(m.ran[6:][i : i + 6 : 2]) for i in range(0, 18, 6)]  # after two calls each: one untimed, one timed
+    assert {"".join(sorted(turn)) for turn in turns} == {"abc"} and len(set(turns)) > 1
 
 
 def test_a_machine_that_drifts_moves_every_model():
@@ -71,22 +78,14 @@ def test_a_machine_that_drifts_moves_every_model():
 
         return run
 
-    found = latency.interleave(
-        {"a": drifting("a", 0.01), "b": drifting("b", 0.01)}, warmup=1, seconds=1.0, batches=1000, clock=m.clock
-    )
+    found = m.time({name: drifting(name, 0.01) for name in "ab"})
     assert np.mean(found["a"]) == pytest.approx(np.mean(found["b"]), rel=0.1)
     assert max(found["a"]) > 2 * min(found["a"])
 
 
 def test_a_slow_model_ends_early_but_not_before_its_median_can_be_bounded():
     m = Machine()
-    found = latency.interleave(
-        {"fast": m.model("fast", 0.001), "slow": m.model("slow", 5.0)},
-        warmup=10,
-        seconds=1.0,
-        batches=50,
-        clock=m.clock,
-    )
+    found = m.time({"fast": 0.001, "slow": 5.0}, warmup=10, batches=50)
     assert len(found["slow"]) == timing.ENOUGH and len(found["fast"]) == 50
     assert m.ran.count("slow") == timing.ENOUGH + 2  # one warm-up, one before its first turn
 
@@ -99,32 +98,16 @@ def test_fast_and_slow_models_are_timed_over_all_turns():
         call = m.model(name, seconds)
         return lambda: (when[name].append(m.now), call())
 
-    latency.interleave(
-        {name: noted(name, seconds) for name, seconds in (("fast", 0.001), ("slow", 0.1))},
-        warmup=1,
-        seconds=2.0,
-        batches=100,
-        clock=m.clock,
-    )
+    m.time({"fast": noted("fast", 0.001), "slow": noted("slow", 0.1)}, seconds=2.0, batches=100)
     assert max(when["fast"]) > 0.8 * max(when["slow"])
 
 
 def test_a_tail_that_is_to_be_shown_is_waited_for():
     m = Machine()
-    found = latency.interleave(
-        {"shown": m.model("shown", 1.0), "other": m.model("other", 1.0)},
-        warmup=1,
-        seconds=10.0,
-        batches=400,
-        enough={"shown": TAIL},
-        clock=m.clock,
-    )
+    found = m.time({"shown": 1.0, "other": 1.0}, seconds=10.0, batches=400, enough={"shown": TAIL})
     assert len(found["shown"]) == TAIL and len(found["other"]) == 10
     assert not math.isnan(timing.summary(found["shown"], 1)["p99_ms"])
-    capped = latency.interleave(
-        {"a": m.model("a", 1.0)}, warmup=1, seconds=1.0, batches=8, enough={"a": 368}, clock=m.clock
-    )
-    assert len(capped["a"]) == 8
+    assert len(m.time({"a": 1.0}, batches=8, enough={"a": 368})["a"]) == 8
 
 
 def test_the_device_is_waited_for_before_every_reading_of_the_clock():
@@ -134,9 +117,7 @@ def test_the_device_is_waited_for_before_every_reading_of_the_clock():
         waited.append(len(m.ran))
         m.now += 0.5  # work still queued
 
-    found = latency.interleave(
-        {"a": m.model("a", 0.01)}, warmup=1, seconds=1.0, batches=6, clock=m.clock, synchronise=synchronise
-    )
+    found = m.time({"a": 0.01}, batches=6, synchronise=synchronise)
     assert found["a"] == pytest.approx([510] * len(found["a"]))
     assert len(waited) == 2 * (1 + len(found["a"]))
 
@@ -169,20 +150,13 @@ def test_more_threads_than_cores_are_refused():
 
 
 def tiny(model, family="cnn"):
-    return latency.Source(
-        model.eval(), np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8), family
-    )
+    images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    return latency.Source(model.eval(), images, family)
 
 
 def small_cnn():
-    return torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3, bias=False),
-        torch.nn.BatchNorm2d(8),
-        torch.nn.ReLU(),
-        torch.nn.AdaptiveAvgPool2d(1),
-        torch.nn.Flatten(),
-        torch.nn.Linear(8, 2),
-    )
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), *head)
 
 
 def test_fusing_batch_norm_changes_no_logit_and_is_refused_where_there_is_none():
@@ -191,10 +165,12 @@ def test_fusing_batch_norm_changes_no_logit_and_is_refused_where_there_is_none()
     model.eval()
     x = torch.randn(2, 3, 16, 16)
     fused = latency.without_batch_norm(model)
-    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
     torch.testing.assert_close(fused(x), model(x), atol=1e-5, rtol=1e-4)
     with pytest.raises(Unsupported, match="no batch normalisation"):
-        latency.without_batch_norm(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3)))
+        latency.without_batch_norm(nn.Sequential(nn.Conv2d(3, 8, 3)))
+    with pytest.raises(Unsupported, match="torch.fx cannot trace this model"):
+        latency.without_batch_norm(backbones.create("mobilevit_xxs", 3, 32).eval())
 
 
 def test_what_an_engine_cannot_do_is_left_out_with_its_reason(monkeypatch):
@@ -208,12 +184,8 @@ def test_what_an_engine_cannot_do_is_left_out_with_its_reason(monkeypatch):
     monkeypatch.setattr(latency, "integer", refuse)
     params = profiles.load("smoke", regimes=["fp32", "fp16", "ptq-fbgemm", "ptq-qnnpack"])
     found, absent = latency.variants(params, tiny(small_cnn()))
-    assert [(v.regime, v.baseline) for v in found] == [
-        ("fp32", "eager"),
-        ("fp32", "channels-last"),
-        ("fp32", "fused"),
-        ("ptq-fbgemm", ""),
-    ]
+    floats = [("fp32", name) for name in ("eager", "channels-last", "fused")]
+    assert [(v.regime, v.baseline) for v in found] == [*floats, ("ptq-fbgemm", "")]
     assert absent["ptq-qnnpack"] == "failed to create add operator" and "GPU" in absent["fp16"]
 
 
@@ -250,17 +222,8 @@ def test_images_are_resized_and_repeated_to_the_batch():
 @pytest.fixture
 def quick(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDQ_RUNS", str(tmp_path))
-    return profiles.load(
-        "smoke",
-        latency={
-            "threads": 1,
-            "image_size": 32,
-            "seconds": 0.01,
-            "batch_sizes": [1, 2],
-            "warmup": 1,
-            "baselines": ["eager", "fused"],
-        },
-    )
+    timing = {"threads": 1, "image_size": 32, "seconds": 0.01, "batch_sizes": [1, 2], "warmup": 1}
+    return profiles.load("smoke", latency=timing | {"baselines": ["eager", "fused"]})
 
 
 def test_a_backbone_is_timed_under_every_regime_and_the_raw_times_are_kept(quick, monkeypatch):
@@ -272,20 +235,11 @@ def test_a_backbone_is_timed_under_every_regime_and_the_raw_times_are_kept(quick
     folder = latency.run(quick, cell)
     table, raw = (pd.read_csv(folder / latency.TIMINGS, keep_default_na=False), pd.read_parquet(folder / latency.RAW))
     assert list(table.columns) == SCHEMA["latency.csv"] and list(raw.columns) == SCHEMA["latency_raw.parquet"]
-    names = {
-        ("fp32", "eager"),
-        ("fp32", "fused"),
-        ("ptq-fbgemm", ""),
-        ("ptq-qnnpack", ""),
-        ("qat-fbgemm", ""),
-        ("qat-qnnpack", ""),
-    }
+    names = {("fp32", "eager"), ("fp32", "fused"), *((name, "") for name in regimes.INT8)}
     assert set(zip(table["regime"], table["baseline"])) == names and len(table) == 2 * len(names)
     keys = ["regime", "baseline", "batch_size"]
-    assert (
-        raw.groupby(keys)["ms"].mean().round(9).to_dict()
-        == table.set_index(keys)["mean_ms"].astype(float).round(9).to_dict()
-    )
+    stored, means = table.set_index(keys)["mean_ms"].astype(float), raw.groupby(keys)["ms"].mean()
+    assert means.round(9).to_dict() == stored.round(9).to_dict()
     sizes = table.drop_duplicates("regime").set_index("regime")["size_mb"].astype(float)
     assert 3.9 < sizes["fp32"] / sizes["ptq-fbgemm"] < 4.0
     done = json.loads((folder / "done.json").read_text())
@@ -298,10 +252,10 @@ def test_a_backbone_is_timed_under_every_regime_and_the_raw_times_are_kept(quick
 
 
 def test_transformers_are_timed_once_for_both_kinds_of_training(quick, monkeypatch):
-    class Small(torch.nn.Module):
+    class Small(nn.Module):
         def __init__(self):
             super().__init__()
-            self.head = torch.nn.Linear(3, 4)
+            self.head = nn.Linear(3, 4)
 
         def forward(self, x):
             return self.head(x.mean((2, 3)))
@@ -315,15 +269,5 @@ def test_transformers_are_timed_once_for_both_kinds_of_training(quick, monkeypat
 
 def test_random_weights_and_noise_stand_in_for_what_is_not_trained_yet(quick):
     made = latency.source(quick, "mobilenetv2", 32)
-    assert made.facts == {"weights": "random", "calibration": "64 images of noise"} and made.images.shape == (
-        64,
-        32,
-        32,
-        3,
-    )
-
-
-def test_a_model_that_cannot_be_traced_has_no_fused_baseline():
-    model = backbones.create("mobilevit_xxs", 3, 32).eval()
-    with pytest.raises(Unsupported, match="torch.fx cannot trace this model"):
-        latency.without_batch_norm(model)
+    assert made.facts == {"weights": "random", "calibration": "64 images of noise"}
+    assert made.images.shape == (64, 32, 32, 3)

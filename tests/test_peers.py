@@ -36,19 +36,19 @@ def compare(trained, names):
     return params, cell, folder, table
 
 
+def predictions(folder, name):
+    """The stored probabilities of a runtime."""
+    return pd.read_parquet(folder / f"predictions.{name}.parquet").filter(like="p_").to_numpy()
+
+
 def test_pytorchs_own_engines_stand_in_the_same_table(trained):
     params, cell, folder, table = compare(trained, NATIVE)
     assert list(table.columns) == SCHEMA["peers.csv"] and len(table) == 2
     part = partition(params, cell.dataset, 0)
     exact = evaluate.probabilities(float_model(params, cell, part), part.images[part.held_out])
-    stored = pd.read_parquet(folder / "predictions.pytorch-fp32.parquet")
-    np.testing.assert_allclose(stored.filter(like="p_").to_numpy(), exact, atol=1e-6)
+    np.testing.assert_allclose(predictions(folder, "pytorch-fp32"), exact, atol=1e-6)
     for row in table.to_dict("records"):
-        p = (
-            pd.read_parquet(folder / f"predictions.{row['runtime']}-{row['precision']}.parquet")
-            .filter(like="p_")
-            .to_numpy()
-        )
+        p = predictions(folder, f"{row['runtime']}-{row['precision']}")
         assert row["auroc"] == pytest.approx(metrics.auroc(part.labels[part.held_out], p))
         assert row["ece"] == pytest.approx(metrics.expected_calibration_error(part.labels[part.held_out], p))
         assert 0 < row["p50_low"] <= row["p50_high"] and row["p50_ms"] > 0 and np.isnan(row["p99_ms"])
@@ -56,9 +56,8 @@ def test_pytorchs_own_engines_stand_in_the_same_table(trained):
     assert list(raw.columns) == SCHEMA[peers.RAW]
     for (runtime, n), times in raw.groupby(["runtime", "batch_size"]):
         row = table[(table["runtime"] == runtime) & (table["batch_size"] == n)].iloc[0]
-        assert np.median(times["ms"]) == pytest.approx(row["p50_ms"]) and list(times["batch"]) == list(
-            range(len(times))
-        )
+        assert np.median(times["ms"]) == pytest.approx(row["p50_ms"])
+        assert list(times["batch"]) == list(range(len(times)))
     sizes = table.set_index("precision")["size_mb"]
     assert 3.5 < sizes["fp32"] / sizes["int8"] < 4.1
 
@@ -79,10 +78,7 @@ def test_what_is_stored_is_not_built_again(trained, monkeypatch):
 def test_other_runtimes_compute_the_same_model(trained):
     params, cell, folder, table = compare(trained, [NATIVE[0], *FOREIGN])
     assert len(table) == 5
-    read = {
-        name: pd.read_parquet(folder / f"predictions.{name}.parquet").filter(like="p_").to_numpy()
-        for name in [NATIVE[0], *FOREIGN]
-    }
+    read = {name: predictions(folder, name) for name in [NATIVE[0], *FOREIGN]}
     for name in FOREIGN:
         worst = np.abs(read[name] - read[NATIVE[0]]).max()
         assert worst < (1e-4 if name.endswith("fp32") else 0.2), name

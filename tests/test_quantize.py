@@ -5,15 +5,15 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from fixtures.quantize import batch, cell, observed, part, trained
+from fixtures.quantize import Functional, batch, cell, defective, observed, part, trained
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
-from torch.nn import functional as F
 
 from medq import artefacts, backbones, calibration_size, evaluate, finetune, fit, metrics, params, paths
 from medq.errors import UserError
@@ -63,11 +63,8 @@ def test_a_model_runs_under_its_own_engine_only():
 def test_unknown_and_missing_engines(monkeypatch):
     with pytest.raises(UserError, match="unknown engine 'fbgem'; did you mean 'fbgemm'"), engine("fbgem"):
         pass
-    monkeypatch.setattr(
-        engines,
-        "torch",
-        type("T", (), {"backends": type("B", (), {"quantized": type("Q", (), {"supported_engines": ["fbgemm"]})})}),
-    )
+    backends = SimpleNamespace(quantized=SimpleNamespace(supported_engines=["fbgemm"]))
+    monkeypatch.setattr(engines, "torch", SimpleNamespace(backends=backends))
     with pytest.raises(Unsupported, match="qnnpack is not available"), engine("qnnpack"):
         pass
 
@@ -98,10 +95,12 @@ def test_integer_model_agrees_with_its_simulation(name):
     quantized = static.convert(prepared, name)
     integer = kernels.mended(quantized) or quantized
     held_out = part().images[part().held_out]
-    exact, simulated, converted = (
-        evaluate.probabilities(m, held_out) for m in (copy.deepcopy(trained()), static.simulate(prepared), integer)
+    exact, simulated, converted, as_it_is = (
+        evaluate.probabilities(m, held_out)
+        for m in (copy.deepcopy(trained()), static.simulate(prepared), integer, quantized)
     )
-    assert np.abs(simulated - converted).max() < 0.1
+    assert np.abs(simulated - converted).max() < (0.05 if integer.mended else 0.1)
+    assert np.abs(simulated - as_it_is).max() > 0.3 or name == "fbgemm" or not defective()
     assert np.abs(simulated - exact).max() > 1e-4  # it is a simulation of something
     assert metrics.accuracy(part().labels[part().held_out], exact) > 0.8
     assert metrics.accuracy(part().labels[part().held_out], converted) > 0.8
@@ -122,17 +121,6 @@ def test_resnet18_agrees_with_its_simulation_under_fbgemm():
     )
     assert np.abs(simulated - converted).max() < 0.1
     assert simulated.max() > 0.5
-
-
-@pytest.mark.parametrize("name", INT8)
-def test_dynamic_linear_agrees_with_its_simulation(name):
-    torch.manual_seed(1)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.GELU(), nn.Linear(64, 4)).eval()
-    x = torch.randn(16, 3, 8, 8)
-    with torch.inference_mode():
-        exact, simulated, integer = model(x), dynamic.prepare_training(model, name)(x), dynamic.convert(model, name)(x)
-    assert (simulated - integer).abs().max() < 0.02 * exact.abs().max()
-    assert (simulated - exact).abs().max() > 1e-5
 
 
 @pytest.mark.parametrize("name", INT8)
@@ -167,7 +155,7 @@ def test_float_model_is_left_as_it_was():
     model = copy.deepcopy(trained())
     before = {name: value.clone() for name, value in model.state_dict().items()}
     static.convert(observed(model, "fbgemm", Recipe(title="", batch_norm="fused")), "fbgemm")
-    with pytest.raises(Unsupported):  # PyTorch does not fuse in training mode
+    with pytest.raises(Unsupported, match="eval"):  # PyTorch does not fuse in training mode
         observed(model, "fbgemm", Recipe(title="", training_mode=True))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not model.training
@@ -248,32 +236,12 @@ def test_saved_model_gives_identical_bits(method, backbone, name, tmp_path):
         quantized = static.convert(prepared.eval(), name)
     assert quantized.mended == (backbone == "mobilenetv2")
     path = tmp_path / "model.safetensors"
-    storage.save(
-        quantized,
-        path,
-        method=method,
-        backbone=backbone,
-        n_classes=4,
-        image_size=32,
-        recipe=QUICK if method == "static" else None,
-    )
+    recipe = QUICK if method == "static" else None
+    storage.save(quantized, path, backbone=backbone, n_classes=4, image_size=32, recipe=recipe)
     loaded = storage.load(path)
     with torch.inference_mode():
         assert torch.equal(loaded(x), quantized(x))
     assert (loaded.engine, loaded.mended) == (name, quantized.mended)
-
-
-class Functional(nn.Module):
-    """Operators with weights that are no modules, as in NF-RegNet."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, stride=2)
-        self.kernel, self.head = nn.Parameter(torch.randn(8, 4, 3, 3)), nn.Parameter(torch.randn(4, 8))
-
-    def forward(self, x):
-        x = F.conv2d(F.relu(self.stem(x)), self.kernel / 2, None, (2, 1), (1, 0), (1, 1), 2)
-        return F.linear(F.relu(x).mean((2, 3)), self.head)
 
 
 @pytest.mark.parametrize("name", ["fbgemm", "qnnpack"])
@@ -282,7 +250,7 @@ def test_weights_of_functional_operators_are_saved(name, tmp_path, monkeypatch):
     x = batch(4)
     quantized = static.convert(observed(Functional().eval(), name, QUICK, batches=[x]), name)
     path = tmp_path / "model.safetensors"
-    storage.save(quantized, path, method="static", backbone="resnet18", n_classes=4, image_size=32, recipe=QUICK)
+    storage.save(quantized, path, backbone="resnet18", n_classes=4, image_size=32, recipe=QUICK)
     with torch.inference_mode():
         assert torch.equal(storage.load(path)(x), quantized(x))
 
@@ -294,7 +262,7 @@ def test_files_that_are_not_ours_are_refused_and_nothing_in_them_runs(tmp_path):
 
     pickled = tmp_path / "model.safetensors"
     torch.save({"a": Trap()}, pickled)
-    for text in (b"", b"garbage", None):
+    for text in (None, b"", b"garbage"):
         if text is not None:
             pickled.write_bytes(text)
         with pytest.raises(UserError, match="is not a readable quantized model"):
@@ -337,7 +305,7 @@ def saved_resnet18(tmp_path_factory):
     path = tmp_path_factory.mktemp("saved") / "model.safetensors"
     prepared = observed(backbones.create("resnet18", 4, 32).eval(), "fbgemm", QUICK, batches=[batch(2)])
     quantized = static.convert(prepared, "fbgemm")
-    storage.save(quantized, path, method="static", backbone="resnet18", n_classes=4, image_size=32, recipe=QUICK)
+    storage.save(quantized, path, backbone="resnet18", n_classes=4, image_size=32, recipe=QUICK)
     return path
 
 
@@ -366,9 +334,8 @@ def test_sizes_on_disk_are_the_paper_s(backbone):
     if backbone in ("swin_tiny", "vit_base"):
         quantized = dynamic.convert(model, "fbgemm")
     else:
-        quantized = static.convert(
-            observed(model, "fbgemm", QUICK, size=224, batches=[torch.zeros(1, 3, 64, 64)]), "fbgemm"
-        )
+        prepared = observed(model, "fbgemm", QUICK, size=224, batches=[torch.zeros(1, 3, 64, 64)])
+        quantized = static.convert(prepared, "fbgemm")
     ratio = storage.state_dict_bytes(model) / storage.state_dict_bytes(quantized.model)
     assert ratio == pytest.approx(TABLE_4[backbone], abs=0.02)
 
@@ -499,7 +466,7 @@ def test_a_study_is_made_once_and_lies_beside_the_regimes(runs, monkeypatch):
     monkeypatch.setattr(finetune, "run", lambda *_: None)
     calls = []
 
-    def measure(given):
+    def measure(*given):
         calls.append(given)
         return {"table.csv": calibration_size.pd.DataFrame({"a": [1]})}, {"reason": "because"}
 
@@ -534,10 +501,8 @@ def test_frozen_observers_and_batch_norm_stay_as_they_are(name):
 
 
 def test_training_freezes_at_the_points_of_the_profile(runs, monkeypatch):
-    params, here = cell("qat-fbgemm")
-    params = params.model_copy(
-        update={"qat": params.qat.model_copy(update={"epochs": 5, "freeze_observers": 0.6, "freeze_batch_norm": 0.4})}
-    )
+    qat = {"epochs": 5, "freeze_observers": 0.6, "freeze_batch_norm": 0.4}
+    params, here = cell("qat-fbgemm", qat=qat)
     seen = []
 
     def watch(model, partition, schedule, folder):
@@ -556,19 +521,11 @@ def test_training_freezes_at_the_points_of_the_profile(runs, monkeypatch):
 
 
 def test_no_range_moves_while_held_out_images_are_scored(runs):
-    params, here = cell("qat-fbgemm")
-    params = params.model_copy(update={"qat": params.qat.model_copy(update={"epochs": 1, "freeze_observers": 1.0})})
+    params, here = cell("qat-fbgemm", qat={"epochs": 1, "freeze_observers": 1.0})
     found = []
     for selection in (part().selection, part().train, part().selection[:1]):
-        model, _ = stage._train(
-            params,
-            here,
-            dataclasses.replace(part(), selection=selection),
-            copy.deepcopy(trained()),
-            "cnn",
-            "fbgemm",
-            "key",
-        )
+        data = dataclasses.replace(part(), selection=selection)
+        model, _ = stage._train(params, here, data, copy.deepcopy(trained()), "cnn", "fbgemm", "key")
         before = scales(model)
         model(5 * batch())
         assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
@@ -578,8 +535,7 @@ def test_no_range_moves_while_held_out_images_are_scored(runs):
 
 
 def test_one_epoch_of_training_still_observes(runs):
-    params, here = cell("qat-fbgemm")
-    params = params.model_copy(update={"qat": params.qat.model_copy(update={"epochs": 1, "freeze_observers": 0.0})})
+    params, here = cell("qat-fbgemm", qat={"epochs": 1, "freeze_observers": 0.0})
     model, _ = stage._train(params, here, part(), copy.deepcopy(trained()), "cnn", "fbgemm", "key")
     assert all(
         float(value) != 1 for name, value in scales(model).items() if "activation_post" in name and "scale" in name

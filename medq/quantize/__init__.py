@@ -1,12 +1,10 @@
 """Everything that touches `torch.ao.quantization`.
 
 engines    the global engine state, and models tied to their engine
-observers  ranges of activations that torch.ao does not offer
 static     FX graph mode for convolutional backbones, recipes as data
 dynamic    dynamic Linear for transformers, and its simulation
-kernels    integer operators compared with their simulation
+kernels    integer operators compared with floating point, each on its own and a whole graph beside its twin
 sweep      the same comparison for every quantized operator on its own
-twin       a converted graph and its floating-point twin side by side
 storage    quantized models on disk, without pickled code
 stage      the stage `quantize` of a batch
 """

@@ -16,7 +16,6 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from medq.quantize import kernels
 from medq.quantize.engines import Quantized, Unsupported, engine, refusals
-from medq.quantize.twin import Pair, SideBySide
 
 GRID = 4
 
@@ -89,7 +88,7 @@ def last_map(graph, batch):
     return found
 
 
-class _Tail(SideBySide):
+class _Tail(kernels.SideBySide):
     """Runs a graph as it is up to the node `cut`, and from there with the gradient of floating point beside its numbers."""
 
     def __init__(self, graph, cut):
@@ -104,10 +103,10 @@ class _Tail(SideBySide):
         if node is not self.cut:
             return value
         self.features = kernels.as_float(value).requires_grad_()
-        return Pair(value, self.features * 1)  # a copy: what follows may work in place
+        return kernels.Pair(value, self.features * 1)  # a copy: what follows may work in place
 
 
-def _straight(node, given, result, known):
+def _straight(node, result, known, integer):
     if not known:
         raise kernels.Unknown(f"the gradient of {node.name} is not known")
     number = kernels.as_float(result.integer)

@@ -50,14 +50,9 @@ class _Watched(nn.Linear):
     def forward(self, x):
         return F.linear(x, self._parameters["weight"], self._parameters["bias"])
 
-    def _noted(name):
-        def get(self):
-            self.read = True
-            return self._parameters[name]
-
-        return property(get)
-
-    weight, bias = _noted("weight"), _noted("bias")
+    def __getattr__(self, name):  # a parameter is no plain attribute, and so is asked for here
+        self.read = self.read or name in ("weight", "bias")
+        return super().__getattr__(name)
 
 
 def unconvertible(model):
@@ -114,12 +109,11 @@ def convert(model, engine_name, keep=()):
         if type(module) is FakeQuantLinear:
             module.__class__ = nn.Linear
     with (
-        warnings.catch_warnings(),
+        warnings.catch_warnings(action="ignore"),
         engine(engine_name),
         refusals(),
         unsupported("its Linear layers cannot be converted"),
     ):
-        warnings.simplefilter("ignore")
         chosen = {name for name, module in model.named_modules() if type(module) is nn.Linear} - keep
         if not chosen:
             raise Unsupported("there is no Linear layer that dynamic quantization can convert")

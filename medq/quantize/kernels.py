@@ -8,6 +8,7 @@ noise of 1e-5 in the images moves the simulation of Inception-v3 by 11 % and tha
 models by 1e-5. Such a model differs as much from its simulation, and every operator still agrees.
 """
 
+import contextlib
 import math
 import operator
 
@@ -28,66 +29,42 @@ MIN_SQNR_DB = 30.0  # for dynamic layers, whose outputs are floats
 COLUMNS = ["layer", "operator", "kernel_sqnr_db", "kernel_max_steps", "wrong", "agrees"]
 
 _CLAMPS = (F.relu6, F.hardtanh, torch.clamp, "clamp", "clamp_")
-_CONVOLUTIONS = {
-    1: (F.conv1d, F.conv_transpose1d),
-    2: (F.conv2d, F.conv_transpose2d),
-    3: (F.conv3d, F.conv_transpose3d),
-}
 
 
-def _convolved(x, packed, *_):
+def _convolved(x, packed):
     """A convolution from its packed parameters, which know everything about it."""
     weight, bias = packed.unpack()
-    plain, transposed = _CONVOLUTIONS[x.ndim - 2]
-    options = {"stride": packed.stride(), "padding": packed.padding(), "dilation": packed.dilation()}
-    options = {key: value[: x.ndim - 2] for key, value in options.items()} | {"groups": packed.groups()}
+    stride, padding, dilation, groups = packed.stride(), packed.padding(), packed.dilation(), packed.groups()
     if packed.transpose():
-        return transposed(x, weight.dequantize(), bias, output_padding=packed.output_padding()[: x.ndim - 2], **options)
-    return plain(x, weight.dequantize(), bias, **options)
+        more = packed.output_padding(), groups, dilation
+        return F.conv_transpose2d(x, weight.dequantize(), bias, stride, padding, *more)
+    return F.conv2d(x, weight.dequantize(), bias, stride, padding, dilation, groups)
 
 
-# Operators of torch.ops.quantized in floating point, given the operator's arguments without its output's grid. Where the
-# name ends in `_relu`, a ReLU follows.
+# The operators of torch.ops.quantized that FX graph mode makes, in floating point. Where the name ends in `_relu`, a ReLU
+# follows.
 FUNCTIONS = {
-    **dict.fromkeys(("add", "add_scalar"), operator.add),
-    **dict.fromkeys(("mul", "mul_scalar"), operator.mul),
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolved),
-    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _convolved),
-    **dict.fromkeys(
-        ("batch_norm", "batch_norm1d", "batch_norm2d", "batch_norm3d"),
-        lambda x, weight, bias, mean, variance, eps: F.batch_norm(x, mean, variance, weight, bias, eps=eps),
-    ),
-    "linear": lambda x, packed: F.linear(x, packed.unpack()[0].dequantize(), packed.unpack()[1]),
+    "add": operator.add,
+    "mul": operator.mul,
     "matmul": torch.matmul,
-    "cat": torch.cat,
-    "clamp": torch.clamp,
-    "relu6": lambda x, *_: F.relu6(x),
-    "threshold": F.threshold,
-    "max_pool1d": F.max_pool1d,
-    "max_pool2d": F.max_pool2d,
+    "conv2d": _convolved,
+    "conv_transpose2d": _convolved,
+    "linear": lambda x, packed: F.linear(x, packed.unpack()[0].dequantize(), packed.unpack()[1]),
     "hardswish": F.hardswish,
-    "leaky_relu": lambda x, slope, *_: F.leaky_relu(x, slope),
-    "elu": lambda x, alpha=1.0, *_: F.elu(x, alpha),
-    "celu": lambda x, alpha=1.0: F.celu(x, alpha),
-    "prelu": F.prelu,
-    "sigmoid": torch.sigmoid,
-    "softmax": torch.softmax,
+    "leaky_relu": F.leaky_relu,
+    "elu": F.elu,
     "layer_norm": F.layer_norm,
-    "group_norm": F.group_norm,
-    "instance_norm": lambda x, w, b, eps: F.instance_norm(x, weight=w, bias=b, eps=eps),
-    "dropout": lambda x, *_: x,  # evaluation
+    "instance_norm": F.instance_norm,
+    "dropout": lambda x, *_, **__: x,  # evaluation
 }
 FUSED_RELU = (
     intrinsic.quantized.ConvReLU1d,
     intrinsic.quantized.ConvReLU2d,
-    intrinsic.quantized.ConvReLU3d,
     intrinsic.quantized.LinearReLU,
     intrinsic.quantized.BNReLU2d,
-    intrinsic.quantized.BNReLU3d,
 )
 DYNAMIC = nnq.dynamic.Linear
-WEIGHTED = (nnq.Conv1d, nnq.Conv2d, nnq.Conv3d, nnq.Linear)
-PLAIN = (*WEIGHTED, nnq.BatchNorm2d, nnq.BatchNorm3d)
+WEIGHTED = (nnq.Conv1d, nnq.Conv2d, nnq.Linear)
 
 
 def agreement(quantized, batch):
@@ -99,13 +76,27 @@ def agreement(quantized, batch):
     the model.
     """
     with engine(quantized.engine), refusals(), torch.inference_mode():
-        if isinstance(quantized.model, fx.GraphModule):
-            checker = _Checker(quantized.model)
-            checker.run(batch)
-            rows = checker.rows
-        else:
-            rows = _dynamic_rows(quantized, batch)
+        rows = (_static_rows if isinstance(quantized.model, fx.GraphModule) else _dynamic_rows)(quantized, batch)
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _static_rows(quantized, batch):
+    """Each quantized operator against floating point, on the inputs it meets in the integer model."""
+    rows = []
+
+    def check(node, result, known, integer):
+        if integer:
+            layer, name = layer_and_operator(quantized.model, node)
+            found = {"agrees": None}
+            if known:
+                with contextlib.suppress(Unknown):
+                    found = compared(result.exact, result.integer)
+            rows.append({"layer": layer, "operator": name, **found})
+        if is_quantized(result.integer):
+            result.exact = as_float(result.integer)  # what follows starts from the same values
+
+    SideBySide(quantized.model, {}, check).run(batch)
+    return rows
 
 
 def verdict(table):
@@ -153,43 +144,60 @@ def mended(quantized):
     return Quantized(model.eval(), "qnnpack", mended=True) if changed else None
 
 
-def defective(engine_name="qnnpack"):
-    """True if the engine's quantized ReLU6 scrambles a channels-last tensor: the defect that `mended` works around.
+class Pair:
+    """One value of the integer graph and of its twin."""
 
-    The smallest reproduction known: with torch 2.13 it is True for `qnnpack` and False for the other engines. When a
-    later torch mends it, it is False everywhere and `mended` changes nothing but the layout.
+    def __init__(self, integer, exact):
+        self.integer, self.exact = integer, exact
+
+
+class SideBySide(fx.Interpreter):
+    """Runs a converted graph and its floating-point twin in one pass; values are `Pair`s, dropped once they are used up.
+
+    The twin is the graph itself without quantize and dequantize, with `weights` {module path: (weight, bias)} of the float
+    model; a layer that is not there takes its own, dequantized. `visit(node, result, known, integer)` is called with the
+    `Pair` that every operator gives, `before(node, module, given)` ahead of every weighted module. Where an operator's
+    floating-point counterpart is not known, `known` is False and the twin goes on from the integer result. `integer` is
+    True where the operator takes and gives quantized tensors.
     """
-    values = torch.linspace(-6, 12, 150).reshape(2, 3, 5, 5).contiguous(memory_format=torch.channels_last)
-    q = torch.quantize_per_tensor(values, 0.1, 64, torch.quint8)
-    with engine(engine_name):
-        return not torch.allclose(F.relu6(q).dequantize(), F.relu6(q.dequantize()), atol=0.101)
 
-
-class _Checker(fx.Interpreter):
-    """Runs a converted graph and compares each node that returns a quantized tensor with floating point."""
-
-    def __init__(self, model):
+    def __init__(self, model, weights, visit=None, before=None):
         super().__init__(model)
-        self.rows = []
+        self.weights, self.visit, self.before = weights, visit, before
 
     def run_node(self, node):
+        if node.op == "placeholder":
+            value = super().run_node(node)
+            return Pair(value, value.clone())  # what follows may work in place
         if not node.op.startswith("call"):
             return super().run_node(node)
-        given = self.fetch_args_kwargs_from_env(node)
-        integer = any(isinstance(value, torch.Tensor) and value.is_quantized for value in tree_leaves(given))
-        args, kwargs = tree_map(as_float, given)  # before the call: it may work in place
-        result = super().run_node(node)
-        if integer and isinstance(result, torch.Tensor) and result.is_quantized:
-            self.rows.append(self._row(node, args, kwargs, result))
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        module = self.module.get_submodule(node.target) if node.op == "call_module" else None
+        if self.before and isinstance(module, WEIGHTED):
+            self.before(node, module, args[0])
+        (integer_args, integer_kwargs), (exact_args, exact_kwargs) = (
+            tree_map(lambda v, side=side: getattr(v, side) if isinstance(v, Pair) else v, (args, kwargs))
+            for side in ("integer", "exact")
+        )
+        known = True
+        try:
+            exact = self._exact(node, exact_args, exact_kwargs)
+        except Unknown:
+            known = False
+        integer = getattr(self, node.op)(node.target, integer_args, integer_kwargs)
+        result = Pair(integer, exact if known else as_float(integer))
+        if self.visit:
+            given = tree_leaves((integer_args, integer_kwargs))
+            self.visit(node, result, known, is_quantized(integer) and any(map(is_quantized, given)))
         return result
 
-    def _row(self, node, args, kwargs, result):
-        layer, name = layer_and_operator(self.module, node)
-        try:
-            found = compared(node_in_float(self.module, node, args, kwargs), result)
-        except Unknown:
-            found = {"agrees": None}
-        return {"layer": layer, "operator": name, **found}
+    def _exact(self, node, args, kwargs):
+        if node.target in (torch.quantize_per_tensor, torch.quantize_per_channel) or (
+            node.op == "call_method" and node.target == "dequantize"
+        ):
+            return args[0].clone()
+        args, kwargs = tree_map(as_float, (args, kwargs))
+        return node_in_float(self.module, node, args, kwargs, self.weights.get(node.target))
 
 
 class Unknown(ValueError):
@@ -235,35 +243,15 @@ def node_in_float(model, node, args, kwargs, weights=None):
             return getattr(args[0], node.target)(*args[1:], **kwargs)
         if not isinstance(node.target, torch._ops.OpOverloadPacket):
             return node.target(*args, **kwargs)
+        # The output's scale and zero point are among the keywords, or follow two operands.
+        args = args if "output_scale" in kwargs else args[:2]
+        kwargs = {key: value for key, value in kwargs.items() if not key.startswith("output_")}
         name = node.target.__name__
-        name, relu = (name, False) if name in FUNCTIONS else (name.removesuffix("_relu"), name.endswith("_relu"))
-        result = FUNCTIONS[name](*_operands(node.target, args, kwargs))
+        relu = name not in FUNCTIONS
+        result = FUNCTIONS[name.removesuffix("_relu") if relu else name](*args, **kwargs)
         return F.relu(result) if relu else result
     except Exception as error:  # an operator of any model, with arguments of any kind
         raise Unknown(f"{layer_and_operator(model, node)[1]}: {type(error).__name__}: {error}") from error
-
-
-_GRIDS = ("output_scale", "output_zero_point"), ("Y_scale_i", "Y_zero_point_i"), ("scale", "zero_point")
-
-
-def _operands(packet, args, kwargs):
-    """The arguments of an operator of `torch.ops.quantized` in order, without those for its output's scale and zero point."""
-    for overload in packet.overloads():
-        known = getattr(packet, overload)._schema.arguments
-        given = dict(zip((a.name for a in known), args)) | kwargs
-        fits = len(args) <= len(known) and all(
-            a.name in given and isinstance(given[a.name], torch.Tensor) == (str(a.type) == "Tensor")
-            for a in known
-            if str(a.type) in ("Tensor", "number") and not a.has_default_value()
-        )
-        if (
-            fits
-            and all(a.name in given or a.has_default_value() for a in known)
-            and given.keys() <= {a.name for a in known}
-        ):
-            grid = next((pair for pair in _GRIDS if pair[0] in given), ())
-            return [given[a.name] for a in known if a.name in given and a.name not in grid]
-    raise Unknown(f"no overload of {packet} takes these arguments")
 
 
 def sqnr_db(signal, error):
@@ -275,26 +263,29 @@ def sqnr_db(signal, error):
     return 10 * math.log10(power / noise) if power else -math.inf
 
 
+def is_quantized(value):
+    """Whether `value` is a quantized tensor."""
+    return isinstance(value, torch.Tensor) and value.is_quantized
+
+
 def as_float(value):
     """A quantized tensor dequantized; anything else as it is."""
-    return value.dequantize() if isinstance(value, torch.Tensor) and value.is_quantized else value
+    return value.dequantize() if is_quantized(value) else value
 
 
 def module_in_float(module, x, *more, weights=None, **options):
     """What `module` should compute on the floating-point tensor `x`, with its own (weight, bias) or the `weights` given."""
     kind = type(module)
-    if kind in (*PLAIN, *FUSED_RELU):
+    if kind in (*WEIGHTED, nnq.BatchNorm2d, *FUSED_RELU):
         if isinstance(module, WEIGHTED):
             y = weighted(module, x, *(weights or (module.weight().dequantize(), module.bias())))
         else:
             y = F.batch_norm(x, module.running_mean, module.running_var, module.weight, module.bias, eps=module.eps)
         return F.relu(y) if kind in FUSED_RELU else y
-    if kind in (nnq.ConvTranspose1d, nnq.ConvTranspose2d, nnq.ConvTranspose3d):
+    if kind is nnq.ConvTranspose2d:
         return _convolved(x, module._packed_params)
     if kind is nnq.PReLU:
         return F.prelu(x, module.weight.dequantize())
-    if kind is nnq.Dropout:
-        return x
     return _float_class(kind).forward(module, x, *more, **options)
 
 
@@ -312,21 +303,17 @@ def weighted(module, x, weight, bias):
     """Convolution or matrix product of a quantized module in floating point, before any activation."""
     if isinstance(module, nnq.Linear):
         return F.linear(x, weight, bias)
-    convolution = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[weight.ndim]
+    convolution = F.conv1d if weight.ndim == 3 else F.conv2d
     return convolution(x, weight, bias, module.stride, module.padding, module.dilation, module.groups)
 
 
 def run_watched(model, names, batch, see):
     """Run `model` on `batch`; `see(name, input, output)` is called after each call of the modules `names`."""
-    hooks = []
-    for name in names:
-        hook = lambda module, given, result, name=name: see(name, given[0], result)  # noqa: E731
-        hooks.append(model.get_submodule(name).register_forward_hook(hook))
-    try:
+    with contextlib.ExitStack() as hooks:
+        for name in names:
+            hook = lambda module, given, result, name=name: see(name, given[0], result)  # noqa: E731
+            hooks.enter_context(model.get_submodule(name).register_forward_hook(hook))
         model(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _dynamic_rows(quantized, batch):

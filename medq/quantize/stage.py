@@ -69,10 +69,9 @@ def _quantize(params, cell, part, inputs):
         table, agrees, note = judged(quantized, batches[0])
         artefacts.write_csv(cell.folder / KERNELS, table)
         facts |= {"engine_agrees": agrees, "engine_note": note, "int8_bytes": storage.state_dict_bytes(quantized.model)}
-        kind = "dynamic" if family == "transformer" else "static-qat" if method == "qat" else "static"
-        recipe = DEFAULT if kind == "static" else None
-        described = {"method": kind, "backbone": cell.backbone, "n_classes": len(part.classes), "recipe": recipe}
-        storage.save(quantized, cell.folder / QUANTIZED, image_size=params.image_size, **described)
+        recipe = DEFAULT if (family, method) == ("cnn", "ptq") else None
+        described = {"backbone": cell.backbone, "n_classes": len(part.classes), "image_size": params.image_size}
+        storage.save(quantized, cell.folder / QUANTIZED, recipe=recipe, **described)
         files += [KERNELS, QUANTIZED]
         status = {"status": "done"}
     except (Unsupported, FloatingPointError) as error:
@@ -129,7 +128,7 @@ def _as_if_trained(model):
 def study(params, cell, stage, measure):
     """Make the folder of a stage that studies a trained cell, beside the cell's regimes; returns it.
 
-    `measure(partition)` gives ({file: table}, facts for `done.json`); the FP32 cell is trained first if need be.
+    `measure(params, cell, partition)` gives ({file: table}, facts for `done.json`); the FP32 cell is trained first if need be.
     """
     place = cell.of(study_name(stage, cell.regime))
     finetune.run(params, cell.of("fp32"))
@@ -138,7 +137,7 @@ def study(params, cell, stage, measure):
     def make(inputs):
         started, clock = provenance.now(), time.perf_counter()
         finetune.set_threads(params)
-        tables, facts = measure(part)
+        tables, facts = measure(params, cell, part)
         for file, table in tables.items():
             artefacts.write_csv(place.folder / file, table)
         finetune.finish(params, place, inputs, list(tables), None, started, clock, **facts)

@@ -1,8 +1,8 @@
 """Static INT8 for convolutional backbones: FX graph mode, with the recipe as data (section 2.6)."""
 
-import contextlib
 import copy
 import warnings
+from functools import partial
 
 import torch
 from torch import fx, nn
@@ -20,8 +20,25 @@ from torch.nn import functional as F
 
 from medq.quantize import kernels
 from medq.quantize.engines import DYNAMIC_INSTEAD, ENGINES, Quantized, engine, refusals, unsupported
-from medq.quantize.observers import PercentileObserver
 
+TAIL = 0.0005  # share of the values beyond each end of the range of a `PercentileObserver`
+
+
+class PercentileObserver(observers.HistogramObserver):
+    """Takes the range that holds all values but the outermost `TAIL` on either side.
+
+    `HistogramObserver` chooses the range of the least squared error instead; both see the same histogram.
+    """
+
+    def _non_linear_param_search(self):
+        mass = self.histogram.cumsum(0) / self.histogram.sum()
+        width = (self.max_val - self.min_val) / self.bins
+        below, above = (mass <= TAIL).sum(), (mass >= 1 - TAIL).sum() - 1
+        return self.min_val + below * width, self.max_val - above * width
+
+
+# `torch.ao` tells of its deprecation and of observers that saw nothing.
+_quiet = partial(warnings.catch_warnings, action="ignore")
 _ACTIVATIONS = {
     "minmax": observers.MinMaxObserver,
     "moving-average": observers.MovingAverageMinMaxObserver,
@@ -58,13 +75,10 @@ def resolved(recipe, engine_name):
 
 
 def qconfig_mapping(engine_name, recipe):
-    """PyTorch's default mapping for the engine, with the recipe's changes wherever it uses the default configuration."""
-    mapping = get_default_qconfig_mapping(engine_name)
-    default = mapping.global_qconfig
-    activation, weight = default.activation, _WEIGHTS.get(recipe.weights, default.weight)
-    if recipe.activations is not None or recipe.reduce_range is not None:
-        reduced = ENGINES[engine_name].reduced if recipe.reduce_range is None else recipe.reduce_range
-        activation = _ACTIVATIONS[recipe.activations or "histogram"].with_args(dtype=torch.quint8, reduce_range=reduced)
+    """PyTorch's default mapping for the engine, with the recipe wherever it uses the default configuration."""
+    mapping, recipe = get_default_qconfig_mapping(engine_name), resolved(recipe, engine_name)
+    default, weight = mapping.global_qconfig, _WEIGHTS[recipe.weights]
+    activation = _ACTIVATIONS[recipe.activations].with_args(dtype=torch.quint8, reduce_range=recipe.reduce_range)
     mapping.set_global(QConfig(activation=activation, weight=weight))
     for kind, config in mapping.object_type_qconfigs.items():
         if config is not None and config.activation is default.activation:
@@ -213,11 +227,3 @@ def _tracing(training_mode=False):
     if training_mode:
         return unsupported("PyTorch does not prepare this model in training mode")
     return unsupported("torch.fx cannot trace this model", DYNAMIC_INSTEAD)
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Silence `torch.ao`'s deprecation notices and its remarks about observers that saw nothing."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import fx
 
 from medq import artefacts, backbones
 from medq.errors import UserError
@@ -34,13 +35,21 @@ class Header(Model):
     mended: bool = False
 
 
-def save(quantized, path, *, method, backbone, n_classes, image_size, recipe_engine=None, recipe=None):
-    """Write `quantized` to `path`. `method` is `static`, `static-qat` or `dynamic`; `recipe`: static only."""
-    engines = {"engine": recipe_engine or quantized.engine, "run_engine": quantized.engine}
-    shape = {"backbone": backbone, "n_classes": n_classes, "image_size": image_size}
-    header = Header(method=method, **shape, **engines, recipe=recipe, mended=quantized.mended).model_dump()
+def save(quantized, path, *, backbone, n_classes, image_size, recipe=None):
+    """Write `quantized` to `path`; `recipe` is that of static post-training quantization, None for other methods."""
+    static_graph = isinstance(quantized.model, fx.GraphModule)
+    header = Header(
+        method="dynamic" if not static_graph else "static" if recipe else "static-qat",
+        backbone=backbone,
+        n_classes=n_classes,
+        image_size=image_size,
+        engine=quantized.engine,
+        run_engine=quantized.engine,
+        recipe=recipe,
+        mended=quantized.mended,
+    )
     with artefacts.replacing(path) as temporary:
-        save_file(_flat(quantized.model.state_dict()), temporary, metadata={"medq": json.dumps(header)})
+        save_file(_flat(quantized.model.state_dict()), temporary, metadata={"medq": json.dumps(header.model_dump())})
 
 
 def load(path):

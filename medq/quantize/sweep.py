@@ -5,6 +5,7 @@ reduced range that an engine may need; the integer result is compared with float
 """
 
 import itertools
+from functools import partial
 
 import pandas as pd
 import torch
@@ -49,28 +50,32 @@ NATIVE = {
     "cat": lambda x: torch.cat([x, x], 1),
 }
 # Functions of torch.ops.quantized (name there -> floating point) of one or two tensors, given the output's grid.
-UNARY = {"hardswish": F.hardswish, "leaky_relu": F.leaky_relu, "elu": F.elu}
-EXTRA = {"leaky_relu": ((0.01, False), ()), "elu": ((), (1.0,))}  # arguments before and after the output's grid
+UNARY = {
+    "hardswish": F.hardswish,
+    "leaky_relu": partial(F.leaky_relu, negative_slope=0.01, inplace=False),
+    "elu": partial(F.elu, alpha=1.0),
+}
 BINARY = {
     "add": torch.add,
     "add_relu": lambda a, b: F.relu(a + b),
     "mul": torch.mul,
     "mul_relu": lambda a, b: F.relu(a * b),
+    "mul, broadcast": torch.mul,
 }
-CASES = (*WEIGHTED, *NATIVE, *UNARY, *BINARY, "mul, broadcast", "batch_norm", "layer_norm")
+CASES = (*WEIGHTED, *NATIVE, *UNARY, *BINARY, "batch_norm", "layer_norm")
 
 
-def sweep(engines=None, operators=CASES):
-    """One row per operator, engine, layout and range: [operator, engine, layout, range, kernel_sqnr_db,
+def sweep():
+    """One row per operator, engine of this machine, layout and range: [operator, engine, layout, range, kernel_sqnr_db,
     kernel_max_steps, wrong, agrees, note].
 
     `agrees` is None, with the reason in `note`, where the engine has no such kernel. Weighted operators take the
     engine's own kind of weights. The values are the same at every call.
     """
-    engines = engines or [name for name in torch.backends.quantized.supported_engines if name != "none"]
+    engines = [name for name in torch.backends.quantized.supported_engines if name != "none"]
     rows = [
         dict(zip(COLUMNS, (operator, name, layout, used))) | _row(operator, name, layout, RANGES[used])
-        for name, operator, layout, used in itertools.product(engines, operators, LAYOUTS, RANGES)
+        for name, operator, layout, used in itertools.product(engines, CASES, LAYOUTS, RANGES)
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -93,16 +98,17 @@ def _case(operator, engine_name, layout, used, generator):
         return _weighted(WEIGHTED[operator], x, engine_name, used, generator)
     if operator in NATIVE:
         return NATIVE[operator](x.dequantize()), NATIVE[operator](x)
-    kernel = getattr(torch.ops.quantized, operator, None)
+    name, _, broadcast = operator.partition(", ")
+    kernel = getattr(torch.ops.quantized, name, None)
     if operator in UNARY:
         exact = UNARY[operator](x.dequantize())
-        before, after = EXTRA.get(operator, ((), ()))
-        return exact, kernel(x, *before, *_grid(exact, used), *after)
-    if operator in BINARY or operator == "mul, broadcast":
+        scale, zero = _grid(exact, used)
+        options = getattr(UNARY[operator], "keywords", {})
+        return exact, kernel(x, **options, output_scale=scale, output_zero_point=zero)
+    if operator in BINARY:
         y = _input(channels, layout, used, generator)
-        if operator == "mul, broadcast":
-            y, kernel = F.adaptive_avg_pool2d(y, 1), torch.ops.quantized.mul
-        exact = BINARY.get(operator, torch.mul)(x.dequantize(), y.dequantize())
+        y = F.adaptive_avg_pool2d(y, 1) if broadcast else y
+        exact = BINARY[operator](x.dequantize(), y.dequantize())
         return exact, kernel(x, y, *_grid(exact, used))
     return _norm(operator, x, used, generator)
 
