@@ -13,12 +13,7 @@ from medq import artefacts, figures, metrics, paths
 from medq.datasets.audit import summary
 from medq.params import datasets
 
-DEPLOYED = "predictions.parquet"
-FORMS = {
-    DEPLOYED: "as deployed",
-    "predictions.fake-quant.parquet": "simulated",
-    "predictions.mended.parquet": "patched engine",
-}
+FORMS = {"": "as deployed", ".fake-quant": "simulated", ".mended": "patched engine"}  # predictions{}.parquet
 
 
 def picture(figure):
@@ -28,8 +23,8 @@ def picture(figure):
     return Image(data=data.getvalue(), format="png", alt=figures.alt_text(figure))
 
 
-def _predictions(folder, name=DEPLOYED):
-    path = Path(folder) / name
+def _predictions(folder, form=""):
+    path = Path(folder) / f"predictions{form}.parquet"
     return pd.read_parquet(path) if path.is_file() else pd.DataFrame(columns=["image_id", "fold", "label"])
 
 
@@ -46,12 +41,12 @@ def scores(folder):
     record = artefacts.record(folder) or {}
     if record.get("status") != "done":
         return f"{record.get('status', 'unfinished')}: {record.get('reason', '')}"
-    rows = {}
-    for name, label in FORMS.items():
-        frame = _predictions(folder, name)
+    rows, shown = {}, (*metrics.SCORES, "accuracy")
+    for form, label in FORMS.items():
+        frame = _predictions(folder, form)
         if len(frame):
-            truth, probability, shown = frame["label"].to_numpy(), frame.filter(regex="^p_").to_numpy(), metrics.SCORES
-            rows[label] = {metrics.TABLE[m].title: metrics.METRICS[m](truth, probability) for m in (*shown, "accuracy")}
+            given = frame["label"].to_numpy(), frame.filter(regex="^p_").to_numpy()
+            rows[label] = {metrics.TABLE[name].title: metrics.METRICS[name](*given) for name in shown}
     return pd.DataFrame(rows).T.round(4)
 
 

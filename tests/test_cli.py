@@ -31,11 +31,9 @@ def command(monkeypatch):
 
 
 def test_help_imports_nothing_heavy_and_names_every_command():
-    code = (
-        f"import sys; from medq import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
-        f"print('HEAVY', [m for m in {HEAVY} if m in sys.modules])"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    code = "import sys; from medq import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
+    code += f"print('HEAVY', [m for m in {HEAVY} if m in sys.modules])"
+    out = subprocess.check_output([sys.executable, "-c", code], text=True)
     assert "HEAVY []" in out
     assert all(name in out for name in cli.COMMANDS)
 
@@ -45,24 +43,20 @@ def test_arguments_reach_the_command_and_its_status_comes_back(command):
     assert command(lambda args: None) == 0
 
 
-def test_a_mistake_is_one_sentence_and_status_2(command, capsys):
+@pytest.mark.parametrize(
+    "error, status, said",
+    [
+        (UserError("x.yaml: seed: must be a number."), 2, "medq: x.yaml: seed: must be a number.\n"),
+        (KeyboardInterrupt(), 130, "medq: stopped; the same command goes on from here.\n"),
+    ],
+)
+def test_a_mistake_and_ctrl_c_are_one_sentence_and_a_programming_error_is_not_hidden(
+    command, capsys, error, status, said
+):
     def run(args):
-        raise UserError("params/x.yaml: seed: must be a number.")
+        raise error
 
-    assert command(run) == 2
-    out, err = capsys.readouterr()
-    assert (out, err) == ("", "medq: params/x.yaml: seed: must be a number.\n")
-
-
-def test_ctrl_c_is_130(command, capsys):
-    def run(args):
-        raise KeyboardInterrupt
-
-    assert command(run) == 130
-    assert "Traceback" not in capsys.readouterr().err
-
-
-def test_a_programming_error_is_not_hidden(command):
+    assert command(run) == status and capsys.readouterr() == ("", said)
     with pytest.raises(ZeroDivisionError):
         command(lambda args: 1 / 0)
 
@@ -81,6 +75,8 @@ def test_a_programming_error_is_not_hidden(command):
         (["batch", "smoke", "--profile", "profiles/none"], "no config.yaml there"),
         (["collect", "runs/none", "results/none"], "no such folder"),
         (["data", "check", "BrainMRY"], "did you mean 'BrainMRI'"),
+        (["data", "check", "BrainMRI", "--root="], "--root: must name a folder"),
+        (["data", "fetch", "phantom-BrainMRI"], "drawn when it is needed"),
         (["plan", "smokey"], "no such file"),
     ],
 )
@@ -97,15 +93,12 @@ def test_unknown_command_lists_the_known_ones():
     assert done.returncode == 2 and "batch" in done.stderr
 
 
-def test_data_check_of_a_phantom(capsys):
+def test_data_check_of_a_phantom_is_status_0_and_of_an_unfit_folder_1(tmp_path, capsys):
     assert cli.main(["data", "check", "phantom-BrainMRI"]) == 0
-    assert "fit for use" in capsys.readouterr().out
-
-
-def test_data_check_of_an_unfit_folder_is_status_1(tmp_path, capsys):
+    assert "phantom-BrainMRI: fit for use" in capsys.readouterr().out
     (tmp_path / "brainmri").mkdir()
     assert cli.main(["data", "check", "BrainMRI", "--root", str(tmp_path)]) == 1
-    assert "not fit for use" in capsys.readouterr().out
+    assert "BrainMRI: not fit for use" in capsys.readouterr().out
 
 
 def test_home_is_expanded_in_arguments_and_variables(tmp_path, capsys, monkeypatch):
@@ -127,8 +120,3 @@ def test_what_data_lacks_is_a_note_without_code(tmp_path, capsys):
     assert medq("data", "audit", "ChestXray", "--root", str(tmp_path)).stderr.startswith(
         "note: ChestXray: 15 images, the release has"
     )
-
-
-def test_fetch_of_a_phantom_is_refused_in_a_sentence(capsys):
-    assert cli.main(["data", "fetch", "phantom-BrainMRI"]) == 2
-    assert "drawn when it is needed" in capsys.readouterr().err

@@ -57,7 +57,7 @@ def read(path):
         return _bytes(values / np.iinfo(values.dtype).max)
     if values.ndim == 3:
         return _bytes(values[..., :3] / (2.0**file.BitsStored - 1))
-    shares = _windowed(_rescaled(values, file), values, file)
+    shares = _windowed(values, file)
     grey = _bytes(1 - shares if colours == "MONOCHROME1" else shares)
     return np.repeat(grey[..., None], 3, axis=2)
 
@@ -103,13 +103,6 @@ def _native_palette(file):
     return file
 
 
-def _rescaled(stored, file):
-    """Stored grey values after the modality LUT or the rescaling to the units of the modality."""
-    if file.get("ModalityLUTSequence"):
-        return _looked_up(stored, file.ModalityLUTSequence[0], file)
-    return stored * float(file.get("RescaleSlope") or 1) + float(file.get("RescaleIntercept") or 0)
-
-
 def _looked_up(values, item, file):
     """`values` in the table of a modality or VOI LUT; beyond its ends the first and last entries hold."""
     entries, first, _ = item.LUTDescriptor
@@ -120,8 +113,12 @@ def _looked_up(values, item, file):
     return table[np.clip(np.rint(values).astype(np.int64) - first, 0, len(table) - 1)].astype(np.float64)
 
 
-def _windowed(values, stored, file):
-    """Grey values as shares from 0 (black) to 1 (white)."""
+def _windowed(stored, file):
+    """Stored grey values as shares from 0 (black) to 1 (white)."""
+    if file.get("ModalityLUTSequence"):
+        values = _looked_up(stored, file.ModalityLUTSequence[0], file)
+    else:
+        values = stored * float(file.get("RescaleSlope") or 1) + float(file.get("RescaleIntercept") or 0)
     if file.get("VOILUTSequence") and "LUTData" in file.VOILUTSequence[0]:
         item = file.VOILUTSequence[0]
         return _looked_up(values, item, file) / (2.0 ** item.LUTDescriptor[2] - 1)

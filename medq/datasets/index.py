@@ -241,7 +241,7 @@ def _not_read(place, names):
 
 def _class_folders(spec, root):
     """{(part, label): the folder where the pattern says that images of a class lie}."""
-    folder = "/".join(spec.pattern.split("/")[:-1])
+    folder = spec.pattern.rpartition("/")[0]
     return {
         (part, label): at(root, folder.replace("{split}", spec.splits.get(part, "")).replace("{class}", name))
         for part in (SPLITS if spec.splits else ("",))

@@ -80,9 +80,8 @@ class _Draw:
     def __call__(self, low=0.0, high=1.0):
         return low + (high - low) * ((self._bits.random_raw() >> 11) / 2**53)
 
-    def array(self, shape, low=0.0, high=1.0):
-        raw = self._bits.random_raw(int(np.prod(shape))) >> np.uint64(11)
-        return low + (high - low) * (raw.reshape(shape) / 2**53)
+    def array(self, shape):
+        return (self._bits.random_raw(int(np.prod(shape))) >> np.uint64(11)).reshape(shape) / 2**53
 
     def choice(self, items):
         return items[int(self() * len(items))]
