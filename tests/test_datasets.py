@@ -692,15 +692,15 @@ def test_a_subset_keeps_groups_and_shares(groups, size, seed):
     held_out = table.assign(fold=0, image_id="h" + table["image_id"], group="h" + table["group"])
     both = pd.concat([table, held_out])
     chosen = subset(both, {"train": size, "held_out": None}, 0, seed)
-    train = chosen["train"]
-    assert len(chosen["held_out"]) == len(table)
+    train = chosen[chosen["part"] == "train"]
+    assert (chosen["part"] == "held_out").sum() == len(table)
     assert set(train["label"]) == set(labels)
     whole = table.groupby("group").size()
     assert all(whole[name] == images for name, images in train.groupby("group").size().items())
     assert len(train) <= size + 3 * 3  # at least one group of each class, even where its share is one image
     shuffled = both.sample(frac=1, random_state=1)
     again = subset(shuffled, {"train": size, "held_out": None}, 0, seed)
-    assert set(again["train"]["image_id"]) == set(train["image_id"])
+    assert set(again["image_id"]) == set(chosen["image_id"])
 
 
 def test_subset_takes_exactly_the_size_where_groups_are_single_images():
@@ -708,11 +708,11 @@ def test_subset_takes_exactly_the_size_where_groups_are_single_images():
     table = folds(frame_of([0] * 300 + [1] * 100), spec)
     sizes, whole = {"train": 41, "held_out": 20}, {"train": None, "held_out": None}
     chosen = subset(table, sizes, 1, seed=3)
-    assert chosen["train"].groupby("label").size().tolist() == [31, 10]
-    assert chosen["held_out"].groupby("label").size().tolist() == [15, 5]
-    assert (chosen["held_out"]["fold"] == 1).all() and (chosen["train"]["fold"] == 0).all()
-    assert [len(rows) for rows in subset(table, whole, 0).values()] == [200, 200]
-    assert set(chosen["train"]["image_id"]) != set(subset(table, sizes, 1, seed=4)["train"]["image_id"])
+    counts = chosen.groupby(["part", "label"]).size()
+    assert counts["train"].tolist() == [31, 10] and counts["held_out"].tolist() == [15, 5]
+    assert (chosen["part"].eq("held_out") == chosen["fold"].eq(1)).all()
+    assert len(subset(table, whole, 0)) == 400
+    assert not chosen["image_id"].equals(subset(table, sizes, 1, seed=4)["image_id"])
     with pytest.raises(UserError, match="unknown fold 7: known are 0, 1"):
         subset(table, whole, 7)
     with pytest.raises(UserError, match="2 classes need at least one image each"):
@@ -751,12 +751,11 @@ def test_groups_of_several_classes_lose_no_class(kinds):
         both = pd.concat([frame.assign(fold=-1), frame.assign(fold=0, group="h" + frame["group"])])
         chosen = subset(both, {"train": n, "held_out": 10}, 0, seed)
         fit, selection = inner_split(frame, 0.2, seed)
-        for part in (*chosen.values(), fit, selection):
+        for part in (chosen[chosen["part"] == "train"], chosen[chosen["part"] == "held_out"], fit, selection):
             assert set(part["label"]) == classes
         assert not set(fit["group"]) & set(selection["group"]) and len(selection) < len(fit)
         whole = both.groupby("group").size()
-        kept = pd.concat(chosen.values()).groupby("group").size()
-        assert all(whole[name] == images for name, images in kept.items())
+        assert all(whole[name] == images for name, images in chosen.groupby("group").size().items())
 
 
 # Real images
@@ -779,8 +778,9 @@ def test_real_skin_images_keep_lesions_whole(real_data):
     assert (table.groupby("group")["fold"].nunique() == 1).all()
     assert table.groupby(["fold", "label"]).size().unstack().min().min() >= 20
     chosen = subset(table, {"train": 480, "held_out": 240}, 2)
-    assert not set(chosen["train"]["group"]) & set(chosen["held_out"]["group"])
-    assert 470 <= len(chosen["train"]) <= 485
+    parts = chosen.groupby("part")["group"].agg(set)
+    assert not parts["train"] & parts["held_out"]
+    assert 470 <= (chosen["part"] == "train").sum() <= 485
 
 
 def test_real_chest_images_are_a_part_of_the_release(real_data):

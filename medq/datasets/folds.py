@@ -4,6 +4,7 @@ import hashlib
 import warnings
 
 import numpy as np
+import pandas as pd
 
 from medq.datasets.index import DatasetWarning
 from medq.datasets.spec import SPLITS
@@ -46,7 +47,7 @@ def folds(index, spec, seed=42):
 
 
 def subset(folds, sizes, fold, seed=42):
-    """The images of one cell: {"train": rows of `folds`, "held_out": the others}.
+    """The images of one cell: `folds` [image_id, label, group, fold] with a column `part`, "train" or "held_out".
 
     `sizes` {"train": n or None, "held_out": n or None} limits each part (None: all). A limited part keeps the shares of
     the classes, at least one image of each, and whole groups, so it may differ from n by a few images. The choice
@@ -55,14 +56,14 @@ def subset(folds, sizes, fold, seed=42):
     known = sorted(set(folds["fold"]) - {-1})
     if fold not in known:
         raise UserError(f"unknown fold {fold!r}: known are {', '.join(map(str, known))}.")
-    parts = {part: folds[(folds["fold"] == fold) == (part == "held_out")] for part in SPLITS}
-    for part, rows in parts.items():
+    chosen = []
+    for part in SPLITS:
+        rows = folds[(folds["fold"] == fold) == (part == "held_out")].assign(part=part)
         size, n_classes = sizes[part], rows["label"].nunique()
         if size is not None and size < n_classes:
             raise UserError(f"subset.{part} is {size}: {n_classes} classes need at least one image each.")
-        if size is not None and size < len(rows):
-            parts[part] = rows[_drawn(rows, size, seed)]
-    return parts
+        chosen.append(rows if size is None or size >= len(rows) else rows[_drawn(rows, size, seed)])
+    return pd.concat(chosen, ignore_index=True)
 
 
 def inner_split(train, fraction=0.2, seed=42):

@@ -110,7 +110,7 @@ def _parts(params, assigned, twins, fold):
     """
     if params.deduplicate:
         assigned = assigned[~assigned["image_id"].isin(twins_to_remove(twins, assigned, fold))]
-    parts = subset(assigned, params.subset.model_dump(), fold, params.seed)
+    parts = dict(list(subset(assigned, params.subset.model_dump(), fold, params.seed).groupby("part")))
     parts["selection"] = parts["held_out"]
     if params.train.selection == "inner":
         grouped = parts["train"].assign(group=_with_twins(parts["train"], twins))
