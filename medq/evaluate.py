@@ -23,7 +23,9 @@ def probabilities(model, images, *, device="cpu", autocast=None, batch_size=BATC
     rows = []
     with torch.inference_mode(), half_precision(device, autocast):
         for start in range(0, len(images), batch_size):
-            batch = _on(device, np.ascontiguousarray(images[start : start + batch_size]))
+            batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size]))
+            if torch.device(device).type != "cpu":  # copied while the GPU computes
+                batch = batch.pin_memory().to(device, non_blocking=True)
             rows.append(torch.softmax(model(normalise(batch)).double(), 1).float())
     result = torch.cat(rows).cpu().numpy()  # read back once: a GPU never waits for the next batch
     if not np.isfinite(result).all():
@@ -52,12 +54,6 @@ class _FloatSums(TorchFunctionMode):
         with torch.autocast("cpu", enabled=False):
             rounded = [a.bfloat16().float() if isinstance(a, torch.Tensor) else a for a in args]
             return function(*rounded, **(kwargs or {})).bfloat16()
-
-
-def _on(device, images):
-    """`images` as a tensor on `device`, copied to a GPU while it computes."""
-    batch = torch.from_numpy(images)
-    return batch if torch.device(device).type == "cpu" else batch.pin_memory().to(device, non_blocking=True)
 
 
 def table(image_id, fold, label, probability, classes):

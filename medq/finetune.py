@@ -45,11 +45,11 @@ def _train(params, cell, part, inputs):
     schedule = schedule_of(params, cell, device, keys.key(inputs))
     control = cell.regime in profiles.CONTROLS
     weights = cell.of("fp32").folder / CHECKPOINT if control else params.weights_of(cell.backbone)
+    described = {"n_classes": len(part.classes), "image_size": params.image_size}
     with fit.deterministic(schedule.seed):
-        model = backbones.create(
-            cell.backbone, len(part.classes), params.image_size, str(weights), trained=control or not schedule.epochs
-        )
-    backbones.check_images(model, cell.backbone, len(part.classes), params.image_size)
+        trained = control or not schedule.epochs
+        model = backbones.create(cell.backbone, **described, weights=str(weights), trained=trained)
+    backbones.check_images(model, cell.backbone, **described)
     history = fit.fit(model, part, schedule, cell.folder)
     probability = evaluate.probabilities(model, part.images[part.held_out], device=device, autocast=schedule.autocast)
     artefacts.write_parquet(cell.folder / PREDICTIONS, held_out_table(part, cell.fold, probability))
@@ -58,15 +58,10 @@ def _train(params, cell, part, inputs):
     artefacts.write_csv(cell.folder / TRAINED_ON, pd.DataFrame({"image_id": part.image_id[seen]}))
     files = [PREDICTIONS, HISTORY, TRAINED_ON]
     if cell.regime != "fp32-autocast":
-        header = {"backbone": cell.backbone, "n_classes": len(part.classes), "image_size": params.image_size}
-        save_weights(model, cell.folder / CHECKPOINT, **header)
+        save_weights(model, cell.folder / CHECKPOINT, backbone=cell.backbone, **described)
         files.append(CHECKPOINT)
-    facts = {
-        "device": device,
-        "loaded": model.loaded,
-        "autocast": str(schedule.autocast or "off").removeprefix("torch."),
-    }
-    facts |= {"n_train": len(part.train), "n_held_out": len(part.held_out)}
+    facts = {"device": device, "loaded": model.loaded, "n_train": len(part.train), "n_held_out": len(part.held_out)}
+    facts["autocast"] = str(schedule.autocast or "off").removeprefix("torch.")
     finish(params, cell, inputs, files, history, started, clock, **facts)
 
 

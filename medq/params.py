@@ -274,11 +274,9 @@ def datasets(folder=paths.PARAMS):
 
 def _with(value, changes):
     """`value` with `changes` merged into it, mapping by mapping."""
-    merged = dict(value)
-    for key, new in changes.items():
-        both = isinstance(new, dict) and isinstance(value.get(key), dict)
-        merged[key] = _with(value[key], new) if both else new
-    return merged
+    if not (isinstance(value, dict) and isinstance(changes, dict)):
+        return changes
+    return value | {key: _with(value.get(key), new) for key, new in changes.items()}
 
 
 def profile_path(name):

@@ -229,9 +229,7 @@ def _reason(error):
 
 def _not_read(place, names):
     """A note on files that are not read: their suffixes and how many there are of each."""
-    suffixes = Counter(
-        "".join(Path(name).suffixes[-2:] if name.endswith(".gz") else Path(name).suffix) for name in names
-    )
+    suffixes = Counter("".join(Path(name).suffixes[-2 if name.endswith(".gz") else -1 :]) for name in names)
     listed = ", ".join(f"{n} {suffix or 'without a suffix'}" for suffix, n in sorted(suffixes.items()))
     return [f"left out in {place!r}, in formats that are not read: {listed}"] if names else []
 
@@ -439,9 +437,8 @@ def _read_table(file, columns):
     repeated = [name for name in columns if header.count(name) > 1]
     if lacking or repeated:
         problem = f"lacks the column {named(lacking)}" if lacking else f"has {named(repeated)} twice"
-        near = lacking and difflib.get_close_matches(lacking[0].lower(), [name.lower() for name in header], n=1)
-        hint = " Column names are case-sensitive; change `table` in params/datasets.yaml, or the file." if near else ""
-        raise UserError(f"{str(file)!r} {problem}: its columns are {named(header)}.{hint}")
+        way_out = "Column names are case-sensitive; change `table` in params/datasets.yaml, or the file."
+        raise UserError(f"{str(file)!r} {problem}: its columns are {named(header)}. {way_out}")
     long = [f"row {number}" for number, row in rows if any(row[len(header) :])]
     if long:
         raise UserError(
