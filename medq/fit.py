@@ -104,7 +104,8 @@ def _fit(model, partition, schedule, folder):
         model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
     )
     scaler = torch.amp.GradScaler(schedule.device, enabled=schedule.autocast == torch.float16)
-    state = _resume(folder, model, optimizer, scaler, schedule)
+    parts = {"model": model, "optimizer": optimizer, "scaler": scaler}
+    state = _resume(folder, parts, schedule)
     # Compiled, it shares its weights; `model` itself scores and is saved. A graph for each size of batch: one for all would
     # depend on which sizes this process has met, and a resumed run has met others.
     trained = torch.compile(model, dynamic=False) if schedule.compiled else model
@@ -126,7 +127,7 @@ def _fit(model, partition, schedule, folder):
         said = f"loss {loss:.3f}, accuracy {accuracy:.3f} (training {train_accuracy:.3f}), {seconds:.1f} s"
         print(f"epoch {epoch + 1}/{schedule.epochs}: {said}", file=sys.stderr)
         if len(state["history"]) < schedule.epochs and state["stale"] < schedule.patience:
-            _save(folder, state, model, optimizer, scaler, schedule)
+            _save(folder, state, parts, schedule)
     model.load_state_dict(state["best"])
     return pd.DataFrame(state["history"])
 
@@ -221,14 +222,13 @@ def _judge(state, model, accuracy, min_improvement):
         state["stale"] += 1
 
 
-def _save(folder, state, model, optimizer, scaler, schedule):
-    parts = {"model": model, "optimizer": optimizer, "scaler": scaler}
+def _save(folder, state, parts, schedule):
     saved = {name: part.state_dict() for name, part in parts.items()} | {"schedule": _identity(schedule)}
     with artefacts.replacing(Path(folder) / RESUME) as path:
         torch.save(state | saved, path)
 
 
-def _resume(folder, model, optimizer, scaler, schedule):
+def _resume(folder, parts, schedule):
     """The state to go on from: that of the last finished epoch if there is one for the same schedule, else a fresh one."""
     fresh = {"history": [], "best": None, "best_accuracy": -1.0, "reference": -1.0, "stale": 0}
     path = Path(folder) / RESUME
@@ -241,7 +241,7 @@ def _resume(folder, model, optimizer, scaler, schedule):
         return fresh
     if saved.pop("schedule", None) != _identity(schedule):
         return fresh
-    for name, part in {"model": model, "optimizer": optimizer, "scaler": scaler}.items():
+    for name, part in parts.items():
         part.load_state_dict(saved.pop(name))
     return saved
 
