@@ -106,8 +106,7 @@ def decide(results, limits=None):
                     row[cost], row[bound] = (0.0, 0.0) if same else bounded(*ends, scale, limits.confidence)
                 row["passes"], row["why"] = (False, chance) if chance else _verdict(row, limits)
             passed = [row for row in found if row["passes"]]
-            fastest = {"key": lambda r: (-_number(r["speedup"], 0.0), r["candidate"] != "fp32"), "default": None}
-            best = min(passed, **fastest)
+            best = min(passed, key=lambda r: (-_number(r["speedup"], 0.0), r["candidate"] != "fp32"), default=None)
             for row in found:
                 better = [o for o in found if o["speedup"] > row["speedup"] and o["brier_rise"] < row["brier_rise"]]
                 beaten = ", ".join(o["candidate"] for o in better) if row is best else ""
