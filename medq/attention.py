@@ -44,7 +44,6 @@ def measure(params, cell, part):
     """({attention.csv: table, gallery.csv: table}, facts for `done.json`) of one cell."""
     tables, shown, reasons = [pd.DataFrame(columns=SCHEMA[TABLE])], [pd.DataFrame(columns=SCHEMA[GALLERY])], []
     rows = np.sort(np.random.default_rng(params.seed).permutation(part.held_out)[:IMAGES])
-    groups = None if part.group is None else part.group[rows]
     try:
         if profiles.backbones()[cell.backbone].family != "cnn":
             raise Unsupported("class activation maps need the feature map of a convolutional backbone")
@@ -61,7 +60,7 @@ def measure(params, cell, part):
             reasons.append(f"{regime} ({form}): {error}")
             continue
         key = dict(zip(KEYS, (cell.dataset, cell.backbone, regime, form, view, cell.fold)))
-        tables.append(summarised(frame, groups, params.seed).assign(**key, **facts))
+        tables.append(summarised(frame, part.group[rows], params.seed).assign(**key, **facts))
         if form == "converted" and cell.dataset.startswith("phantom-"):
             shown.append(_gallery(frame, reference, found, part, rows).assign(**key))
     found = {TABLE: pd.concat(tables)[SCHEMA[TABLE]], GALLERY: pd.concat(shown)[SCHEMA[GALLERY]]}

@@ -39,6 +39,7 @@ SAME_GRAPH = "dynamic quantization gives the same integer graph with and without
 # --- timing ---------------------------------------------------------------------------------------
 
 
+@torch.inference_mode()
 def interleave(
     calls, *, warmup, seconds, batches, enough=None, seed=42, synchronise=lambda: None, clock=time.perf_counter
 ):
@@ -233,9 +234,7 @@ def variants(params, made):
         f"fp32 {name}": lambda name=name: baseline(made.model, name, made.images, params.latency.batch_sizes)
         for name in params.latency.baselines
     }
-    methods = (
-        ("ptq",) if made.family == "transformer" else ("ptq", "qat")
-    )  # a transformer's QAT has the same integer graph
+    methods = ("ptq",) if made.family == "transformer" else ("ptq", "qat")  # see `SAME_GRAPH`
     wanted = [name for name in regimes.of(*methods) if name in params.regimes]
     jobs |= {name: lambda name=name: integer(made, name) for name in wanted}
     if params.device != "cpu" and torch.cuda.is_available():
@@ -319,11 +318,11 @@ def integer(made, regime):
     method, engine_name = regime.split("-")
     size = made.images.shape[1]
     batches = list(calibration_batches(made, np.arange(len(made.images))))
-    if method == "qat" and made.family == "cnn":
+    if method == "qat":
         prepared = static.prepare_training(made.model, engine_name, size).eval()
         static.calibrate(prepared, [batches[0][:8]])
     start = time.perf_counter()
-    if method == "ptq" or made.family == "transformer":
+    if method == "ptq":
         prepared = prepared_model(made.model, made.family, engine_name, batches, size)
     quantized = converted(prepared, made.family, engine_name)
     seconds = round(time.perf_counter() - start, 3)
@@ -447,16 +446,15 @@ def _timed(params, images, found, n, absent):
     calls = runnable(found, images, n, absent)
     shown = [i for i in calls if n == 1 and (found[i].regime, found[i].baseline) in SHOWN_TAILS]
     gpu = any(variant.device == "cuda" for variant in found)
-    with torch.inference_mode():
-        times = interleave(
-            calls,
-            warmup=params.latency.warmup,
-            seconds=params.latency.budget(n),
-            batches=params.latency.batches,
-            enough=dict.fromkeys(shown, TAILS["p99"][1]),
-            seed=params.seed,
-            synchronise=torch.cuda.synchronize if gpu else lambda: None,
-        )
+    times = interleave(
+        calls,
+        warmup=params.latency.warmup,
+        seconds=params.latency.budget(n),
+        batches=params.latency.batches,
+        enough=dict.fromkeys(shown, TAILS["p99"][1]),
+        seed=params.seed,
+        synchronise=torch.cuda.synchronize if gpu else lambda: None,
+    )
     parts = []
     for index, ms in times.items():
         variant = found[index]

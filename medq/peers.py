@@ -358,10 +358,11 @@ def _run(params, cell, taking_part, target, given):
     absent = {r.name: NOT_COMPILED for r in RUNTIMES if r.runtime == COMPILES and r not in taking_part}
     with latency.conditions(latency.thread_count(params)) as machine:
         raw = _time(params, cell, taking_part, absent)
-    keys = ["runtime", "precision", "batch_size"]
-    timed = [dict(zip(keys, key)) | summary(ms, key[2]) for key, ms in raw.groupby(keys, sort=False)["ms"]]
+    model = ["runtime", "precision"]
+    groups = raw.groupby([*model, "batch_size"], sort=False)["ms"]
+    timed = [dict(zip(groups.keys, place)) | summary(ms, place[2]) for place, ms in groups]
     built = [_folder(cell, params.image_size) / r.name / BUILT for r in taking_part if r.name not in absent]
-    table = pd.concat(map(pd.read_csv, built)).merge(pd.DataFrame(timed), on=keys[:2])
+    table = pd.concat(map(pd.read_csv, built)).merge(pd.DataFrame(timed), on=model)
     place = {"dataset": cell.dataset, "backbone": cell.backbone, "fold": cell.fold}
     table = table.assign(**place, image_size=params.latency.image_size, note="")[SCHEMA[TABLE]]
     artefacts.write_csv(target / TABLE, table)
@@ -466,8 +467,7 @@ def _time(params, cell, taking_part, absent):
             else:
                 calls[runtime] = call
         timing = {"warmup": params.latency.warmup, "batches": params.latency.batches, "seed": params.seed}
-        with torch.inference_mode():
-            times = latency.interleave(calls, seconds=SHARE * params.latency.budget(n), **timing)
+        times = latency.interleave(calls, seconds=SHARE * params.latency.budget(n), **timing)
         for runtime, ms in times.items():
             row = {"runtime": runtime.runtime, "precision": runtime.precision, "batch_size": n}
             raw.append(pd.DataFrame({**row, "ms": ms, "batch": range(len(ms))}))

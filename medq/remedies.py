@@ -57,9 +57,8 @@ def measure(params, cell, part):
             made[name] = model
         except (Unsupported, FloatingPointError, ValueError) as error:
             reasons.append(f"{name}: {error}")
-    with torch.inference_mode():
-        calls = {name: partial(model, batches[0][:1]) for name, model in made.items()}
-        timed = latency.interleave(calls, warmup=2, seconds=math.inf, batches=ROUNDS)
+    calls = {name: partial(model, batches[0][:1]) for name, model in made.items()}
+    timed = latency.interleave(calls, warmup=2, seconds=math.inf, batches=ROUNDS)
     p50 = {name: float(np.median(ms)) for name, ms in timed.items()}
     labels = part.labels[part.held_out]
     for name, source in TEMPERED.items():
@@ -161,8 +160,7 @@ def halves(part, seed):
     Neither half was trained on. Raises ValueError for a class that cannot be divided.
     """
     rows = part.held_out
-    group = part.image_id[rows] if part.group is None else part.group[rows]
-    frame = pd.DataFrame({"image_id": part.image_id[rows], "label": part.labels[rows], "group": group})
+    frame = pd.DataFrame({"image_id": part.image_id[rows], "label": part.labels[rows], "group": part.group[rows]})
     try:
         _, second = inner_split(frame, 0.5, seed)
     except UserError:

@@ -51,15 +51,15 @@ def _limit_memory(share):
         torch.cuda.set_per_process_memory_fraction(share)
 
 
-def acquire(wait=1.0):
+def acquire():
     """Take a free slot, waiting for one if need be, and let this process see that GPU alone; returns its index.
 
     Returns None where `MEDQ_GPU_SLOTS` is not set or there is no GPU. No GPU gets a second cell before each has one.
     """
     import filelock
 
-    devices = None
-    if not per_gpu() or _held or not (devices := gpus()):
+    devices = gpus() if per_gpu() and not _held else []
+    if not devices:
         return None
     folder = paths.runs() / ".slots" / socket.gethostname()
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,4 +75,4 @@ def acquire(wait=1.0):
             if per_gpu() > 1:
                 _limit_memory(USABLE / per_gpu())
             return device
-        time.sleep(wait)
+        time.sleep(1)

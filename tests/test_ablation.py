@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fixtures.quantize import BatchNormAct2d, batch, cell, integer_model, observed, part, trained
+from fixtures.quantize import batch, cell, integer_model, observed, part, trained
 from torch.ao.quantization import get_default_qconfig_mapping
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 from torch.nn import functional as F

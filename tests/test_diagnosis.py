@@ -7,21 +7,16 @@ from fixtures.quantize import BatchNormAct2d, batch, cell, defective, integer_mo
 from torch import nn
 
 from medq import artefacts, diagnosis, finetune, results
-from medq.errors import UserError
 from medq.quantize import dynamic, kernels, stage
-from medq.quantize.engines import Unsupported
 
 INT8 = ("fbgemm", "qnnpack")
 
 
 def outputs(model, paths, x):
-    """{path: output} of modules during one forward pass, by hooks."""
+    """{path: output} of modules during one forward pass."""
     found = {}
-    hooks = [model.get_submodule(p).register_forward_hook(lambda m, i, o, p=p: found.__setitem__(p, o)) for p in paths]
     with torch.inference_mode():
-        model(x)
-    for hook in hooks:
-        hook.remove()
+        kernels.run_watched(model, paths, x, lambda path, _, output: found.setdefault(path, output))
     return found
 
 
@@ -165,17 +160,3 @@ def test_the_stage_writes_the_tidy_table(runs, monkeypatch):
     table = diagnosis.pd.read_csv(folder / "layers.csv")
     assert list(table.columns) == results.SCHEMA["layers.csv"]
     assert set(table["regime"]) == {"ptq-qnnpack"} and artefacts.is_finished(folder)
-    with pytest.raises(UserError, match="not 'fp16'"):
-        diagnosis.run(params, here.of("fp16"))
-
-
-def test_a_model_that_an_engine_refuses_has_no_table(monkeypatch):
-    params, here = cell("ptq-qnnpack")
-
-    def refuse(*_):
-        raise Unsupported("no such kernel")
-
-    monkeypatch.setattr(diagnosis, "float_model", refuse)
-    tables, facts = diagnosis.measure(params, here, part())
-    assert facts == {"status": "unsupported", "reason": "no such kernel"}
-    assert tables["layers.csv"].empty and list(tables["layers.csv"].columns) == results.SCHEMA["layers.csv"]

@@ -23,7 +23,8 @@ def part():
     labels = np.arange(28) % 2
     images = (rng.integers(0, 128, (28, 16, 16, 3)) + 100 * labels[:, None, None, None]).astype(np.uint8)
     rows = np.arange(28)
-    return Partition(images, labels, rows.astype(str), ["a", "b"], rows[:20], rows[20:], rows[20:])
+    ids = rows.astype(str)
+    return Partition(images, labels, ids, ["a", "b"], rows[:20], rows[20:], rows[20:], ids)
 
 
 def model():

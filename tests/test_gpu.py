@@ -84,7 +84,8 @@ def test_no_batch_waits_for_the_one_before():
 
 def test_a_share_of_the_memory_is_kept_to_and_what_is_beyond_it_is_one_sentence(tmp_path):
     rows = np.arange(64)
-    large = Partition(np.zeros((64, 256, 256, 3), np.uint8), rows % 4, rows.astype(str), list("abcd"), rows, rows, rows)
+    images, ids = np.zeros((64, 256, 256, 3), np.uint8), rows.astype(str)
+    large = Partition(images, rows % 4, ids, list("abcd"), rows, rows, rows, ids)
     torch.cuda.empty_cache()
     slots._limit_memory(64 * 2**20 / torch.cuda.get_device_properties(0).total_memory)
     schedule = fit.Schedule(**SCHEDULE | {"batch_size": 64}, device=DEVICE)

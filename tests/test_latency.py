@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -190,7 +191,6 @@ def test_what_an_engine_cannot_do_is_left_out_with_its_reason(monkeypatch):
 
 
 def test_what_does_not_fit_into_memory_fails_instead_of_ending_the_process():
-    psutil = pytest.importorskip("psutil")
     size = int(0.95 * psutil.virtual_memory().available)
     with latency.bounded_memory(), pytest.raises(MemoryError):
         np.empty(size, np.uint8)

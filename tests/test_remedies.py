@@ -10,7 +10,6 @@ from fixtures.quantize import batch, cell, defective, integer_model, part, train
 from torch import nn
 
 from medq import remedies, results
-from medq.errors import UserError
 from medq.params import Recipe
 from medq.quantize import kernels
 from medq.quantize.engines import Unsupported
@@ -213,8 +212,3 @@ def test_what_is_refused_has_no_row(monkeypatch):
         "fp32-temperature",
         "temperature",
     }
-
-
-def test_only_post_training_quantization_is_mended_without_training():
-    with pytest.raises(UserError, match="not 'qat-fbgemm'"):
-        remedies.run(*cell("qat-fbgemm"))

@@ -26,7 +26,7 @@ class Partition:
     train: np.ndarray  # positions, ascending
     selection: np.ndarray  # positions that early stopping looks at
     held_out: np.ndarray  # positions that predictions are reported for
-    group: np.ndarray | None = None  # str [n], the same for images of one group and for copies of each other
+    group: np.ndarray  # str [n], the same for images of one group and for copies of each other
 
 
 def prepare(params, dataset):
