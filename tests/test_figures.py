@@ -44,7 +44,7 @@ def predictions(results, regime="ptq-fbgemm"):
 
 
 FIGURES = {
-    **{f"figure{k}": (lambda r, k=k: getattr(figures, f"figure{k}")(r)) for k in range(1, 8)},
+    **{f"figure{k}": getattr(figures, f"figure{k}") for k in range(1, 8)},
     "summary": figures.summary_figure,
     "sqnr": lambda r: figures.sqnr_figure(r, "BrainMRI", "mobilenetv2", "ptq-fbgemm"),
     "ablation": lambda r: figures.ablation_figure(r, "BrainMRI"),
@@ -58,13 +58,9 @@ FIGURES = {
     "confusion": lambda r: figures.confusion_matrix(predictions(r), dataset=DATASET, label="ResNet-50"),
 }
 PANELS = [*(f"figure{k}" for k in range(1, 8)), "summary"]  # whose layout follows the results
-EXPLANATIONS = {
-    n: getattr(drawings, n)
-    for n in (
-        *("regime_figure", "path_figure", "range_figure", "auroc_explained", "auprc_explained", "ece_explained"),
-        *("brier_explained", "decisions_explained"),
-    )
-}
+EXPLANATIONS = "regime_figure path_figure range_figure auroc_explained auprc_explained ece_explained brier_explained"
+EXPLANATIONS = {name: getattr(drawings, name) for name in f"{EXPLANATIONS} decisions_explained".split()}
+ALL = [*FIGURES, *EXPLANATIONS]
 
 
 @cache
@@ -93,14 +89,7 @@ def markers(axis):
 # --- everything that is drawn ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name, size",
-    [
-        *((n, "whole") for n in (*FIGURES, *EXPLANATIONS)),
-        *((n, "small") for n in PANELS),
-        *((n, "phone") for n in (*FIGURES, *EXPLANATIONS)),
-    ],
-)
+@pytest.mark.parametrize("name, size", [*itertools.product(ALL, ("whole", "phone")), *((n, "small") for n in PANELS)])
 def test_nothing_is_cut_off_small_or_overlapping(name, size, gaps):
     figure = drawn(name, gaps, True) if size == "phone" else drawn(name, small() if size == "small" else gaps)
     renderer = figure._get_renderer()
@@ -144,27 +133,18 @@ def overlapping(boxes):
     ]
 
 
-@pytest.mark.parametrize("name", [*FIGURES, *EXPLANATIONS])
+@pytest.mark.parametrize("name", ALL)
 def test_axes_are_named_with_units_and_the_figure_in_words(name, gaps):
     figure = drawn(name, gaps)
     for axis in figure.axes:
         if axis.axison:
             column = [a for a in figure.axes if a.get_subplotspec().colspan == axis.get_subplotspec().colspan]
             row = [a for a in figure.axes if a.get_subplotspec().rowspan == axis.get_subplotspec().rowspan]
-            assert any(a.get_xlabel() for a in column) or figure.get_supxlabel() or name == "brier_explained", (
-                "what runs across"
-            )
+            across = [a.get_xlabel() for a in column] + [figure.get_supxlabel(), name == "brier_explained"]
+            assert any(across), "what runs across"
             assert any(a.get_ylabel() or [t for t in a.get_yticklabels() if t.get_text()] for a in row), "and down"
-    units = {
-        "figure2": "(ms)",
-        "figure3": "(percentage points)",
-        "figure6": "ms",
-        "sqnr": "(dB)",
-        "remedies": "(%)",
-        "peers": "(×)",
-        "summary": "(percentage points)",
-        "training_curve": "(%)",
-    }
+    units = {"figure2": "(ms)", "figure6": "ms", "sqnr": "(dB)", "peers": "(×)"}
+    units |= {"remedies": "(%)", "training_curve": "(%)"} | dict.fromkeys(("figure3", "summary"), "(percentage points)")
     said = " ".join(a.get_xlabel() + a.get_ylabel() for a in figure.axes)
     assert units.get(name, "") in said
     alt = figures.alt_text(figure)
@@ -189,15 +169,13 @@ def test_saved_svg_is_the_same_each_time_and_described(gaps, tmp_path):
 
 @pytest.mark.parametrize("n", [1, 5])
 def test_the_lowest_panel_of_each_column_of_runtimes_has_a_scale(full, n):
-    from fixtures.results import bent
-
-    figure = figures.peers_figure(bent(full, peers=lambda p: p[p["backbone"].isin(full.backbones[:n])]), "BrainMRI")
+    few = fixtures.bent(full, peers=lambda p: p[p["backbone"].isin(full.backbones[:n])])
+    figure = figures.peers_figure(few, "BrainMRI")
     figure.draw_without_rendering()
     shown = [a for a in figure.axes if a.axison]
-    lowest = {a.get_subplotspec().colspan.start: a for a in shown}.values()
-    assert len(shown) == n and all(
-        a.get_xlabel() and any(t.get_visible() and t.get_text() for t in a.get_xticklabels()) for a in lowest
-    )
+    assert len(shown) == n
+    for axis in {a.get_subplotspec().colspan.start: a for a in shown}.values():
+        assert axis.get_xlabel() and any(t.get_visible() and t.get_text() for t in axis.get_xticklabels())
 
 
 # --- one visual language --------------------------------------------------------------------------
@@ -208,6 +186,7 @@ MACHADO = {  # severity 1.0; Machado, Oliveira and Fernandes (2009), on linear R
     "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
     "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
 }
+XYZ = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 
 
 def linear(colour):
@@ -217,74 +196,24 @@ def linear(colour):
 
 def lab(rgb):
     """CIELAB (D65) of linear RGB."""
-    xyz = (
-        np.array(
-            [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
-        )
-        @ np.clip(rgb, 0, 1)
-        / [0.95047, 1, 1.08883]
-    )
+    xyz = XYZ @ np.clip(rgb, 0, 1) / [0.95047, 1, 1.08883]
     f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
-
-
-def ciede2000(first, second):
-    """Colour difference of Sharma, Wu and Dalal (2005)."""
-    (l1, a1, b1), (l2, a2, b2) = first, second
-    mean = (np.hypot(a1, b1) + np.hypot(a2, b2)) / 2
-    g = 0.5 * (1 - np.sqrt(mean**7 / (mean**7 + 25.0**7)))
-    c1, c2 = np.hypot((1 + g) * a1, b1), np.hypot((1 + g) * a2, b2)
-    h1, h2 = (np.degrees(np.arctan2(b, (1 + g) * a)) % 360 for a, b in ((a1, b1), (a2, b2)))
-    dh = (h2 - h1 + 180) % 360 - 180 if c1 * c2 else 0.0
-    dl, dc, dhue = l2 - l1, c2 - c1, 2 * np.sqrt(c1 * c2) * np.sin(np.radians(dh) / 2)
-    lm, cm = (l1 + l2) / 2, (c1 + c2) / 2
-    hm = h1 + h2 if not c1 * c2 else (h1 + h2) / 2 + (180 if abs(h1 - h2) > 180 else 0) * (1 if h1 + h2 < 360 else -1)
-    t = (
-        1
-        - 0.17 * np.cos(np.radians(hm - 30))
-        + 0.24 * np.cos(np.radians(2 * hm))
-        + 0.32 * np.cos(np.radians(3 * hm + 6))
-        - 0.20 * np.cos(np.radians(4 * hm - 63))
-    )
-    sl = 1 + 0.015 * (lm - 50) ** 2 / np.sqrt(20 + (lm - 50) ** 2)
-    sc, sh = 1 + 0.045 * cm, 1 + 0.015 * cm * t
-    turn = np.radians(60 * np.exp(-(((hm - 275) / 25) ** 2)))
-    rotation = -np.sin(turn) * 2 * np.sqrt(cm**7 / (cm**7 + 25.0**7))
-    return np.sqrt((dl / sl) ** 2 + (dc / sc) ** 2 + (dhue / sh) ** 2 + rotation * dc / sc * dhue / sh)
-
-
-@pytest.mark.parametrize(
-    "first, second, expected",
-    [  # published test data of Sharma et al.
-        ((50, 2.6772, -79.7751), (50, 0, -82.7485), 2.0425),
-        ((50, 2.5, 0), (73, 25, -18), 27.1492),
-        ((60.2574, -34.0099, 36.2677), (60.4626, -34.1751, 39.4387), 1.2644),
-        ((50, -1, 2), (50, 0, 0), 2.3669),
-        ((2.0776, 0.0795, -1.1350), (0.9033, -0.0636, -0.5514), 0.9082),
-    ],
-)
-def test_the_colour_difference_itself(first, second, expected):
-    assert ciede2000(first, second) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("vision", MACHADO)
 @pytest.mark.parametrize("palette", ["regimes", "backbones"])
 def test_colours_stay_apart_for_every_eye(palette, vision):
-    colours = (
-        figures.REGIME_COLOURS if palette == "regimes" else {k: c for k, (c, _) in figures.BACKBONE_STYLES.items()}
-    )
+    backbones = {name: colour for name, (colour, _) in figures.BACKBONE_STYLES.items()}
+    colours = figures.REGIME_COLOURS if palette == "regimes" else backbones
     seen = {name: lab(np.array(MACHADO[vision]) @ linear(colour)) for name, colour in colours.items()}
     for a, b in itertools.combinations(seen, 2):
-        assert ciede2000(seen[a], seen[b]) >= 14, (a, b)
+        assert np.linalg.norm(seen[a] - seen[b]) >= 16, (a, b)  # 2.3 can just be told apart
 
 
 def contrast(first, second):
-    light, dark = sorted((lab_y(first), lab_y(second)), reverse=True)
+    dark, light = sorted(XYZ[1] @ linear(colour) for colour in (first, second))
     return (light + 0.05) / (dark + 0.05)
-
-
-def lab_y(colour):
-    return float(np.array([0.2126729, 0.7151522, 0.0721750]) @ linear(colour))
 
 
 def test_colours_stand_out_from_a_white_and_from_a_dark_page():
@@ -471,11 +400,8 @@ def test_training_curve_rings_the_best_epoch(gaps):
 
 
 def test_explanations_compute_what_they_say():
-    right = sum(
-        p > n
-        for p in (0.95, 0.88, 0.81, 0.72, 0.55, 0.34)
-        for n in (0.78, 0.61, 0.47, 0.42, 0.30, 0.24, 0.17, 0.12, 0.06)
-    )
+    of_class = np.array([[0.95], [0.88], [0.81], [0.72], [0.55], [0.34]])
+    right = (of_class > [0.78, 0.61, 0.47, 0.42, 0.30, 0.24, 0.17, 0.12, 0.06]).sum()
     alt = figures.alt_text(drawings.auroc_explained())
     assert f"{right} of 54 pairs" in alt and f"{right / 54:.3f}" in alt
     parts = [0.15**2 + 0.1**2 + 0.05**2, 0.6**2 + 0.35**2 + 0.25**2, 0.05**2 + 0.85**2 + 0.8**2]
@@ -498,7 +424,7 @@ def test_interactive_figures_hold_the_same_points(gaps, tmp_path):
     assert "missing" in figures.alt_text(figures.figure4_interactive(empty))
 
 
-LABELS = [
+LABELS = (
     "10 $/h, \\frac $",
     "$x$",
     "a_b^c {d} $$",
@@ -509,7 +435,7 @@ LABELS = [
     "Ω ∅ ☃ é",
     "\U0001d49c",
     "良 $5 $",
-]
+)
 
 
 @pytest.mark.parametrize("label", LABELS)

@@ -42,24 +42,17 @@ def test_the_margins_are_those_of_the_page_that_was_written_first():
 
 
 def test_changes_are_ptq_minus_fp32_with_their_interval_the_right_way_round(tmp_path):
-    rows = [
-        ("BrainMRI", "mobilenetv2", "fp32", "ptq-fbgemm.fake-quant", metric, delta, low, high)
-        for metric, delta, low, high in (("brier", -60.0, -70.0, -50.0), ("auroc", 10.0, 8.0, 12.0))
-    ]
-    columns = ["dataset", "backbone", "method_a", "method_b", "metric", "delta_pp", "low_pp", "high_pp"]
-    frame = pd.DataFrame(rows, columns=columns).assign(p_value=0.0)
+    model = {"dataset": "BrainMRI", "backbone": "mobilenetv2"}
+    rows = [("brier", -60.0, -70.0, -50.0), ("auroc", 10.0, 8.0, 12.0)]
+    frame = pd.DataFrame(rows, columns=["metric", "delta_pp", "low_pp", "high_pp"])
+    frame = frame.assign(**model, method_a="fp32", method_b="ptq-fbgemm.fake-quant", p_value=0.0)
     frame = frame.assign(images_low_pp=frame["low_pp"], images_high_pp=frame["high_pp"])
     artefacts.write_csv(tmp_path / "bootstrap.csv", frame)
-    cells = [
-        (r, f, m, v)
-        for r, f, b, a in (("fp32", "float", 0.1, 0.99), ("ptq-fbgemm", "fake-quant", 0.7, 0.89))
-        for m, v in (("brier", b), ("auroc", a))
-    ]
-    metrics = pd.DataFrame(cells, columns=["regime", "form", "metric", "value"]).assign(seed="42")
-    metrics = pd.concat([metrics, metrics.assign(seed="mean")]).assign(
-        dataset="BrainMRI", backbone="mobilenetv2", recipe="default", fold="pooled", **{"class": ""}
-    )
-    artefacts.write_csv(tmp_path / "metrics.csv", metrics)
+    before, after = ("fp32", "float"), ("ptq-fbgemm", "fake-quant")
+    cells = [(*before, "brier", 0.1), (*before, "auroc", 0.99), (*after, "brier", 0.7), (*after, "auroc", 0.89)]
+    metrics = pd.DataFrame(cells, columns=["regime", "form", "metric", "value"])
+    metrics = metrics.assign(**model, recipe="default", fold="pooled", **{"class": ""})
+    artefacts.write_csv(tmp_path / "metrics.csv", pd.concat([metrics.assign(seed=s) for s in ("42", "mean")]))
     table = protocol.under_protocol(results.Results("pretrained", tmp_path))
     row = table.iloc[0]
     assert len(table) == 1 and row["verdict"] == "collapse" and row["fp32_brier"] == pytest.approx(0.1)
@@ -82,6 +75,5 @@ def test_rows_of_training_with_quantization_start_from_one_fp32_model_each():
     table = protocol.with_training()
     of_cell = table.groupby(["dataset", "backbone"])
     assert len(of_cell) >= 2 and of_cell["regime"].agg(lambda r: {"ptq-fbgemm", "qat-fbgemm"} <= set(r)).all()
-    assert (of_cell["fp32_brier"].nunique() == 1).all() and not table.duplicated(
-        ["dataset", "backbone", "regime"]
-    ).any()
+    assert (of_cell["fp32_brier"].nunique() == 1).all()
+    assert not table.duplicated(["dataset", "backbone", "regime"]).any()
