@@ -1,6 +1,4 @@
-"""Build the book on a given result folder, and what every page of it must hold to, found in the HTML
-alone.
-"""
+"""Build the book on a given result folder, and what every page of it must hold to, found in the HTML alone."""
 
 import os
 import re
@@ -16,22 +14,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def build(folder, results):
-    """Build the book in a copy of `book/` below `folder`; returns the HTML folder and what the command
-    printed.
-    """
+    """Build the book in a copy of `book/` below `folder`; returns the HTML folder and what the command printed."""
     source = Path(folder) / "book"
     shutil.copytree(ROOT / "book", source, ignore=shutil.ignore_patterns("_build", "*-*-*.md", "__pycache__"))
     environment = os.environ | {"MEDQ_RESULTS": str(results), "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
     environment.pop("MEDQ_BOOK", None)
-    done = subprocess.run(
-        [Path(sys.executable).with_name("jupyter-book"), "build", source],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
+    command = [Path(sys.executable).with_name("jupyter-book"), "build", source]
+    said = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(command, cwd=folder, env=environment, timeout=600, **said)
     assert done.returncode == 0 and "Finished generating HTML" in done.stdout, done.stdout[-4000:]
     return source / "_build" / "html", done.stdout
 

@@ -73,18 +73,14 @@ def _state(results, dataset, backbone, regime):
     links = [f"**{book.plain(title(r))}**" if r == regime else f"[{book.plain(title(r))}]({page_name(dataset, backbone, r)}.md)"
              for r in results.regimes if (dataset, backbone, r) in pages]  # fmt: skip
     lines = f"[All cells](index.md) · {' · '.join(links)}"
-    why = {
-        "status": book.plain(state["reason"] or "no reason is recorded"),
-        "engine": book.plain(state["note"] or "no note is recorded"),
-    }
     if state["status"] != "done":
-        return f"{lines}\n\n:::{{warning}}\nThis cell is **{state['status']}**: {why['status']}.\n:::"
-    if state["engine_agrees"] is False:
-        return (
-            f"{lines}\n\n:::{{warning}}\nThe engine's integer kernels do not compute what this model's own simulation "
-            f"computes: {why['engine']}. See {{doc}}`/beyond/relu6`.\n:::"
-        )
-    return lines
+        warning = f"This cell is **{state['status']}**: {book.plain(state['reason'] or 'no reason is recorded')}."
+    elif state["engine_agrees"] is False:
+        warning = "The engine's integer kernels do not compute what this model's own simulation computes: "
+        warning += f"{book.plain(state['note'] or 'no note is recorded')}. See {{doc}}`/beyond/relu6`."
+    else:
+        return lines
+    return f"{lines}\n\n:::{{warning}}\n{warning}\n:::"
 
 
 def _files(results, dataset, backbone, regime):

@@ -268,8 +268,7 @@ def visit_displaymath(writer, node):
 def page(app, name, template, context, doctree):
     """Sizes of images, the interactive library where it is used, and the notebook that Colab opens."""
     if "body" in context:
-        folder = (Path(app.outdir) / name).parent
-        context["body"] = re.sub(r"<img [^>]*>", lambda tag: sized(tag[0], app, folder), context["body"])
+        context["body"] = re.sub(r"<img [^>]*>", lambda tag: sized(tag[0], app), context["body"])
         # docutils gives a bibliography roles that are deprecated or do not fit each other
         context["body"] = re.sub(r' role="(doc-biblioentry|doc-backlink|list)"', "", context["body"])
         if "plotly-graph-div" in context["body"]:
@@ -286,16 +285,16 @@ def page(app, name, template, context, doctree):
                 button["url"] = colab_url(stage or "notebooks/collect.ipynb")
 
 
-def sized(tag, app, folder):
-    """An <img> tag with the width and height of its picture, so that a page does not jump while it loads."""
+def sized(tag, app):
+    """An <img> tag with the width and height of its figure, so that a page does not jump while it loads."""
     source = re.search(r'src="([^"]+)"', tag)
-    if not source or " width=" in tag or "://" in source[1]:
-        return tag
-    file = unquote(Path(source[1]).name)
+    file = source and unquote(Path(source[1]).name)
     original = next((path for path, (_, name) in app.env.images.items() if name == file), None)
-    if original is None:
+    if not str(original).endswith(".svg"):
         return tag
-    width, height = image_size(Path(app.srcdir) / original)
+    head = (Path(app.srcdir) / original).read_text(encoding="utf-8")[:2000]
+    points = re.search(r'<svg [^>]*width="([\d.]+)pt" height="([\d.]+)pt"', head)
+    width, height = (round(float(side) * 4 / 3) for side in points.groups())  # CSS pixels
     return re.sub(r"\s*/?>$", f' width="{width}" height="{height}" />', tag)
 
 
@@ -326,22 +325,6 @@ def copy_files(app, error):
     cells = Path(app.srcdir) / book.ASSETS / "files"
     if cells.is_dir():
         shutil.copytree(cells, Path(app.outdir) / "files", dirs_exist_ok=True)
-
-
-def image_size(path):
-    """Width and height in CSS pixels of an SVG or bitmap."""
-    path = Path(path)
-    if path.suffix != ".svg":
-        from PIL import Image
-
-        return Image.open(path).size
-    head = path.read_text(encoding="utf-8")[:2000]
-    units = {"pt": 4 / 3, "px": 1, "": 1, "in": 96, "cm": 96 / 2.54, "mm": 96 / 25.4}
-    found = [re.search(rf'<svg[^>]*\s{side}="([\d.]+)([a-z]*)"', head) for side in ("width", "height")]
-    if all(found):
-        return tuple(round(float(match[1]) * units[match[2]]) for match in found)
-    box = re.search(r'viewBox="[\d.-]+ [\d.-]+ ([\d.]+) ([\d.]+)"', head)
-    return round(float(box[1])), round(float(box[2]))
 
 
 def darkened(svg):

@@ -10,6 +10,7 @@
 - `{checks} NAME` prints a checklist of `_data/checklists.yaml`.
 """
 
+from functools import cache
 from html import escape
 from pathlib import Path
 
@@ -33,19 +34,18 @@ WEIGHTS = {"none": "trained from scratch", "imagenet": "ImageNet weights", None:
 
 def namespace(r):
     """What `{facts}` and conditions may use: the results `r`, the tables, and a few questions asked often."""
-    known = {}
 
+    @cache
     def table(name, **options):
-        key = (name, *options.items())
-        if key not in known:
-            known[key] = tables.data(name, r, **options)
-        return known[key]
+        return tables.data(name, r, **options)
+
+    @cache
+    def differences(form):
+        return tables.changes(r, form=form)
 
     def changes(metric, regime, backbone=None, dataset=None, form="converted"):
         """Rows of `tables.changes` of one metric and regime; single backbones unless `mean` is asked for."""
-        frame = known.setdefault(("changes", form), None)
-        if frame is None:
-            frame = known["changes", form] = tables.changes(r, form=form)
+        frame = differences(form)
         frame = frame[(frame["metric"] == metric) & frame["regime"].str.startswith(regime)]
         frame = frame[frame["dataset"] == dataset] if dataset else frame
         return frame[frame["backbone"] == backbone] if backbone else frame[frame["backbone"] != "mean"]
@@ -55,19 +55,15 @@ def namespace(r):
         frame = r.peers[(r.peers["dataset"] == dataset) & (r.peers["backbone"] == backbone)]
         return frame.drop_duplicates(["runtime", "precision"]).set_index(["runtime", "precision"])[metric]
 
+    @cache
     def tally():
         """How many claims of the paper got which verdict, in words."""
-        if "claims" not in known:
-            known["claims"] = claims.evaluate(r)["verdict"].value_counts()
-        return ", ".join(f"{known['claims'].get(v, 0)} {v}" for v in claims.VERDICTS)
+        found = claims.evaluate(r)["verdict"].value_counts()
+        return ", ".join(f"{found.get(v, 0)} {v}" for v in claims.VERDICTS)
 
-    return {"r": r, "np": np, "pd": pd, "title": results.title, "scores": results.scores, "means": results.means} | {
-        "table": table,
-        "changes": changes,
-        "runtimes": runtimes,
-        "tally": tally,
-        "parameters": r.provenance.get("parameters", {}),
-    }
+    known = {"r": r, "np": np, "pd": pd, "title": results.title, "scores": results.scores, "means": results.means}
+    known |= {f.__name__: f for f in (table, changes, runtimes, tally)}
+    return known | {"parameters": r.provenance.get("parameters", {})}
 
 
 def formatted(expression, names):

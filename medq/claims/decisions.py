@@ -12,17 +12,8 @@ import pandas as pd
 from medq import tables
 from medq.claims.evidence import CONTRADICTED, MOST, NAN, OPEN, SUPPORTED, Entry, Finding, around, backbones, both
 from medq.claims.evidence import competent, contrast, entry, exists, exponential, harm, harms, is_published, judge, mean
-from medq.claims.evidence import (
-    minus,
-    newcombe,
-    ours,
-    rank_correlation,
-    regimes,
-    spread_ratio,
-    student,
-    welch,
-    welch_half,
-)
+from medq.claims.evidence import minus, newcombe, ours, rank_correlation, regimes, spread_ratio, student
+from medq.claims.evidence import welch, welch_half
 from medq.regimes import INT8, PAPER_ENGINES
 from medq.results import LOWER_IS_BETTER, PEER_REFERENCE, class_title, counterpart, family
 from medq.results import means, published, scores, title
@@ -541,6 +532,5 @@ def other_frameworks(results, *, native):
                 cost = harm(results, "brier", PEER_REFERENCE, runtime, dataset, backbone=backbone)
                 names = dataset, backbone, runtime.removesuffix("-int8")
                 found.append(cost._replace(label=", ".join(map(title, names))))
-    return found or Finding(
-        OPEN, "No other runtime was measured where PyTorch's own PTQ loses enough for a comparison."
-    )
+    none = "No other runtime was measured where PyTorch's own PTQ loses enough for a comparison."
+    return found or Finding(OPEN, none)

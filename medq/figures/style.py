@@ -224,9 +224,9 @@ def save(figure, path):
         figure.savefig(path, format="svg", metadata={"Date": None, "Description": alt_text(figure)})
 
 
-def empty(message, *, height=1.2):
+def empty(message):
     """A figure that only says what is missing."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.2), layout="constrained")
     figure.text(0.5, 0.5, message, ha="center", va="center", color=MUTED, wrap=True)
     return described(figure, message)
 

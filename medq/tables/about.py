@@ -38,17 +38,11 @@ def folds(results):
 
 def conditions(results):
     """What the machine was doing during each timing."""
-    names = {
-        "load_before": "load before",
-        "load_after": "load after",
-        "others": "other work (cores)",
-        "cpu": "processor",
-    }
     found = results.conditions
     found = found.assign(timing=found["stage"].map(STUDY_TITLES), backbone=found["backbone"].map(title))
     found["commit"] = found["commit"].str[:7]
     columns = "timing dataset backbone threads load_before load_after others seconds cpu commit".split()
-    return found[columns].rename(columns=names)
+    return found[columns]
 
 
 def versions(results):

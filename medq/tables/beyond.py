@@ -127,10 +127,8 @@ def recipes_against_table1(results):
         before = fp32.reindex(pd.MultiIndex.from_frame(frame[["dataset", "backbone"]])).to_numpy()
         ours = (frame[metric] - before).groupby([frame[k] for k in keys], sort=False).agg(whole)
         paper = means(published(), metric, form="fake-quant").set_index(["dataset", "regime"])["value"]
-        cells = [(counterpart(dataset), engine) for _, dataset, engine in ours.index]
-        errors[metric] = ours - [
-            paper.get((d, f"ptq-{engine}"), math.nan) - paper.get((d, "fp32"), math.nan) for d, engine in cells
-        ]
+        theirs = paper.sub(paper.xs("fp32", level="regime"), level="dataset").to_dict()
+        errors[metric] = ours - [theirs.get((counterpart(d), f"ptq-{e}"), math.nan) for _, d, e in ours.index]
     errors, limits = pd.DataFrame(errors), pd.Series(REPRODUCED)
     rms = np.sqrt((errors**2).groupby("recipe", sort=False).agg(whole))
     worst = errors.abs().groupby("recipe", sort=False).agg(lambda e: e.max(skipna=False))
@@ -163,7 +161,6 @@ def equal_recipe(results):
 
 # --- remedies -------------------------------------------------------------------------------------
 
-UNTREATED, UNQUANTIZED = "none", "fp32"  # the rows of remedies.csv that the others are held against
 GAP = 0.005  # where PTQ is not worse than FP32 by as much, there is no gap to speak of closing
 
 
@@ -175,19 +172,15 @@ def remedies(results):
     by `GAP` or more), and `slowdown` (p50 over untreated PTQ's).
     """
     metrics = ["auprc", "ece", "ece_top_label", "brier"]
-    frame = results.remedies.groupby([*CELL, "remedy"], sort=False)[[*metrics, "p50_ms"]].mean().reset_index()
-    before, goal = (
-        frame[frame["remedy"] == kind].set_index(CELL)[[*metrics, "p50_ms"]] for kind in (UNTREATED, UNQUANTIZED)
-    )
-    frame = frame[~frame["remedy"].isin([UNTREATED, UNQUANTIZED])].reset_index(drop=True)
-    cells = pd.MultiIndex.from_frame(frame[CELL])
-    before, goal = (side.reindex(cells).reset_index(drop=True) for side in (before, goal))
+    means = results.remedies.groupby([*CELL, "remedy"], sort=False)[[*metrics, "p50_ms"]].mean().reset_index("remedy")
+    frame = means[~means["remedy"].isin(["none", "fp32"])].copy()
+    before, goal = (means[means["remedy"] == kind].reindex(frame.index) for kind in ("none", "fp32"))
     for m in metrics:
         gap = goal[m] - before[m]
         lost = gap if m not in LOWER_IS_BETTER else -gap
         frame[f"{m}_closed"] = ((frame[m] - before[m]) / gap).where(lost >= GAP)
     frame["slowdown"] = frame["p50_ms"] / before["p50_ms"]
-    return frame[[*CELL, "remedy", *(c for m in metrics for c in (m, f"{m}_closed")), "slowdown"]]
+    return frame.reset_index()[[*CELL, "remedy", *(c for m in metrics for c in (m, f"{m}_closed")), "slowdown"]]
 
 
 # --- decisions ------------------------------------------------------------------------------------
@@ -405,11 +398,8 @@ def disturbed(results, stage):
     found = found[(found["stage"] == stage) & (found["others"] >= BUSY)]
     if found.empty:
         return ""
-    names = ", ".join(dict.fromkeys(map(title, found["backbone"])))
-    return (
-        f"Timed beside other work, which kept up to {found['others'].max():.1f} cores busy: {names}. "
-        "These times may be too long."
-    )
+    names, cores = ", ".join(dict.fromkeys(map(title, found["backbone"]))), f"{found['others'].max():.1f}"
+    return f"Timed beside other work, which kept up to {cores} cores busy: {names}. These times may be too long."
 
 
 def other_models(results, study):

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import jinja2
 import pandas as pd
 
-from medq.changes import changes
 from medq.config import read_yaml
 from medq.errors import one_of
 from medq.results import class_title, counterpart, title
@@ -28,15 +27,11 @@ TABLES = {  # name: function of (results, **options)
     "figure5": partial(plotted.regimes_data, metric="auprc"),
     "figure6": plotted.latency_data,
     "figure7": plotted.reliability_data,
-    "changes": changes,
     "engine_check": beyond.engine_check,
-    "ablation": lambda results: results.ablation,
     "smallest_change": beyond.ablation,
     "recipes_against_table1": beyond.recipes_against_table1,
     "remedies": beyond.remedies,
-    "attention_means": lambda results: results.attention,
     "attention": attention,
-    "layers": lambda results: results.layers,
     "worst_layers": beyond.worst_layers,
     "silent": beyond.silent,
     "flips": beyond.flips,
@@ -48,7 +43,6 @@ TABLES = {  # name: function of (results, **options)
     "recommended": beyond.recommended,
     "advice": beyond.advice,
     "speedups": paper.speedups,
-    "coverage": lambda results: results.status,
     "balance": about.balance,
     "folds": about.folds,
     "conditions": about.conditions,

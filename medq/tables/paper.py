@@ -100,14 +100,13 @@ def table4(results):
     for row in published().ratios.to_dict(
         "records"
     ):  # the paper gives these itself, from numbers that it does not give
-        paper[row["backbone"]] |= {quantity: {"value": row[quantity]} for quantity in ("speedup", "size_ratio")}
+        paper |= {(row["backbone"], ratio): {"value": row[ratio]} for ratio in ("speedup", "size_ratio")}
     rows = []
     for backbone in results.backbones:
         states = {cell_state(results, d, backbone, "ptq-fbgemm") for d in results.datasets}
         untimed = min((s for s in states if s.startswith("unsupported")), default="not timed")
         for quantity in TABLE4:
-            mine = ours.get(backbone, {}).get(quantity)
-            theirs = paper.get(backbone, {}).get(quantity, {}).get("value", math.nan)
+            mine, theirs = ours.get((backbone, quantity)), paper.get((backbone, quantity), {}).get("value", math.nan)
             timed, of_p99 = mine is not None and not math.isnan(mine["value"]), quantity.endswith(("_p99", "_tail"))
             state = "" if timed else TOO_FEW if mine is not None and of_p99 else untimed
             rows.append([backbone, quantity, *entry(mine, theirs, state).values()])
@@ -115,22 +114,19 @@ def table4(results):
 
 
 def _latencies(results):
-    """{backbone: {quantity of TABLE4: {value, low, high}}} of one result set."""
+    """{(backbone, quantity of TABLE4): {value, low, high}} of one result set."""
     t, found = timings(results, 1), {}
     for kind, regime in (("fp32", "fp32"), ("int8", "ptq-fbgemm")):
         for row in t[t["regime"] == regime].to_dict("records"):
-            p50, p99 = (
-                {"value": row[f"{p}_ms"], "low": row[f"{p}_low"], "high": row[f"{p}_high"]} for p in ("p50", "p99")
-            )
-            tail = {k: v / row["p50_ms"] for k, v in p99.items()}
-            found.setdefault(row["backbone"], {}).update({f"{kind}_p50": p50, f"{kind}_p99": p99, f"{kind}_tail": tail})
+            b = row["backbone"]
+            for p in ("p50", "p99"):
+                found[b, f"{kind}_{p}"] = {"value": row[f"{p}_ms"], "low": row[f"{p}_low"], "high": row[f"{p}_high"]}
+            found[b, f"{kind}_tail"] = {k: v / row["p50_ms"] for k, v in found[b, f"{kind}_p99"].items()}
     for row in speedups(results).to_dict("records"):
-        q = found.setdefault(row["backbone"], {})
-        q |= ({"speedup": row} if row["baseline"] == "eager" else {}) | ({"best_speedup": row} if row["best"] else {})
-    size = t.pivot(index="backbone", columns="regime", values="size_mb").reindex(found, columns=["fp32", "ptq-fbgemm"])
-    for backbone, value in (size["fp32"] / size["ptq-fbgemm"]).items():
-        found[backbone]["size_ratio"] = {"value": value}
-    return found
+        found |= {(row["backbone"], "speedup"): row} if row["baseline"] == "eager" else {}
+        found |= {(row["backbone"], "best_speedup"): row} if row["best"] else {}
+    size = t.pivot(index="backbone", columns="regime", values="size_mb").reindex(columns=["fp32", "ptq-fbgemm"])
+    return found | {(b, "size_ratio"): {"value": v} for b, v in (size["fp32"] / size["ptq-fbgemm"]).items()}
 
 
 def speedups(results, *, regime="ptq-fbgemm"):
