@@ -18,7 +18,7 @@ from scipy.stats import norm
 from medq import artefacts, config, regimes
 from medq.changes import paired
 from medq.errors import UserError
-from medq.results import PEER_REFERENCE, load, peer_means, scores, title
+from medq.results import PEER_REFERENCE, cpu_times, load, peer_means, scores, title
 
 COSTS = {  # metric: (its cost, the cost's bound, cost per unit of FP32 minus candidate, name, format)
     "auprc": ("auprc_loss_pp", "auprc_loss_bound_pp", 100.0, "AUPRC loses", "{:.2f} points"),
@@ -166,8 +166,8 @@ def _regimes(results, dataset, backbone, limits):
 
 def _time(results, backbone, regime, limits):
     """TIMES of a regime on the CPU, the speed-up over eager FP32; NaN where it was not timed."""
-    t = results.latency
-    t = t[(t["backbone"] == backbone) & (t["batch_size"] == limits.batch_size) & t["device"].isin(["cpu", ""])]
+    t = cpu_times(results, limits.batch_size)
+    t = t[t["backbone"] == backbone]
     eager = t[(t["regime"] == "fp32") & t["baseline"].isin(["eager", ""])]
     mine = t[t["regime"] == regime].sort_values("p50_ms")
     if mine.empty or math.isnan(mine.iloc[0]["p50_ms"]):

@@ -549,13 +549,18 @@ def means(results, metric, *, form="converted"):
     return _in_order(results, out)
 
 
+def cpu_times(results, batch_size):
+    """Rows of latency.csv of a batch size that were timed on the CPU; the paper's name no device."""
+    t = results.latency
+    return t[(t["batch_size"] == batch_size) & t["device"].isin(["cpu", ""])]
+
+
 def timings(results, batch_size):
     """CPU latency per backbone and regime, floating point eager: the median over datasets, as in Tables 2 and 4.
 
     Columns are those of `latency.csv`.
     """
-    t = results.latency
-    t = t[(t["batch_size"] == batch_size) & t["device"].isin(["cpu", ""])]
+    t = cpu_times(results, batch_size)
     t = t[~t["regime"].isin(["fp32", "fp16"]) | t["baseline"].isin(["eager", ""])]
     numbers = [c for c in SCHEMA["latency.csv"] if c not in KEYS | TEXT and c != "batch_size"]
     return _in_order(results, t.groupby(["backbone", "regime"])[numbers].median().reset_index())

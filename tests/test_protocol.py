@@ -3,6 +3,7 @@
 import math
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -77,3 +78,31 @@ def test_rows_of_training_with_quantization_start_from_one_fp32_model_each():
     assert len(of_cell) >= 2 and of_cell["regime"].agg(lambda r: {"ptq-fbgemm", "qat-fbgemm"} <= set(r)).all()
     assert (of_cell["fp32_brier"].nunique() == 1).all()
     assert not table.duplicated(["dataset", "backbone", "regime"]).any()
+
+
+@pytest.mark.parametrize("engine", ["fbgemm", "qnnpack"])
+def test_what_training_takes_back_is_that_of_the_stored_predictions(engine):
+    share = protocol.taken_back(engine)
+    assert len(share) > 1
+    for dataset in share.index:
+        with_qat = [
+            name for name in protocol.WITH_TRAINING if (folder(name, dataset) / f"qat-{engine}.parquet").is_file()
+        ]
+        tables = [folder(with_qat[-1], dataset) / f"{name}.parquet" for name in files(engine)]
+        first, ptq, qat = (brier(pd.read_parquet(path)) for path in tables)
+        assert share[dataset] == pytest.approx(1 - (qat - first) / (ptq - first), abs=1e-6)
+
+
+def folder(name, dataset):
+    return paths.RESULTS / name / "predictions" / dataset / "mobilenetv2"
+
+
+def files(engine):
+    return "fp32", f"ptq-{engine}.fake-quant", f"qat-{engine}.fake-quant"
+
+
+def brier(frame):
+    """Of the first seed."""
+    frame = frame[frame["seed"] == frame["seed"].min()] if "seed" in frame else frame
+    probability = frame.filter(regex="^p_").to_numpy()
+    return ((probability - np.eye(probability.shape[1])[frame["label"]]) ** 2).sum(1).mean()

@@ -15,7 +15,7 @@ from medq.claims.evidence import competent, contrast, entry, exists, exponential
 from medq.claims.evidence import minus, newcombe, ours, rank_correlation, regimes, spread_ratio, student
 from medq.claims.evidence import welch, welch_half
 from medq.regimes import INT8, PAPER_ENGINES
-from medq.results import LOWER_IS_BETTER, PEER_REFERENCE, class_title, counterpart, family
+from medq.results import LOWER_IS_BETTER, PEER_REFERENCE, class_title, counterpart, cpu_times, family
 from medq.results import means, published, scores, title
 from medq.changes import paired
 
@@ -356,7 +356,7 @@ def sizes(results):
 def engine_throughput(results, *, kind):
     """Throughput under FBGEMM over that under QNNPACK at batch 32: geometric mean over a family's backbones."""
     found = []
-    table = results.latency[(results.latency["batch_size"] == 32) & results.latency["device"].isin(["cpu", ""])]
+    table = cpu_times(results, 32)
     for dataset in [""] if (table["dataset"] == "").all() else results.datasets:
         t = table[(table["dataset"] == dataset) & (table["backbone"].map(_family) == kind)]
         wide = t.pivot_table(index="backbone", columns="regime", values="throughput")

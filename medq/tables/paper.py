@@ -7,7 +7,7 @@ import pandas as pd
 from medq import timing
 from medq.errors import one_of
 from medq.regimes import ENGINES, PAPER_ENGINES
-from medq.results import CELL, counterpart, family, means, published, scores, timings
+from medq.results import CELL, counterpart, cpu_times, family, means, published, scores, timings
 from medq.tables.entries import FIELDS, PAPER_REGIMES, by_key, cell_state, entry, mean_state
 
 
@@ -61,9 +61,10 @@ def table2(results):
 
 def _efficiency(results, datasets, backbones):
     """Rows of latency.csv on the CPU at batch 32, one per regime and backbone, with `against_fbgemm`."""
-    t = results.latency
-    t = t[t["dataset"].isin(datasets) & t["device"].isin(["cpu", ""]) & (t["batch_size"] == 32)]
-    t = t[t["backbone"].isin(backbones)].drop_duplicates(["regime", "backbone"], keep="last")
+    t = cpu_times(results, 32)
+    t = t[t["dataset"].isin(datasets) & t["backbone"].isin(backbones)].drop_duplicates(
+        ["regime", "backbone"], keep="last"
+    )
     fbgemm = t[t["regime"] == "ptq-fbgemm"].set_index("backbone")["throughput"]
     return t.assign(against_fbgemm=t["throughput"] / t["backbone"].map(fbgemm).astype(float))
 
@@ -136,7 +137,7 @@ def speedups(results, *, regime="ptq-fbgemm"):
     throughputs. `best` marks the fastest FP32 baseline of the backbone, which a user would really have.
     """
     keys = ["backbone", "regime", "baseline"]
-    t = results.latency.query("batch_size == 1 and device in ('cpu', '')").groupby(keys)["throughput"].median()
+    t = cpu_times(results, 1).groupby(keys)["throughput"].median()
     raw = dict(list(results.latency_raw.query("batch_size == 1").groupby(keys)["ms"]))
     rows = []
     for backbone in results.backbones:

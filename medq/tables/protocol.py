@@ -19,6 +19,7 @@ DESIGN = {  # result folder: weights and pixels of models of the same training i
     "pretrained-scratch-224": ("none", 224),
     "pretrained-scratch-64": ("none", 64),
 }
+WITH_TRAINING = ("pretrained", "pretrained-qat")  # result folders that hold quantization-aware training
 LABELS = {  # of the columns, in print
     "fp32_brier": "FP32: Brier",
     "fp32_auroc": "FP32: ROC-AUC",
@@ -105,10 +106,23 @@ def _held(names, folder, *arguments):
 def with_training(form="fake-quant", folder=paths.RESULTS):
     """`under_protocol` of the models that also went through quantization-aware training, from the folders that hold some."""
     parts, regimes = [pd.DataFrame(columns=["dataset", "backbone", "regime"])], [r for r in REGIMES if r != "fp32"]
-    for _, table in _held(("pretrained", "pretrained-qat"), folder, regimes, form):
+    for _, table in _held(WITH_TRAINING, folder, regimes, form):
         qat = table["regime"].map(method).eq("qat").groupby([table["dataset"], table["backbone"]]).transform("any")
         parts.append(table[qat].drop(columns="verdict"))
     return pd.concat(parts[1:] or parts).sort_values("dataset", kind="stable", ignore_index=True)
+
+
+def taken_back(engine, backbone="mobilenetv2", folder=paths.RESULTS):
+    """A Series {dataset: share} of the rise of the Brier score under PTQ, simulated, that QAT takes back in the same trainings."""
+    ptq, qat = (f"{method}-{engine}{found.SIMULATED}" for method in ("ptq", "qat"))
+    shares = {}
+    for name in WITH_TRAINING:
+        results = found.Results(name, folder / name)
+        for dataset in results.datasets if results.path.is_dir() else ():
+            gain, left = (paired(results, "brier", *pair, dataset, backbone) for pair in ((ptq, qat), (qat, "fp32")))
+            if gain and left:
+                shares[dataset] = gain["value"] / (gain["value"] + left["value"])
+    return pd.Series(shares, dtype=float)
 
 
 def weights_by_resolution(folder=paths.RESULTS):
