@@ -42,9 +42,8 @@ def layers(float_model, quantized, batch):
     run = _static if isinstance(quantized.model, fx.GraphModule) else _dynamic
     with engine(quantized.engine), refusals(), torch.inference_mode():
         frame = pd.DataFrame(run(float_model, quantized.model, batch), columns=_OWN)
-    frame = frame.join(
-        agreement[["kernel_sqnr_db", "kernel_max_steps"]]
-    )  # both have a row for each call of an operator
+    # Both tables have one row for each call of an operator, in the same order.
+    frame = frame.join(agreement[["kernel_sqnr_db", "kernel_max_steps"]])
     return frame[~frame["operator"].isin(MOVES)][COLUMNS].reset_index(drop=True)
 
 
