@@ -127,7 +127,7 @@ def ablation_figure(results, dataset):
     return described(figure, f"{what} The greatest losses", lowest, "{:+.1f}")
 
 
-MARKERS, BRIER = {"fbgemm": "o", "qnnpack": "s"}, title("brier")
+MARKERS = {"fbgemm": "o", "qnnpack": "s"}
 
 
 @styled
@@ -144,7 +144,7 @@ def recipe_figure(results, dataset):
         axis.axvline(before[backbone], color=INK, linestyle="--", linewidth=1)
         for engine, marker in MARKERS.items():
             style.point(axis, part[engine].reindex(order), range(len(order)), regime_colour(f"ptq-{engine}"), marker, 6)
-        axis.set(title=title(backbone), xlabel=BRIER)
+        axis.set(title=title(backbone), xlabel=title("brier"))
         axis.set_xlim(left=0)
         style.few_ticks(axis.xaxis, 5)
     axes[0, 0].set_yticks(range(len(order)), [recipe.replace("-", " ") for recipe in order])
@@ -152,7 +152,9 @@ def recipe_figure(results, dataset):
     marks = [handle(title(f"ptq-{e}"), regime_colour(f"ptq-{e}"), marker) for e, marker in MARKERS.items()]
     style.legend(figure, handles=[*marks, handle("FP32", INK, "", linestyle="--")], ncols=3)
     backbone, part = next(iter(wide.items()))
-    what = f"{BRIER} of {title(backbone)} on {title(dataset)} per recipe for fbgemm, FP32 {before[backbone]:.2f}"
+    what = (
+        f"{title('brier')} of {title(backbone)} on {title(dataset)} per recipe for fbgemm, FP32 {before[backbone]:.2f}"
+    )
     return described(figure, what, part["fbgemm"].sort_values(), "{:.2f}")
 
 
@@ -174,8 +176,6 @@ def _heat(axis, shares, numbers, form, colours, columns, rows):
 
 # --- what helps, and what else runs ---------------------------------------------------------------
 
-PTQ = title("ptq-fbgemm")
-
 
 @styled
 def remedies_figure(results, dataset):
@@ -183,7 +183,7 @@ def remedies_figure(results, dataset):
     frame = remedies(results)
     frame = frame[(frame["dataset"] == dataset) & (frame["regime"] == "ptq-fbgemm")]
     if frame.empty:
-        return empty(f"Remedies on {title(dataset)} ({PTQ}): missing from these results.")
+        return empty(f"Remedies on {title(dataset)} ({title('ptq-fbgemm')}): missing from these results.")
     names, shown = list(frame["remedy"].unique()), {m: f"{m}_closed" for m in ("ece", "brier", "auprc")}
     frame = frame.assign(**{column: 100 * frame[column] for column in shown.values()})
     figure, axes = style.new(1, len(shown), height=1.5 + 0.42 * len(names), sharey=True)
@@ -204,7 +204,7 @@ def remedies_figure(results, dataset):
     style.backbone_legend(figure, [b for b in results.backbones if b in set(frame["backbone"])])
     medians = frame.groupby("remedy", sort=False)[list(shown.values())].median()
     known = {f"{title(m)} {r}": v for m, column in shown.items() for r, v in medians[column].dropna().items()}
-    what = f"Share of the gap between {PTQ} and FP32 on {title(dataset)} that each remedy closes; 100 % is FP32."
+    what = f"Share of the gap between {title('ptq-fbgemm')} and FP32 on {title(dataset)} that each remedy closes; 100 % is FP32."
     return described(figure, f"{what} Medians over backbones", known, "{:.0f} %")
 
 
