@@ -64,7 +64,7 @@ lab: setup  ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab notebooks
 
 bench: setup  ## the benchmarks, each against a named alternative (pixels: MEDQ_DATA; timings of models: latency.py)
-	@for name in bootstrap batch gpu memory pixels; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
+	@for name in bootstrap batch fake gpu memory pixels; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
 
 lock: setup  ## pin what is installed now
 	@$(BIN)/python scripts/lock.py

@@ -14,11 +14,12 @@ from fixtures.quantize import Functional, batch, cell, defective, observed, part
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.ao.quantization import FusedMovingAvgObsFakeQuantize
 
 from medq import artefacts, backbones, calibration_size, evaluate, finetune, fit, metrics, params, paths
 from medq.errors import UserError
 from medq.params import Recipe
-from medq.quantize import dynamic, engines, kernels, stage, static, storage
+from medq.quantize import dynamic, engines, fake, kernels, stage, static, storage
 from medq.quantize.engines import Quantized, Unsupported, engine
 from medq.quantize.stage import QUICK
 from medq.results import published
@@ -537,6 +538,43 @@ def test_the_control_has_the_schedule_of_quantization_aware_training():
     assert qat.pop("before_epoch") and control.pop("before_epoch") and plain.pop("before_epoch") is None
     assert qat == control and qat["epochs"] == params.qat.epochs and qat["learning_rate"] == params.qat.learning_rate
     assert plain["epochs"] == params.train.epochs
+
+
+@pytest.mark.parametrize("name", INT8)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_fake_quantization_trains_to_the_weights_of_pytorchs_own(name, layout):
+    ours = static.prepare_training(copy.deepcopy(trained()), name, 32).to(memory_format=layout)
+    theirs, labels = copy.deepcopy(ours), torch.from_numpy(part().labels[:64])
+    replaced = [module for module in theirs.modules() if type(module) is fake.ObservedFakeQuantize]
+    assert len(replaced) > 8
+    for module in replaced:
+        module.__class__ = FusedMovingAvgObsFakeQuantize
+    states = []
+    for model in (ours, theirs):
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for step in range(4):
+            static.observe(model, step < 3)
+            optimizer.zero_grad()
+            # The last images are brighter than any that the observers saw, so that values and gradients are cut off.
+            nn.functional.cross_entropy(model(batch(64).to(memory_format=layout) * (1 + step)), labels).backward()
+            optimizer.step()
+        states.append(model.state_dict())
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+@pytest.mark.parametrize("low, high, zero", [(0, 255, 0), (0, 255, 255), (0, 127, 60), (-128, 127, 0)])
+def test_fake_quantization_has_the_values_and_gradients_of_pytorchs_own(low, high, zero):
+    scale, zero = torch.tensor(0.25), torch.tensor(zero, dtype=torch.int32)
+    ties = torch.arange(-600, 601) * scale / 2  # every other one lies between two steps, many beyond the bounds
+    x = torch.cat([ties, torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 100])
+    found = []
+    for function in (fake.fake_quantize, torch.fake_quantize_per_tensor_affine):
+        leaf = x.clone().requires_grad_()
+        y = function(leaf, scale, zero, low, high)
+        y.backward(torch.arange(len(x), dtype=torch.float32) + 1)
+        found.append((y.detach(), leaf.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+    assert 0 < (found[0][1] == 0).sum() < len(x)
 
 
 def test_quantization_aware_training_keeps_what_it_learned():

@@ -8,6 +8,7 @@ from torch import nn
 from torch.ao.quantization import quantize_dynamic
 from torch.nn import functional as F
 
+from medq.quantize.fake import fake_quantize
 from medq.quantize.engines import ENGINES, Quantized, Unsupported, engine, refusals, unsupported
 
 SMALLEST_STEP = 6.1e-5  # of activations: SMALL_SCALE_THRESHOLD in ATen/native/quantized/cpu/QuantUtils.h
@@ -30,7 +31,7 @@ class FakeQuantLinear(nn.Linear):
 
 def _fake_weight(weight):
     scale = (weight.detach().abs().max() / 127.5).clamp_min(torch.finfo(torch.float32).eps)
-    return torch.fake_quantize_per_tensor_affine(weight, scale, torch.zeros_like(scale, dtype=torch.int32), -128, 127)
+    return fake_quantize(weight, scale, torch.zeros_like(scale, dtype=torch.int32), -128, 127)
 
 
 def fake_activation(x, levels):
@@ -39,7 +40,7 @@ def fake_activation(x, levels):
     low, high = low.clamp_max(0), high.clamp_min(0)
     scale = ((high - low) / levels).clamp_min(torch.finfo(torch.float32).eps)
     zero = (-low / scale).round().clamp(0, levels).to(torch.int32)
-    return torch.fake_quantize_per_tensor_affine(x, scale.clamp_min(SMALLEST_STEP), zero, 0, levels)
+    return fake_quantize(x, scale.clamp_min(SMALLEST_STEP), zero, 0, levels)
 
 
 class _Watched(nn.Linear):

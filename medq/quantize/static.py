@@ -18,7 +18,7 @@ from torch.ao.quantization.fx.tracer import QuantizationTracer
 from torch.ao.quantization.quantize_fx import convert_fx, convert_to_reference_fx, fuse_fx, prepare_fx, prepare_qat_fx
 from torch.nn import functional as F
 
-from medq.quantize import kernels
+from medq.quantize import fake, kernels
 from medq.quantize.engines import DYNAMIC_INSTEAD, ENGINES, Quantized, engine, refusals, unsupported
 
 TAIL = 0.0005  # share of the values beyond each end of the range of a `PercentileObserver`
@@ -209,7 +209,8 @@ def prepare_training(model, engine_name, image_size):
     model = with_batch_norm(model, "fused").eval()
     with _quiet(), engine(engine_name), _tracing():
         traced = without_dropout(fx.GraphModule(model, QuantizationTracer([], []).trace(model))).train()
-        prepared = prepare_qat_fx(traced, get_default_qat_qconfig_mapping(engine_name), _example(image_size))
+        mapping = get_default_qat_qconfig_mapping(engine_name)
+        prepared = fake.accelerate(prepare_qat_fx(traced, mapping, _example(image_size)))
     calibrate(copy.deepcopy(prepared).eval(), _example(image_size))  # one that does not run is not trained
     return prepared
 
