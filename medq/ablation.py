@@ -8,11 +8,10 @@ from medq.augment import normalise, unnormalised
 from medq.quantize import static
 from medq.quantize.engines import ENGINES, Unsupported
 from medq.quantize.stage import calibration, converted, float_model, outcome, prepared_model, simulated, study
-from medq.results import SCHEMA
+from medq.results import FACTORS, SCHEMA
 
 TABLE, COMPOSITION = "ablation.csv", "composition.csv"
 SCORES = ("auprc", "auroc", "ece", "ece_top_label", "brier")
-FACTORS = ("weights", "activations", "reduce_range", "fused", "training_mode", "normalised")
 MISTAKEN = {name: row.mistaken for name, row in ENGINES.items() if row.mistaken}
 
 

@@ -32,6 +32,8 @@ def main(argv=None):
         end = argv.index("--") if "--" in argv and "batch" in argv[: argv.index("--")] else len(argv)
         args = _parser(argv[:end]).parse_args(argv[:end])
         for name, value in vars(args).items():  # a shell leaves `--root=~/data` alone
+            if value == "":
+                raise UserError(f"{name}: is empty; give a name, or leave it out.")
             if isinstance(value, (str, os.PathLike)):
                 setattr(args, name, type(value)(os.path.expanduser(value)))
         args.snakemake = argv[end + 1 :]  # what follows `--` in a batch

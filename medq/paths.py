@@ -56,7 +56,7 @@ class Cell:
 
 
 def data_folder(profile, dataset):
-    """Index, folds, audit and decoded pixels of one dataset in one batch."""
+    """Folds, audit and decoded pixels of one dataset in one batch."""
     return runs() / profile / dataset / "data"
 
 

@@ -364,7 +364,7 @@ def _run(params, cell, taking_part, target, given):
     built = [_folder(cell, params.image_size) / r.name / BUILT for r in taking_part if r.name not in absent]
     table = pd.concat(map(pd.read_csv, built)).merge(pd.DataFrame(timed), on=model)
     place = {"dataset": cell.dataset, "backbone": cell.backbone, "fold": cell.fold}
-    table = table.assign(**place, image_size=params.latency.image_size, note="")[SCHEMA[TABLE]]
+    table = table.assign(**place, image_size=params.latency.image_size)[SCHEMA[TABLE]]
     artefacts.write_csv(target / TABLE, table)
     artefacts.write_parquet(target / RAW, raw.assign(**place)[SCHEMA[RAW]])
     predictions = [f"predictions.{name}.parquet" for name in table["runtime"].str.cat(table["precision"], "-").unique()]

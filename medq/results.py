@@ -56,11 +56,12 @@ KEYS = set(
     "dataset backbone regime regime_a regime_b method_a method_b fold recipe stage form metric class "
     "subset remedy layer runtime precision view measure moved image_id".split()
 )
-TEXT = set(
-    "status reason engine_agrees engine_note baseline engine run_engine device operator note weights "
-    "activations reduce_range fused training_mode normalised cores governor cpu instructions commit written "
-    "method image map_fp32 map".split()
-)
+FACTORS = ("weights", "activations", "reduce_range", "fused", "training_mode", "normalised")  # of a recipe
+TEXT = {
+    *FACTORS,
+    *"status reason engine_agrees engine_note baseline engine run_engine device operator cores governor".split(),
+    *"cpu instructions commit written method image map_fp32 map".split(),
+}
 NEEDED = set("status batch_size value delta_pp low_pp high_pp p_value".split())
 CELL = ["dataset", "backbone", "regime"]
 FILES = {file.split(".")[0]: file for file in SCHEMA}
@@ -575,8 +576,4 @@ def peer_means(results):
     found = rows.groupby([*model, "fold"])["runtime"].transform("size")
     rows = rows[found == found.groupby([rows[c] for c in model]).transform("max")]
     numbers = [c for c in SCHEMA["peers.csv"] if c not in KEYS | TEXT and c != "batch_size"]
-    return (
-        rows.groupby([*model, "runtime", "precision"], sort=False)
-        .agg(dict.fromkeys(numbers, "mean") | {"note": "first"})
-        .reset_index()
-    )
+    return rows.groupby([*model, "runtime", "precision"], sort=False)[numbers].mean().reset_index()

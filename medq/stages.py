@@ -121,7 +121,7 @@ _ROWS = (
         "other runtimes",
         {
             "peers.csv": "dataset backbone fold runtime precision image_size batch_size auroc auprc ece ece_top_label "
-            "brier p50_ms p99_ms p50_low p50_high p99_low p99_high size_mb convert_seconds note",
+            "brier p50_ms p99_ms p50_low p50_high p99_low p99_high size_mb convert_seconds",
             "peers_raw.parquet": "dataset backbone fold runtime precision batch_size batch ms",
         },
         calibrates=True,

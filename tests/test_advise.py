@@ -206,7 +206,7 @@ def test_the_command_prints_decisions_and_writes_a_table(tmp_path, capsys):
         ([own, "--confidence", "2"], "limits: confidence: input should be less than 1, not '2.0'."),
         ([own, "--csv", str(tmp_path)], "cannot be written (Is a directory); name another file."),
         ([own, "--csv", str(tmp_path / "out.csv" / "x.csv")], "--csv"),
-        ([own, "--csv", ""], "--csv"),
+        ([own, "--csv", ""], "csv: is empty"),
     ):
         assert main(["advise", *words]) == 2
         found = capsys.readouterr()

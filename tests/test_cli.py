@@ -75,7 +75,7 @@ def test_a_mistake_and_ctrl_c_are_one_sentence_and_a_programming_error_is_not_hi
         (["batch", "smoke", "--profile", "profiles/none"], "no config.yaml there"),
         (["collect", "runs/none", "results/none"], "no such folder"),
         (["data", "check", "BrainMRY"], "did you mean 'BrainMRI'"),
-        (["data", "check", "BrainMRI", "--root="], "--root: must name a folder"),
+        (["data", "check", "BrainMRI", "--root="], "root: is empty"),
         (["data", "fetch", "phantom-BrainMRI"], "drawn when it is needed"),
         (["plan", "smokey"], "no such file"),
     ],

@@ -477,3 +477,9 @@ def test_logarithmic_axes_have_plain_labels():
     figure = figures.figure6(load(Path(__file__).parents[1] / "results" / "reference"))
     figure.savefig(io.BytesIO(), format="svg")
     assert not [text for text in figure.findobj(Text) if "mathdefault" in text.get_text()]
+
+
+def test_summary_of_the_papers_numbers_says_that_nothing_was_run():
+    assert "no cell of these results is done yet" in "".join(
+        t.get_text() for t in figures.summary_figure(published()).texts
+    )

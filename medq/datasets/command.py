@@ -3,7 +3,7 @@
 from medq import params
 from medq.datasets import audit, check, fetch, folds, index
 from medq.datasets.audit import summary
-from medq.errors import UserError, one_of
+from medq.errors import one_of
 
 
 def add_arguments(parser):
@@ -22,8 +22,6 @@ def run(args):
     """Do what `args.action` says; exit status 1 where `check` finds the dataset unfit for use."""
     known = params.datasets()
     spec = known[one_of("dataset", args.name, list(known))]
-    if args.root == "":
-        raise UserError("--root: must name a folder.")
     if args.action == "fetch":
         print(f"{spec.name} is in {fetch(spec, args.root)}.")
         return 0

@@ -12,7 +12,7 @@ from medq.datasets.audit import audit, twins_to_remove
 from medq.errors import one_of
 from medq.groups import connected
 
-INDEX, FOLDS, AUDIT = "index.parquet", "folds.csv", "audit.csv"
+FOLDS, AUDIT = "folds.csv", "audit.csv"
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Partition:
 
 
 def prepare(params, dataset):
-    """Index, folds, audit and decoded pixels of `dataset` for this profile; returns their folder.
+    """Folds, audit and decoded pixels of `dataset` for this profile; returns their folder.
 
     When all is there and no image has changed, it only checks that. Raises `UserError` for whatever is wrong with the
     images.
@@ -45,7 +45,6 @@ def prepare(params, dataset):
         if artefacts.is_finished(folder, key):
             return folder
         assigned = folds(frame, spec, seed=params.seed)
-        artefacts.write_parquet(folder / INDEX, frame.drop(columns="path"))
         artefacts.write_csv(folder / FOLDS, assigned)
         artefacts.write_csv(folder / AUDIT, audit(frame, assigned))
         artefacts.write_json(
@@ -56,7 +55,7 @@ def prepare(params, dataset):
         content |= {"images": images, "image_size": params.image_size}
         artefacts.finish(
             folder,
-            [INDEX, FOLDS, AUDIT, "manifest.json"],
+            [FOLDS, AUDIT, "manifest.json"],
             key=key,
             inputs=inputs,
             content=keys.key(content),

@@ -27,7 +27,8 @@ def summary_figure(results):
     """
     data, backbones = changes(results, COSTS), results.backbones
     datasets = data.groupby("regime")["dataset"].nunique()
-    regimes = [r for r in results.regimes if REGIMES[r].start and datasets.get(r) == data["dataset"].nunique()]
+    apart = {row.name for row in REGIMES.values() if not row.start}
+    regimes = [r for r in results.regimes if r not in apart and datasets.get(r) == data["dataset"].nunique()]
     data = data[data["regime"].isin(regimes)]
     if data.empty:
         return empty("What each regime costs against FP32: no cell of these results is done yet.")

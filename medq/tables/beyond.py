@@ -7,7 +7,7 @@ import pandas as pd
 
 from medq import advise, regimes
 from medq.groups import connected
-from medq.results import CELL, CONTROL, LOWER_IS_BETTER
+from medq.results import CELL, CONTROL, FACTORS, LOWER_IS_BETTER
 from medq.results import counterpart, means, peer_means, published, scores, title, variant
 from medq.changes import SCORES
 from medq.tables.about import of_cell
@@ -44,7 +44,6 @@ def engine_check(results):
 
 # --- recipes --------------------------------------------------------------------------------------
 
-FACTORS = ("weights", "activations", "reduce_range", "fused", "training_mode", "normalised")
 SWITCHES = {
     ("reduce_range", "true"): "reduced range",
     ("reduce_range", "false"): "full range",
@@ -331,7 +330,7 @@ def peers(results):
             better = (p50 <= p50[k]) & (brier <= brier[k]) & ((p50 < p50[k]) | (brier < brier[k]))
             frame.loc[k, "pareto"] = not better.any()
     columns = ["dataset", "backbone", "batch_size", "name", "pareto", "p50_ms", "p99_ms", "brier", "auprc", "auroc"]
-    columns += ["ece", "ece_top_label", "size_mb", "convert_seconds", "runtime", "precision", "image_size", "note"]
+    columns += ["ece", "ece_top_label", "size_mb", "convert_seconds", "runtime", "precision", "image_size"]
     return frame[columns]
 
 
