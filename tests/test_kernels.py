@@ -219,6 +219,9 @@ BETWEEN = {
     "cat": lambda x, scale: torch.cat([x, F.relu(x)], 1)[:, :4],
     "transposed": nn.ConvTranspose2d(4, 4, 2, 2),
     "batch norm": nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4)),
+    "batch norm without weights": nn.BatchNorm2d(4, affine=False),
+    "cut by the size": lambda x, scale: torch.cat([x[:, x.shape[1] // 2 :], x[:, : x.shape[1] // 2]], 1),
+    "reflected": nn.Conv2d(4, 4, 3, padding=2, padding_mode="reflect"),
 }
 MODES = {  # what differs between training and evaluation
     "dropout": nn.Dropout(0.5),

@@ -18,7 +18,8 @@ from torch import fx, nn
 from torch.ao.nn import intrinsic
 from torch.ao.nn import quantized as nnq
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.fx.node import map_aggregate
+from torch.utils._pytree import tree_leaves
 
 from medq.quantize.dynamic import fake_activation
 from medq.quantize.engines import ENGINES, Quantized, engine, refusals
@@ -176,7 +177,7 @@ class SideBySide(fx.Interpreter):
         if self.before and isinstance(module, WEIGHTED):
             self.before(node, module, args[0])
         (integer_args, integer_kwargs), (exact_args, exact_kwargs) = (
-            tree_map(lambda v, side=side: getattr(v, side) if isinstance(v, Pair) else v, (args, kwargs))
+            map_aggregate((args, kwargs), lambda v, side=side: getattr(v, side) if isinstance(v, Pair) else v)
             for side in ("integer", "exact")
         )
         known = True
@@ -196,7 +197,7 @@ class SideBySide(fx.Interpreter):
             node.op == "call_method" and node.target == "dequantize"
         ):
             return args[0].clone()
-        args, kwargs = tree_map(as_float, (args, kwargs))
+        args, kwargs = map_aggregate((args, kwargs), as_float)
         return node_in_float(self.module, node, args, kwargs, self.weights.get(node.target))
 
 
@@ -303,8 +304,10 @@ def weighted(module, x, weight, bias):
     """Convolution or matrix product of a quantized module in floating point, before any activation."""
     if isinstance(module, nnq.Linear):
         return F.linear(x, weight, bias)
-    convolution = F.conv1d if weight.ndim == 3 else F.conv2d
-    return convolution(x, weight, bias, module.stride, module.padding, module.dilation, module.groups)
+    convolution, padding = F.conv1d if weight.ndim == 3 else F.conv2d, module.padding
+    if module.padding_mode != "zeros":
+        x, padding = F.pad(x, [n for n in reversed(padding) for _ in range(2)], module.padding_mode), 0
+    return convolution(x, weight, bias, module.stride, padding, module.dilation, module.groups)
 
 
 def run_watched(model, names, batch, see):

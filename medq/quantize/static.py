@@ -113,9 +113,11 @@ def with_batch_norm(model, kind):
 
 
 def _norm(source, kind, **options):
-    norm = kind(source.num_features, eps=source.eps, momentum=source.momentum, **options)
+    for name in ("eps", "momentum", "affine", "track_running_stats"):
+        options[name] = getattr(source, name)
+    norm = kind(source.num_features, **options)
     norm.load_state_dict(source.state_dict())
-    return norm.train(source.training).to(source.weight.device)
+    return norm.train(source.training).to(source.running_mean.device)
 
 
 def prepare(model, engine_name, recipe, image_size, keep=()):
