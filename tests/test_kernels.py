@@ -220,6 +220,8 @@ BETWEEN = {
     "transposed": nn.ConvTranspose2d(4, 4, 2, 2),
     "batch norm": nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4)),
     "batch norm without weights": nn.BatchNorm2d(4, affine=False),
+    "padded to the same size": nn.Conv2d(4, 4, (3, 5), padding="same", dilation=(2, 1)),
+    "padded by name to none": nn.Conv2d(4, 4, 3, padding="valid"),
     "cut by the size": lambda x, scale: torch.cat([x[:, x.shape[1] // 2 :], x[:, : x.shape[1] // 2]], 1),
     "reflected": nn.Conv2d(4, 4, 3, padding=2, padding_mode="reflect"),
 }

@@ -90,7 +90,7 @@ def qconfig_mapping(engine_name, recipe):
 
 
 def with_batch_norm(model, kind):
-    """A copy of `model` whose batch normalisation traces as `kind` (`traced`, `fused`, `unfused`) asks.
+    """A copy of `model` that an engine can take, whose batch normalisation traces as `kind` (`traced`, `fused`, `unfused`) asks.
 
     timm's BatchNormAct2d is traced through to a functional call that no engine fuses, and in training mode to one that
     uses batch statistics forever. As a plain BatchNorm2d followed by its activation it fuses.
@@ -101,6 +101,11 @@ def with_batch_norm(model, kind):
     from timm.layers import BatchNormAct2d
 
     model = copy.deepcopy(model)
+    for module in model.modules():  # the engines take padding in numbers alone
+        if isinstance(module, nn.Conv2d) and isinstance(module.padding, str):
+            sides = module._reversed_padding_repeated_twice[::-1]
+            if sides[0::2] == sides[1::2]:
+                module.padding = tuple(sides[0::2])
     if kind == "traced":
         return model
     for parent in list(model.modules()):
