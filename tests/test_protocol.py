@@ -1,5 +1,6 @@
 """Under the paper's protocol: verdicts follow the margins that were written before the results."""
 
+import csv
 import math
 import re
 
@@ -70,6 +71,21 @@ def test_results_that_are_not_there_give_empty_tables(tmp_path):
     assert protocol.under_protocol(results.Results("none", tmp_path)).empty
     assert protocol.weights_by_resolution(tmp_path).empty
     assert protocol.with_training(folder=tmp_path).empty
+    assert protocol.channels_by_resolution(tmp_path).empty
+
+
+def test_channels_are_those_of_the_stored_layers():
+    table = protocol.channels_by_resolution().set_index(["weights", "pixels", "dataset"])
+    assert {("ImageNet", 224, "BrainMRI"), ("none", 64, "BrainMRI"), ("none", 224, "SkinCancer")} <= set(table.index)
+    for (weights, pixels, dataset), row in table.iterrows():
+        name = next(name for name, place in protocol.DESIGN.items() if place == (weights, pixels))
+        with open(paths.RESULTS / name / "layers.csv", encoding="utf-8") as file:
+            layers = [r for r in csv.DictReader(file) if (r["dataset"], r["regime"]) == (dataset, "ptq-fbgemm")]
+        ranges = [float(r["weight_range_ratio"]) for r in layers if r["operator"] == "Conv2d"]
+        stem = next(r for r in layers if r["layer"] == "conv_stem")
+        assert row["stem_weights"] == float(stem["weight_range_ratio"]) and row["all_weights"] == np.median(ranges)
+        assert row["stem_outputs"] == float(stem["channel_range_ratio"])
+        assert row["last_db"] == float(next(r for r in layers if r["layer"] == "classifier")["sqnr_db"])
 
 
 def test_rows_of_training_with_quantization_start_from_one_fp32_model_each():

@@ -25,6 +25,10 @@ LABELS = {  # of the columns, in print
     "fp32_auroc": "FP32: ROC-AUC",
     "brier": "Change of Brier",
     "auroc": "Change of ROC-AUC",
+    "stem_weights": "First convolution: weights, widest / narrowest",
+    "all_weights": "Median convolution: weights, widest / narrowest",
+    "stem_outputs": "First convolution: outputs, widest / median",
+    "last_db": "Logits: signal to noise (dB)",
 }
 CHANGES = [f"{metric}{end}" for metric in ("brier", "auroc") for end in ("", "_low", "_high")]
 
@@ -137,3 +141,27 @@ def weights_by_resolution(folder=paths.RESULTS):
         parts.append(table[chosen].assign(weights=weights, pixels=pixels))
     table = pd.concat(parts[1:] or parts, ignore_index=True)
     return table.reindex(columns=["dataset", "weights", "pixels", "fp32_brier", "fp32_auroc", *CHANGES, "verdict"])
+
+
+def channels_by_resolution(folder=paths.RESULTS):
+    """How unlike the channels of MobileNetV2 are, and what is left of its signal, for the models of `DESIGN` that were diagnosed.
+
+    Columns: dataset, weights, pixels; stem_weights and all_weights: widest over narrowest range of the weights of an output
+    channel, in the first convolution and as the median of all; stem_outputs: widest over median range of the channels that the
+    first convolution gives; last_db: signal to noise of the logits in dB, under fbgemm.
+    """
+    rows = []
+    for name, place in DESIGN.items():
+        layers = found.Results(name, folder / name).layers.query("backbone == 'mobilenetv2' and regime == 'ptq-fbgemm'")
+        for dataset, of_model in layers.groupby("dataset"):
+            convolutions = of_model[of_model["operator"] == "Conv2d"]
+            stem, ratio = convolutions.iloc[0], "weight_range_ratio"
+            values = (
+                stem[ratio],
+                convolutions[ratio].median(),
+                stem["channel_range_ratio"],
+                of_model["sqnr_db"].iloc[-1],
+            )
+            rows.append([dataset, *place, *values])
+    columns = ["dataset", "weights", "pixels", "stem_weights", "all_weights", "stem_outputs", "last_db"]
+    return pd.DataFrame(rows, columns=columns).sort_values(["dataset", "weights", "pixels"], ignore_index=True)
