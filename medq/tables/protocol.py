@@ -144,7 +144,7 @@ def weights_by_resolution(folder=paths.RESULTS):
 
 
 def channels_by_resolution(folder=paths.RESULTS):
-    """How unlike the channels of MobileNetV2 are, and what is left of its signal, for the models of `DESIGN` that were diagnosed.
+    """How much the channels of MobileNetV2 differ, and what is left of its signal, for the models of `DESIGN` that were diagnosed.
 
     Columns: dataset, weights, pixels; stem_weights and all_weights: widest over narrowest range of the weights of an output
     channel, in the first convolution and as the median of all; stem_outputs: widest over median range of the channels that the
