@@ -15,12 +15,12 @@ from medq.errors import UserError
 MEASURED = {
     # ms per training step of 32 images of 64 × 64 pixels on two cores (AVX512-VNNI), FP32 and QAT; images per second in
     # training at 224 × 224, mixed precision, channels-last, RTX 3090 (timm's result tables); MB of a checkpoint
-    "resnet18": (150, 295, 3482, 45),
-    "resnet50": (425, 605, 1218, 94),
-    "densenet121": (284, 737, 914, 28),
-    "efficientnet_b0": (175, 335, 1752, 16),
-    "mobilenetv2": (125, 416, 2313, 9),
-    "convnext_tiny": (1045, 1530, 819, 111),
+    "resnet18": (150, 272, 3482, 45),
+    "resnet50": (425, 656, 1218, 94),
+    "densenet121": (284, 390, 914, 28),
+    "efficientnet_b0": (175, 372, 1752, 16),
+    "mobilenetv2": (125, 454, 2313, 9),
+    "convnext_tiny": (1045, 1214, 819, 111),
     "swin_tiny": (675, 977, 649, 110),
     "vit_base": (1859, 2694, 393, 343),
 }

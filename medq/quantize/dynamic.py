@@ -8,8 +8,8 @@ from torch import nn
 from torch.ao.quantization import quantize_dynamic
 from torch.nn import functional as F
 
-from medq.quantize.fake import fake_quantize
 from medq.quantize.engines import ENGINES, Quantized, Unsupported, engine, refusals, unsupported
+from medq.quantize.fake import fake_quantize
 
 SMALLEST_STEP = 6.1e-5  # of activations: SMALL_SCALE_THRESHOLD in ATen/native/quantized/cpu/QuantUtils.h
 

@@ -17,8 +17,8 @@ import torch
 from torch import fx, nn
 from torch.ao.nn import intrinsic
 from torch.ao.nn import quantized as nnq
-from torch.nn import functional as F
 from torch.fx.node import map_aggregate
+from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from medq.quantize.dynamic import fake_activation
