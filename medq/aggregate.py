@@ -1,7 +1,8 @@
 """Tidy tables from predictions: metrics, intervals, paired differences, decisions and leakage, as pure functions.
 
-`models` throughout: {(dataset, backbone, regime, suffix): {fold: predictions}}, where the suffix names the variant of the
-model (`VARIANTS`). `folds` and `audits`: {dataset: DataFrame}, the tables of the stage `datasets`.
+`models` throughout: {(dataset, backbone, regime, suffix): predictions, fold by fold}, where the suffix names the variant of
+the model (`VARIANTS`); a column `seed` tells several trainings apart. `folds` and `audits`: {dataset: DataFrame}, the
+tables of the stage `datasets`.
 """
 
 import itertools
@@ -34,18 +35,9 @@ def arrays(frame):
     return frame["label"].to_numpy(), frame[columns].to_numpy(), [name[2:] for name in columns]
 
 
-def pooled(frames):
-    """The predictions of all folds, in order."""
-    return pd.concat([frames[k] for k in sorted(frames)], ignore_index=True)
-
-
-def by_seed(frames):
-    """{seed: {fold: predictions}} of the {fold: predictions} of one model; the seed is "" where there is one alone."""
-    found = {}
-    for fold, frame in frames.items():
-        for seed, part in frame.groupby("seed") if "seed" in frame else [("", frame)]:
-            found.setdefault(seed, {})[fold] = part.reset_index(drop=True)
-    return found
+def by_seed(frame):
+    """{seed: predictions} of the predictions of one model; the seed is "" where there is one alone."""
+    return dict(list(frame.groupby("seed"))) if "seed" in frame else {"": frame}
 
 
 def without_empty_seed(frame):
@@ -56,13 +48,13 @@ def without_empty_seed(frame):
 def metric_table(models):
     """metrics.csv: every metric of every variant, for each fold and pooled over folds; the mean of several seeds, too."""
     parts = []
-    for (dataset, backbone, regime, suffix), frames in models.items():
+    for (dataset, backbone, regime, suffix), predictions in models.items():
         recipe, form = recipe_and_form(regime, suffix)
         cell = {"dataset": dataset, "backbone": backbone, "regime": regime, "recipe": recipe, "form": form}
         rows = [
             metrics.summary(*arrays(frame)).assign(**cell, fold=fold, seed=str(seed))
-            for seed, of_seed in by_seed(frames).items()
-            for fold, frame in [*sorted(of_seed.items()), ("pooled", pooled(of_seed))]
+            for seed, of_seed in by_seed(predictions).items()
+            for fold, frame in [*of_seed.groupby("fold"), ("pooled", of_seed)]
         ]
         if rows[0]["seed"].any():
             groups = pd.concat(rows).groupby([*cell, "fold", "metric", "class"], sort=False)["value"]
@@ -77,8 +69,8 @@ def metric_table(models):
 def resampled(models, folds, audits, parameters):
     """(intervals.csv, rows of bootstrap.csv): all regimes and forms of a dataset on the same resamples."""
     methods = {
-        (dataset, backbone, regime + suffix): {seed: pooled(f) for seed, f in by_seed(frames).items()}
-        for (dataset, backbone, regime, suffix), frames in models.items()
+        (dataset, backbone, regime + suffix): by_seed(predictions)
+        for (dataset, backbone, regime, suffix), predictions in models.items()
         if suffix in ("", SIMULATED)
     }
     intervals, differences = _tables(methods, compared(), folds, audits, parameters)
@@ -161,27 +153,24 @@ def _of_most_models(frame):
 def decisions(models):
     """(silent.csv, flips.csv): each regime against FP32 on the same images, fold by fold, for the first seed of both."""
     silent, flips = [], []
-    for (dataset, backbone, regime, suffix), trainings in models.items():
-        before, after = by_seed(models.get((dataset, backbone, "fp32", ""), {})), by_seed(trainings)
-        seed = next((s for s in after if s in before), None)
-        reference, frames = before.get(seed, {}), after.get(seed, {})
+    for (dataset, backbone, regime, suffix), predictions in models.items():
         recipe, form = recipe_and_form(regime, suffix)
-        for fold in sorted(set(frames) & set(reference)) if regime != "fp32" and recipe == "default" else ():
-            if not reference[fold]["image_id"].equals(frames[fold]["image_id"]):
+        fp32 = models.get((dataset, backbone, "fp32", ""))
+        if fp32 is None or regime == "fp32" or recipe != "default":
+            continue
+        before, after = by_seed(fp32), by_seed(predictions)
+        seed = next((s for s in after if s in before), None)
+        reference = dict(list(before[seed].groupby("fold"))) if seed is not None else {}
+        for fold, frame in after[seed].groupby("fold") if reference else ():
+            if fold not in reference or list(reference[fold]["image_id"]) != list(frame["image_id"]):
                 continue
             labels, old, classes = arrays(reference[fold])
-            new, named = arrays(frames[fold])[1], {"dataset": dataset, "backbone": backbone, "fold": fold}
+            new, named = arrays(frame)[1], {"dataset": dataset, "backbone": backbone, "fold": fold}
             crossed = metrics.threshold_crossings(labels, old, new, classes=classes)
-            for rate in ("sensitivity", "specificity", "prevalence"):
-                crossed[rate] = crossed[f"{rate}_other"]
-            for way in ("up", "down"):
-                crossed[f"crossed_{way}"] = crossed[f"{way}_positive"] + crossed[f"{way}_negative"]
             silent.append(crossed.assign(**named, regime=regime, form=form))
             if not suffix:
-                whole = metrics.label_flips(labels, old, new, classes=classes).iloc[[0]]
-                names = {"flips": "flipped", "wrong_to_right": "flipped_to_right", "right_to_wrong": "flipped_to_wrong"}
-                flips.append(whole.rename(columns=names).assign(**named, regime_a="fp32", regime_b=regime))
-    return tuple(pd.concat(parts, ignore_index=True) if parts else pd.DataFrame() for parts in (silent, flips))
+                flips.append(named | {"regime_a": "fp32", "regime_b": regime} | metrics.label_flips(labels, old, new))
+    return pd.concat(silent, ignore_index=True) if silent else pd.DataFrame(), pd.DataFrame(flips)
 
 
 def leak(models, audits, trained):
@@ -190,19 +179,17 @@ def leak(models, audits, trained):
     `trained`: {(dataset, fold): ids of the images that models of that fold were trained on}.
     """
     rows, known = [], {}
-    for (dataset, backbone, regime, suffix), trainings in models.items():
-        frames = next(iter(by_seed(trainings).values()))
+    for (dataset, backbone, regime, suffix), predictions in models.items():
+        frame = next(iter(by_seed(predictions).values()))
         recipe, form = recipe_and_form(regime, suffix)
-        if recipe != "default" or dataset not in audits or not {(dataset, k) for k in frames} <= trained.keys():
+        key = dataset, *sorted(frame["fold"].unique())
+        if recipe != "default" or dataset not in audits or not {(dataset, k) for k in key[1:]} <= trained.keys():
             continue
-        key = dataset, tuple(sorted(frames))
         if key not in known:
-            known[key] = {
-                name: _copied(audits[dataset], frames, trained, dataset, kinds) for name, kinds in SUBSETS.items()
-            }
+            audit = audits[dataset]
+            known[key] = {name: _copied(audit, frame, trained, dataset, kinds) for name, kinds in SUBSETS.items()}
         if not any(known[key].values()):
             continue
-        frame = pooled(frames)
         for subset, ids in {"all": set(), **known[key]}.items():
             labels, probabilities, _ = arrays(frame[~frame["image_id"].isin(ids)])
             named = {"dataset": dataset, "backbone": backbone, "regime": regime, "form": form}
@@ -214,10 +201,10 @@ def leak(models, audits, trained):
     return pd.DataFrame(rows)
 
 
-def _copied(audit, frames, trained, dataset, kinds):
+def _copied(audit, predictions, trained, dataset, kinds):
     """Ids of held-out images with a copy of these kinds among the images that their fold trained on."""
     audit, found = audit if kinds is None else audit[audit["kind"].isin(kinds)], set()
-    for fold, frame in frames.items():
-        seen, held_out = (audit["image_id"].isin(ids) for ids in (trained[dataset, fold], set(frame["image_id"])))
+    for fold, ids in predictions.groupby("fold")["image_id"]:
+        seen, held_out = (audit["image_id"].isin(of) for of in (trained[dataset, fold], ids))
         found |= set(audit["image_id"][held_out & audit["group_id"].isin(audit["group_id"][seen])])
     return found

@@ -283,7 +283,7 @@ def _estimates(y_true, models, classes, options, rng):
             level = _level(metric, points.mean(), draws, size, wrong, of)
             rows.append((regime, metric, name, *level, np.nan, 1, len(points)))
         for metric, kind in FLOORS.items():
-            draws = np.mean([m.calibration_floor(p, kind).draws for p in flat[part]], axis=0)
+            draws = np.mean([m.calibration_floor(p, kind) for p in flat[part]], axis=0)
             found[regime, metric] = {"": (draws.mean(), draws)}
             rows.append((regime, metric, "", *_level(metric, draws.mean(), draws, 0, 0), np.nan, 1, len(trainings)))
     return found, rows, sizes

@@ -430,7 +430,7 @@ def _write_predictions(folder, results, parts):
     """Write the predictions of all cells and of other runtimes; returns both as `medq.aggregate` takes them."""
     from medq import aggregate
 
-    found = {}  # {(dataset, backbone, stem of the file): {fold: tables}}
+    found = {}  # {(dataset, backbone, stem of the file): tables of folds and seeds}
     for part in parts.values():
         dataset, backbone, kind = (part.name.split("/") + ["", ""])[:3]
         files = {f"{kind}{suffix}": f"predictions{suffix}.parquet" for suffix in aggregate.VARIANTS if part.cell}
@@ -444,18 +444,17 @@ def _write_predictions(folder, results, parts):
             if frame is not None:
                 if part.place.seed is not None:
                     frame.insert(frame.columns.get_loc("fold") + 1, "seed", part.place.seed)
-                found.setdefault((dataset, backbone, stem), {}).setdefault(part.place.fold, []).append(frame)
+                found.setdefault((dataset, backbone, stem), []).append(frame)
     models, peers = {}, {}
     for (dataset, backbone, stem), tables in found.items():
-        frames = {fold: pd.concat(of_seeds, ignore_index=True) for fold, of_seeds in tables.items()}
-        whole = aggregate.pooled(frames)
+        whole = pd.concat(tables).sort_values("fold", kind="stable", ignore_index=True)
         artefacts.write_parquet(folder / "predictions" / dataset / backbone / f"{stem}.parquet", whole)
         kind, _, runtime = stem.partition("/")
         regime, dot, variant = kind.partition(".")
         if runtime:
             peers[dataset, backbone, runtime] = whole
         else:
-            models[dataset, backbone, regime, dot + variant] = frames
+            models[dataset, backbone, regime, dot + variant] = whole
     return models, dict(sorted(peers.items()))
 
 

@@ -25,23 +25,6 @@ N_BINS = 15
 TOLERANCE = 1e-3  # a row of float16 probabilities, each rounded to nearest, sums to 1 within 2**-11
 
 
-class BrierDecomposition(NamedTuple):
-    """Classwise parts of the Brier score, [classes] each: Brier = reliability - resolution + uncertainty."""
-
-    reliability: np.ndarray
-    resolution: np.ndarray
-    uncertainty: np.ndarray
-
-
-class CalibrationFloor(NamedTuple):
-    """Binned ECE of a perfectly calibrated model: mean, 2.5th and 97.5th percentile, and the draws [n_draws]."""
-
-    mean: float
-    low: float
-    high: float
-    draws: np.ndarray
-
-
 class ReliabilityCurve(NamedTuple):
     """Bins of a reliability diagram, [bins], or [classes, bins] for one-vs-rest; NaN where a bin is empty."""
 
@@ -138,8 +121,8 @@ def accuracy(y_true, y_prob):
 def _one_vs_rest(function):
     """Turn a function of (score, positive) into one of (labels, probs) that returns a value per class."""
 
-    def each(labels, probs, *options):
-        return np.array([function(column, labels == c, *options) for c, column in enumerate(probs.T)])
+    def each(labels, probs):
+        return np.array([function(column, labels == c) for c, column in enumerate(probs.T)])
 
     return each
 
@@ -180,38 +163,19 @@ def expected_calibration_error(y_true, y_prob, n_bins=N_BINS, kind="one-vs-rest"
     `one-vs-rest` compares the probability of each class with whether the image is of that class, and averages over
     classes (the paper's text); `top-label` compares the largest probability with whether its class is correct.
     The estimator is biased upwards at finite n: a perfectly calibrated model has a positive value
-    (`calibration_floor`), and a real difference between two models is shrunk. `squared_calibration_error` is not.
+    (`calibration_floor`), and a real difference between two models is shrunk; that of the metric `ce2` is not.
     """
     return float(defined_mean(_ece(*validate(y_true, y_prob), n_bins, kind)))
 
 
-def adaptive_calibration_error(y_true, y_prob, n_bins=N_BINS):
-    """One-vs-rest calibration error over bins of equal mass, averaged over classes (Nixon et al., 2019)."""
-    return float(defined_mean(_adaptive_ece(*validate(y_true, y_prob), n_bins)))
-
-
-def squared_calibration_error(y_true, y_prob, n_bins=N_BINS):
-    """Debiased squared calibration error, one-vs-rest over bins of equal mass, mean over classes.
-
-    The squared gap of a bin is estimated by the mean of d_i d_j over its pairs of different images, with
-    d = probability - outcome, so that noise does not add to it. This is the debiased estimator of Kumar et al.
-    (2019, marginal calibration error), the bias-corrected reliability of Ferro and Fricker (2012), and the unbiased
-    kernel estimator of Widmann et al. (2019) whose kernel is "in the same bin". It can be negative for a
-    well-calibrated model. Its square root, where positive, is on the scale of the ECE. It has no interval
-    (`medq.bootstrap`). Pairs need two images; a bin of one counts as 0.
-    """
-    return float(defined_mean(_ce2(*validate(y_true, y_prob), n_bins)))
-
-
 def calibration_floor(y_prob, kind="one-vs-rest", *, n_bins=N_BINS, n_draws=1000, seed=42):
-    """Binned ECE that a perfectly calibrated model with these probabilities shows: a CalibrationFloor.
+    """Binned ECE of a perfectly calibrated model with these probabilities, one value for each draw [n_draws].
 
-    Labels are drawn `n_draws` times from the model's own probabilities [n, classes], so that every value above 0 is
-    the estimator's bias and noise at this number of images.
+    Labels are drawn from the model's own probabilities [n, classes], so that every value above 0 is the estimator's bias
+    and noise at this number of images.
     """
     events = _calibrated_draws(y_prob, kind, n_bins, n_draws, seed)
-    draws = np.mean([np.abs(hits - sums).sum(axis=1) / len(y_prob) for hits, sums, _ in events], axis=0)
-    return CalibrationFloor(float(draws.mean()), *map(float, np.quantile(draws, [0.025, 0.975])), draws)
+    return np.mean([np.abs(hits - sums).sum(axis=1) / len(y_prob) for hits, sums, _ in events], axis=0)
 
 
 def consistency_band(y_prob, kind="top-label", *, n_bins=N_BINS, n_draws=1000, seed=42):
@@ -245,28 +209,6 @@ def _calibrated_draws(y_prob, kind, n_bins, n_draws, seed):
 def brier_score(y_true, y_prob):
     """Multi-class Brier score (Brier, 1950): squared errors summed over classes, mean over images; 0 to 2."""
     return float(_brier(*validate(y_true, y_prob)).sum())
-
-
-def brier_decomposition(y_true, y_prob, n_bins=N_BINS):
-    """Murphy's (1973) decomposition of the Brier score of each class over equal-width bins.
-
-    Reliability is the mean squared gap between a bin's mean probability and its observed frequency, uncertainty
-    the prevalence x (1 - prevalence). Resolution is the generalised one of Stephenson et al. (2008), which includes
-    the variation within bins, so that Brier = reliability - resolution + uncertainty holds exactly.
-    """
-    labels, probs = validate(y_true, y_prob)
-    return BrierDecomposition(
-        *(part(labels, probs, n_bins) for part in (_reliability, _resolution)), _uncertainty(labels, probs)
-    )
-
-
-def negative_log_likelihood(y_true, y_prob):
-    """Mean of -ln(probability of the true class), in nats.
-
-    Probabilities are clipped at float64's epsilon (2.2e-16), as in scikit-learn's log_loss, so that no image
-    contributes more than 36.04.
-    """
-    return float(_nll(*validate(y_true, y_prob))[0])
 
 
 def reliability_curve(y_true, y_prob, n_bins=N_BINS, kind="top-label"):
@@ -314,22 +256,31 @@ def _ece(labels, probs, n_bins=N_BINS, kind="one-vs-rest"):
     return np.array([_calibration_error(p, hit, bin_index(p, n_bins)) for p, hit in events])
 
 
-def mass_bins(probability, n_bins):
-    """Number of the equal-mass bin, 0 .. n_bins - 1, of each probability."""
-    check_count("n_bins", n_bins)
+def _mass_bins(probability):
+    """Number of the equal-mass bin, 0 .. N_BINS - 1, of each probability."""
     _, group, size = np.unique(probability, return_inverse=True, return_counts=True)
     twice_middle = 2 * np.cumsum(size) - size  # of the ranks, in 0 .. n, that each distinct probability takes up
-    return (twice_middle * n_bins // (2 * len(probability)))[group]
+    return (twice_middle * N_BINS // (2 * len(probability)))[group]
 
 
 @_one_vs_rest
-def _adaptive_ece(probability, hit, n_bins=N_BINS):
-    return _calibration_error(probability, hit, mass_bins(probability, n_bins))
+def _adaptive_ece(probability, hit):
+    """Calibration error over bins of equal mass (Nixon et al., 2019)."""
+    return _calibration_error(probability, hit, _mass_bins(probability))
 
 
 @_one_vs_rest
-def _ce2(probability, hit, n_bins=N_BINS):
-    place, error = mass_bins(probability, n_bins), probability - hit
+def _ce2(probability, hit):
+    """Debiased squared calibration error over bins of equal mass.
+
+    The squared gap of a bin is estimated by the mean of d_i d_j over its pairs of different images, with
+    d = probability - outcome, so that noise does not add to it. This is the debiased estimator of Kumar et al.
+    (2019, marginal calibration error), the bias-corrected reliability of Ferro and Fricker (2012), and the unbiased
+    kernel estimator of Widmann et al. (2019) whose kernel is "in the same bin". It can be negative for a
+    well-calibrated model. Its square root, where positive, is on the scale of the ECE. It has no interval
+    (`medq.bootstrap`). Pairs need two images; a bin of one counts as 0.
+    """
+    place, error = _mass_bins(probability), probability - hit
     count, total, squares = (np.bincount(place, weights=w) for w in (np.ones(len(hit)), error, error**2))
     return ((total**2 - squares) / np.maximum(count - 1, 1)).sum() / len(hit)
 
@@ -339,10 +290,11 @@ def _brier(labels, probs):
 
 
 @_one_vs_rest
-def _reliability(probability, hit, n_bins=N_BINS):
-    place = bin_index(probability, n_bins)
-    error = np.bincount(place, weights=probability - hit, minlength=n_bins)
-    return (error**2 / np.maximum(np.bincount(place, minlength=n_bins), 1)).sum() / len(hit)
+def _reliability(probability, hit):
+    """Murphy's (1973): the mean squared gap between a bin's mean probability and its observed frequency."""
+    place = bin_index(probability)
+    error = np.bincount(place, weights=probability - hit, minlength=N_BINS)
+    return (error**2 / np.maximum(np.bincount(place, minlength=N_BINS), 1)).sum() / len(hit)
 
 
 def _uncertainty(labels, probs):
@@ -350,12 +302,17 @@ def _uncertainty(labels, probs):
     return prevalence * (1 - prevalence)
 
 
-def _resolution(labels, probs, n_bins=N_BINS):
-    return _reliability(labels, probs, n_bins) + _uncertainty(labels, probs) - _brier(labels, probs)
+def _resolution(labels, probs):
+    """Stephenson et al.'s (2008), with the variation within bins: Brier = reliability - resolution + uncertainty exactly."""
+    return _reliability(labels, probs) + _uncertainty(labels, probs) - _brier(labels, probs)
 
 
 def image_nll(labels, probs):
-    """-ln(probability of the true class) of each image [n], of validated arrays."""
+    """-ln(probability of the true class) of each image [n], in nats, of validated arrays.
+
+    Probabilities are clipped at float64's epsilon (2.2e-16), as in scikit-learn's log_loss, so that no image
+    contributes more than 36.04.
+    """
     return -np.log(np.clip(probs[np.arange(len(labels)), labels], np.finfo(np.float64).eps, 1.0))
 
 
@@ -448,36 +405,30 @@ def class_names(classes, probs):
 # Decisions that change when one model replaces another
 
 
-def threshold_crossings(y_true, prob_reference, prob_other, *, sensitivity=0.95, thresholds=None, classes=None):
+def threshold_crossings(y_true, prob_reference, prob_other, *, sensitivity=0.95, classes=None):
     """Images that cross a threshold fixed on the reference model (FP32) when another (INT8) replaces it.
 
-    An image is flagged for a class if its probability is at least the threshold. `thresholds` (one number, or one
-    per class) are used as given; by default the threshold of a class is the highest at which the reference reaches
-    `sensitivity` on these images. Chosen on the same images, it favours the reference slightly; a threshold from other
-    images treats both models alike.
+    An image is flagged for a class if its probability is at least the threshold: the highest at which the reference
+    reaches `sensitivity` on these images. Chosen on the same images, it favours the reference slightly.
 
-    Returns a DataFrame with one row per class: class, threshold, n, n_positive; the images that cross, by
-    direction and truth: up_positive (of the class, flagged by the other model only), up_negative (a new false
-    alarm), down_positive (a silent miss), down_negative, and crossed, their sum; then sensitivity,
-    specificity and prevalence (share flagged), each as _reference, _other and _shift (other - reference).
-    Undefined values are NaN: sensitivity without an image of the class, specificity without an image of another,
-    everything without a threshold.
+    Returns a DataFrame with one row per class: class, threshold, n; sensitivity, specificity and prevalence (share
+    flagged) of the other model, and with `_reference` behind the name those of the reference; crossed_up and
+    crossed_down, the images that only the other model flags, or only the reference. Undefined values are NaN:
+    sensitivity without an image of the class, specificity without an image of another, everything without a threshold.
     """
     labels, reference = validate(y_true, prob_reference)
     other = _validate_other(labels, reference, prob_other)
-    names = class_names(classes, reference)
-    if thresholds is None:
-        thresholds = _threshold(labels, reference, sensitivity)
-    try:
-        thresholds = np.broadcast_to(np.asarray(thresholds, dtype=np.float64), len(names))
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"thresholds must be one number, or one for each of {len(names)} classes, but is {thresholds!r}."
-        ) from None
+    if not 0 < sensitivity <= 1:
+        raise ValueError(f"sensitivity must be above 0 and at most 1, but is {sensitivity!r}.")
     rows = []
-    for c, (name, threshold) in enumerate(zip(names, thresholds)):
-        crossings = _crossings(labels == c, reference[:, c], other[:, c], threshold)
-        rows.append({"class": name, "threshold": threshold} | crossings)
+    for c, name in enumerate(class_names(classes, reference)):
+        positive = labels == c
+        found = np.sort(reference[positive, c])[::-1]
+        needed = int(np.ceil(sensitivity * len(found) - 1e-9))  # 0.1 * 30 is a little above 3
+        threshold = found[needed - 1] if len(found) else np.nan
+        row = _crossings(positive, reference[:, c] >= threshold, other[:, c] >= threshold)
+        row = dict.fromkeys(row, np.nan) if np.isnan(threshold) else row
+        rows.append({"class": name, "threshold": threshold, "n": len(labels)} | row)
     return pd.DataFrame(rows)
 
 
@@ -488,59 +439,25 @@ def _validate_other(labels, probs, prob_other):
     return other
 
 
-@_one_vs_rest
-def _threshold(score, positive, sensitivity):
-    if not 0 < sensitivity <= 1:
-        raise ValueError(f"sensitivity must be above 0 and at most 1, but is {sensitivity!r}.")
-    found = np.sort(score[positive])[::-1]
-    needed = int(np.ceil(sensitivity * len(found) - 1e-9))  # 0.1 * 30 is a little above 3
-    return found[needed - 1] if len(found) else np.nan
+def _crossings(positive, before, after):
+    """Rates of one class, and how many images cross, from which images are of the class and flagged by each model [n]."""
+    row = {"crossed_up": (~before & after).sum(), "crossed_down": (before & ~after).sum()}
+    for suffix, flagged in (("_reference", before), ("", after)):
+        rates = {"sensitivity": flagged[positive], "specificity": ~flagged[~positive], "prevalence": flagged}
+        row |= {name + suffix: np.mean(right) if len(right) else np.nan for name, right in rates.items()}
+    return row
 
 
-def _crossings(positive, score_reference, score_other, threshold):
-    before, after = score_reference >= threshold, score_other >= threshold
-    up, down = ~before & after, before & ~after
-    row = {
-        "up_positive": (up & positive).sum(),
-        "up_negative": (up & ~positive).sum(),
-        "down_positive": (down & positive).sum(),
-        "down_negative": (down & ~positive).sum(),
-        "crossed": (up | down).sum(),
-    }
-    everything = np.ones_like(positive)
-    for name, among, flag in (
-        ("sensitivity", positive, True),
-        ("specificity", ~positive, False),
-        ("prevalence", everything, True),
-    ):
-        first, second = (np.mean(flagged[among] == flag) if among.any() else np.nan for flagged in (before, after))
-        row |= {f"{name}_reference": first, f"{name}_other": second, f"{name}_shift": second - first}
-    row = dict.fromkeys(row, np.nan) if np.isnan(threshold) else row
-    return {"n": len(positive), "n_positive": positive.sum()} | row
+def label_flips(y_true, prob_a, prob_b):
+    """How many images' most probable class differs between two models: {flipped, flipped_to_right, flipped_to_wrong, n}.
 
-
-def label_flips(y_true, prob_a, prob_b, *, classes=None):
-    """Images whose most probable class differs between two models.
-
-    Returns a DataFrame, one row for all images (class empty) and one for each true class: class, n, flips,
-    share (of n; NaN without images), and by outcome right_to_wrong, wrong_to_right, wrong_to_wrong.
+    An image whose class was wrong and is wrong in another way counts in `flipped` alone.
     """
     labels, first = validate(y_true, prob_a)
-    second = _validate_other(labels, first, prob_b)
-    names = class_names(classes, first)
-    a, b = first.argmax(axis=1), second.argmax(axis=1)
-    rows = []
-    for name, members in [("", labels >= 0), *((name, labels == c) for c, name in enumerate(names))]:
-        flip, n = members & (a != b), members.sum()
-        rows.append(
-            {
-                "class": name,
-                "n": n,
-                "flips": flip.sum(),
-                "share": flip.sum() / n if n else np.nan,
-                "right_to_wrong": (flip & (a == labels)).sum(),
-                "wrong_to_right": (flip & (b == labels)).sum(),
-                "wrong_to_wrong": (flip & (a != labels) & (b != labels)).sum(),
-            }
-        )
-    return pd.DataFrame(rows)
+    a, b = first.argmax(axis=1), _validate_other(labels, first, prob_b).argmax(axis=1)
+    counts = {
+        "flipped": a != b,
+        "flipped_to_right": (a != b) & (b == labels),
+        "flipped_to_wrong": (a != b) & (a == labels),
+    }
+    return {name: int(images.sum()) for name, images in counts.items()} | {"n": len(labels)}

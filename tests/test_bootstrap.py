@@ -284,7 +284,7 @@ def test_tables_hold_the_intervals_and_differences_of_each_model(monkeypatch):
             found = row[["delta_pp", "low_pp", "high_pp", "p_value", "p_equation3"]].astype(float).tolist()
             assert found == pytest.approx([d.delta, d.low, d.high, d.p_value, d.p_equation3], abs=1e-9)
             assert row["n_models"] == (2 if backbone == "all" else 1) and row["trainings"] == 1
-    floor, drawn = rows.loc[("mean", "fp32", "ece_floor", "")], [metrics.calibration_floor(p).draws for p in (a, b, b)]
+    floor, drawn = rows.loc[("mean", "fp32", "ece_floor", "")], [metrics.calibration_floor(p) for p in (a, b, b)]
     assert floor["value"] == pytest.approx(np.mean(drawn))
     assert floor["high"] == pytest.approx(np.quantile(np.mean(drawn, axis=0), 0.975))
     for metric in ("auprc", "brier"):
