@@ -291,12 +291,12 @@ class Results:
 
     @cached_property
     def status(self):
-        """What became of each cell: dataset, backbone, regime, status, reason, folds_done, folds, engine_agrees, note.
+        """What became of each cell: dataset, backbone, regime, status, reason, engine_agrees, note.
 
         Over a cell's folds, `done` wins over `unsupported`, and that over `failed`; a cell that no file mentions is
         `missing`. `engine_agrees` is False as soon as one fold's kernels disagree with their own simulation.
         """
-        return pd.DataFrame(self._states.values(), columns=[*CELL, *_cell_status([], False), "folds"])
+        return pd.DataFrame(self._states.values(), columns=[*CELL, *_cell_status([], False)])
 
     @cached_property
     def _states(self):
@@ -304,17 +304,14 @@ class Results:
         for row in self.cells.to_dict("records"):
             of_cell.setdefault(tuple(row[c] for c in CELL), []).append(row)
         measured = set(self.metrics[CELL].itertuples(index=False, name=None))
-        folds = self.cells.groupby("dataset")["fold"].nunique()
         return {
-            cell: dict(zip(CELL, cell))
-            | _cell_status(of_cell.get(cell, []), cell in measured)
-            | {"folds": int(folds.get(cell[0], 0))}
+            cell: dict(zip(CELL, cell)) | _cell_status(of_cell.get(cell, []), cell in measured)
             for cell in itertools.product(self.datasets, self.backbones, self.regimes)
         }
 
     def state(self, dataset, backbone, regime):
         """The row of `status` of one cell as a dict; status `missing` where nothing mentions the cell."""
-        return self._states.get((dataset, backbone, regime), _cell_status([], False) | {"folds": 0})
+        return self._states.get((dataset, backbone, regime), _cell_status([], False))
 
     def banner(self):
         """Markdown: what these numbers are and are not, `banner.md` filled in from `provenance.json` and the cells."""
@@ -335,7 +332,6 @@ def _cell_status(rows, measured):
     return {
         "status": status,
         "reason": "; ".join(dict.fromkeys(r["reason"] for r in rows if r["status"] == status and r["reason"])),
-        "folds_done": len({r["fold"] for r in rows if r["status"] == "done"}) or int(status == "done"),
         "engine_agrees": False if "false" in agreed else True if "true" in agreed else "",
         "note": "; ".join(filter(None, notes)),
     }
@@ -418,7 +414,12 @@ def class_title(dataset, name):
 
 
 def family(backbone):
-    """`cnn` or `transformer`, from the catalogue; a backbone it does not know counts as a CNN."""
+    """`cnn` or `transformer`, from the catalogue; a backbone it does not know counts as a CNN.
+
+    The paper's Table 2 names families in place of backbones: these are their own.
+    """
+    if backbone in ("cnn", "transformer"):
+        return backbone
     return _catalogue("backbones").get(backbone, {}).get("family", "cnn")
 
 
@@ -492,7 +493,7 @@ def _rows_of(results, table, metric, klass):
 
 @lru_cache(maxsize=1024)
 def scores(results, metric, *, form="converted", klass="", recipe="default"):
-    """One metric of every cell: dataset, backbone, regime, value, low, high, n_folds.
+    """One metric of every cell: dataset, backbone, regime, value, low, high.
 
     `form` chooses between the INT8 forms (`converted` or `fake-quant`); floating-point regimes have only one. `klass`
     names a class; empty is the macro average. The value is that of the pooled predictions where they were pooled, else
@@ -506,14 +507,12 @@ def scores(results, metric, *, form="converted", klass="", recipe="default"):
         & m["value"].notna()
     ]
     pooled = m[m["fold"].isin(["pooled", ""])].set_index(CELL)["value"]
-    apart = m[~m["fold"].isin(["pooled", ""])].groupby(CELL)["value"].agg(["mean", "size"])
-    value = pooled.combine_first(apart["mean"]) if len(apart) else pooled
-    out = value.rename("value").to_frame()
+    apart = m[~m["fold"].isin(["pooled", ""])].groupby(CELL)["value"].mean()
+    out = (pooled.combine_first(apart) if len(apart) else pooled).rename("value").to_frame()
     i = _rows_of(results, "intervals", metric, klass)
     i = i[i["form"].isin(["float", form, ""])]
     bounds = i.drop_duplicates(CELL).set_index(CELL)[["low", "high"]]
     out = out.join(bounds if recipe == "default" else bounds.iloc[:0])
-    out["n_folds"] = apart["size"].reindex(out.index).fillna(1).astype(int) if len(apart) else 1
     return _in_order(results, out.reset_index())
 
 

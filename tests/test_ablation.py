@@ -217,11 +217,11 @@ def test_recipes_that_come_to_the_same_score_the_same(measured):
 def test_the_smallest_change_that_collapses_the_model_is_named(measured):
     chosen = "form == 'converted' and engine == 'fbgemm' and run_engine == 'fbgemm'"
     table = measured[0]["ablation.csv"].query(chosen).copy()
-    assert (tables.ablation(SimpleNamespace(ablation=table))["recipe"] == "none").all()
+    assert (tables.smallest_change(SimpleNamespace(ablation=table))["recipe"] == "none").all()
     fell = table["recipe"].isin(["batch-norm-unfused", "weights-per-tensor"])
     table.loc[fell, "auprc"] -= [tables.COLLAPSE + 0.05, tables.COLLAPSE + 0.2]
     worst = table.loc[fell, ["recipe", "auprc"]].sort_values("auprc").iloc[0]
-    answer = tables.ablation(SimpleNamespace(ablation=table)).iloc[0]
+    answer = tables.smallest_change(SimpleNamespace(ablation=table)).iloc[0]
     assert (answer["recipe"], answer["n_changes"]) == (worst["recipe"], 1)
     assert answer["auprc"] == worst["auprc"] and answer["tried"] == 3
 

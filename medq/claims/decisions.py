@@ -358,7 +358,7 @@ def engine_throughput(results, *, kind):
     found = []
     table = cpu_times(results, 32)
     for dataset in [""] if (table["dataset"] == "").all() else results.datasets:
-        t = table[(table["dataset"] == dataset) & (table["backbone"].map(_family) == kind)]
+        t = table[(table["dataset"] == dataset) & (table["backbone"].map(family) == kind)]
         wide = t.pivot_table(index="backbone", columns="regime", values="throughput")
         label = title(dataset) or "all datasets"
         if not {"ptq-fbgemm", "ptq-qnnpack"} <= set(wide.columns):
@@ -369,14 +369,10 @@ def engine_throughput(results, *, kind):
     return found
 
 
-def _family(name):
-    return name if name in ("cnn", "transformer") else family(name)  # the paper's Table 2 names families
-
-
 def conversion(results, *, kind, families=("cnn", "transformer")):
     """Seconds to convert every timed backbone under PTQ or QAT."""
     t = results.latency[results.latency["regime"].str.startswith(kind) & results.latency["convert_seconds"].notna()]
-    t = t[t["backbone"].map(_family).isin(families)].drop_duplicates(["dataset", "backbone", "regime"])
+    t = t[t["backbone"].map(family).isin(families)].drop_duplicates(["dataset", "backbone", "regime"])
     names = t[["dataset", "backbone", "regime"]].itertuples(index=False)
     return [around(" ".join(map(title, filter(None, n))), v, 0) for n, v in zip(names, t["convert_seconds"])]
 
@@ -384,7 +380,7 @@ def conversion(results, *, kind, families=("cnn", "transformer")):
 def calibration_dominates(results, *, factor):
     """Converting a CNN by PTQ takes at least `factor` times what converting a transformer takes (medians)."""
     t = results.latency[results.latency["regime"].str.startswith("ptq") & results.latency["convert_seconds"].notna()]
-    seconds = t.groupby(t["backbone"].map(_family))["convert_seconds"].median()
+    seconds = t.groupby(t["backbone"].map(family))["convert_seconds"].median()
     if not {"cnn", "transformer"} <= set(seconds.index):
         return []
     ratio = around("CNN over transformer", seconds["cnn"] / seconds["transformer"], 0)

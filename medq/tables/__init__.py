@@ -8,9 +8,9 @@ unsupported or doubtful.
 from medq.changes import changes
 from medq.tables.about import balance, batch_norm_sizes, channels, of_cell, selection
 from medq.tables.attention import attention
-from medq.tables.beyond import COLLAPSE, VARIANTS, ablation, advice, beside_variant, disturbed, engine_check
+from medq.tables.beyond import COLLAPSE, VARIANTS, advice, beside_variant, disturbed, engine_check
 from medq.tables.beyond import equal_recipe, flips, leak, leak_effect, other_models, peers, qat_control, recipe_means
-from medq.tables.beyond import recipes_against_table1, recommended, remedies, silent, worst_layers
+from medq.tables.beyond import recipes_against_table1, recommended, remedies, silent, smallest_change, worst_layers
 from medq.tables.catalogue import TABLES, data, show
 from medq.tables.entries import DISAGREES, PAPER_REGIMES, comparable
 from medq.tables.html import STYLE, Look, grid, to_html

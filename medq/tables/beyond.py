@@ -79,7 +79,7 @@ def recipe_means(results, form):
     return frame.assign(changes=changed, collapsed=pd.Series(collapsed, index=frame.index, dtype=bool))
 
 
-def ablation(results):
+def smallest_change(results):
     """The smallest change of recipe that turns a sound model into a collapsed one, per dataset, backbone, engine.
 
     Columns: dataset, backbone, engine, recipe, changes, n_changes, then before (by default) and after: auprc, brier;

@@ -15,11 +15,16 @@ from medq.tables.attention import attention
 from medq.tables.entries import comparable, covers
 from medq.tables.html import STYLE, Look, to_html
 
+_OF_ONE_NAME = (
+    *(paper.table1, paper.table2, paper.table3, paper.table4, paper.speedups),
+    *(beyond.engine_check, beyond.smallest_change, beyond.recipes_against_table1, beyond.remedies, attention),
+    *(beyond.worst_layers, beyond.silent, beyond.flips, beyond.leak, beyond.leak_effect, beyond.qat_control),
+    *(beyond.peers, beyond.recommended, beyond.advice),
+    *(about.balance, about.folds, about.conditions, about.versions, about.selection),
+    *(about.cell_numbers, about.cell_classes),
+)
 TABLES = {  # name: function of (results, **options)
-    "table1": paper.table1,
-    "table2": paper.table2,
-    "table3": paper.table3,
-    "table4": paper.table4,
+    **{function.__name__: function for function in _OF_ONE_NAME},
     "figure1": partial(plotted.regimes_data, metric="auroc"),
     "figure2": plotted.tradeoff_data,
     "figure3": plotted.forest_data,
@@ -27,30 +32,8 @@ TABLES = {  # name: function of (results, **options)
     "figure5": partial(plotted.regimes_data, metric="auprc"),
     "figure6": plotted.latency_data,
     "figure7": plotted.reliability_data,
-    "engine_check": beyond.engine_check,
-    "smallest_change": beyond.ablation,
-    "recipes_against_table1": beyond.recipes_against_table1,
-    "remedies": beyond.remedies,
-    "attention": attention,
-    "worst_layers": beyond.worst_layers,
-    "silent": beyond.silent,
-    "flips": beyond.flips,
-    "leak": beyond.leak,
-    "leak_effect": beyond.leak_effect,
     **{kind: partial(beyond.beside_variant, kind=kind) for kind in beyond.VARIANTS},
-    "qat_control": beyond.qat_control,
-    "peers": beyond.peers,
-    "recommended": beyond.recommended,
-    "advice": beyond.advice,
-    "speedups": paper.speedups,
-    "balance": about.balance,
-    "folds": about.folds,
-    "conditions": about.conditions,
-    "versions": about.versions,
-    "selection": about.selection,
     "batch_norm_sizes": lambda results: about.batch_norm_sizes(),
-    "cell_numbers": about.cell_numbers,
-    "cell_classes": about.cell_classes,
 }
 LEVELS = (
     "The paper's values are shown but not compared: its models were fine-tuned from ImageNet weights at 224 pixels, "

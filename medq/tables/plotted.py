@@ -25,7 +25,7 @@ def tradeoff_data(results):
     if "qat-fbgemm" not in set(timed["regime"]):  # the same integer kernels run, whatever the weights
         ptq = timed[timed["regime"] == "ptq-fbgemm"].assign(regime="qat-fbgemm")
         timed = pd.concat([timed, ptq], ignore_index=True)
-    return cells.merge(timed, on=["backbone", "regime"], how="left").drop(columns="n_folds")
+    return cells.merge(timed, on=["backbone", "regime"], how="left")
 
 
 PAIRS = (("fp32", "ptq"), ("fp32", "qat"), ("ptq", "qat"))  # top to bottom in Figure 3
