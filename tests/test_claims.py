@@ -18,15 +18,6 @@ from medq.results import LOWER_IS_BETTER, load, published, scores
 from medq.timing import ENOUGH
 
 
-def as_the_paper(results):
-    """The same results with the paper's protocol: pretrained weights, images of 224 pixels."""
-    used = results.provenance["parameters"] | {"weights": "imagenet", "image_size": 224}
-    pools = {dataset: {"n_train": 5000} for dataset in results.datasets}  # most calibration sets are a small part
-    copy = fixtures.bent(results)  # worlds are shared by all tests
-    vars(copy)["provenance"] = results.provenance | {"parameters": used, "data": pools}
-    return copy
-
-
 @cache
 def paper_world():
     """The world of the paper's text: PTQ collapses, everything else keeps. Only rows that claims look at."""
@@ -35,19 +26,19 @@ def paper_world():
         keep = table["metric"].isin([*bootstrap.TESTED, "ece", "ece_top_label"])
         return table[keep & ((table["class"] == "") | (table["metric"] == "auprc"))]
 
-    return as_the_paper(fixtures.bent(fixtures.world(), metrics=lean, intervals=lean))
+    return fixtures.as_the_paper(fixtures.bent(fixtures.world(), metrics=lean, intervals=lean))
 
 
 @cache
 def sound():
     """A world where PTQ loses nothing."""
-    return as_the_paper(fixtures.world(n=100, ptq=0.0, qat=0.0, predictions=False))
+    return fixtures.as_the_paper(fixtures.world(n=100, ptq=0.0, qat=0.0, predictions=False))
 
 
 @cache
 def broken():
     """A world where FP16 and QAT lose as much as PTQ, and qnnpack much more."""
-    return as_the_paper(fixtures.world(n=100, fp16=0.6, qat=0.6, ptq=1.0, engine_gap=0.9, predictions=False))
+    return fixtures.as_the_paper(fixtures.world(n=100, fp16=0.6, qat=0.6, ptq=1.0, engine_gap=0.9, predictions=False))
 
 
 def verdict(results, name):
@@ -55,33 +46,7 @@ def verdict(results, name):
 
 
 def bend(base=paper_world, **tables):
-    def make():
-        made = fixtures.bent(base(), **tables)
-        vars(made)["provenance"] = base().provenance
-        return made
-
-    return make
-
-
-def compared(metrics, half, trainings=3):
-    """The rows of bootstrap.csv that metrics like these would have, with intervals of this half width."""
-    m = metrics[(metrics["class"] == "") & (metrics["recipe"] == "default")].copy()
-    m["method"] = m["regime"] + np.where(m["form"] == "fake-quant", ".fake-quant", "")
-    m = m[m["metric"].isin(bootstrap.TESTED)]
-    wide = m.set_index(["dataset", "backbone", "metric", "method"])["value"].unstack()
-    pairs = [("fp32", r) for r in ("fp16", "fp32-continued", *INT8)] + [("fp32-continued", r) for r in INT8[2:]]
-    pairs += [(f"ptq-{e}", f"qat-{e}") for e in ("fbgemm", "qnnpack")] + [(INT8[0], INT8[1]), (INT8[2], INT8[3])]
-    pairs += [(a if a not in INT8 else f"{a}.fake-quant", f"{b}.fake-quant") for a, b in pairs if b in INT8]
-    pairs += [(f"{r}.fake-quant", r) for r in INT8] + [("fp16", f"{r}.fake-quant") for r in INT8]
-    pairs += [(f"{a}.fake-quant", f"{b}.fake-quant") for a, b in ((INT8[0], INT8[3]), (INT8[1], INT8[2]))]
-    differences = {(a, b): 100 * (wide[a] - wide[b]) for a, b in pairs if {a, b} <= set(wide.columns)}
-    cells = pd.concat(differences, names=["method_a", "method_b"]).dropna().rename("delta_pp").reset_index()
-    pooled = cells.groupby(["method_a", "method_b", "dataset", "metric"], as_index=False)["delta_pp"].mean()
-    b = pd.concat([cells, pooled.assign(backbone="all")], ignore_index=True)
-    p = np.where(b["delta_pp"].abs() > 100 * half, 0.0001, 0.6)
-    low, high = (b["delta_pp"] + sign * 100 * half for sign in (-1, 1))
-    ends = {"low_pp": low, "high_pp": high, "images_low_pp": low, "images_high_pp": high}
-    return b.assign(**ends, p_value=p, p_equation3=p, p_holm=p, n_resamples=2000, n_models=1, trainings=trainings)
+    return lambda: fixtures.bent(base(), **tables)
 
 
 def metric(change=lambda r: r["value"], base=paper_world, names=None, half=0.001, **more):
@@ -104,7 +69,11 @@ def metric(change=lambda r: r["value"], base=paper_world, names=None, half=0.001
 
     def make():
         metrics = apply(base().metrics)
-        tables = {"metrics": metrics, "intervals": bounds, "bootstrap": compared(metrics, half)} | more
+        tables = {
+            "metrics": metrics,
+            "intervals": bounds,
+            "bootstrap": fixtures.compared(metrics, half, half, trainings=3),
+        } | more
         return bend(base, **tables)()
 
     return make
@@ -144,7 +113,7 @@ def timed(factor=None, **edits):
         for column, value in edits.items():
             t[column] = [value(row) for row in t.to_dict("records")]
         changed = fixtures.bent(r, latency=t)
-        return as_the_paper(fixtures.bent(changed, latency=t, latency_raw=exact(changed)))
+        return fixtures.bent(changed, latency_raw=exact(changed))
 
     return make
 
