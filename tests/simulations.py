@@ -52,27 +52,40 @@ def truth(prior=EVEN, noise=(0.0, 0.7), strength=1.7, column=None):
     return {k: np.array([metrics.per_class(labels, p, k)[column] for p in models]) for k in bootstrap.RANKED}
 
 
+def rate(quantity, condition, n, hits, nominal=0.95):
+    """A row of the table: how often `hits` [repetitions] are true."""
+    return quantity, condition, n, nominal, float(np.mean(hits)), len(hits)
+
+
+def drawn(labels, models, names, *seed):
+    """{metric: replicates [resamples, models]} of metrics combined over classes."""
+    found = bootstrap.replicates(labels, models, names, n_resamples=RESAMPLES, seed=seed, threads=1)
+    return {metric: bootstrap._macro(metric, values) for metric, values in found.items()}
+
+
 def covers(metric, labels, probs, draws, true, size):
     """Whether the interval of one model's value, of as many groups, holds the true value."""
     found = bootstrap._interval(metric, metrics.METRICS[metric](labels, probs), draws, size)
     return found.low <= true <= found.high
 
 
+def pair_covers(draws, true):
+    """Whether the percentiles of the difference of two models hold the true one."""
+    low, high = np.nanquantile(draws[:, 0] - draws[:, 1], [0.025, 0.975])
+    return low <= true[0] - true[1] <= high
+
+
 def intervals(n, repetitions, prior=EVEN, strength=1.7, seed=1):
     """Coverage of the 95 % intervals of one model and of a paired difference, for every tested metric."""
     rng, true = np.random.default_rng([seed, n]), truth(prior, strength=strength)
-    hits = {(metric, kind): 0 for metric in bootstrap.TESTED for kind in ("one model", "paired difference")}
+    hits = {(metric, kind): [] for metric in bootstrap.TESTED for kind in ("one model", "paired difference")}
     for k in range(repetitions):
         labels, models = world(rng, n, prior, strength=strength)
-        drawn = bootstrap.replicates(
-            labels, models, bootstrap.TESTED, n_resamples=RESAMPLES, seed=[seed, n, k], threads=1
-        )
         sizes = bootstrap._sizes(labels, len(prior), None)
-        for metric in bootstrap.TESTED:
-            draws, size = bootstrap._macro(metric, drawn[metric]), sizes[metric].min()
-            hits[metric, "one model"] += covers(metric, labels, models[0], draws[:, 0], true[metric][0], size)
-            low, high = np.nanquantile(draws[:, 0] - draws[:, 1], [0.025, 0.975])
-            hits[metric, "paired difference"] += low <= true[metric][0] - true[metric][1] <= high
+        for metric, draws in drawn(labels, models, bootstrap.TESTED, seed, n, k).items():
+            own = metric, labels, models[0], draws[:, 0], true[metric][0], sizes[metric].min()
+            hits[metric, "one model"].append(covers(*own))
+            hits[metric, "paired difference"].append(pair_covers(draws, true[metric]))
     condition = "four classes, even" if prior == EVEN else "four classes, rarest 5 %"
     if strength > 1.7:
         condition += ", accuracy " + " and ".join(f"{v:.3f}" for v in true["accuracy"])
@@ -84,48 +97,34 @@ def intervals(n, repetitions, prior=EVEN, strength=1.7, seed=1):
         else:
             holds = bootstrap.difference_holds(metric, values, rarest, max(wrong))
         nominal = 0.95 if holds else np.nan
-        rows.append(
-            (f"95 % interval, {NAMES[metric]}", f"{kind}; {condition}", n, nominal, hit / repetitions, repetitions)
-        )
+        rows.append(rate(f"95 % interval, {NAMES[metric]}", f"{kind}; {condition}", n, hit, nominal))
     return rows
 
 
 def p_values(n, repetitions, seed=2):
     """Rate of p < 0.05 between two methods of equal quality."""
-    rng, hits = np.random.default_rng([seed, n]), {"auprc": 0, "brier": 0}
+    rng, hits = np.random.default_rng([seed, n]), {"auprc": [], "brier": []}
     for k in range(repetitions):
-        labels, (a, b) = world(rng, n, noise=(0.7, 0.7))
-        drawn = bootstrap.replicates(labels, [a, b], list(hits), n_resamples=RESAMPLES, seed=[seed, n, k], threads=1)
-        for metric in hits:
-            draws = bootstrap._macro(metric, drawn[metric])
-            hits[metric] += bootstrap.difference(metric, 0.0, draws[:, 0] - draws[:, 1]).p_value < 0.05
-    return [
-        (f"p < 0.05, {NAMES[metric]}", "paired, methods of equal quality", n, 0.05, hit / repetitions, repetitions)
-        for metric, hit in hits.items()
-    ]
+        labels, models = world(rng, n, noise=(0.7, 0.7))
+        for metric, draws in drawn(labels, models, list(hits), seed, n, k).items():
+            hits[metric].append(bootstrap.difference(metric, 0.0, draws[:, 0] - draws[:, 1]).p_value < 0.05)
+    what = "paired, methods of equal quality"
+    return [rate(f"p < 0.05, {NAMES[metric]}", what, n, hit, 0.05) for metric, hit in hits.items()]
 
 
 def duplicates(n, repetitions, seed=3):
     """Coverage for AUPRC where a third of the images have two copies, drawn together and drawn alone."""
-    rng, value, hits = np.random.default_rng([seed, n]), truth()["auprc"][0], [0, 0]
+    rng, value, hits = np.random.default_rng([seed, n]), truth()["auprc"][0], ([], [])
     for k in range(repetitions):
         labels, (p, _) = world(rng, n * 3 // 5)
         copies = np.where(np.arange(len(labels)) % 3 == 0, 3, 1)
         y, p, groups = (np.repeat(x, copies, axis=0) for x in (labels, p, np.arange(len(labels))))
         for i, member in enumerate((groups, None)):
             found = bootstrap.interval(y, p, n_resamples=RESAMPLES, groups=member, seed=[seed, n, k], threads=1)
-            hits[i] += found.low <= value <= found.high
-    return [
-        (
-            "95 % interval, AUPRC",
-            f"a third of the images in threefold; {how}",
-            n,
-            nominal,
-            hit / repetitions,
-            repetitions,
-        )
-        for how, nominal, hit in zip(("copies are groups", "copies count as images"), (0.95, np.nan), hits)
-    ]
+            hits[i].append(found.low <= value <= found.high)
+    known = (("copies are groups", 0.95), ("copies count as images", np.nan))
+    what = "a third of the images in threefold"
+    return [rate("95 % interval, AUPRC", f"{what}; {how}", n, hit, level) for (how, level), hit in zip(known, hits)]
 
 
 def trainings(n, repetitions, count, seed=4):
@@ -138,47 +137,32 @@ def trainings(n, repetitions, count, seed=4):
     def population(log_temperature):
         return np.interp(log_temperature, np.log(grid), brier)
 
-    value, hits = population(rng.normal(-0.35, 0.25, 100_000)).mean(), 0
+    value, hits = population(rng.normal(-0.35, 0.25, 100_000)).mean(), []
     for k in range(repetitions):
         labels, (p, _) = world(rng, n, temperature=1.0)
         models = [softmax(np.log(p) / t) for t in np.exp(rng.normal(-0.35, 0.25, count))]
-        drawn = bootstrap.replicates(labels, models, ["brier"], n_resamples=RESAMPLES, seed=[seed, n, k], threads=1)
         points = np.array([metrics.brier_score(labels, q) for q in models])
-        draws = bootstrap._with_trainings(points, bootstrap._macro("brier", drawn["brier"]).mean(axis=1), rng)
-        found = bootstrap._interval("brier", points.mean(), draws, n)
-        hits += found.low <= value <= found.high
-    return [("95 % interval, Brier", f"{count} trainings", n, 0.95, hits / repetitions, repetitions)]
+        mean = drawn(labels, models, ["brier"], seed, n, k)["brier"].mean(axis=1)
+        found = bootstrap._interval("brier", points.mean(), bootstrap._with_trainings(points, mean, rng), n)
+        hits.append(found.low <= value <= found.high)
+    return [rate("95 % interval, Brier", f"{count} trainings", n, hits)]
 
 
 def gate(n, repetitions, seed=5):
     """Rate at which `medq advise` passes a candidate whose true cost is exactly the limit."""
     rng, true = np.random.default_rng([seed, n]), truth()
-    hits = dict.fromkeys(advise.COSTS, 0)
+    hits = {metric: [] for metric in advise.COSTS}
     for k in range(repetitions):
         labels, models = world(rng, n)
-        drawn = bootstrap.replicates(labels, models, list(hits), n_resamples=RESAMPLES, seed=[seed, n, k], threads=1)
-        for metric in hits:
-            draws = bootstrap._macro(metric, drawn[metric])
-            found = bootstrap.difference(
-                metric,
-                metrics.METRICS[metric](labels, models[0]) - metrics.METRICS[metric](labels, models[1]),
-                draws[:, 0] - draws[:, 1],
-            )
+        for metric, draws in drawn(labels, models, list(hits), seed, n, k).items():
+            first, second = (metrics.METRICS[metric](labels, p) for p in models)
+            found = bootstrap.difference(metric, first - second, draws[:, 0] - draws[:, 1])
             scale = advise.COSTS[metric][2]
             limit = scale * (true[metric][0] - true[metric][1])
             _, bound = advise.bounded(found.delta / 100, found.low / 100, found.high / 100, scale, confidence=0.95)
-            hits[metric] += bound <= limit
-    return [
-        (
-            f"gate of medq advise, {NAMES[metric]}",
-            "true cost at the limit: passes",
-            n,
-            0.05,
-            hit / repetitions,
-            repetitions,
-        )
-        for metric, hit in hits.items()
-    ]
+            hits[metric].append(bound <= limit)
+    what = "true cost at the limit: passes"
+    return [rate(f"gate of medq advise, {NAMES[metric]}", what, n, hit, 0.05) for metric, hit in hits.items()]
 
 
 def calibration(n, repetitions, seed=6):
@@ -192,12 +176,12 @@ def calibration(n, repetitions, seed=6):
         ece = metrics.expected_calibration_error(labels, probs)
         low, high = np.quantile(floor, [0.025, 0.975])
         found.append((ece, low <= ece <= high, metrics.METRICS["ce2"](labels, probs)))
-    ece, within, ce2 = np.mean(found, axis=0)
+    ece, within, ce2 = np.transpose(found)
     what = "calibrated model"
     return [
-        ("mean binned ECE", what, n, 0.0, ece, repetitions),
-        ("mean squared calibration error, debiased", what, n, 0.0, ce2, repetitions),
-        ("binned ECE within the band of its floor", what, n, 0.95, within, repetitions),
+        rate("mean binned ECE", what, n, ece, 0.0),
+        rate("mean squared calibration error, debiased", what, n, ce2, 0.0),
+        rate("binned ECE within the band of its floor", what, n, within),
     ]
 
 
@@ -212,19 +196,17 @@ def rare(n, repetitions, strength, seed=11):
         hits = {kind: [] for kind in kinds}
         for k in range(repetitions):
             labels, models = world(rng, n, prior, strength=strength)
-            drawn = bootstrap.replicates(
-                labels, models, bootstrap.RANKED, n_resamples=RESAMPLES, seed=[seed, n, k], threads=1
-            )
+            options = {"n_resamples": RESAMPLES, "seed": [seed, n, k], "threads": 1}
+            of_classes = bootstrap.replicates(labels, models, bootstrap.RANKED, **options)
             size = (labels == 0).sum()
             for metric in bootstrap.RANKED:
-                draws = bootstrap._macro(metric, drawn[metric])
+                draws = bootstrap._macro(metric, of_classes[metric])
                 hit = covers(metric, labels, models[0], draws[:, 0], true[metric][0], size)
                 hits[metric, "mean"].append(hit)
-                low, high = np.nanquantile(draws[:, 0] - draws[:, 1], [0.025, 0.975])
-                hits[metric, "paired difference"].append(low <= true[metric][0] - true[metric][1] <= high)
+                hits[metric, "paired difference"].append(pair_covers(draws, true[metric]))
                 value = metrics.per_class(labels, models[0], metric)[0]
                 if value < 1:  # the end of the scale has no interval
-                    found = bootstrap._interval(metric, value, drawn[metric][:, 0, 0], size)
+                    found = bootstrap._interval(metric, value, of_classes[metric][:, 0, 0], size)
                     hits[metric, "class"].append(found.low <= of_rarest[metric][0] <= found.high)
         for metric, kind in kinds:
             value = (of_rarest if kind == "class" else true)[metric]
@@ -236,9 +218,8 @@ def rare(n, repetitions, strength, seed=11):
             article = "a" if metric == "auroc" else "an"
             what = {"mean": "one model", "class": "one class"}.get(kind, kind)
             condition = f"{what} with {article} {NAMES[metric]} of {values}; rarest class {count} images"
-            rate = float(np.mean(hits[metric, kind]))
-            nominal = 0.95 if holds else np.nan
-            rows.append((f"95 % interval, {NAMES[metric]}", condition, n, nominal, rate, len(hits[metric, kind])))
+            row = rate(f"95 % interval, {NAMES[metric]}", condition, n, hits[metric, kind], 0.95 if holds else np.nan)
+            rows.append(row)
     return rows
 
 
@@ -280,33 +261,22 @@ def combined(n, repetitions, seed=7):
         return claimed(of)
 
     true = {k: e.value for k, e in estimate(found(*world(np.random.default_rng(99), 400_000, noise=noise))).items()}
-    hits = dict.fromkeys(true, 0)
+    hits = {what: [] for what in true}
     for k in range(repetitions):
         labels, models = world(rng, n, noise=noise)
-        drawn = bootstrap.replicates(labels, models, measured, n_resamples=RESAMPLES, seed=[seed, n, k], threads=1)
-        draws = {m: bootstrap._macro(m, drawn[m]) for m in ("auroc", "brier")}
-        draws["auprc"] = np.moveaxis(drawn["auprc"], 2, 0)
+        options = {"n_resamples": RESAMPLES, "seed": [seed, n, k], "threads": 1}
+        of_classes = bootstrap.replicates(labels, models, measured, **options)
+        draws = {m: bootstrap._macro(m, of_classes[m]) for m in ("auroc", "brier")}
+        draws["auprc"] = np.moveaxis(of_classes["auprc"], 2, 0)
         for what, e in estimate(found(labels, models), draws).items():
-            hits[what] += e.low <= true[what] <= e.high
-    return [
-        (
-            f"{AT_LEAST if 'half' not in what else '95 % interval'}, {what}",
-            "same images",
-            n,
-            0.95,
-            hit / repetitions,
-            repetitions,
-        )
-        for what, hit in hits.items()
-    ]
+            hits[what].append(e.low <= true[what] <= e.high)
+    kinds = {what: "95 % interval" if "half" in what else AT_LEAST for what in hits}
+    return [rate(f"{kinds[what]}, {what}", "same images", n, hit) for what, hit in hits.items()]
 
 
 def over_backbones(n, repetitions, seed=8):
     """Coverage over `n` backbones: Student's mean, the rank correlation, and intervals of a ratio of standard deviations."""
     rng, rows = np.random.default_rng([seed, n]), []
-
-    def rate(quantity, condition, hits, nominal=0.95):
-        rows.append((f"95 % interval, {quantity}", condition, n, nominal, float(np.mean(hits)), repetitions))
 
     def pair(rho):
         a, b = rng.normal(size=(2, n))
@@ -314,11 +284,13 @@ def over_backbones(n, repetitions, seed=8):
 
     for skewness, draw in ((0, rng.normal), (1, lambda size: rng.gamma(4, size=size) - 4)):
         means = [evidence.student(None, "", draw(size=n)) for _ in range(repetitions)]
-        rate("mean over backbones", f"skewness {skewness}", [e.low <= 0 <= e.high for e in means])
+        hits = [e.low <= 0 <= e.high for e in means]
+        rows.append(rate("95 % interval, mean over backbones", f"skewness {skewness}", n, hits))
     for rho in (0.0, 0.5, 0.9):
         true = 6 / np.pi * np.arcsin(rho / 2)
         pairs = [evidence.rank_correlation(*map(pd.Series, pair(rho)), "") for _ in range(repetitions)]
-        rate("rank correlation", f"correlation {rho:g}", [e.low <= true <= e.high for e in pairs])
+        hits = [e.low <= true <= e.high for e in pairs]
+        rows.append(rate("95 % interval, rank correlation", f"correlation {rho:g}", n, hits))
     for condition, rho, collapse in (
         ("independent, normal", 0.0, 0),
         ("correlation 0.9, normal", 0.9, 0),
@@ -330,7 +302,8 @@ def over_backbones(n, repetitions, seed=8):
             ends = spreads(a, b - collapse * (rng.random(n) < 1 / 8))
             hits.append([low <= true <= high for low, high in ends.values()])
         for name, hit in zip(ends, np.transpose(hits)):
-            rate(f"ratio of standard deviations ({name}; not used)", condition, hit, np.nan)
+            what = f"95 % interval, ratio of standard deviations ({name}; not used)"
+            rows.append(rate(what, condition, n, hit, np.nan))
     return rows
 
 
@@ -354,22 +327,22 @@ def spreads(x, y):
 
 def of_draws(n, repetitions, seed=9):
     """Coverage over `n` draws of calibration images: Welch's gain between two sizes, and widths of bands of six curves."""
-    rng, hits = np.random.default_rng([seed, n]), np.zeros(3)
+    rng, hits = np.random.default_rng([seed, n]), ([], [], [])
     for _ in range(repetitions):
         a, b = rng.normal(size=n), 3 * rng.normal(size=n)
         half, _ = evidence.welch_half(*((v.var(ddof=1) / n, n) for v in (a, b)))
-        hits[0] += abs(a.mean() - b.mean()) <= half
+        hits[0].append(abs(a.mean() - b.mean()) <= half)
         own = np.exp(0.5 * rng.normal(size=(3, 6, 1)))
         for i, scale in ((1, own), (2, own[:1])):
             first, *rest = (scale * rng.normal(size=(n, 3, 6, 7)).std(axis=0, ddof=1)).mean(axis=-1)
             e = evidence.welch("", first, np.ravel(rest))
-            hits[i] += e.low <= 1 <= e.high
+            hits[i].append(e.low <= 1 <= e.high)
     names = (
         ("95 % interval, AUPRC gained with more calibration images", "few draws"),
         ("95 % interval, ratio of widths of bands", "few draws, other backbones"),
         (f"{AT_LEAST}, ratio of widths of bands", "few draws, same backbones"),
     )
-    return [(*name, n, 0.95, hit / repetitions, repetitions) for name, hit in zip(names, hits)]
+    return [rate(*name, n, hit) for name, hit in zip(names, hits)]
 
 
 def proportions(n, repetitions, seed=10):
@@ -381,9 +354,9 @@ def proportions(n, repetitions, seed=10):
             z[1] = rho * z[0] + np.sqrt(1 - rho**2) * z[1]
             counts = (z < stats.norm.ppf([before, after])[:, None, None]).sum(axis=-1)
             found = [evidence.newcombe(*pair, n) for pair in counts.T]
-            hit = np.mean([low <= before - after <= high for _, low, high in found])
+            hits = [low <= before - after <= high for _, low, high in found]
             condition = f"{before:g} against {after:g}, correlation {rho:g}"
-            rows.append((f"{AT_LEAST}, loss of sensitivity", condition, n, 0.95, hit, repetitions))
+            rows.append(rate(f"{AT_LEAST}, loss of sensitivity", condition, n, hits))
     return rows
 
 
@@ -400,15 +373,13 @@ def timings(n, repetitions, seed=12):
     """Coverage of the ratio of median batch times on a machine that drifts, of `n` batches that depend on each other."""
     rng, rows = np.random.default_rng([seed, n]), []
     for rho in (0.0, 0.56, 0.92):
-        hits = 0
+        hits = []
         for _ in range(repetitions):
             level = 0.05 * rng.normal(size=timing.BLOCKS).cumsum()
             slow, fast = (times(rng, rho, scale, level, n // timing.BLOCKS) for scale in (2.0, 1.0))
             _, low, high = timing.ratio(slow, fast)
-            hits += low <= 2 <= high
-        rows.append(
-            ("95 % interval, speed-up", f"correlation {rho:g} of batches", n, 0.95, hits / repetitions, repetitions)
-        )
+            hits.append(low <= 2 <= high)
+        rows.append(rate("95 % interval, speed-up", f"correlation {rho:g} of batches", n, hits))
     return rows
 
 
@@ -428,11 +399,8 @@ def maps(n, repetitions, seed=12):
     for k in range(repetitions):
         found = attention.summarised(draw(rng, n), np.arange(n), k, RESAMPLES).set_index("measure")
         hits.append((found["low"] <= true) & (true <= found["high"]))
-    rates = pd.DataFrame(hits).mean()
-    return [
-        (f"95 % interval, {m.replace('_', ' ')} of maps", "same images", n, 0.95, v, repetitions)
-        for m, v in rates.items()
-    ]
+    found = pd.DataFrame(hits).items()
+    return [rate(f"95 % interval, {m.replace('_', ' ')} of maps", "same images", n, hit) for m, hit in found]
 
 
 RUNS = (
