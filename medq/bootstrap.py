@@ -242,9 +242,8 @@ def tables(y_true, models, pairs=(), *, classes=None, groups=None, n_resamples=1
     for (regime, metric), parts in means.items():
         values = [points.mean() for points, _ in parts]
         wrong = _misclassified(means[regime, "accuracy"], sizes)
-        level = _level(
-            metric, np.mean(values), np.mean([draws for _, draws in parts], axis=0), sizes.get(metric), wrong
-        )
+        draws = np.mean([draws for _, draws in parts], axis=0)
+        level = _level(metric, np.mean(values), draws, sizes.get(metric), wrong)
         spread = float(np.std(values, ddof=1)) if len(parts) > 1 else np.nan
         trainings = min(len(points) for points, _ in parts)
         intervals.append(("mean", regime, metric, "", *level, spread, len(parts), trainings))

@@ -15,7 +15,8 @@ COLUMNS = [*CELL, "form", "metric", "value", "low", "high", "interval"]
 def paired(results, metric, a, b, dataset, backbone="all"):
     """Method `a` minus `b` by the stored paired bootstrap: a dict with value, low, high, p_value, p_holm, trainings.
 
-    `images_low` and `images_high` are the interval over other images alone, not over other trainings. Numbers are in the metric's own unit. `all` pools over backbones; None where no such comparison is stored.
+    `images_low` and `images_high` are the interval over other images alone, not over other trainings. Numbers are in the
+    metric's own unit. `all` pools over backbones; None where no such comparison is stored.
     """
     rows = _pairs(results)
     if (row := rows.get((metric, dataset, backbone, a, b))) is not None:
@@ -61,11 +62,8 @@ def changes(results, metrics=SCORES, *, form="converted"):
             value = after["value"] - before["value"]
             down = math.hypot(after["value"] - after["low"], before["high"] - before["value"])
             up = math.hypot(after["high"] - after["value"], before["value"] - before["low"])
-            apart = {
-                "low": value - down,
-                "high": value + up,
-                "interval": "" if math.isnan(down + up) else "independent",
-            }
+            apart = {"low": value - down, "high": value + up}
+            apart["interval"] = "" if math.isnan(down + up) else "independent"
             row = dict(zip(CELL, (dataset, backbone, regime))) | {"form": form, "metric": metric}
             rows.append(row | {"value": value} | apart | stored(metric, dataset, backbone, regime))
     frame = pd.DataFrame(rows, columns=COLUMNS)

@@ -500,12 +500,8 @@ def scores(results, metric, *, form="converted", klass="", recipe="default"):
     the mean over folds. `low` and `high` are the 95 % bootstrap interval within the cell, missing where none is stored.
     """
     m = _rows_of(results, "metrics", metric, klass)
-    m = m[
-        m["recipe"].isin([recipe, ""])
-        & m["form"].isin(["float", form, ""])
-        & (m["backbone"] != "mean")
-        & m["value"].notna()
-    ]
+    m = m[m["recipe"].isin([recipe, ""]) & m["form"].isin(["float", form, ""])]
+    m = m[(m["backbone"] != "mean") & m["value"].notna()]
     pooled = m[m["fold"].isin(["pooled", ""])].set_index(CELL)["value"]
     apart = m[~m["fold"].isin(["pooled", ""])].groupby(CELL)["value"].mean()
     out = (pooled.combine_first(apart) if len(apart) else pooled).rename("value").to_frame()

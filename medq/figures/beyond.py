@@ -153,9 +153,8 @@ def recipe_figure(results, dataset):
     marks = [handle(title(f"ptq-{e}"), regime_colour(f"ptq-{e}"), marker) for e, marker in MARKERS.items()]
     style.legend(figure, handles=[*marks, handle("FP32", INK, "", linestyle="--")], ncols=3)
     backbone, part = next(iter(wide.items()))
-    what = (
-        f"{title('brier')} of {title(backbone)} on {title(dataset)} per recipe for fbgemm, FP32 {before[backbone]:.2f}"
-    )
+    model = f"{title(backbone)} on {title(dataset)}"
+    what = f"{title('brier')} of {model} per recipe for fbgemm, FP32 {before[backbone]:.2f}"
     return described(figure, what, part["fbgemm"].sort_values(), "{:.2f}")
 
 

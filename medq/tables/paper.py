@@ -62,9 +62,8 @@ def table2(results):
 def _efficiency(results, datasets, backbones):
     """Rows of latency.csv on the CPU at batch 32, one per regime and backbone, with `against_fbgemm`."""
     t = cpu_times(results, 32)
-    t = t[t["dataset"].isin(datasets) & t["backbone"].isin(backbones)].drop_duplicates(
-        ["regime", "backbone"], keep="last"
-    )
+    t = t[t["dataset"].isin(datasets) & t["backbone"].isin(backbones)]
+    t = t.drop_duplicates(["regime", "backbone"], keep="last")
     fbgemm = t[t["regime"] == "ptq-fbgemm"].set_index("backbone")["throughput"]
     return t.assign(against_fbgemm=t["throughput"] / t["backbone"].map(fbgemm).astype(float))
 
@@ -98,9 +97,7 @@ def table4(results):
     baseline that was timed. Milliseconds of two machines cannot be compared; ratios can.
     """
     ours, paper = _latencies(results), _latencies(published())
-    for row in published().ratios.to_dict(
-        "records"
-    ):  # the paper gives these itself, from numbers that it does not give
+    for row in published().ratios.to_dict("records"):  # which the paper computes from numbers that it does not print
         paper |= {(row["backbone"], ratio): {"value": row[ratio]} for ratio in ("speedup", "size_ratio")}
     rows = []
     for backbone in results.backbones:

@@ -156,12 +156,7 @@ def channels_by_resolution(folder=paths.RESULTS):
         for dataset, of_model in layers.groupby("dataset"):
             convolutions = of_model[of_model["operator"] == "Conv2d"]
             stem, ratio = convolutions.iloc[0], "weight_range_ratio"
-            values = (
-                stem[ratio],
-                convolutions[ratio].median(),
-                stem["channel_range_ratio"],
-                of_model["sqnr_db"].iloc[-1],
-            )
-            rows.append([dataset, *place, *values])
+            weights, outputs = (stem[ratio], convolutions[ratio].median()), stem["channel_range_ratio"]
+            rows.append([dataset, *place, *weights, outputs, of_model["sqnr_db"].iloc[-1]])
     columns = ["dataset", "weights", "pixels", "stem_weights", "all_weights", "stem_outputs", "last_db"]
     return pd.DataFrame(rows, columns=columns).sort_values(["dataset", "weights", "pixels"], ignore_index=True)
