@@ -63,7 +63,8 @@ def imports(name):
     for node in ast.walk(ast.parse(_source(name).read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "medq":
             base = node.module.partition(".")[2]
-            found |= {_defined_in(base, alias.name) for alias in node.names}
+            members = [f"{base}.{alias.name}".strip(".") for alias in node.names]
+            found |= {member if _source(member).is_file() else base for member in members}
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[2] for alias in node.names if alias.name.startswith("medq.")}
     return sorted(found - {name, ""})
@@ -75,42 +76,35 @@ def _source(name):
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-@cache
-def _defined_in(base, name):
-    """The module that `from medq.<base> import <name>` reads: a submodule, or where a package has the name from."""
-    inner = f"{base}.{name}".strip(".")
-    if _source(inner).is_file():
-        return inner
-    if base and (PACKAGE / base.replace(".", "/")).is_dir():
-        for node in ast.parse(_source(base).read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ImportFrom) and name in [alias.asname or alias.name for alias in node.names]:
-                return node.module.partition(".")[2]
-    return base
-
-
 # --- inputs -----------------------------------------------------------------------------------------------------------
 
 
-def parameters(params, stage, dataset, backbone=None, regime=None, seed=None):
-    """The values of the profile and the catalogues that a stage reads, by dotted name."""
-    spec = profiles.datasets()[dataset].model_dump(
-        mode="json",
-        include={"name", "layout", "classes", "folder", "splits", "pattern", "table", "phantom", "folds"}
-        | ({"release"} if dataset.startswith("phantom") else set()),
-    )
+def parameters(params, stage, cell):
+    """The values of the profile and the catalogues that a stage reads for `cell`, by dotted name."""
+    if stage != "datasets":
+        backbone = profiles.backbones()[cell.backbone].model_dump(exclude={"title"})
+    if stage == "latency":  # weights and images change no time
+        return {
+            "latency": params.latency.model_dump(),
+            "calibration": {"images": params.calibration.images},
+            "backbone": backbone,
+            "device": params.device,
+            "regimes": [name for name in params.regimes if name != "fp32"],
+        }
+    read = {"name", "layout", "classes", "folder", "splits", "pattern", "table", "phantom", "folds"}
+    read |= {"release"} if cell.dataset.startswith("phantom") else set()
+    spec = profiles.datasets()[cell.dataset].model_dump(mode="json", include=read)
     values = {"dataset": spec, "image_size": params.image_size, "seed": params.seed}
     if stage == "datasets":
         return values
-    values |= {} if seed is None else {"training_seed": seed}
-    values |= {"weights": _weights(params.weights_of(backbone), backbone)}
-    values |= {"deduplicate": params.deduplicate, "device": params.device}
-    values |= {"compile": params.compile, "subset": params.subset.model_dump()}
-    values["backbone"] = profiles.backbones()[backbone].model_dump(exclude={"title"})
-    values["train"] = params.training(backbone).model_dump()
+    values |= {"backbone": backbone, "train": params.training(cell.backbone).model_dump()}
+    values |= {"weights": _weights(params.weights_of(cell.backbone), cell.backbone), "device": params.device}
+    values |= {"compile": params.compile, "subset": params.subset.model_dump(), "deduplicate": params.deduplicate}
+    values |= {} if cell.seed is None else {"training_seed": cell.seed}
     reads = STAGES[stage].reads
-    studied = regimes.REGIMES.get((regime or "").removeprefix(f"{stage}-"))  # `diagnosis-qat-fbgemm`: of that cell
+    studied = regimes.REGIMES.get(cell.regime.removeprefix(f"{stage}-"))  # `diagnosis-qat-fbgemm`: of that cell
     if "qat" in reads or studied and studied.schedule == "qat":
-        values["qat"] = params.quantization(backbone).model_dump()
+        values["qat"] = params.quantization(cell.backbone).model_dump()
     if stage != "finetune":
         sizes = set() if "calibration.sizes" in reads else {"sizes", "subsets"}
         values["calibration"] = params.calibration.model_dump(exclude=sizes)
@@ -153,21 +147,10 @@ def inputs(params, stage, cell, key_of=None):
     """
     key_of = key_of or (lambda path: content_key(artefacts.record(path)))
     place = [cell.dataset, cell.backbone, cell.regime, cell.fold, *([] if cell.seed is None else [cell.seed])]
-    value = {"code": code(stage), "cell": place}
-    if stage == "datasets":
-        value["parameters"] = parameters(params, stage, cell.dataset)
-    elif stage == "latency":  # weights and images change no time
-        value["parameters"] = {
-            "latency": params.latency.model_dump(),
-            "calibration": {"images": params.calibration.images},
-            "backbone": profiles.backbones()[cell.backbone].model_dump(exclude={"title"}),
-            "device": params.device,
-            "regimes": [name for name in params.regimes if name != "fp32"],
-        }
-    else:
+    value = {"code": code(stage), "cell": place, "parameters": parameters(params, stage, cell)}
+    if stage not in ("datasets", "latency"):
         own = regimes.REGIMES.get(cell.regime) if stage in ("finetune", "quantize") else None
         start = own.start if own else "fp32"
-        value["parameters"] = parameters(params, stage, cell.dataset, cell.backbone, cell.regime, cell.seed)
         value["images"] = key_of(paths.data_folder(cell.profile, cell.dataset))
         if start:
             value["starts from"] = key_of(cell.of(start).folder)

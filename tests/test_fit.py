@@ -94,7 +94,8 @@ def test_a_gpu_too_small_is_one_sentence_that_names_the_key(part, tmp_path, kind
 def test_compile_is_an_input_of_a_cell_and_leaves_qat_as_it_is():
     plain = params.load("smoke")
     asked = plain.model_copy(update={"compile": True})
-    values = [keys.parameters(p, "finetune", plain.datasets[0], "resnet18", "fp32") for p in (plain, asked)]
+    cell = paths.Cell("smoke", plain.datasets[0], "resnet18", "fp32")
+    values = [keys.parameters(p, "finetune", cell) for p in (plain, asked)]
     assert values[0] | {"compile": True} == values[1] != values[0]
     for regime, compiled in {"fp32": True, "fp16": True, "qat-fbgemm": False}.items():
         cell = paths.Cell("smoke", plain.datasets[0], "resnet18", regime, 0)

@@ -7,8 +7,10 @@ import numpy as np
 import pandas as pd
 
 from medq import artefacts, keys, params as profiles, paths, provenance
-from medq.datasets import folds, index, inner_split, pixels, subset
 from medq.datasets.audit import audit, twins_to_remove
+from medq.datasets.folds import folds, inner_split, subset
+from medq.datasets.index import index
+from medq.datasets.pixels import pixels
 from medq.errors import one_of
 from medq.groups import connected
 
