@@ -6,12 +6,14 @@ leaves the reason beside a cell that failed.
 """
 
 import contextlib
+import functools
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 from medq import artefacts, keys, params as profiles, paths, plan, provenance, slots, stages
@@ -33,17 +35,15 @@ def stale(params, only=None, look=True):
     known, found = {}, []  # known: the content keys that downstream jobs will see
     for job in plan.jobs(params, only):
         record, inputs = artefacts.record(job.folder), keys.inputs(params, job.stage, job.cell, known.get)
-        stored, same = (record or {}).get("inputs", {}), False
-        if job.stage == "datasets" and record is None and not _has_cells(job):
-            inputs = None  # the images must be read before they are known
-        elif job.stage == "datasets":
+        same = False
+        if record and job.stage == "datasets":
+            stored = record.get("inputs", {})
             inputs["images"] = _images(params, job.cell.dataset, look, stored.get("images"))
             same = all(stored.get(name) == inputs[name] for name in ("images", "parameters"))
         kind, why = _state(job, record, inputs)
-        if record and (kind is None or same):  # images that are only scanned again are the same
-            known[job.folder] = keys.content_key(record)
-        else:
-            known[job.folder] = keys.key(inputs) if inputs else None
+        # Images that are only looked at again are the same; what others give is not known before.
+        finished = record and (kind is None or same)
+        known[job.folder] = keys.content_key(record) if finished else keys.key(inputs)
         if kind:
             found.append((job, kind, why))
     return found
@@ -56,13 +56,13 @@ def _has_cells(job):
 
 def _images(params, dataset, look, stored):
     """Fingerprint of a dataset's images; that of the prepared ones where the images are not on this machine."""
-    from medq.datasets import dataset_root, index, pixels
+    from medq.datasets import DatasetWarning, dataset_root, index, pixels
 
     spec = profiles.datasets()[dataset]
     try:
         root = dataset_root(spec, params.root())
     except UserError as error:
-        print(f"note: {error} What was prepared earlier is used.", file=sys.stderr)
+        warnings.warn(f"{error} What was prepared earlier is used.", DatasetWarning, stacklevel=2)
         return stored
     found = pixels(index(spec, root), params.image_size, paths.pixels(), decode=look)
     return found[1] if found else "touched, not read yet"
@@ -72,11 +72,7 @@ def _state(job, record, inputs):
     """(kind, why) a job must run, or (None, "")."""
     if record is None:
         return NEW, "failed before" if job.failed else "never finished"
-    if inputs is None:
-        return AGAIN, "images"
-    stored = {name: value for name, value in record.get("inputs", {}).items() if name in inputs and name != "cell"}
-    changed = keys.changes(stored, {name: value for name, value in inputs.items() if name != "cell"})
-    harm = "; ".join(changed) or artefacts.damage(job.folder, quick=True)
+    harm = "; ".join(keys.changes(record.get("inputs"), inputs)) or artefacts.damage(job.folder, quick=True)
     if harm:
         return AGAIN, harm
     shown, today = (_code(folder / f"{job.stage}.ipynb") for folder in (job.folder, paths.NOTEBOOKS))
@@ -151,46 +147,40 @@ def run(args):
     only = parse_only(args.only, plan.parts(params))
     results = Path(args.results or paths.RESULTS / params.profile).absolute()
     _check(args, results)
+    planned, total = stale(params, only, look=False), len(plan.jobs(params, only))
     if args.dry_run:
-        return _report_plan(stale(params, only, look=False), len(plan.jobs(params, only)))
+        return _report_plan(planned, total)
     remote = bool(args.profile) and "executor: local" not in (Path(args.profile) / "config.yaml").read_text("utf-8")
     if not remote:  # jobs of a cluster may see other disks, packages and GPUs than this machine
-        _look_for_what_is_needed(
-            params, [job for job in plan.jobs(params, only) if artefacts.record(job.folder) is None]
-        )
+        computed = [job for job, kind, _ in planned if kind != SHOWN or job.stage == "datasets"]
+        _look_for_what_is_needed(params, computed)
     with batch_lock(paths.runs() / params.profile):
         started = time.monotonic()
         planned = stale(params, only)
-        total = len(plan.jobs(params, only))
         if not planned and _collected(params, results):
             print(f"nothing to do: all {total} parts of {params.profile} are finished, {results} holds their tables.")
             return 0
-        if not remote:  # other datasets are indexed again by their own job
-            indexed = [job for job, *_ in planned if job.stage != "datasets" or artefacts.record(job.folder)]
-            _look_for_images(params, indexed)
         (paths.runs() / params.profile / "logs" / "snakemake.log").unlink(missing_ok=True)
         if planned:
             print(f"{params.profile}: {len(planned)} of {total} parts to run.", flush=True)
-        todo = _run_planned(params, args, only, planned, results, remote)
+        execute_planned = functools.partial(_snakemake, params, args, results, remote)
+        todo = _run_planned(params, only, planned, execute_planned)
         if _has_results(params) and not _collected(params, results):
-            _snakemake(params, args, results, [], collect=True, remote=remote)
+            execute_planned([(plan.job_of(params, "collect", {}), SHOWN, "")])
         return _report(params, todo, results, time.monotonic() - started)
 
 
-def _run_planned(params, args, only, planned, results, remote):
+def _run_planned(params, only, planned, execute_planned):
     """Run the planned jobs; returns all that were to run. Images are scanned first: they decide which cells are stale."""
     first = [entry for entry in planned if entry[0].stage == "datasets" and _has_cells(entry[0])]
     if first:
-        mark(first)
-        _snakemake(params, args, results, [job for job, *_ in first], collect=False, remote=remote)
+        execute_planned(first)
         planned = stale(params, only)
         scanned = {job.cell.dataset for job, *_ in first}
         unknown = {job.cell.dataset for job, *_ in planned if job.stage == "datasets"} & scanned
         planned = [entry for entry in planned if entry[0].cell.dataset not in unknown]
     if planned:
-        mark(planned)
-        collect = _has_results(params) or any(job.stage != "datasets" for job, *_ in planned)
-        _snakemake(params, args, results, [job for job, *_ in planned], collect=collect, remote=remote)
+        execute_planned(planned)
     return [job for job, *_ in [*first, *planned]]
 
 
@@ -305,9 +295,10 @@ def _environment(threads, profile):
     return environment
 
 
-def _snakemake(params, args, results, todo, collect, remote):
-    """Run `todo` (and the collection) with Snakemake and show the progress; its own output goes to logs/snakemake.log."""
-    folder = paths.runs() / params.profile
+def _snakemake(params, args, results, remote, planned):
+    """Run planned jobs with Snakemake and show the progress; its own output goes to logs/snakemake.log."""
+    mark(planned)
+    todo, folder = [job for job, *_ in planned], paths.runs() / params.profile
     n, threads, memory = shares(params, args.jobs)
     threads = (params.threads or 4) if remote else threads
     environment = _environment(threads, args.profile)
@@ -316,7 +307,7 @@ def _snakemake(params, args, results, todo, collect, remote):
         "threads": threads,
         "cores": threads if remote else n * threads,
         "results": str(results),
-        "collect": [job.notebook for job in todo],
+        "collect": [],  # it runs alone, after all others
     }
     artefacts.write_json(folder / ".batch-config.json", config)
     (folder / "logs").mkdir(exist_ok=True)
@@ -331,16 +322,12 @@ def _snakemake(params, args, results, todo, collect, remote):
             each = slots.per_gpu() or 1
             environment["MEDQ_GPU_SLOTS"] = str(each)
             options += [f"gpu={each * len(slots.gpus()) or n}"]
-    (folder / "collect" / "collect.ipynb").unlink(missing_ok=True)
-    (folder / "collect" / artefacts.FAILED).unlink(missing_ok=True)
-    targets = [job.notebook for job in todo] + (["collect/collect.ipynb"] if collect else [])
-    words = [*map(str, options), *getattr(args, "snakemake", []), "--", *targets]
-    log = folder / "logs" / "snakemake.log"
-    own = plan.measured(params)
-    weights = {job: sum(plan.seconds(params, job, own).values()) / (1 if remote else n) for job in todo}
+    words = [*map(str, options), *getattr(args, "snakemake", []), "--", *[job.notebook for job in todo]]
+    log, own = folder / "logs" / "snakemake.log", plan.measured(params)
+    cells, at_a_time = [job for job in todo if job.stage != "collect"], 1 if remote else n
+    weights = {job: sum(plan.seconds(params, job, own).values()) / at_a_time for job in cells}
     failed = _watch(words, log, weights, environment, CANCEL if remote else 0)
-    begun = plan.job_of(params, "collect", {}).log.with_suffix(".log").is_file()
-    if failed and not begun and not any(job.done or job.failed for job in todo):
+    if failed and not any(job.done or job.failed for job in todo):
         printed = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
         raise UserError(f"Snakemake could not start ({' '.join(printed[-1:]) or 'it printed nothing'}); see {log}.")
 
@@ -372,11 +359,9 @@ def _watch(words, log, weights, environment, grace=0):
                 process.send_signal(signal.SIGINT)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=grace)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
             raise
         finally:
-            os.close(theirs)
+            os.close(theirs)  # which ends it, if it still runs
     return process.returncode != 0
 
 

@@ -15,6 +15,7 @@ import torch
 from fixtures.batch import ROOT, environment, finished, killed, snapshot, write_profile  # noqa: F401
 
 from medq import artefacts, batch, cli, finetune, keys, notebook, params, paths, plan, results, slots, stages
+from medq.datasets import DatasetWarning
 from medq.errors import UserError
 
 FP32, PTQ = "phantom-BrainMRI/resnet18/fp32/fold0", "phantom-BrainMRI/resnet18/ptq-fbgemm/fold0"
@@ -91,9 +92,10 @@ def test_a_weights_file_replaced_under_its_name_makes_its_cells_stale(tmp_path, 
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"one")
     loaded = params.load(write_profile(tmp_path, **given))
-    first = keys.parameters(loaded, "finetune", loaded.datasets[0], loaded.backbones[0], "fp32")["weights"]
+    cell = paths.Cell("tiny", loaded.datasets[0], loaded.backbones[0], "fp32")
+    first = keys.parameters(loaded, "finetune", cell)["weights"]
     path.write_bytes(b"two and more")
-    again = keys.parameters(loaded, "finetune", loaded.datasets[0], loaded.backbones[0], "fp32")["weights"]
+    again = keys.parameters(loaded, "finetune", cell)["weights"]
     assert first != again and str(tmp_path) not in first
 
 
@@ -421,10 +423,10 @@ def test_a_changed_image_makes_its_dataset_stale_and_a_touched_one_does_not(real
 
 
 @pytest.mark.filterwarnings("ignore::medq.datasets.DatasetWarning")
-def test_images_that_are_elsewhere_count_as_prepared(real_cells, monkeypatch, tmp_path, capsys):
+def test_images_that_are_elsewhere_count_as_prepared(real_cells, monkeypatch, tmp_path):
     monkeypatch.setenv("MEDQ_DATA", str(tmp_path))
-    assert why(real_cells[0]) == {}
-    assert "What was prepared earlier is used" in capsys.readouterr().err
+    with pytest.warns(DatasetWarning, match="What was prepared earlier is used"):
+        assert why(real_cells[0]) == {}
 
 
 def test_datasets_whose_images_are_missing_are_all_named_before_anything_starts(tmp_path, runs, monkeypatch, capsys):
@@ -613,15 +615,12 @@ def test_each_gpu_gets_one_cell_unless_more_are_asked_for(
     loaded = params.load(profile)
     (runs / loaded.profile).mkdir(parents=True)
     args = SimpleNamespace(params=str(profile), jobs=None, profile=None, snakemake=["--verbose"])
-    batch._snakemake(loaded, args, tmp_path / "out", [], collect=True, remote=False)
+    batch._snakemake(loaded, args, tmp_path / "out", False, [(plan.job_of(loaded, "collect", {}), batch.SHOWN, "")])
     ((command, given),) = seen
     assert given.get("MEDQ_GPU_SLOTS") == slots_each
     assert [word for word in command if word.startswith("gpu=")] == [at_a_time] * bool(at_a_time)
-    assert command[command.index("--resources") + 1].startswith("mem_mb=") and command[-3:] == [
-        "--verbose",
-        "--",
-        "collect/collect.ipynb",
-    ]
+    assert command[command.index("--resources") + 1].startswith("mem_mb=")
+    assert command[-3:] == ["--verbose", "--", "collect/collect.ipynb"]
 
 
 @pytest.mark.parametrize(
