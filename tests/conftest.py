@@ -22,10 +22,10 @@ def runs(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def shared_tmp(tmp_path_factory, worker_id):
+def shared_tmp(tmp_path_factory):
     """A scratch folder that all processes of a test run share, for what is made once; make it under a file lock."""
     base = tmp_path_factory.getbasetemp()
-    return base if worker_id == "master" else base.parent
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture

@@ -120,9 +120,20 @@ def test_several_seeds_make_every_cell_once_for_each_and_studies_for_the_first(t
     assert finetune.schedule_of(loaded, plain, "cpu", "").seed == loaded.seed and str(plain).endswith("/fp32/fold0")
 
 
-def test_weights_that_are_not_there_stop_a_batch_before_it_starts(tmp_path, runs, capsys):
-    assert cli.main(["batch", str(write_profile(tmp_path, weights="w.pt"))]) == 2
-    assert f"weights: {tmp_path}/w.pt" in capsys.readouterr().err and not runs.exists()
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"weights": "w.pt"}, "weights: "),
+        pytest.param(
+            {"device": "cuda"},
+            "device: cuda is asked for, but torch sees no GPU here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)
+def test_what_is_not_there_stops_a_batch_before_it_starts(tmp_path, runs, capsys, changes, said):
+    assert cli.main(["batch", str(write_profile(tmp_path, **changes))]) == 2
+    assert said in capsys.readouterr().err and not runs.exists()
 
 
 def test_a_backbone_that_timm_does_not_know_stops_a_batch_before_it_starts(tmp_path, runs, monkeypatch, capsys):
@@ -146,28 +157,19 @@ def test_backbones_are_tried_first_unless_they_are_known_to_convert_as_they_are(
 
 
 @pytest.mark.parametrize(
-    "only, code", [([], 2), (["--only", "regime=ptq-fbgemm"], 2), (["--only", "regime=fp32"], None)]
+    "only, code", [([], 2), (["--only", "regime=ptq-fbgemm"], 2), (["--only", "regime=fp32"], cli.INTERRUPTED)]
 )
 def test_fewer_training_images_than_are_calibrated_with_stop_a_batch_before_it_starts(
     tmp_path, runs, capsys, monkeypatch, only, code
 ):
-    class Started(Exception):
-        pass
-
     def start(*_):
-        raise Started
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(batch, "_run_planned", start)
     profile = write_profile(tmp_path, calibration={"images": 65}, subset={"train": 64, "held_out": 32})
-    if code is None:
-        with pytest.raises(Started):
-            cli.main(["batch", str(profile), *only])
-        return
     assert cli.main(["batch", str(profile), *only]) == code
-    assert (
-        "tiny: calibration.images: 65 are asked for but the training part of phantom-BrainMRI has 64; lower it."
-        in capsys.readouterr().err
-    ) and not runs.exists()
+    said = "tiny: calibration.images: 65 are asked for but the training part of phantom-BrainMRI has 64; lower it."
+    assert (said in capsys.readouterr().err, runs.exists()) == ((True, False) if code == 2 else (False, True))
 
 
 def test_folds_that_only_some_datasets_have(tmp_path, runs):
@@ -213,21 +215,16 @@ def test_parameters_of_a_notebook_are_checked_before_it_works(stage, given, said
         notebook.start(given, stage)
 
 
-@pytest.mark.parametrize("name", ["MEDQ_THREADS", "MEDQ_GPU_SLOTS"])
-def test_numbers_in_the_environment_are_numbers(name, runs, monkeypatch):
-    monkeypatch.setenv(name, "two")
-    with pytest.raises(UserError, match=f"{name}: must be a whole number.*not 'two'"):
+@pytest.mark.parametrize(
+    "name, value",
+    [*(("MEDQ_THREADS", value) for value in ("two", "0", "-1", "1.5", "100000")), ("MEDQ_GPU_SLOTS", "two")],
+)
+def test_numbers_in_the_environment_that_cannot_be_meant_are_refused(name, value, runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(name, value)
+    assert cli.main(["batch", str(write_profile(tmp_path))]) == 2
+    assert capsys.readouterr().err.startswith(f"medq: {name}: must be a whole number") and not runs.exists()
+    with pytest.raises(UserError, match=name):
         notebook.start({}, "finetune")
-
-
-@pytest.mark.parametrize("value", ["0", "-1", "1.5", "100000"])
-def test_an_impossible_number_of_threads_is_refused(value, runs, monkeypatch, capsys):
-    monkeypatch.setenv("MEDQ_THREADS", value)
-    assert cli.main(["batch", "smoke", "--dry-run"]) == 2 and "MEDQ_THREADS: must be" in capsys.readouterr().err
-    with pytest.raises(UserError, match="MEDQ_THREADS"):
-        notebook.start({}, "finetune")
-    with pytest.raises(UserError, match="MEDQ_THREADS"):
-        finetune.set_threads(params.load("smoke"))
 
 
 def test_a_dataset_whose_name_papermill_reads_as_a_number(runs, monkeypatch):
@@ -241,13 +238,10 @@ def test_a_dataset_whose_name_papermill_reads_as_a_number(runs, monkeypatch):
 # --- what a change makes stale ----------------------------------------------------------------------------------------
 
 
-def test_finished_means_finished(finished):
-    assert why(finished[0]) == {}
-
-
 @pytest.mark.parametrize(
     "changes, stale",
     [
+        ({}, set()),
         ({"calibration": {"images": 16}}, {PTQ}),
         ({"qat": {"epochs": 9}}, set()),
         ({"bootstrap": {"resamples": 65}}, set()),
@@ -274,16 +268,11 @@ def test_a_study_of_a_trained_integer_model_depends_on_how_it_was_trained():
     assert depends("qat-fbgemm") and not depends("fbgemm")
 
 
-def test_changed_code_makes_its_stage_stale(finished, monkeypatch):
+@pytest.mark.parametrize("stage, stale", [("quantize", PTQ), ("datasets", DATA)])
+def test_changed_code_makes_its_stage_stale_and_images_looked_at_again_no_cell(finished, monkeypatch, stage, stale):
     code = keys.code
-    monkeypatch.setattr(keys, "code", lambda stage: "new" if stage == "quantize" else code(stage))
-    assert why(finished[0]) == {PTQ: "code"}
-
-
-def test_images_looked_at_again_by_other_code_make_no_cell_stale(finished, monkeypatch):
-    code = keys.code
-    monkeypatch.setattr(keys, "code", lambda stage: "new" if stage == "datasets" else code(stage))
-    assert why(finished[0]) == {DATA: "code"}
+    monkeypatch.setattr(keys, "code", lambda name: "new" if name == stage else code(name))
+    assert why(finished[0]) == {stale: "code"}
 
 
 def test_what_is_found_in_the_images_decides_what_is_run_again(finished, killed, capsys):
@@ -503,31 +492,25 @@ def test_an_unknown_fold_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "asked, cores, gigabytes, at_a_time, threads",
+    "image_size, asked, cores, gigabytes, at_a_time, threads",
     [
-        (None, 2, 100, 2, 1),
-        (None, 64, 9, 3, 21),
-        (1, 7, 100, 1, 7),
-        (3, 7, 100, 3, 2),
-        (200, 2, 600, 200, 1),
-        (4, 4, 1, 1, 4),
+        (64, None, 2, 100, 2, 1),
+        (64, None, 64, 9, 3, 21),
+        (64, 1, 7, 100, 1, 7),
+        (64, 3, 7, 100, 3, 2),
+        (64, 200, 2, 600, 200, 1),
+        (64, 4, 4, 1, 1, 4),
+        (64, 8, 8, 24, 8, 1),
+        (224, 8, 8, 24, 2, 4),  # larger images leave memory for fewer jobs
+        (448, 8, 8, 24, 1, 8),
     ],
 )
-def test_jobs_share_cores_and_memory(monkeypatch, asked, cores, gigabytes, at_a_time, threads):
+def test_jobs_share_cores_and_memory(monkeypatch, image_size, asked, cores, gigabytes, at_a_time, threads):
     import psutil
 
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=gigabytes * 1000 * 2**20))
-    assert batch.shares(params.load("smoke"), asked, cores)[:2] == (at_a_time, threads)
-
-
-def test_larger_images_leave_memory_for_fewer_jobs(monkeypatch):
-    import psutil
-
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=24_000 * 2**20))
-    at_a_time = [
-        batch.shares(params.load("pretrained").model_copy(update={"image_size": n}), 8, 8)[0] for n in (64, 224, 448)
-    ]
-    assert at_a_time == [8, 2, 1]
+    loaded = params.load("smoke").model_copy(update={"image_size": image_size})
+    assert batch.shares(loaded, asked, cores)[:2] == (at_a_time, threads)
 
 
 @pytest.mark.parametrize("profile", ["smoke", "paper"])
@@ -547,22 +530,15 @@ def test_the_rules_wildcards_name_their_job(profile):
 # --- one batch at a time ----------------------------------------------------------------------------------------------
 
 
-def test_a_second_batch_is_refused_and_names_the_first(tmp_path):
-    with batch.batch_lock(tmp_path), pytest.raises(UserError, match=rf"process {os.getpid()} on \S+, since \d{{4}}-"):
-        with batch.batch_lock(tmp_path):
-            pass
-    with batch.batch_lock(tmp_path):
-        pass
-
-
-def test_a_killed_batch_leaves_no_lock(tmp_path):
+def test_a_second_batch_is_refused_until_the_first_is_killed(tmp_path):
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom medq import batch\n"
         "with batch.batch_lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT)
     assert holder.stdout.readline() == b"held\n"
-    with pytest.raises(UserError, match=f"process {holder.pid}"), batch.batch_lock(tmp_path):
+    said = rf"process {holder.pid} on \S+, since \d{{4}}-"
+    with pytest.raises(UserError, match=said), batch.batch_lock(tmp_path):
         pass
     holder.kill()
     holder.wait()
@@ -575,29 +551,20 @@ def test_slots_share_gpus_and_come_back(runs, monkeypatch):
         "from medq import slots\nslots.gpus = lambda: ['0', '1']\nslots._limit_memory = lambda share: print(share, end=' ')\n"
         "print(slots.acquire(), flush=True)\ninput()\n"
     )
-    env = environment(runs) | {"MEDQ_GPU_SLOTS": "2"}
-    holders = [
-        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, cwd=ROOT)
-        for _ in range(5)
-    ]
-    taken = {}
-    import selectors
+    env, holders = environment(runs) | {"MEDQ_GPU_SLOTS": "2"}, []
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
 
-    with selectors.DefaultSelector() as ready:
-        for holder in holders:
-            ready.register(holder.stdout, selectors.EVENT_READ, holder)
-        while len(taken) < 4:
-            for key, _ in ready.select(timeout=60):
-                taken[key.data] = key.fileobj.readline().strip()
-                ready.unregister(key.fileobj)
-    assert sorted(taken.values()) == [b"0.45 0", b"0.45 0", b"0.45 1", b"0.45 1"]
-    freed = next(iter(taken))
-    freed.kill()
-    waiting = next(holder for holder in holders if holder not in taken)
-    assert waiting.stdout.readline().strip() == taken[freed]
-    for holder in holders:
-        holder.kill()
-        holder.wait()
+    def holder():
+        holders.append(subprocess.Popen([sys.executable, "-c", code], env=env, cwd=ROOT, **pipes))
+        return holders[-1]
+
+    assert [holder().stdout.readline().strip() for _ in range(4)] == [b"0.45 0", b"0.45 1", b"0.45 0", b"0.45 1"]
+    waiting = holder()
+    holders[1].kill()
+    assert waiting.stdout.readline().strip() == b"0.45 1"
+    for process in holders:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize(
@@ -642,33 +609,21 @@ def test_hidden_gpus_are_none(visible, found, monkeypatch):
     assert slots.gpus() == []
 
 
-def test_only_what_trains_or_is_timed_takes_a_gpu():
-    on_gpu, on_cpu = params.load("paper"), params.load("smoke")
-    cells = [("finetune", "fp32"), ("finetune", "fp16"), ("quantize", "qat-qnnpack"), ("quantize", "ptq-fbgemm")]
-    cells += [("diagnosis", "ptq-fbgemm"), ("ablation", ""), ("latency", "")]
-    jobs = {cell: plan.Job(cell[0], paths.Cell("p", "d", "b", cell[1])) for cell in cells}
-    taken = {cell: [plan.gpus_of(p, job) for p in (on_gpu, on_cpu)] for cell, job in jobs.items()}
-    assert [key for key, value in taken.items() if value == [1, 0]] == [
-        ("finetune", "fp32"),
-        ("finetune", "fp16"),
-        ("quantize", "qat-qnnpack"),
-        ("latency", ""),
-    ]
-    assert set(map(tuple, taken.values())) == {(1, 0), (0, 0)}
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_said_before_anything_starts(runs, tmp_path, capsys):
-    profile = write_profile(tmp_path, device="cuda")
-    assert cli.main(["batch", str(profile)]) == 2
-    assert "device: cuda is asked for, but torch sees no GPU here; set `device: auto`" in capsys.readouterr().err
-    assert not runs.exists()
-
-
-def test_slots_that_are_no_number_are_said_before_anything_starts(runs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("MEDQ_GPU_SLOTS", "two")
-    assert cli.main(["batch", str(write_profile(tmp_path))]) == 2
-    assert capsys.readouterr().err == "medq: MEDQ_GPU_SLOTS: must be a whole number, not 'two'.\n" and not runs.exists()
+@pytest.mark.parametrize(
+    "stage, regime, gpus",
+    [
+        ("finetune", "fp32", 1),
+        ("finetune", "fp16", 1),
+        ("quantize", "qat-qnnpack", 1),
+        ("quantize", "ptq-fbgemm", 0),
+        ("diagnosis", "ptq-fbgemm", 0),
+        ("ablation", "", 0),
+        ("latency", "", 1),
+    ],
+)
+def test_only_what_trains_or_is_timed_takes_a_gpu(stage, regime, gpus):
+    job = plan.Job(stage, paths.Cell("p", "d", "b", regime))
+    assert [plan.gpus_of(params.load(name), job) for name in ("paper", "smoke")] == [gpus, 0]
 
 
 def test_no_slots_unless_asked_for(monkeypatch):

@@ -11,7 +11,7 @@ import time
 
 import pytest
 import yaml
-from fixtures.batch import environment, write_profile
+from fixtures.batch import start_batch, write_profile
 
 from medq import artefacts, paths
 
@@ -107,28 +107,18 @@ def test_a_job_without_a_gpu_asks_for_none(job):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_batch_through_jobs(kubectl, tmp_path):
-    runs, profile = tmp_path / "my runs", write_profile(tmp_path)
-    command = [
-        sys.executable,
-        "-m",
-        "medq.cli",
-        "batch",
-        str(profile),
-        "--profile",
-        str(KUBERNETES),
-        "--jobs",
-        "2",
-        "--results",
-        str(tmp_path / "results"),
-    ]
-    interrupted = subprocess.Popen(command, cwd=paths.ROOT, env=environment(runs), stdout=subprocess.DEVNULL)
+    runs = tmp_path / "my runs"
+    words = write_profile(tmp_path), runs, "--profile", str(KUBERNETES), "--jobs", "2"
+    interrupted = start_batch(*words)
     while not list(kubectl.glob("*.pid")):
         time.sleep(0.1)
     interrupted.send_signal(signal.SIGINT)
-    assert interrupted.wait(60) != 0
+    interrupted.communicate(timeout=60)
+    assert interrupted.returncode != 0
     assert not list(kubectl.glob("medq-*.json"))  # the Job was taken back
-    done = subprocess.run(command, cwd=paths.ROOT, env=environment(runs), text=True, capture_output=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    again = start_batch(*words)
+    said = again.communicate()[0]
+    assert again.returncode == 0, said
     assert len(list(kubectl.glob("medq-*.rc"))) == 4  # images, two cells, the collection
-    assert (tmp_path / "results" / "metrics.csv").is_file()
+    assert (runs / "results" / "metrics.csv").is_file()
     assert all(artefacts.record(folder) for folder in (runs / "tiny").glob("*/*/*/fold0"))

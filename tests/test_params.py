@@ -38,12 +38,6 @@ def test_a_variant_of_the_reference_trains_with_one_key_changed(kind, key):
         assert variant[key] | {"selection": "held-out"} == base[key]
 
 
-@pytest.mark.parametrize("name", ["smoke", "reference", "paper"])
-def test_committed_profiles_load(name):
-    loaded = params.load(name)
-    assert loaded.profile == name and loaded.backbones and loaded.datasets
-
-
 def test_the_paper_profile_is_the_papers_protocol():
     rates = {"learning_rate": 1e-4, "weight_decay": 1e-4, "min_improvement": 1e-3, "batch_size": 32}
     assert params.load("paper").train.model_dump(exclude={"selection"}) == rates | {"epochs": 50, "patience": 10}
