@@ -234,7 +234,7 @@ def _look_for_images(params, chosen):
         spec = profiles.datasets()[dataset]
         try:
             frame = index(spec, params.root())
-            sizes = training_sizes(params, spec, frame, plan.folds(params, spec)) if dataset in calibrated else {}
+            sizes = training_sizes(params, spec, frame, params.folds_of(dataset)) if dataset in calibrated else {}
             if sizes and (n := min(sizes.values())) < wanted:
                 key = f"{params.profile}: calibration.images"
                 raise UserError(f"{key}: {wanted} are asked for but the training part of {dataset} has {n}; lower it.")

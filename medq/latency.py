@@ -180,9 +180,9 @@ def source(params, backbone, image_size):
     Where none is trained yet, or it was built for another size (transformers), the weights are random; without any
     prepared images the calibration images are noise. `facts` tells which.
     """
-    spec, fold = profiles.backbones()[backbone], 0 if params.folds == "all" else params.folds[0]
-    seed = params.seeds_of(backbone)[0]
-    cells = (paths.Cell(params.profile, dataset, backbone, "fp32", fold, seed) for dataset in params.datasets)
+    spec, seed = profiles.backbones()[backbone], params.seeds_of(backbone)[0]
+    places = ((dataset, fold) for dataset in params.datasets for fold in params.folds_of(dataset))
+    cells = (paths.Cell(params.profile, dataset, backbone, "fp32", fold, seed) for dataset, fold in places)
     cell = next((cell for cell in cells if artefacts.is_finished(cell.folder)), None)
     torch.manual_seed(params.seed)
     if cell is None:

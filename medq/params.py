@@ -201,6 +201,15 @@ class Params(Model):
         """Seeds that one backbone is trained with: [None] where the profile has `seed` alone."""
         return getattr(self.overrides.get(backbone), "seeds", None) or self.seeds or [None]
 
+    def folds_of(self, dataset):
+        """Numbers of the folds of one dataset that the profile asks for; a fixed split has fold 0 alone."""
+        known = range(datasets()[dataset].folds.n)
+        asked = known if self.folds == "all" else self.folds
+        for fold in asked:
+            if fold not in known and len(known) > 1:
+                raise UserError(f"folds: {dataset} has no fold {fold}; it has {', '.join(map(str, known))}.")
+        return [fold for fold in asked if fold in known]
+
     def training(self, backbone):
         """The `Train` settings of one backbone."""
         return self._merged("train", backbone)

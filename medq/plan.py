@@ -90,7 +90,7 @@ def needed(params, job):
     """The jobs that must be done before this one. The collection waits for all that run beside it."""
     cell, row = job.cell, stages.STAGES[job.stage]
     if job.stage == "latency":  # any trained model of the backbone will do
-        dataset, fold = next((name, k) for name in params.datasets for k in folds(params, profiles.datasets()[name]))
+        dataset, fold = next((name, k) for name in params.datasets for k in params.folds_of(name))
         cell = paths.Cell(cell.profile, dataset, cell.backbone, "fp32", fold, params.seeds_of(cell.backbone)[0])
     if row.needs == "datasets" and not regimes.REGIMES[cell.regime].start:
         return [Job("datasets", paths.Cell(cell.profile, cell.dataset, "", ""))]
@@ -101,8 +101,8 @@ def needed(params, job):
 
 def _all(params):
     """Every job of a profile, as its lists have them."""
-    catalogue, known = profiles.datasets(), profiles.backbones()
-    if not any(folds(params, catalogue[dataset]) for dataset in params.datasets):
+    known = profiles.backbones()
+    if not any(params.folds_of(dataset) for dataset in params.datasets):
         asked = ", ".join(map(str, params.folds))
         raise UserError(f"folds: no dataset of {params.profile} has fold {asked}; a fixed split has fold 0.")
     found = [Job("datasets", paths.Cell(params.profile, dataset, "", "")) for dataset in params.datasets]
@@ -113,7 +113,7 @@ def _all(params):
         if row.study
     }
     for dataset, backbone in itertools.product(params.datasets, params.backbones):
-        for fold in folds(params, catalogue[dataset]):
+        for fold in params.folds_of(dataset):
             cell = paths.Cell(params.profile, dataset, backbone, "fp32", fold)
             seeds = [replace(cell, seed=seed) for seed in params.seeds_of(backbone)]
             found += [Job(regimes.REGIMES[r].stage, cell.of(r)) for cell in seeds for r in _regimes(params)]
@@ -128,16 +128,6 @@ def _all(params):
 
 def _regimes(params):
     return [*dict.fromkeys(["fp32", *params.regimes, *params.controls])]
-
-
-def folds(params, spec):
-    """Numbers of the folds of a dataset that the profile asks for."""
-    known = range(spec.folds.n)
-    asked = known if params.folds == "all" else params.folds
-    for fold in asked:
-        if fold not in known and spec.folds.n > 1:
-            raise UserError(f"folds: {spec.name} has no fold {fold}; it has {', '.join(map(str, known))}.")
-    return [fold for fold in asked if fold in known]
 
 
 def _wanted(job, only):
@@ -155,7 +145,7 @@ def parts(params):
         "dataset": params.datasets,
         "backbone": params.backbones,
         "regime": _regimes(params),
-        "fold": sorted({str(k) for name in params.datasets for k in folds(params, profiles.datasets()[name])}, key=int),
+        "fold": sorted({str(k) for name in params.datasets for k in params.folds_of(name)}, key=int),
         "stage": list(stages.STAGES),
         **({"seed": [*map(str, seeds)]} if seeds else {}),
     }

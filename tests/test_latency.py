@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from medq import backbones, latency, params as profiles, paths, regimes, timing
+from medq import backbones, latency, params as profiles, paths, plan, regimes, timing
 from medq.errors import UserError
 from medq.quantize.engines import Unsupported
 from medq.results import SCHEMA
@@ -271,3 +271,11 @@ def test_random_weights_and_noise_stand_in_for_what_is_not_trained_yet(quick):
     made = latency.source(quick, "mobilenetv2", 32)
     assert made.facts == {"weights": "random", "calibration": "64 images of noise"}
     assert made.images.shape == (64, 32, 32, 3)
+
+
+def test_the_model_that_is_timed_is_the_one_that_a_batch_waits_for(monkeypatch, runs):
+    asked, looked_at = profiles.load("smoke", folds=[1, 0]), []
+    monkeypatch.setattr(latency.artefacts, "is_finished", lambda folder: looked_at.append(folder))
+    latency.source(asked, "resnet18", 32)
+    (needed,) = plan.needed(asked, plan.Job("latency", paths.Cell("smoke", "", "resnet18", "")))
+    assert looked_at[0] == needed.folder  # of a fixed split fold 0, though fold 1 is asked for first
