@@ -72,7 +72,7 @@ def _state(job, record, inputs):
     """(kind, why) a job must run, or (None, "")."""
     if record is None:
         return NEW, "failed before" if job.failed else "never finished"
-    harm = "; ".join(keys.changes(record.get("inputs"), inputs)) or artefacts.damage(job.folder, quick=True)
+    harm = "; ".join(keys.changes(record.get("inputs", {}), inputs)) or artefacts.damage(job.folder, quick=True)
     if harm:
         return AGAIN, harm
     shown, today = (_code(folder / f"{job.stage}.ipynb") for folder in (job.folder, paths.NOTEBOOKS))

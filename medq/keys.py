@@ -167,17 +167,13 @@ def content_key(record):
     return (record.get("content") or record.get("key")) if record else None
 
 
-def changes(stored, current):
-    """Which inputs differ, as short phrases: `parameters.train.epochs: 5 → 3`, `code`, …"""
-    found = []
-
-    def walk(old, new, name):
-        if isinstance(old, dict) and isinstance(new, dict):
-            for part in sorted({*old, *new}):
-                walk(old.get(part), new.get(part), f"{name}.{part}" if name else part)
-        elif old != new:
-            short = name.removeprefix("parameters.")
-            found.append(short if name in ("code", "images", "starts from") else f"{short}: {old} → {new}")
-
-    walk(stored or {}, current, "")
-    return found
+def changes(stored, current, name=""):
+    """Which inputs differ, as short phrases: `train.epochs: 5 → 3`, `code`, …; `name` is that of a part of them."""
+    if isinstance(stored, dict) and isinstance(current, dict):
+        parts = {part: f"{name}.{part}".removeprefix(".") for part in sorted({*stored, *current})}
+        return [phrase for part in parts for phrase in changes(stored.get(part), current.get(part), parts[part])]
+    if stored == current:
+        return []
+    if name in ("code", "images", "starts from"):
+        return [name]
+    return [f"{name.removeprefix('parameters.')}: {stored} → {current}"]

@@ -99,18 +99,11 @@ class Bootstrap(Model):
     resamples: Positive = 100_000  # Holm over some hundred comparisons needs p-values below 1e-4
 
 
-class _Study(Model):
-    """Which backbones the studies of `medq.stages` are made for; without a list every backbone, `[]` none.
-
-    `recipes` limits the ablation.
-    """
-
-    recipes: list[str] | None = None
-
-
+# Which backbones the studies are made for; without a list every backbone, `[]` none. `recipes` limits the ablation.
 Study = create_model(
     "Study",
-    __base__=_Study,
+    __base__=Model,
+    recipes=(list[str] | None, None),
     **{row.name: (list[str] | None, [] if row.on_demand else None) for row in stages.STAGES.values() if row.study},
 )
 
