@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fixtures.batch import ROOT, environment, finished, killed, snapshot, write_profile  # noqa: F401
+from fixtures.batch import ROOT, environment, snapshot, write_profile
 
 from medq import artefacts, batch, cli, finetune, keys, notebook, params, paths, plan, results, slots, stages
 from medq.datasets import DatasetWarning

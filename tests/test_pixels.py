@@ -144,14 +144,6 @@ def deep_png(path, values):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(written))
 
 
-@pytest.mark.parametrize("channels", [2, 3, 4])
-@pytest.mark.parametrize("bits", [8, 12, 14, 16])
-def test_colours_that_do_not_fill_16_bits_are_pointed_out(tmp_path, bits, channels):
-    ramp = np.linspace(0, 2**bits - 1, 12 * 12 * channels).astype(np.uint16).reshape(12, 12, channels)
-    deep_png(tmp_path / "a.png", ramp)
-    assert hidden(str(tmp_path / "a.png")) == (None if bits == 16 else bits, 1)
-
-
 def test_a_tiff_in_cielab_becomes_rgb(tmp_path):
     path = tmp_path / "a.tif"
     Image.merge("LAB", [Image.new("L", (4, 4), value) for value in (200, 128, 128)]).save(path)
@@ -159,12 +151,13 @@ def test_a_tiff_in_cielab_becomes_rgb(tmp_path):
     assert np.ptp(image) <= 2 and 180 < image.mean() < 215  # a* = b* = 0 is grey, L* = 78
 
 
-@pytest.mark.parametrize("bits", [10, 12, 14, 16])
-@pytest.mark.parametrize("suffix", ["png", "tif", "jp2"])
-def test_values_that_do_not_fill_16_bits_are_pointed_out(tmp_path, bits, suffix):
-    grey = Image.fromarray((np.arange(64 * 64) * (2**bits - 1) // (64 * 64 - 1)).reshape(64, 64).astype(np.uint16))
-    grey.save(tmp_path / f"grey.{suffix}")
-    assert hidden(str(tmp_path / f"grey.{suffix}")) == (None if bits == 16 else bits, 1)
+@pytest.mark.parametrize("bits", [8, 12, 14, 16])
+@pytest.mark.parametrize("suffix, channels", [("png", 1), ("tif", 1), ("jp2", 1), ("png", 2), ("png", 3), ("png", 4)])
+def test_values_that_do_not_fill_16_bits_are_pointed_out(tmp_path, bits, suffix, channels):
+    ramp = np.linspace(0, 2**bits - 1, 64 * 64 * channels).astype(np.uint16).reshape(64, 64, channels)
+    path = tmp_path / f"a.{suffix}"
+    deep_png(path, ramp) if channels > 1 else Image.fromarray(ramp[..., 0]).save(path)
+    assert hidden(str(path)) == (None if bits == 16 else bits, 1)
 
 
 def test_further_frames_are_pointed_out(tmp_path):
@@ -294,13 +287,6 @@ def test_all_unreadable_images_are_named_at_once(images, cache):
     assert all(path.name in said for path in images[:3]) and images[3].name not in said
     images[0].unlink()
     refuses(images[:1], cache, "^1 unreadable image: .*0.png .No such file or directory.*; repair")
-
-
-def test_many_unreadable_images_are_counted(tmp_path, cache):
-    paths = [tmp_path / f"{k:02d}.png" for k in range(30)]
-    for path in paths:
-        path.write_bytes(b"x")
-    refuses(paths, cache, r"30 unreadable images: .*19.png.* and 10 more")
 
 
 def test_a_full_disk_leaves_nothing_behind(images, cache):

@@ -15,17 +15,7 @@ import nbformat
 import psutil
 import pytest
 import torch
-from fixtures.batch import (
-    ROOT,
-    environment,
-    family,
-    finished,
-    killed,
-    outcome,
-    start_batch,
-    wait_for,  # noqa: F401
-    write_profile,
-)
+from fixtures.batch import ROOT, environment, family, outcome, start_batch, wait_for, write_profile
 
 from medq import artefacts, batch, execute, finetune, fit, params, paths, quantize
 from medq.datasets.partition import prepare
