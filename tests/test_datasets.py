@@ -608,15 +608,6 @@ def test_random_tables(tmp_path_factory, rows, header, separator, encoding):
     attempt(table_spec(), root)
 
 
-@given(st.binary(max_size=200))
-@quick
-def test_random_bytes_as_a_table(tmp_path_factory, content):
-    root = tmp_path_factory.mktemp("random") / "own"
-    touch(root, "a/1.png")
-    (root / "meta.csv").write_bytes(content)
-    attempt(table_spec(), root)
-
-
 # Folds, subsets, inner splits
 
 
