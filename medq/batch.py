@@ -72,7 +72,10 @@ def _state(job, record, inputs):
     """(kind, why) a job must run, or (None, "")."""
     if record is None:
         return NEW, "failed before" if job.failed else "never finished"
-    harm = "; ".join(keys.changes(record.get("inputs", {}), inputs)) or artefacts.damage(job.folder, quick=True)
+    # A study's cell has a name of its own, and a stage may depend on more than a batch knows of.
+    compared = {name: value for name, value in inputs.items() if name != "cell"}
+    stored = {name: value for name, value in record.get("inputs", {}).items() if name in compared}
+    harm = "; ".join(keys.changes(stored, compared)) or artefacts.damage(job.folder, quick=True)
     if harm:
         return AGAIN, harm
     shown, today = (_code(folder / f"{job.stage}.ipynb") for folder in (job.folder, paths.NOTEBOOKS))

@@ -17,6 +17,7 @@ from fixtures.batch import ROOT, environment, snapshot, write_profile
 from medq import artefacts, batch, cli, finetune, keys, notebook, params, paths, plan, results, slots, stages
 from medq.datasets import DatasetWarning
 from medq.errors import UserError
+from medq.quantize.stage import study_name
 
 FP32, PTQ = "phantom-BrainMRI/resnet18/fp32/fold0", "phantom-BrainMRI/resnet18/ptq-fbgemm/fold0"
 DATA = "phantom-BrainMRI/data"
@@ -270,6 +271,16 @@ def test_a_study_of_a_trained_integer_model_depends_on_how_it_was_trained():
         return first != second
 
     assert depends("qat-fbgemm") and not depends("fbgemm")
+
+
+@pytest.mark.parametrize("stage", ["ablation", "diagnosis"])
+def test_neither_the_name_of_a_studys_cell_nor_what_it_alone_knows_makes_it_stale(stage, runs):
+    loaded, only = params.load("smoke"), {"stage": [stage], "dataset": ["phantom-BrainMRI"], "backbone": ["resnet18"]}
+    job = next(job for job in plan.jobs(loaded, only) if job.stage == stage)
+    inputs = keys.inputs(loaded, stage, job.cell.of(study_name(stage, job.cell.regime)))
+    job.folder.mkdir(parents=True)
+    artefacts.finish(job.folder, [], inputs=inputs | {"versions": {"other": "1.0"}})
+    assert why(loaded, only)[str(job)] == "images; starts from"  # which are not there
 
 
 @pytest.mark.parametrize("stage, stale", [("quantize", PTQ), ("datasets", DATA)])
