@@ -325,7 +325,7 @@ def _snakemake(params, args, results, remote, planned):
             each = slots.per_gpu() or 1
             environment["MEDQ_GPU_SLOTS"] = str(each)
             options += [f"gpu={each * len(slots.gpus()) or n}"]
-    words = [*map(str, options), *getattr(args, "snakemake", []), "--", *[job.notebook for job in todo]]
+    words = [*map(str, options), *args.snakemake, "--", *[job.notebook for job in todo]]
     log, own = folder / "logs" / "snakemake.log", plan.measured(params)
     cells, at_a_time = [job for job in todo if job.stage != "collect"], 1 if remote else n
     weights = {job: sum(plan.seconds(params, job, own).values()) / at_a_time for job in cells}

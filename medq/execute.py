@@ -25,9 +25,8 @@ def run(notebook, output, parameters, log, environment=(), minutes=None):
     log, output = Path(log).absolute(), Path(output).absolute()
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
-    forks = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-    if os.name == "posix":
-        forks.set_forkserver_preload(["medq.preload"])
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["medq.preload"])
     process = forks.Process(target=_work, args=(str(notebook), parameters, str(log), dict(environment)))
     process.start()
     process.join(60 * minutes if minutes else None)
