@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,11 +19,9 @@ def medq(*words, **options):
 @pytest.fixture
 def command(monkeypatch):
     """Put a made-up command in the table: `command(run)` gives main's status and what was printed."""
-    import types
 
     def made(run, words=("made",)):
-        module = types.ModuleType("medq_made_up")
-        module.add_arguments, module.run = (lambda parser: parser.add_argument("--n", type=int, default=1)), run
+        module = SimpleNamespace(add_arguments=lambda parser: parser.add_argument("--n", type=int, default=1), run=run)
         monkeypatch.setitem(sys.modules, "medq_made_up", module)
         monkeypatch.setitem(cli.COMMANDS, "made", ("medq_made_up", "a made-up command"))
         return cli.main(list(words))
