@@ -169,7 +169,8 @@ class SideBySide(fx.Interpreter):
     def run_node(self, node):
         if node.op == "placeholder":
             value = super().run_node(node)
-            return Pair(value, value.clone())  # what follows may work in place
+            # What follows may work in place. An argument with a default, such as a mask, may be None.
+            return Pair(value, value.clone() if isinstance(value, torch.Tensor) else value)
         if not node.op.startswith("call"):
             return super().run_node(node)
         args, kwargs = self.fetch_args_kwargs_from_env(node)
