@@ -168,8 +168,8 @@ def run(args):
             print(f"{params.profile}: {len(planned)} of {total} parts to run.", flush=True)
         execute_planned = functools.partial(_snakemake, params, args, results, remote)
         todo = _run_planned(params, only, planned, execute_planned)
-        if _has_results(params) and not _collected(params, results):
-            execute_planned([(plan.job_of(params, "collect", {}), SHOWN, "")])
+        if _has_results(params) and not _collected(params, results):  # as when some cells failed
+            execute_planned([_collection(params)])
         return _report(params, todo, results, time.monotonic() - started)
 
 
@@ -182,9 +182,15 @@ def _run_planned(params, only, planned, execute_planned):
         scanned = {job.cell.dataset for job, *_ in first}
         unknown = {job.cell.dataset for job, *_ in planned if job.stage == "datasets"} & scanned
         planned = [entry for entry in planned if entry[0].cell.dataset not in unknown]
-    if planned:
-        execute_planned(planned)
+    if planned:  # the tables in the same run, which has done the imports: but of images alone there are none
+        cells = any(job.stage != "datasets" for job, *_ in planned)
+        execute_planned([*planned, _collection(params)] if cells else planned)
     return [job for job, *_ in [*first, *planned]]
+
+
+def _collection(params):
+    """The planned job that makes the tables."""
+    return plan.job_of(params, "collect", {}), AGAIN, "cells"
 
 
 def _check(args, results):
@@ -310,7 +316,7 @@ def _snakemake(params, args, results, remote, planned):
         "threads": threads,
         "cores": threads if remote else n * threads,
         "results": str(results),
-        "collect": [],  # it runs alone, after all others
+        "collect": [job.notebook for job in todo if job.stage != "collect"],
     }
     artefacts.write_json(folder / ".batch-config.json", config)
     (folder / "logs").mkdir(exist_ok=True)
