@@ -19,6 +19,7 @@ DEPTHWISE = {"depthwise 3x3", "depthwise 3x3, stride 2", "depthwise 5x5", "depth
 # What is known to disagree with floating point: (engine, layout or None, range or None) -> operators.
 KNOWN = {
     ("qnnpack", "channels-last", None): CLAMPS,
+    ("qnnpack", None, None): {"average pool 3x3, edges without padding"},
     ("fbgemm", None, "full"): set(sweep.WEIGHTED),
     ("x86", None, "full"): set(sweep.WEIGHTED),
     ("onednn", None, "full"): set(sweep.WEIGHTED),

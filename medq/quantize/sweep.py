@@ -44,6 +44,7 @@ NATIVE = {
     "hardsigmoid": F.hardsigmoid,
     "max pool 3x3": lambda x: F.max_pool2d(x, 3, 2, 1),
     "average pool 2x2": lambda x: F.avg_pool2d(x, 2),
+    "average pool 3x3, edges without padding": lambda x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False),
     "adaptive average pool": lambda x: F.adaptive_avg_pool2d(x, 1),
     "mean": lambda x: x.mean((2, 3), keepdim=True),
     "interpolate": lambda x: F.interpolate(x, scale_factor=2.0),
