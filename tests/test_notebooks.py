@@ -1,11 +1,11 @@
-"""Notebooks of a model that an engine refuses: they end well, and show what there is to show."""
+"""Notebooks that no small batch runs: of a model that an engine refuses, and of other runtimes."""
 
 import ast
 import json
 
 import pytest
 
-from medq import artefacts, paths
+from medq import artefacts, paths, peers
 from medq.quantize import dynamic, static
 from medq.quantize.engines import Unsupported
 
@@ -58,3 +58,10 @@ def test_a_model_that_an_engine_refuses(runs, monkeypatch, backbone, names):
         regime = {"regime": "ptq-fbgemm", "backbone": backbone, "changes": CHANGES}
         record = artefacts.record(execute(name, **regime)["folder"])
         assert record["status"] == "unsupported" and "the engine refuses an operator" in record["reason"], name
+
+
+def test_other_runtimes_are_shown(runs, monkeypatch):
+    monkeypatch.setenv("MEDQ_RUNS", str(runs))
+    monkeypatch.setenv("MEDQ_THREADS", "1")
+    monkeypatch.setattr(peers, "RUNTIMES", peers.RUNTIMES[:1])
+    assert len(execute("peers", changes=CHANGES)["table"]) == 2  # batch sizes
