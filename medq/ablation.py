@@ -7,27 +7,22 @@ from medq import evaluate, metrics, params as profiles
 from medq.augment import normalise, unnormalised
 from medq.quantize import static
 from medq.quantize.engines import ENGINES, Unsupported
-from medq.quantize.stage import calibration, converted, float_model, outcome, prepared_model, simulated, study
-from medq.results import FACTORS, SCHEMA
+from medq.quantize.stage import calibration, converted, float_model, outcome, prepared_model, simulated, study, tidy
+from medq.results import FACTORS
 
 TABLE, COMPOSITION = "ablation.csv", "composition.csv"
 SCORES = ("auprc", "auroc", "ece", "ece_top_label", "brier")
 MISTAKEN = {name: row.mistaken for name, row in ENGINES.items() if row.mistaken}
 
 
-def run(params, cell):
-    """Quantize `cell`'s FP32 model by every recipe for both engines; writes ablation.csv and composition.csv.
+def measure(params, cell, part):
+    """({ablation.csv: scores of `cell`'s FP32 model quantized by every recipe for both engines, composition.csv}, facts).
 
     `params.study.recipes` restricts the recipes (the default one always belongs to them). A transformer, whose dynamic
-    quantization no recipe touches, has the rows of the default alone. Returns the folder.
+    quantization no recipe touches, has the rows of the default alone. composition.csv is of `batch_composition`.
     """
-    return study(params, cell, "ablation", measure)
-
-
-def measure(params, cell, part):
-    """({ablation.csv: table, composition.csv: table}, facts for `done.json`) of one cell."""
     family = profiles.backbones()[cell.backbone].family
-    recipes, place = profiles.recipes(), {"dataset": cell.dataset, "backbone": cell.backbone, "fold": cell.fold}
+    recipes = profiles.recipes()
     names = ["default"] if family == "transformer" else params.study.recipes
     if names is not None:
         recipes = {name: recipes[name] for name in dict.fromkeys(("default", *names))}
@@ -44,9 +39,9 @@ def measure(params, cell, part):
             composition = batch_composition(forms["fake-quant"], part, params.seed)
         switches = {factor: str(getattr(settings, "batch_norm" if factor == "fused" else factor)) for factor in FACTORS}
         for name, engine_name, run_engine in uses:
-            facts = place | {"recipe": name, "engine": engine_name, "run_engine": run_engine} | switches
+            facts = {"recipe": name, "engine": engine_name, "run_engine": run_engine} | switches
             try:
-                quantized = converted(prepared, family, run_engine)
+                quantized = converted(prepared, run_engine)
                 forms["converted"] = _scores(quantized, part)
             except (Unsupported, FloatingPointError) as error:
                 forms.pop("converted", None)
@@ -55,9 +50,8 @@ def measure(params, cell, part):
                 forms["fake-quant"] = _scores(forms["fake-quant"], part)
             rows += [facts | {"form": form} | scores for form, scores in forms.items()]
     rows.sort(key=lambda row: (list(MISTAKEN).index(row["engine"]), list(recipes).index(row["recipe"])))
-    table = pd.DataFrame(rows, columns=SCHEMA[TABLE])
     orders = pd.DataFrame(composition, columns=["order", "batch_size", *SCORES])
-    return {TABLE: table, COMPOSITION: orders}, outcome(reasons, rows)
+    return {TABLE: tidy(rows, cell, TABLE), COMPOSITION: orders}, outcome(reasons, rows)
 
 
 def _grouped(recipes):
@@ -90,3 +84,6 @@ def batch_composition(model, part, seed, batch_sizes=(evaluate.BATCH, 8)):
         for order, rows in orders.items()
         for size in batch_sizes
     ]
+
+
+run = study("ablation", measure)

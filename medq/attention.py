@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from scipy.stats import rankdata
 
-from medq import backbones, bootstrap, finetune, params as profiles
+from medq import bootstrap, finetune, params as profiles
 from medq.augment import normalise
 from medq.quantize import kernels, stage, static
 from medq.quantize.cam import maps
@@ -31,17 +31,12 @@ VIEWS = {  # the same images under another light. No mirror: strides sample its 
 }
 
 
-def run(params, cell):
-    """Compare the maps of the models of `cell` with those of FP32; writes attention.csv and returns the folder.
+def measure(params, cell, part):
+    """({attention.csv: how far the maps of the models of `cell` lie from those of FP32, gallery.csv}, facts).
 
     The INT8 regimes and the control of the profile are made first if need be. FP32 on brighter and darker images
     says how far maps move without quantization. gallery.csv holds images of phantoms; of other datasets it is empty.
     """
-    return stage.study(params, cell, "attention", measure)
-
-
-def measure(params, cell, part):
-    """({attention.csv: table, gallery.csv: table}, facts for `done.json`) of one cell."""
     tables, shown, reasons = [pd.DataFrame(columns=SCHEMA[TABLE])], [pd.DataFrame(columns=SCHEMA[GALLERY])], []
     rows = np.sort(np.random.default_rng(params.seed).permutation(part.held_out)[:IMAGES])
     try:
@@ -67,13 +62,15 @@ def measure(params, cell, part):
     return found, {"reason": "; ".join(reasons)} if reasons else {}
 
 
+run = stage.study("attention", measure)
+
+
 def _models(params, cell, part, original):
     """(regime, form, view, function that makes the model) of everything that is compared with FP32."""
 
     def continued():
-        path = finetune.run(params, cell.of(CONTROL)) / finetune.CHECKPOINT
-        model = backbones.create(cell.backbone, len(part.classes), params.image_size, str(path), trained=True)
-        return static.fused(model.eval(), "traced")
+        finetune.run(params, cell.of(CONTROL))
+        return static.fused(stage.float_model(params, cell, part, CONTROL), "traced")
 
     @cache
     def observed(name):

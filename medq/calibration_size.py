@@ -2,35 +2,27 @@
 
 import copy
 
-import pandas as pd
-
 from medq import evaluate, metrics, params as profiles, regimes
 from medq.quantize import static
 from medq.quantize.engines import Unsupported
-from medq.quantize.stage import DEFAULT, calibration_batches, calibration_rows, float_model, named, outcome, study
-from medq.results import SCHEMA
+from medq.quantize.stage import DEFAULT, calibration_batches, calibration_rows, float_model, outcome, study, tidy
 
 TABLE = "calibration_size.csv"
 DYNAMIC = "dynamic quantization reads no calibration images"
 
 
-def run(params, cell):
-    """Sweep the calibration set's size for `cell` (regime `ptq-…`); writes calibration_size.csv, returns the folder.
+def measure(params, cell, part):
+    """({calibration_size.csv: AUPRC by the calibration set's size}, facts) of one cell (regime `ptq-…`).
 
     Sizes are `params.calibration.sizes` as far as the training part reaches, each drawn `params.calibration.subsets`
-    times. For a transformer the table is empty and `done.json` gives the reason.
+    times. For a transformer the table is empty and the facts give the reason.
     """
-    return study(params, cell, "calibration_size", measure)
-
-
-def measure(params, cell, part):
-    """({calibration_size.csv: table}, facts) of one cell."""
     sizes = sorted({size for size in params.calibration.sizes if size <= len(part.train)})
     rows, reasons, engine_name = [], [], regimes.REGIMES[cell.regime].engine
     dynamic = profiles.backbones()[cell.backbone].family == "transformer"
     if dynamic or not sizes:
         few = f"the training part has {len(part.train)} images, fewer than any size of the sweep"
-        return {TABLE: pd.DataFrame(columns=SCHEMA[TABLE])}, {"reason": DYNAMIC if dynamic else few}
+        return {TABLE: tidy([], cell, TABLE)}, {"reason": DYNAMIC if dynamic else few}
     try:
         fresh = static.prepare(float_model(params, cell, part), engine_name, DEFAULT, params.image_size)
         for subset in range(params.calibration.subsets):
@@ -41,7 +33,7 @@ def measure(params, cell, part):
             ]
     except Unsupported as error:
         reasons.append(str(error))
-    return {TABLE: named(pd.DataFrame(rows), cell).reindex(columns=SCHEMA[TABLE])}, outcome(reasons, rows)
+    return {TABLE: tidy(rows, cell, TABLE)}, outcome(reasons, rows)
 
 
 def _sweep(fresh, engine_name, part, order, sizes, reasons):
@@ -57,3 +49,6 @@ def _sweep(fresh, engine_name, part, order, sizes, reasons):
             reasons.append(f"{size} images: {error}")
             continue
         yield size, metrics.auprc(part.labels[part.held_out], probability)
+
+
+run = study("calibration_size", measure)

@@ -10,9 +10,8 @@ from torch.nn import functional as F
 from medq import params as profiles, regimes
 from medq.quantize import kernels
 from medq.quantize.engines import Unsupported, engine, refusals
-from medq.quantize.stage import calibration, converted, float_model, named, prepared_model, study, trained_integer
+from medq.quantize.stage import calibration, converted, float_model, prepared_model, study, tidy, trained_integer
 from medq.quantize.static import float_weights
-from medq.results import SCHEMA
 
 LAYERS = "layers.csv"
 _OWN = ["layer", "operator", "sqnr_db", "saturation", "weight_range_ratio", "channel_range_ratio", "normed_range_ratio"]
@@ -130,17 +129,12 @@ def _dynamic(float_model, model, batch):
     return rows
 
 
-def run(params, cell):
-    """Diagnose the INT8 model of `cell` (regime `ptq-…` or `qat-…`) on a calibration batch; returns the folder.
-
-    Writes layers.csv. A PTQ model is made again from the FP32 checkpoint; a QAT model is loaded (and trained first if
-    need be), and has no FP32 twin with weights of its own (see `layers`).
-    """
-    return study(params, cell, "diagnosis", measure)
-
-
 def measure(params, cell, part):
-    """({layers.csv: table}, facts) of one cell."""
+    """({layers.csv: `layers` of its INT8 model on a calibration batch}, facts) of one cell (regime `ptq-…` or `qat-…`).
+
+    A PTQ model is made again from the FP32 checkpoint; a QAT model is loaded (and trained first if need be), and has no
+    FP32 twin with weights of its own.
+    """
     batches, family = calibration(params, part), profiles.backbones()[cell.backbone].family
     regime = regimes.REGIMES[cell.regime]
     try:
@@ -149,9 +143,12 @@ def measure(params, cell, part):
         else:
             original = float_model(params, cell, part)
             prepared = prepared_model(original, family, regime.engine, batches, params.image_size)
-            quantized = converted(prepared, family, regime.engine)
+            quantized = converted(prepared, regime.engine)
         table = layers(original, quantized, batches[0])
         facts = {"worst_layers": list(worst(table)["layer"])}
     except Unsupported as error:
-        table, facts = pd.DataFrame(columns=COLUMNS), {"status": "unsupported", "reason": str(error)}
-    return {LAYERS: named(table, cell)[SCHEMA[LAYERS]]}, facts
+        table, facts = [], {"status": "unsupported", "reason": str(error)}
+    return {LAYERS: tidy(table, cell, LAYERS)}, facts
+
+
+run = study("diagnosis", measure)

@@ -16,12 +16,11 @@ from medq.datasets.partition import partition
 from medq.errors import UserError
 from medq.results import METRICS, title
 
-FORMATS = {"onnx": "model.onnx", "openvino": "model.xml"}
+FORMATS = {"onnx": "onnxruntime", "openvino": "openvino"}  # and the runtime of `medq.peers` that writes it
 TOLERANCE = 1e-4  # largest difference of a probability from PyTorch's that an FP32 export may show
 FACTS, CARD = "model.json", "MODEL_CARD.md"
 # Operators of preprocessing and softmax, which stay in floating point.
 _KEEP = {"onnx": ("Cast", "Sub", "Div", "Softmax"), "openvino": ("Convert", "Subtract", "Divide", "Softmax")}
-_NEEDS = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
 
 
 def add_arguments(parser):
@@ -57,11 +56,13 @@ def export(cell_folder, output, *, format="onnx", precision="fp32", temperature=
     missing package, a temperature that is not above 0 or cannot be fitted, or an FP32 export whose probabilities differ by
     more than 1e-4.
     """
+    import torch
+
     from medq import evaluate, metrics, peers, remedies
     from medq.quantize.stage import calibration_rows
 
-    lacking = peers.missing((*_NEEDS[format], *(("nncf",) if (format, precision) == ("openvino", "int8") else ())))
-    if lacking:
+    runtime = next(r for r in peers.RUNTIMES if (r.runtime, r.precision) == (FORMATS[format], precision))
+    if lacking := peers.missing(runtime.packages):
         raise UserError(f"exporting to {format} needs packages: {lacking}.")
     params, cell, part, model = _opened(cell_folder)
     held, labels, fit = part.images[part.held_out], part.labels[part.held_out], temperature == "fit"
@@ -80,9 +81,22 @@ def export(cell_folder, output, *, format="onnx", precision="fp32", temperature=
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{output}: cannot be a folder ({error.strerror}); choose another.") from None
-    path = output / FORMATS[format]
+    path = output / f"model{runtime.suffix}"
     rows = calibration_rows(part, min(params.calibration.images, len(part.train)), params.seed)
-    _write(whole, path, format, precision, part.images[rows], _identity(params, cell, precision))
+    task = peers.Task(
+        whole,
+        [torch.from_numpy(x) for x in _planar(part.images[rows])],
+        cell.backbone,
+        profiles.backbones()[cell.backbone].family,
+        len(part.classes),
+        params.image_size,
+        batch_sizes=(),
+        threads=1,
+        names=("images", "probabilities"),
+        keep=_KEEP[format],
+        origin=_identity(params, cell, precision),
+    )
+    runtime.save(task, path)
     found, exact = load(path)(held), evaluate.probabilities(whole.logits, held)
     facts = _facts(params, cell, part, path, precision, found, exact) | {"temperature_fitted": fit}
     facts["temperature"] = temperature
@@ -102,7 +116,8 @@ def export(cell_folder, output, *, format="onnx", precision="fp32", temperature=
 
 def _opened(folder):
     """(params, cell, partition, model) of a finished cell with float weights, from its manifest."""
-    from medq import backbones, finetune
+    from medq.finetune import CHECKPOINT
+    from medq.quantize.stage import float_model
 
     folder = Path(folder)
     if why := artefacts.damage(folder):
@@ -112,7 +127,7 @@ def _opened(folder):
         )
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     cell = paths.Cell(**manifest["cell"])
-    if not (folder / finetune.CHECKPOINT).is_file():
+    if not (folder / CHECKPOINT).is_file():
         raise UserError(
             f"{folder}: regime {cell.regime} holds no float weights; export the fp32 cell beside it, with --precision int8 "
             f"for an INT8 model. Regimes with weights: {', '.join(regimes.of('float'))}."
@@ -122,9 +137,8 @@ def _opened(folder):
             f"{folder}: its manifest belongs to {cell.folder}; set MEDQ_RUNS to the folder that holds the batch."
         )
     params = validate(profiles.Params, manifest["parameters"], str(folder / "manifest.json"))
-    part, checkpoint = partition(params, cell.dataset, cell.fold), str(folder / finetune.CHECKPOINT)
-    model = backbones.create(cell.backbone, len(part.classes), params.image_size, checkpoint, trained=True)
-    return params, cell, part, model.eval()
+    part = partition(params, cell.dataset, cell.fold)
+    return params, cell, part, float_model(params, cell, part, cell.regime)
 
 
 def deployable(model, temperature):
@@ -152,37 +166,6 @@ def deployable(model, temperature):
     return Deployable().eval()
 
 
-def _write(whole, path, format, precision, images, identity):
-    """The file itself, in the format and precision asked for."""
-    import torch
-
-    from medq import peers
-
-    planar = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    example, names = torch.from_numpy(planar[:2]), ("images", "probabilities")
-    batches = [planar[k : k + 32] for k in range(0, len(planar), 32)]
-    if format == "openvino":
-        graph = peers.read_openvino(whole, path, example, names)
-        if precision == "int8":
-            family = profiles.backbones()[identity["backbone"]].family
-            graph = peers.quantize_openvino(graph, batches, family, _KEEP[format])
-        for name, value in identity.items():
-            graph.set_rt_info(value, ["medq", name])
-        peers.write_openvino(graph, path)
-        return
-    import onnx
-
-    if precision == "fp32":
-        peers.to_onnx(whole, path, example, names)
-    else:
-        with peers.float_onnx(whole, path, example, names) as source:
-            peers.quantize_onnx(source, path, batches, _KEEP[format])
-    model = onnx.load(path)
-    onnx.helper.set_model_props(model, identity)
-    with artefacts.replacing(path) as temporary:
-        onnx.save(model, str(temporary))
-
-
 def _identity(params, cell, precision):
     """What the file itself tells about its origin (strings only)."""
     names = ("dataset", "backbone", "regime", "fold")
@@ -199,15 +182,13 @@ def load(path):
     """A function from decoded images (uint8 [n, h, w, 3]) to probabilities (float32 [n, classes]) of an exported file."""
     from medq import peers
 
-    if Path(path).suffix == ".onnx":
-        session = peers.onnx_session(path, 1)
-        call = lambda x: session.run(None, {"images": x})[0]  # noqa: E731
-    else:
-        model = peers.openvino_model(path, 1)
-        call = lambda x: np.array(model(x)[0])  # noqa: E731
-    return lambda images: np.concatenate(
-        [call(np.ascontiguousarray(images[k : k + 32].transpose(0, 3, 1, 2))) for k in range(0, len(images), 32)]
-    )
+    call = peers.opened(Path(path), 1)
+    return lambda images: np.concatenate([call(x) for x in _planar(images)])
+
+
+def _planar(images, n=32):
+    """Decoded images [.., h, w, 3] as batches of at most `n`, [n, 3, h, w]."""
+    return [np.ascontiguousarray(images[k : k + n].transpose(0, 3, 1, 2)) for k in range(0, len(images), n)]
 
 
 def _facts(params, cell, part, path, precision, found, exact):

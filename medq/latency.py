@@ -18,20 +18,21 @@ import numpy as np
 import pandas as pd
 import torch
 
-from medq import artefacts, backbones, finetune, fit, keys, params as profiles, paths, provenance, regimes, stages
+from medq import artefacts, backbones, fit, keys, params as profiles, paths, provenance, regimes, stages
 from medq.augment import normalise
 from medq.datasets.partition import lock, once, partition
 from medq.errors import UserError
 from medq.params import Recipe
 from medq.quantize import static, storage
 from medq.quantize.engines import Unsupported, short, unsupported
-from medq.quantize.stage import calibration_batches, calibration_rows, converted, prepared_model
+from medq.quantize.stage import calibration_batches, calibration_rows, converted, float_model, prepared_model
 from medq.results import SCHEMA
 from medq.timing import BLOCKS, ENOUGH, TAILS, summary
 
 TIMINGS, RAW, MANIFEST = "latency.csv", "latency_raw.parquet", "manifest.json"
 FACTS = ("regime", "baseline", "engine", "device", "convert_seconds", "size_mb")  # of a variant, in latency.csv
 SHOWN_TAILS = (("fp32", "eager"), ("ptq-fbgemm", ""))  # whose tail at batch 1 Table 4 shows
+REFUSALS = Unsupported, MemoryError, torch.OutOfMemoryError  # by which a model turns out not to run
 FUSED = Recipe(title="Batch norm fused into its convolution", batch_norm="fused")
 SAME_GRAPH = "dynamic quantization gives the same integer graph with and without quantization-aware training"
 
@@ -196,11 +197,10 @@ def source(params, backbone, image_size):
         facts["calibration"] += f", resized from {params.image_size} pixels"
     if image_size != params.image_size and spec.sized:
         facts["weights"] = "random: the trained model is of another size"
-        model = backbones.create(backbone, len(part.classes), image_size)
+        model = backbones.create(backbone, len(part.classes), image_size).eval()
     else:
-        checkpoint = str(cell.folder / finetune.CHECKPOINT)
-        model = backbones.create(backbone, len(part.classes), image_size, checkpoint, trained=True)
-    return Source(model.eval(), resized(part.images[rows], image_size), spec.family, facts)
+        model = float_model(params, cell, part)
+    return Source(model, resized(part.images[rows], image_size), spec.family, facts)
 
 
 def resized(images, size):
@@ -324,7 +324,7 @@ def integer(made, regime):
     start = time.perf_counter()
     if method == "ptq":
         prepared = prepared_model(made.model, made.family, engine_name, batches, size)
-    quantized = converted(prepared, made.family, engine_name)
+    quantized = converted(prepared, engine_name)
     seconds = round(time.perf_counter() - start, 3)
     return Variant(regime, quantized, storage.state_dict_bytes(quantized.model) / 1e6, seconds, engine=engine_name)
 
@@ -358,7 +358,7 @@ def _run(params, backbone, target, given):
         made = source(params, backbone, params.latency.image_size)
         found, absent = variants(params, made)
         raw = pd.concat(
-            [_timed(params, made.images, found, n, absent) for n in sorted(params.latency.batch_sizes)],
+            [batch_times(params, made.images, found, n, absent) for n in sorted(params.latency.batch_sizes)],
             ignore_index=True,
         )
     torch._dynamo.reset()
@@ -408,48 +408,47 @@ def bounded_memory():
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def refusal(call, bounded=True, errors=(Unsupported, MemoryError, torch.OutOfMemoryError)):
-    """Why `call` cannot be run, or an empty string; `bounded` keeps it from taking more memory than is free."""
-    try:
-        with bounded_memory() if bounded else contextlib.nullcontext(), torch.inference_mode():
-            call()
-    except errors as error:
-        return f"{reason(error)}: out of memory, or refused by the engine"
-    return ""
-
-
 def reason(error):
     """Why a model is left out, in at most 300 characters: an error's message, and its type where it is not our own."""
     text = str(error) if isinstance(error, Unsupported) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())[:300]
 
 
-def runnable(found, images, n, absent):
-    """{index: function} of the variants that can run a batch of `n`; the others lose their model, the reason is in `absent`."""
+def runnable(found, images, n, absent, errors=REFUSALS):
+    """{index: function} of the variants that can run a batch of `n`; the others lose their model, the reason is in `absent`.
+
+    On the CPU they may take no more memory than is free.
+    """
     calls = {}
     for index, variant in enumerate(found):
         if variant.call is None:
             continue
         call = partial(variant.call, batch(images, n, variant))
-        refused = refusal(call, variant.device == "cpu")
-        if not refused:
+        try:
+            with bounded_memory() if variant.device == "cpu" else contextlib.nullcontext(), torch.inference_mode():
+                call()
             calls[index] = call
             continue
-        absent[f"{variant.regime} at batch {n}"] = refused
+        except errors as error:
+            absent[f"{variant.regime} at batch {n}"] = f"{reason(error)}: out of memory, or refused by the engine"
         found[index] = variant = replace(variant, call=None)
+        call = None
         gc.collect()  # a traced graph refers to itself, and the memory that the engine keeps for it is needed
     return calls
 
 
-def _timed(params, images, found, n, absent):
-    """Raw batch times of all variants at batch size `n`: variant, regime, baseline, batch_size, batch, ms."""
-    calls = runnable(found, images, n, absent)
+def batch_times(params, images, found, n, absent, share=1.0, errors=REFUSALS):
+    """Raw batch times of all variants at batch size `n`: variant, regime, baseline, batch_size, batch, ms.
+
+    Each has `share` of the profile's `latency.seconds`; what raises one of `errors` is left out (see `runnable`).
+    """
+    calls = runnable(found, images, n, absent, errors)
     shown = [i for i in calls if n == 1 and (found[i].regime, found[i].baseline) in SHOWN_TAILS]
     gpu = any(variant.device == "cuda" for variant in found)
     times = interleave(
         calls,
         warmup=params.latency.warmup,
-        seconds=params.latency.budget(n),
+        seconds=share * params.latency.budget(n),
         batches=params.latency.batches,
         enough=dict.fromkeys(shown, TAILS["p99"][1]),
         seed=params.seed,

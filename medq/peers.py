@@ -12,7 +12,7 @@ import logging
 import shutil
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -42,18 +42,16 @@ class Task:
     """What a runtime is given to convert: a float model and what it may observe."""
 
     model: torch.nn.Module  # FP32, on the CPU, in evaluation mode
-    batches: list  # normalised float32 [n, 3, size, size]
+    batches: list  # tensors [n, 3, size, size] in the form of its input; a converter traces it on the first two images
     backbone: str
     family: str
     n_classes: int
     image_size: int
     batch_sizes: tuple  # that a loaded model must serve; others are padded
     threads: int
-
-    @property
-    def example(self):
-        """Two images, for a converter to trace the model on."""
-        return self.batches[0][:2]
+    names: tuple = ("image", "logits")  # of the graph's input and output
+    keep: tuple = ()  # types of operators that stay in floating point
+    origin: dict = field(default_factory=dict)  # strings that the file itself tells about the model
 
     @property
     def arrays(self):
@@ -76,7 +74,7 @@ def _save_engine(task, path, engine_name, recipe=DEFAULT):
     prepared = prepared_model(task.model, task.family, engine_name, task.batches, task.image_size, recipe)
     described = {"backbone": task.backbone, "n_classes": task.n_classes, "image_size": task.image_size}
     recipe = None if task.family == "transformer" else recipe
-    storage.save(converted(prepared, task.family, engine_name), path, recipe=recipe, **described)
+    storage.save(converted(prepared, engine_name), path, recipe=recipe, **described)
 
 
 def _load_compiled(task, path):
@@ -126,135 +124,118 @@ def padded(calls, x):
     return calls[n](torch.cat([x, x[:1].expand(n - len(x), *x.shape[1:])]))[: len(x)]
 
 
-# --- ONNX Runtime ---------------------------------------------------------------------------------
+# --- ONNX Runtime and OpenVINO --------------------------------------------------------------------
 
 
-def to_onnx(model, path, image, names=("image", "logits")):
-    """Write `model` (in evaluation mode) as ONNX with a free batch dimension, traced on the tensor `image` [n, ...]."""
+def _to_onnx(task, path):
+    """Write the float model (in evaluation mode) as ONNX with a free batch dimension."""
     with _quiet(), artefacts.replacing(path) as temporary:
         torch.onnx.export(
-            model,
-            (image,),
+            task.model,
+            (task.batches[0][:2],),
             str(temporary),
             dynamo=False,
             opset_version=17,
-            input_names=[names[0]],
-            output_names=[names[1]],
-            dynamic_axes={name: {0: "n"} for name in names},
+            input_names=[task.names[0]],
+            output_names=[task.names[1]],
+            dynamic_axes={name: {0: "n"} for name in task.names},
         )
 
 
 @contextlib.contextmanager
-def float_onnx(model, path, image, names=("image", "logits")):
-    """Inside the block `model` lies as ONNX beside `path`; yields where."""
-    source = Path(path).with_suffix(".float.onnx")
-    to_onnx(model, source, image, names)
+def _float_onnx(task, path):
+    """Inside the block the float model lies as ONNX beside `path`; yields where."""
+    source = path.with_suffix(".float.onnx")
+    _to_onnx(task, source)
     try:
         yield source
     finally:
         source.unlink()
 
 
-def quantize_onnx(source, path, batches, exclude=()):
-    """ONNX Runtime's static quantization of the model at `source`: QDQ, per-channel weights, its own defaults otherwise.
+def _save_onnx(task, path, int8=False):
+    """ONNX, for INT8 by ONNX Runtime's static quantization: QDQ, per-channel weights, its own defaults otherwise."""
+    if int8:
+        with _float_onnx(task, path) as source:
+            _quantize_onnx(task, source, path)
+    else:
+        _to_onnx(task, path)
+    if task.origin:
+        import onnx
 
-    `batches` are arrays in the form of the model's input, `exclude` names of operator types left in floating point.
-    """
+        model = onnx.load(path)
+        onnx.helper.set_model_props(model, task.origin)
+        with artefacts.replacing(path) as temporary:
+            onnx.save(model, str(temporary))
+
+
+def _quantize_onnx(task, source, path):
     import onnx
     from onnxruntime import quantization as ort
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(ort.CalibrationDataReader):
-        feeds = iter(batches)
+        feeds = ({task.names[0]: x} for x in task.arrays)
 
         def get_next(self):
-            x = next(self.feeds, None)
-            return None if x is None else {name: x}
+            return next(self.feeds, None)
 
     with _quiet(), artefacts.replacing(path) as temporary:
         ready = Path(f"{temporary}.onnx")
         try:
             quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
-            graph = onnx.load(ready).graph
-            name = graph.input[0].name
+            nodes = onnx.load(ready).graph.node
             ort.quantize_static(
                 str(ready),
                 str(temporary),
                 Reader(),
                 quant_format=ort.QuantFormat.QDQ,
                 per_channel=True,
-                nodes_to_exclude=[node.name for node in graph.node if node.op_type in exclude],
+                nodes_to_exclude=[node.name for node in nodes if node.op_type in task.keep],
             )
         finally:
             ready.unlink(missing_ok=True)
 
 
-def _save_onnx_int8(task, path):
-    with float_onnx(task.model, path, task.example) as source:
-        quantize_onnx(source, path, task.arrays)
-
-
-def onnx_session(path, threads):
-    """An ONNX Runtime session on the CPU with `threads` threads."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def _load_onnx(task, path):
-    session = onnx_session(path, task.threads)
-    name = session.get_inputs()[0].name
-    return lambda x: torch.from_numpy(session.run(None, {name: x.contiguous().numpy()})[0])
-
-
-# --- OpenVINO -------------------------------------------------------------------------------------
-
-
-def read_openvino(model, path, image, names=("image", "logits")):
-    """`model` as an OpenVINO graph in memory, by way of ONNX (written for a moment beside `path`)."""
+def _save_openvino(task, path, int8=False):
+    """OpenVINO's IR by way of ONNX, for INT8 by NNCF with its defaults for the family; the weights in a `.bin` beside it."""
     import openvino
 
-    with float_onnx(model, path, image, names) as source:
-        return openvino.convert_model(source)
+    with _float_onnx(task, path) as source:
+        graph = openvino.convert_model(source)
+    if int8:
+        import nncf
 
-
-def write_openvino(graph, path):
-    """Write an OpenVINO graph to `path` and its weights, first, to the `.bin` beside it."""
-    import openvino
-
-    with artefacts.replacing(path) as temporary, artefacts.replacing(Path(path).with_suffix(".bin")) as weights:
+        with _quiet():
+            graph = nncf.quantize(
+                graph,
+                nncf.Dataset(task.arrays),
+                subset_size=len(task.arrays),
+                model_type=nncf.ModelType.TRANSFORMER if task.family == "transformer" else None,
+                ignored_scope=nncf.IgnoredScope(types=list(task.keep), validate=False) if task.keep else None,
+            )
+    for name, value in task.origin.items():
+        graph.set_rt_info(value, ["medq", name])
+    with artefacts.replacing(path) as temporary, artefacts.replacing(path.with_suffix(".bin")) as weights:
         whole = temporary.with_name(f"{temporary.name}.xml")
         openvino.save_model(graph, str(whole), compress_to_fp16=False)
         shutil.move(whole.with_suffix(".bin"), weights)
         shutil.move(whole, temporary)
 
 
-def quantize_openvino(graph, batches, family, ignored=()):
-    """NNCF's post-training quantization of an OpenVINO graph, its defaults for the `family`."""
-    import nncf
+def opened(path, threads, shape=None):
+    """The model in an ONNX or OpenVINO file on the CPU, as a function of arrays; OpenVINO's for one input `shape` if given.
 
-    with _quiet():
-        return nncf.quantize(
-            graph,
-            nncf.Dataset(batches),
-            subset_size=len(batches),
-            model_type=nncf.ModelType.TRANSFORMER if family == "transformer" else None,
-            ignored_scope=nncf.IgnoredScope(types=list(ignored), validate=False) if ignored else None,
-        )
-
-
-def _save_openvino(task, path, int8=False):
-    graph = read_openvino(task.model, path, task.example)
-    write_openvino(quantize_openvino(graph, task.arrays, task.family) if int8 else graph, path)
-
-
-def openvino_model(path, threads, shape=None):
-    """The IR at `path` compiled for the CPU with `threads` threads, for one input `shape` if given.
-
-    Floating-point operators stay in 32 bits; by default the runtime uses bfloat16 where the processor has it.
+    OpenVINO's floating-point operators stay in 32 bits; by default it uses bfloat16 where the processor has it.
     """
+    if path.suffix == ".onnx":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        return lambda x: session.run(None, {name: x})[0]
     import openvino
 
     core = openvino.Core()
@@ -262,15 +243,18 @@ def openvino_model(path, threads, shape=None):
     if shape:
         graph.reshape(shape)
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-    return core.compile_model(graph, "CPU", settings)
+    model = core.compile_model(graph, "CPU", settings)
+    return lambda x: np.array(model(x)[0])
 
 
-def _load_openvino(task, path):
-    def call(model, x):
-        return torch.from_numpy(np.array(model(x.contiguous().numpy())[0]))
+def _load(task, path):
+    def call(run, x):
+        return torch.from_numpy(run(x.contiguous().numpy()))
 
+    if path.suffix == ".onnx":
+        return partial(call, opened(path, task.threads))
     shapes = {n: [n, 3, task.image_size, task.image_size] for n in task.batch_sizes}
-    return partial(padded, {n: partial(call, openvino_model(path, task.threads, s)) for n, s in shapes.items()})
+    return partial(padded, {n: partial(call, opened(path, task.threads, shape)) for n, shape in shapes.items()})
 
 
 # --- all of them ----------------------------------------------------------------------------------
@@ -309,12 +293,10 @@ RUNTIMES = (
         COMPILES, "fp32", ".safetensors", lambda task, path: finetune.save_weights(task.model, path), _load_compiled
     ),
     Runtime(COMPILES, "int8", ".pt2", _save_pt2e, _load_pt2e, ("torchao",)),
-    Runtime(
-        "onnxruntime", "fp32", ".onnx", lambda task, path: to_onnx(task.model, path, task.example), _load_onnx, _ONNX
-    ),
-    Runtime("onnxruntime", "int8", ".onnx", _save_onnx_int8, _load_onnx, _ONNX),
-    Runtime("openvino", "fp32", ".xml", _save_openvino, _load_openvino, _OPENVINO),
-    Runtime("openvino", "int8", ".xml", partial(_save_openvino, int8=True), _load_openvino, _NNCF),
+    Runtime("onnxruntime", "fp32", ".onnx", _save_onnx, _load, _ONNX),
+    Runtime("onnxruntime", "int8", ".onnx", partial(_save_onnx, int8=True), _load, _ONNX),
+    Runtime("openvino", "fp32", ".xml", _save_openvino, _load, _OPENVINO),
+    Runtime("openvino", "int8", ".xml", partial(_save_openvino, int8=True), _load, _NNCF),
 )
 
 
@@ -444,35 +426,27 @@ def _evaluate(call, part, cell, name):
 
 def _time(params, cell, taking_part, absent):
     """Batch times [runtime, precision, batch_size, batch, ms] of all stored models; fills `absent` {name: reason}."""
-    size, loaded, raw = params.latency.image_size, {}, []
+    size, found = params.latency.image_size, []
     task, part = _task(params, cell, size)
     images = latency.resized(part.images[np.resize(part.train, max(params.latency.batch_sizes))], size)
     for runtime in taking_part:
-        records = [artefacts.record(_folder(cell, s) / runtime.name) for s in (params.image_size, size)]
         try:
-            for record in records:
+            for record in (artefacts.record(_folder(cell, s) / runtime.name) for s in (params.image_size, size)):
                 if record["status"] != "done":
                     raise Unsupported(record["reason"])
-            loaded[runtime] = runtime.load(task, _folder(cell, size) / runtime.name / f"model{runtime.suffix}")
+            model = runtime.load(task, _folder(cell, size) / runtime.name / f"model{runtime.suffix}")
+            layout = torch.channels_last if runtime.runtime == COMPILES else torch.contiguous_format
+            found.append(latency.Variant(runtime.name, model, 0, 0, layout=layout))
         except Exception as error:
             absent[runtime.name] = latency.reason(error)
-    for n in sorted(params.latency.batch_sizes):
-        calls = {}
-        for runtime, model in loaded.items():
-            x = normalise(torch.from_numpy(images[:n]))
-            call = partial(model, x if runtime.runtime == COMPILES else x.contiguous())
-            refused = latency.refusal(call, errors=Exception)  # another project's runtime can raise anything
-            if refused:
-                absent[f"{runtime.name} at batch {n}"] = refused
-            else:
-                calls[runtime] = call
-        timing = {"warmup": params.latency.warmup, "batches": params.latency.batches, "seed": params.seed}
-        times = latency.interleave(calls, seconds=SHARE * params.latency.budget(n), **timing)
-        for runtime, ms in times.items():
-            row = {"runtime": runtime.runtime, "precision": runtime.precision, "batch_size": n}
-            raw.append(pd.DataFrame({**row, "ms": ms, "batch": range(len(ms))}))
+    # Another project's runtime can raise anything.
+    timed = partial(latency.batch_times, params, images, found, absent=absent, share=SHARE, errors=Exception)
+    raw = pd.concat([timed(n) for n in sorted(params.latency.batch_sizes)], ignore_index=True)
     torch._dynamo.reset()
-    return pd.concat(raw, ignore_index=True)
+    names = pd.DataFrame(
+        [(r.name, r.runtime, r.precision) for r in taking_part], columns=["regime", "runtime", "precision"]
+    )
+    return raw.merge(names, on="regime")
 
 
 @contextlib.contextmanager

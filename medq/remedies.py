@@ -15,8 +15,7 @@ from medq.errors import UserError
 from medq.params import Recipe
 from medq.quantize import dynamic, kernels, static
 from medq.quantize.engines import Unsupported, engine
-from medq.quantize.stage import DEFAULT, calibration, float_model, named, outcome, study
-from medq.results import SCHEMA
+from medq.quantize.stage import DEFAULT, calibration, float_model, outcome, study, tidy
 
 TABLE = "remedies.csv"
 SCORES = ("auprc", "ece", "ece_top_label", "brier")
@@ -35,17 +34,12 @@ EQUALIZATION_ROUNDS = 20
 DEAD = 1e-4  # of the widest channel: below it equalization leaves a channel alone
 
 
-def run(params, cell):
-    """Measure every remedy on `cell` (regime `ptq-…`), held-out part; writes remedies.csv and returns the folder.
+def measure(params, cell, part):
+    """({remedies.csv: scores of every remedy on the held-out part}, facts) of one cell (regime `ptq-…`).
 
     The rows `none` (PTQ as it is) and `fp32` are what the others are compared with. A remedy that the engine refuses or
-    that does not apply to the backbone has no row; `done.json` gives the reason.
+    that does not apply to the backbone has no row; the facts give the reason.
     """
-    return study(params, cell, "remedies", measure)
-
-
-def measure(params, cell, part):
-    """({remedies.csv: table}, facts) of one cell."""
     engine_name, family = regimes.REGIMES[cell.regime].engine, profiles.backbones()[cell.backbone].family
     batches, original = calibration(params, part), float_model(params, cell, part)
     made, probability, reasons, temperatures = {}, {}, [], {}
@@ -75,7 +69,10 @@ def measure(params, cell, part):
         if name in probability
     ]
     facts = {"temperatures": temperatures} | outcome(reasons, probability.get("none", ()))
-    return {TABLE: named(pd.DataFrame(rows), cell)[SCHEMA[TABLE]]}, facts
+    return {TABLE: tidy(rows, cell, TABLE)}, facts
+
+
+run = study("remedies", measure)
 
 
 def _worst_kept(model, batches, build, among):

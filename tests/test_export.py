@@ -8,7 +8,7 @@ import pytest
 from fixtures import resnet
 from fixtures.resnet import needs
 
-from medq import evaluate, export, metrics, params as profiles, remedies
+from medq import evaluate, export, metrics, params as profiles, peers, remedies
 from medq.cli import main
 from medq.errors import UserError
 from medq.quantize.stage import float_model
@@ -144,7 +144,8 @@ def test_a_model_card_says_where_the_images_are_from(changes, said):
 
 
 def test_a_missing_package_is_named_with_the_way_to_it(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "_NEEDS", {"onnx": ("surely_not_installed",)})
+    absent = peers.Runtime("onnxruntime", "fp32", ".onnx", None, None, ("surely_not_installed",))
+    monkeypatch.setattr(peers, "RUNTIMES", (absent,))
     with pytest.raises(UserError, match="surely_not_installed.*pip install"):
         export.export(trained[1].folder, tmp_path)
 

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pandas as pd
 import torch
+from torch import fx
 
 from medq import artefacts, backbones, evaluate, finetune, fit, keys, params as profiles, provenance, regimes, stages
 from medq.augment import normalise
@@ -15,6 +16,7 @@ from medq.errors import UserError
 from medq.params import Recipe
 from medq.quantize import dynamic, kernels, static, storage
 from medq.quantize.engines import Unsupported, engine, short, unsupported
+from medq.results import SCHEMA
 
 QUANTIZED = "quantized.safetensors"
 CALIBRATION = "calibration.csv"
@@ -60,7 +62,7 @@ def _quantize(params, cell, part, inputs):
         before = time.perf_counter()
         if method == "ptq":
             prepared = prepared_model(model, family, engine_name, batches, params.image_size)
-        quantized = converted(prepared, family, engine_name)
+        quantized = converted(prepared, engine_name)
         facts["convert_seconds"] = round(time.perf_counter() - before, 3)
         with unsupported("the converted model does not run"), torch.inference_mode():
             quantized(batches[0][:2])
@@ -109,7 +111,7 @@ def rehearse(backbone, image_size, regimes=INT8):
                 else:
                     prepared = prepared_model(model, family, engine_name, [x], image_size, QUICK)
             with unsupported("the converted model does not run"), torch.inference_mode():
-                converted(prepared.eval(), family, engine_name)(x)
+                converted(prepared.eval(), engine_name)(x)
         except Unsupported as error:
             found[regime] = str(error)
     return found
@@ -123,24 +125,28 @@ def _as_if_trained(model):
     return model
 
 
-def study(params, cell, stage, measure):
-    """Make the folder of a stage that studies a trained cell, beside the cell's regimes; returns it.
+def study(stage, measure):
+    """The function `run(params, cell)` of a stage that studies a trained cell: it makes the study's folder and returns it.
 
     `measure(params, cell, partition)` gives ({file: table}, facts for `done.json`); the FP32 cell is trained first if need be.
     """
-    place = cell.of(study_name(stage, cell.regime))
-    finetune.run(params, cell.of("fp32"))
-    part = partition(params, cell.dataset, cell.fold)
 
-    def make(inputs):
-        started, clock = provenance.now(), time.perf_counter()
-        finetune.set_threads(params)
-        tables, facts = measure(params, cell, part)
-        for file, table in tables.items():
-            artefacts.write_csv(place.folder / file, table)
-        finetune.finish(params, place, inputs, list(tables), None, started, clock, **facts)
+    def run(params, cell):
+        place = cell.of(study_name(stage, cell.regime))
+        finetune.run(params, cell.of("fp32"))
+        part = partition(params, cell.dataset, cell.fold)
 
-    return once(params, stage, place, make)
+        def make(inputs):
+            started, clock = provenance.now(), time.perf_counter()
+            finetune.set_threads(params)
+            tables, facts = measure(params, cell, part)
+            for file, table in tables.items():
+                artefacts.write_csv(place.folder / file, table)
+            finetune.finish(params, place, inputs, list(tables), None, started, clock, **facts)
+
+        return once(params, stage, place, make)
+
+    return run
 
 
 def study_name(stage, regime):
@@ -153,14 +159,15 @@ def study_name(stage, regime):
     return f"{stage}-{regime.removeprefix('ptq-')}"
 
 
-def named(frame, cell):
-    """A table with the columns that name the cell: dataset, backbone, regime, fold."""
-    return frame.assign(dataset=cell.dataset, backbone=cell.backbone, regime=cell.regime, fold=cell.fold)
+def tidy(rows, cell, file):
+    """The table `file` of a study from `rows` (dicts or a table), with the columns that name the cell, in the order of its schema."""
+    named = {name: getattr(cell, name) for name in ("dataset", "backbone", "regime", "fold")}
+    return pd.DataFrame(rows).assign(**named).reindex(columns=SCHEMA[file])
 
 
-def float_model(params, cell, part):
-    """The trained FP32 model of a cell, on the CPU, in evaluation mode."""
-    path = cell.of("fp32").folder / finetune.CHECKPOINT
+def float_model(params, cell, part, regime="fp32"):
+    """The trained floating-point model beside a cell, on the CPU, in evaluation mode."""
+    path = cell.of(regime).folder / finetune.CHECKPOINT
     return backbones.create(cell.backbone, len(part.classes), params.image_size, str(path), trained=True).eval()
 
 
@@ -209,9 +216,9 @@ def prepared_model(model, family, engine_name, batches, image_size, recipe=DEFAU
     return prepared
 
 
-def converted(prepared, family, run_engine):
-    """The integer model of what `prepared_model` or QAT gave."""
-    return dynamic.convert(prepared, run_engine) if family == "transformer" else static.convert(prepared, run_engine)
+def converted(prepared, run_engine):
+    """The integer model of what `prepared_model` or QAT gave: a graph where it is static."""
+    return (static if isinstance(prepared, fx.GraphModule) else dynamic).convert(prepared, run_engine)
 
 
 def simulated(prepared, family, method):
