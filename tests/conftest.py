@@ -22,6 +22,19 @@ def runs(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.fixture
+def alone(runs, monkeypatch):
+    """`runs`, where stages see `fixtures.quantize.part` and train no FP32 model before them."""
+    from fixtures.quantize import part
+
+    from medq import finetune
+    from medq.quantize import stage
+
+    monkeypatch.setattr(stage, "partition", lambda *_: part())
+    monkeypatch.setattr(finetune, "run", lambda *_: None)
+    return runs
+
+
 @pytest.fixture(scope="session")
 def shared_tmp(tmp_path_factory):
     """A scratch folder that all processes of a test run share, for what is made once; make it under a file lock."""

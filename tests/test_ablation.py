@@ -37,26 +37,30 @@ def activation_observer(prepared):
 
 @pytest.mark.parametrize("name", INT8)
 @pytest.mark.parametrize(
-    ("weights", "scheme"), [("per-tensor", torch.per_tensor_affine), ("per-channel", torch.per_channel_affine)]
-)
-def test_weights(name, weights, scheme):
-    model = made(name, weights=weights)[1].model
-    assert {model.get_submodule(path).weight().qscheme() for path in ("stem.0", "depthwise", "mix", "head")} == {scheme}
-
-
-@pytest.mark.parametrize("name", INT8)
-@pytest.mark.parametrize(
-    ("activations", "observer"),
+    "switch, value, found",
     [
-        ("minmax", "MinMaxObserver"),
-        ("moving-average", "MovingAverageMinMaxObserver"),
-        ("histogram", "HistogramObserver"),
-        ("percentile", "PercentileObserver"),
+        ("weights", "per-tensor", {torch.per_tensor_affine}),
+        ("weights", "per-channel", {torch.per_channel_affine}),
+        ("activations", "minmax", {"MinMaxObserver"}),
+        ("activations", "moving-average", {"MovingAverageMinMaxObserver"}),
+        ("activations", "histogram", {"HistogramObserver"}),
+        ("activations", "percentile", {"PercentileObserver"}),
+        ("reduce_range", True, {(0, 127)}),
+        ("reduce_range", False, {(0, 255)}),
     ],
 )
-def test_activations(name, activations, observer):
-    found = activation_observer(made(name, activations=activations)[0])
-    assert type(found).__name__ == observer
+def test_observers_and_weights(name, switch, value, found):
+    prepared, integer = made(name, **{switch: value})
+    layers = [integer.model.get_submodule(path) for path in ("stem.0", "depthwise", "mix", "head")]
+    observers = [activation_observer(prepared), prepared.get_submodule("activation_post_process_0")]  # and the images'
+    assert (
+        found
+        == {
+            "weights": {layer.weight().qscheme() for layer in layers},
+            "activations": {type(observer).__name__ for observer in observers},
+            "reduce_range": {(observer.quant_min, observer.quant_max) for observer in observers},
+        }[switch]
+    )
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -76,23 +80,6 @@ def test_percentiles_leave_out_the_tails_alone(relu):
     assert high == pytest.approx(expected[1], abs=2 * width) and high < 5
 
 
-@pytest.mark.parametrize("name", INT8)
-@pytest.mark.parametrize(("reduced", "highest"), [(True, 127), (False, 255)])
-def test_reduced_range(name, reduced, highest):
-    prepared, _ = made(name, reduce_range=reduced, activations="minmax")
-    observer = activation_observer(prepared)
-    assert (observer.quant_min, observer.quant_max) == (0, highest)
-    assert prepared.get_submodule("activation_post_process_0").quant_max == highest  # the images' too
-
-
-def test_reduced_range_halves_the_resolution():
-    fine, coarse = (
-        made("fbgemm", reduce_range=r, activations="minmax")[1].model.get_submodule("stem.0").scale
-        for r in (False, True)
-    )
-    assert coarse / fine == pytest.approx(255 / 127, rel=1e-5)
-
-
 def test_batch_norm():
     def left(kind):
         model = made("fbgemm", batch_norm=kind)[1].model
@@ -103,17 +90,6 @@ def test_batch_norm():
     assert all(node.kwargs.get("training", node.args[5] if len(node.args) > 5 else None) is False for node in unfused)
     assert not any("BatchNorm" in type(module).__name__ for module in model.modules())
     assert not any("running_mean" in key for key in model.state_dict())
-
-
-@pytest.mark.parametrize("name", INT8)
-def test_training_mode_uses_the_batch_s_statistics_for_ever(name):
-    x = batch(16)
-    with torch.inference_mode():
-        right, wrong = made(name)[1], made(name, training_mode=True, batch_norm="unfused")[1]
-        alone, together = (torch.cat([m(x[:8]), m(x[8:])]) for m in (right, wrong)), (m(x) for m in (right, wrong))
-        (right_alone, wrong_alone), (right_together, wrong_together) = alone, together
-    assert torch.equal(right_alone, right_together)
-    assert (wrong_alone - wrong_together).abs().max() > 0.05
 
 
 def test_training_mode_makes_predictions_depend_on_the_batch_s_classes():
@@ -131,18 +107,6 @@ def test_images_that_are_not_normalised():
     rows = np.arange(32)
     right, wrong = (next(stage.calibration_batches(part(), rows, prepare)) for prepare in (normalise, unnormalised))
     assert 0 <= wrong.min() and wrong.max() <= 1 and right.min() < -1
-    first = {}
-    for name, images in (("right", right), ("wrong", wrong)):
-        prepared = observed(trained(), "qnnpack", batches=[images], activations="minmax")
-        observer = prepared.get_submodule("activation_post_process_0")
-        first[name] = float(observer.min_val), float(observer.max_val)
-    assert first["right"] == (float(right.min()), float(right.max()))
-    assert first["wrong"] == (float(wrong.min()), float(wrong.max()))
-
-
-def test_other_engine():
-    prepared, integer = made("qnnpack")
-    assert integer.engine == "qnnpack" and static.convert(prepared, ENGINES["qnnpack"].mistaken).engine == "fbgemm"
 
 
 # --- recipes as data ------------------------------------------------------------------------------
@@ -235,10 +199,10 @@ def test_what_an_engine_refuses_is_left_out_with_its_reason(monkeypatch):
     params, here = cell(study={"recipes": []})
     right = ablation.converted
 
-    def refusing(prepared, family, run_engine):
+    def refusing(prepared, run_engine):
         if run_engine == "qnnpack":
             raise Unsupported("no such kernel")
-        return right(prepared, family, run_engine)
+        return right(prepared, run_engine)
 
     monkeypatch.setattr(ablation, "float_model", lambda *_: trained())
     monkeypatch.setattr(ablation, "converted", refusing)

@@ -87,9 +87,7 @@ def test_an_interval_that_reaches_over_the_limit_fails_and_less_confidence_lets_
     assert row_of(strict, "ptq-fbgemm")["auprc_loss_bound_pp"] == pytest.approx(0.8 + 0.4 * 1.6449 / 1.9600, abs=1e-4)
     assert "at worst 1.14 points" in row_of(strict, "ptq-fbgemm")["why"]
     assert shipped(decide(results, Limits(confidence=0.7))) == ["ptq-fbgemm"]
-
-
-def test_the_bound_of_a_rise_comes_from_the_lower_end_of_fp32_minus_regime(tmp_path):
+    # The bound of a rise comes from the lower end of FP32 minus regime.
     row = row_of(decide(ptq(tmp_path, brier=(-0.5, -3.0, 0.1)), Limits(confidence=0.975)), "ptq-fbgemm")
     assert row["brier_rise_bound"] == pytest.approx(0.03) and row["passes"] is False
 
@@ -185,15 +183,6 @@ def test_results_without_timings_or_peers_still_decide():
     assert "time not measured" in advise.text(table, Limits())
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"confidence": 1.0}, {"confidence": 0.2}, {"latency_ms": 0.0}, {"brier_rise": math.nan}, {"batch_size": 0}],
-)
-def test_limits_that_make_no_sense_are_refused(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        Limits(**wrong)
-
-
 def test_the_command_prints_decisions_and_writes_a_table(tmp_path, capsys):
     own = str(brain().path)
     assert main(["advise", own, "--max-latency-ms", "10", "--csv", str(tmp_path / "out.csv")]) == 0
@@ -203,7 +192,11 @@ def test_the_command_prints_decisions_and_writes_a_table(tmp_path, capsys):
     for words, why in (
         ([str(tmp_path / "absent")], "absent"),
         ([str(tmp_path)], "no cells to decide on"),
-        ([own, "--confidence", "2"], "limits: confidence: input should be less than 1, not '2.0'."),
+        ([own, "--confidence", "1"], "limits: confidence: input should be less than 1, not '1.0'."),
+        ([own, "--confidence", "0.2"], "limits: confidence"),
+        ([own, "--max-latency-ms", "0"], "limits: latency_ms"),
+        ([own, "--max-brier-rise", "nan"], "limits: brier_rise"),
+        ([own, "--batch-size", "0"], "limits: batch_size"),
         ([own, "--csv", str(tmp_path)], "cannot be written (Is a directory); name another file."),
         ([own, "--csv", str(tmp_path / "out.csv" / "x.csv")], "--csv"),
         ([own, "--csv", ""], "csv: is empty"),

@@ -98,12 +98,10 @@ def test_intervals_hold_the_truth_as_often_as_stated():
 
 
 @pytest.fixture
-def study(runs, monkeypatch):
+def study(alone, monkeypatch):
     """(params, cell) whose FP32 model is `trained`, with neither control nor QAT."""
     params, here = cell("attention")
     monkeypatch.setattr(stage, "float_model", lambda *_: trained())
-    monkeypatch.setattr(stage, "partition", lambda *_: part())
-    monkeypatch.setattr(finetune, "run", lambda *_: None)
     return params.model_copy(update={"controls": [], "regimes": ["fp32", "ptq-fbgemm", "ptq-qnnpack"]}), here
 
 

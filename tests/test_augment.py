@@ -37,17 +37,17 @@ def augmented(picture):
     return ((x * std + mean) * 255).permute(1, 2, 0).numpy()
 
 
-def test_without_change_it_only_normalises(monkeypatch, picture):
-    fixed(monkeypatch, flip=False, degrees=0, light=1.0)
-    np.testing.assert_allclose(augmented(picture), picture, atol=1e-2)
-    plain = augment.normalise(torch.from_numpy(picture[None]))
+def test_images_are_normalised(picture):
     expected = (picture / 255 - np.array(augment.MEAN)) / np.array(augment.STD)
-    np.testing.assert_allclose(plain[0].permute(1, 2, 0), expected, atol=1e-5)
+    plain = augment.normalise(torch.from_numpy(picture[None]))[0]
+    np.testing.assert_allclose(plain.permute(1, 2, 0), expected, atol=1e-5)
 
 
-def test_flip_is_numpys(monkeypatch, picture):
-    fixed(monkeypatch, flip=True, degrees=0, light=1.0)
-    np.testing.assert_allclose(augmented(picture), picture[:, ::-1], atol=1e-2)
+@pytest.mark.parametrize("flip, light", [(False, 1.0), (True, 1.0), (False, 0.8), (False, 1.2)])
+def test_flips_are_numpys_and_brightness_scales_and_clips(monkeypatch, picture, flip, light):
+    fixed(monkeypatch, flip=flip, degrees=0, light=light)
+    expected = picture[:, ::-1] if flip else picture
+    np.testing.assert_allclose(augmented(picture), np.minimum(expected * light, 255), atol=1e-2)
 
 
 @pytest.mark.parametrize("degrees", [-15, 6, 15])
@@ -62,12 +62,6 @@ def test_rotation_is_pils(monkeypatch, picture, degrees):
     inside[12:-12, 12:-12] = True  # PIL and grid_sample treat the black border differently
     gaps = [np.abs(ours - candidate)[inside].max() for candidate in candidates]
     assert min(gaps) < 4 < max(gaps)
-
-
-@pytest.mark.parametrize("light", [0.8, 1.2])
-def test_brightness_scales_and_clips(monkeypatch, picture, light):
-    fixed(monkeypatch, flip=False, degrees=0, light=light)
-    np.testing.assert_allclose(augmented(picture), np.minimum(picture * light, 255), atol=1e-2)
 
 
 def test_each_image_is_drawn_on_its_own_and_from_the_generator_alone(picture):

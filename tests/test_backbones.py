@@ -32,10 +32,7 @@ def test_a_fresh_head_starts_near_chance(name):
 
 def saved(tmp_path, state, name="weights.pt"):
     path = tmp_path / name
-    if name.endswith(".safetensors"):
-        save_file(state, path)
-    else:
-        torch.save(state, path)
+    (save_file if path.suffix == ".safetensors" else torch.save)(state, path)
     return str(path)
 
 

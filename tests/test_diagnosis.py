@@ -151,11 +151,9 @@ def test_dynamic_layers(name):
     assert diagnosis.layers(None, quantized, x)["sqnr_db"].isna().all()
 
 
-def test_the_stage_writes_the_tidy_table(runs, monkeypatch):
+def test_the_stage_writes_the_tidy_table(alone, monkeypatch):
     params, here = cell("ptq-qnnpack")
     monkeypatch.setattr(diagnosis, "float_model", lambda *_: trained())
-    monkeypatch.setattr(stage, "partition", lambda *_: part())
-    monkeypatch.setattr(finetune, "run", lambda *_: None)
     folder = diagnosis.run(params, here)
     table = diagnosis.pd.read_csv(folder / "layers.csv")
     assert list(table.columns) == results.SCHEMA["layers.csv"]
