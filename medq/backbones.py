@@ -51,10 +51,8 @@ def create(name, n_classes, image_size=224, weights="none", trained=False):
     head = model.get_classifier() if hasattr(model, "get_classifier") else None
     if hasattr(head, "reset_parameters"):  # timm draws those of EfficientNets for 1,000 classes
         head.reset_parameters()
-    model.loaded = {"file": weights}
-    if weights not in ("none", "imagenet"):
-        path = weights_file(weights, name)
-        model.loaded = load_into(model, path, f"{name} with {n_classes} classes at {image_size} pixels", trained)
+    path, what = weights_file(weights, name), f"{name} with {n_classes} classes at {image_size} pixels"
+    model.loaded = load_into(model, path, what, trained) if path else {"file": weights}
     return model
 
 

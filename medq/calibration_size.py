@@ -26,29 +26,21 @@ def measure(params, cell, part):
     try:
         fresh = static.prepare(float_model(params, cell, part), engine_name, DEFAULT, params.image_size)
         for subset in range(params.calibration.subsets):
-            order = calibration_rows(part, sizes[-1], params.seed, draw=subset)
-            rows += [
-                {"n_calibration": size, "subset": subset, "auprc": auprc}
-                for size, auprc in _sweep(fresh, engine_name, part, order, sizes, reasons)
-            ]
+            order, prepared = calibration_rows(part, sizes[-1], params.seed, draw=subset), copy.deepcopy(fresh)
+            # The observers go on from the smaller set, so that all sizes cost as much as the largest.
+            for seen, size in zip([0, *sizes], sizes):
+                static.calibrate(prepared, calibration_batches(part, order[seen:size]))
+                try:
+                    quantized = static.convert(prepared, engine_name)
+                    probability = evaluate.probabilities(quantized, part.images[part.held_out])
+                except (Unsupported, FloatingPointError) as error:
+                    reasons.append(f"{size} images: {error}")
+                    continue
+                auprc = metrics.auprc(part.labels[part.held_out], probability)
+                rows.append({"n_calibration": size, "subset": subset, "auprc": auprc})
     except Unsupported as error:
         reasons.append(str(error))
     return {TABLE: tidy(rows, cell, TABLE)}, outcome(reasons, rows)
-
-
-def _sweep(fresh, engine_name, part, order, sizes, reasons):
-    """(size, AUPRC) for each size: the observers go on from the smaller set, so all cost as much as the largest."""
-    prepared, seen = copy.deepcopy(fresh), 0
-    for size in sizes:
-        static.calibrate(prepared, calibration_batches(part, order[seen:size]))
-        seen = size
-        try:
-            quantized = static.convert(prepared, engine_name)
-            probability = evaluate.probabilities(quantized, part.images[part.held_out])
-        except (Unsupported, FloatingPointError) as error:
-            reasons.append(f"{size} images: {error}")
-            continue
-        yield size, metrics.auprc(part.labels[part.held_out], probability)
 
 
 run = study("calibration_size", measure)

@@ -138,7 +138,7 @@ def save_weights(model, path, **facts):
 
 
 def finish(params, cell, inputs, files, history, started, clock, status="done", **facts):
-    """Write the manifest, then `done.json` with the checksums of `files`; forget what was kept in order to resume."""
+    """Write the manifest, then `done.json` with the checksums of `files`; remove the state kept for resuming."""
     place = {name: value for name, value in vars(cell).items() if value is not None}
     spent = {"started": started, "seconds": round(time.perf_counter() - clock, 1)}
     manifest = provenance.manifest(params, cell=place, inputs=inputs, **spent, **facts)
@@ -150,4 +150,4 @@ def finish(params, cell, inputs, files, history, started, clock, status="done", 
         trained = {"train_seconds": round(float(history["seconds"].sum()), 1), "epochs": len(history)}
     record = {"status": status, "key": keys.key(inputs), "inputs": inputs} | trained | told
     artefacts.finish(cell.folder, [*files, MANIFEST], **record)
-    fit.forget(cell.folder)
+    (cell.folder / fit.RESUME).unlink(missing_ok=True)

@@ -151,11 +151,6 @@ def _compiling(on):
         ) from error
 
 
-def forget(folder):
-    """Remove what `fit` kept in order to resume; called once the results are safely written."""
-    (Path(folder) / RESUME).unlink(missing_ok=True)
-
-
 class Images:
     """Training images in memory on the device, and the batches of one epoch."""
 

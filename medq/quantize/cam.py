@@ -59,8 +59,13 @@ def maps(model, batches, classes=None):
     with engine(model.engine) if isinstance(model, Quantized) else nullcontext(), refusals():
         for batch in batches:
             cut = cut or last_map(graph, batch[:1])
-            wanted = None if classes is None else classes[done : done + len(batch)]
-            parts.append(_class_maps(graph, cut, batch, wanted))
+            tail = _Tail(graph, cut)
+            with torch.enable_grad():
+                logits = tail.run(batch).exact
+                chosen = logits.argmax(1) if classes is None else classes[done : done + len(batch)]
+                (gradient,) = torch.autograd.grad(logits.gather(1, chosen[:, None]).sum(), tail.features)
+            values = (gradient.mean((2, 3), keepdim=True) * tail.features).sum(1)
+            parts.append((values.detach(), logits.detach(), chosen))
             done += len(batch)
     found = Maps(*map(torch.cat, zip(*parts)))
     if not torch.isfinite(found.logits).all():
@@ -112,13 +117,3 @@ def _straight(node, result, known, integer):
     number = kernels.as_float(result.integer)
     if isinstance(number, torch.Tensor) and number.is_floating_point():
         result.exact = number.detach() + (result.exact - result.exact.detach())
-
-
-def _class_maps(graph, cut, batch, classes):
-    """(maps, logits, classes) of one batch."""
-    tail = _Tail(graph, cut)
-    with torch.enable_grad():
-        logits = tail.run(batch).exact
-        classes = logits.argmax(1) if classes is None else classes
-        (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), tail.features)
-    return (gradient.mean((2, 3), keepdim=True) * tail.features).sum(1).detach(), logits.detach(), classes

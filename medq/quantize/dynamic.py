@@ -23,12 +23,9 @@ class FakeQuantLinear(nn.Linear):
     levels = 255
 
     def forward(self, x):
-        return F.linear(fake_activation(x, self.levels), _fake_weight(self.weight), self.bias)
-
-
-def _fake_weight(weight):
-    scale = (weight.detach().abs().max() / 127.5).clamp_min(torch.finfo(torch.float32).eps)
-    return fake_quantize(weight, scale, torch.zeros_like(scale, dtype=torch.int32), -128, 127)
+        scale = (self.weight.detach().abs().max() / 127.5).clamp_min(torch.finfo(torch.float32).eps)
+        weight = fake_quantize(self.weight, scale, torch.zeros_like(scale, dtype=torch.int32), -128, 127)
+        return F.linear(fake_activation(x, self.levels), weight, self.bias)
 
 
 def fake_activation(x, levels):

@@ -183,7 +183,7 @@ class SideBySide(fx.Interpreter):
         )
         known = True
         try:
-            exact = self._exact(node, exact_args, exact_kwargs)
+            exact = node_in_float(self.module, node, exact_args, exact_kwargs, self.weights.get(node.target))
         except Unknown:
             known = False
         integer = getattr(self, node.op)(node.target, integer_args, integer_kwargs)
@@ -192,14 +192,6 @@ class SideBySide(fx.Interpreter):
             given = tree_leaves((integer_args, integer_kwargs))
             self.visit(node, result, known, is_quantized(integer) and any(map(is_quantized, given)))
         return result
-
-    def _exact(self, node, args, kwargs):
-        if node.target in (torch.quantize_per_tensor, torch.quantize_per_channel) or (
-            node.op == "call_method" and node.target == "dequantize"
-        ):
-            return args[0].clone()
-        args, kwargs = map_aggregate((args, kwargs), as_float)
-        return node_in_float(self.module, node, args, kwargs, self.weights.get(node.target))
 
 
 class Unknown(ValueError):
@@ -233,12 +225,17 @@ def layer_and_operator(model, node):
 
 
 def node_in_float(model, node, args, kwargs, weights=None):
-    """What a node of a converted graph should compute, in floating point, on floating-point arguments.
+    """What a node of a converted graph should compute, in floating point; quantizing and dequantizing change nothing.
 
     `weights`: (weight, bias) of a weighted module where they are not its own. Raises `Unknown` where that is not known
     here, or fails.
     """
+    args, kwargs = map_aggregate((args, kwargs), as_float)
     try:
+        if node.target in (torch.quantize_per_tensor, torch.quantize_per_channel) or (
+            (node.op, node.target) == ("call_method", "dequantize")
+        ):
+            return args[0].clone()
         if node.op == "call_module":
             return module_in_float(model.get_submodule(node.target), *args, weights=weights, **kwargs)
         if node.op == "call_method":
