@@ -160,8 +160,9 @@ def measured():
         return ablation.measure(params, here, part())
 
 
-def test_the_table_has_every_recipe_engine_and_stage(measured):
-    table = measured[0]["ablation.csv"]
+def test_the_tables_have_every_recipe_engine_form_and_order(measured):
+    table, orders = measured[0]["ablation.csv"], measured[0]["composition.csv"]
+    assert set(orders["order"]) == {"by class", "shuffled"} and len(orders) == 4
     assert list(table.columns) and set(table.columns) == set(results.SCHEMA["ablation.csv"])
     assert len(table) == 5 * 2 * 2 and not table.duplicated(["recipe", "engine", "form"]).any()
     assert list(table["recipe"].unique())[0] == "default" and list(table["engine"].unique()) == list(INT8)
@@ -188,11 +189,6 @@ def test_the_smallest_change_that_collapses_the_model_is_named(measured):
     answer = tables.smallest_change(SimpleNamespace(ablation=table)).iloc[0]
     assert (answer["recipe"], answer["n_changes"]) == (worst["recipe"], 1)
     assert answer["auprc"] == worst["auprc"] and answer["tried"] == 3
-
-
-def test_batch_composition_is_part_of_the_answer(measured):
-    orders = measured[0]["composition.csv"]
-    assert set(orders["order"]) == {"by class", "shuffled"} and len(orders) == 4
 
 
 def test_what_an_engine_refuses_is_left_out_with_its_reason(monkeypatch):

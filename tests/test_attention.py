@@ -37,15 +37,10 @@ def test_measures_of_one_image():
         assert table["peak_shift"][i] == pytest.approx(32 * np.linalg.norm(peaks[0] - peaks[1]))
     same = attention.shifts(made(first), made(3 * first + 1), 224).mean()
     assert same.to_dict() == pytest.approx({"rank_correlation": 1, "overlap": 1, "peak_shift": 0, "change": 0})
+    surer, less_sure = (made(np.eye(4)[None], [[np.log(odds), 0.0]]) for odds in (3.0, 1 / 3))
+    assert attention.shifts(surer, less_sure, 32)["change"][0] == pytest.approx(0.25 - 0.75)  # of the reference's class
     with pytest.raises(Unsupported, match="8 × 8"):
         attention.shifts(made(first), made(np.zeros((9, 8, 8))), 224)
-
-
-def test_change_is_that_of_the_references_class():
-    table = attention.shifts(
-        made(np.eye(4)[None], [[np.log(3.0), 0.0]]), made(np.eye(4)[None], [[0.0, np.log(3.0)]]), 32
-    )
-    assert table["change"][0] == pytest.approx(0.25 - 0.75)
 
 
 def test_a_constant_map_has_no_order_and_is_left_out():
