@@ -420,7 +420,8 @@ def runnable(found, images, n, absent, errors=REFUSALS):
     On the CPU they may take no more memory than is free.
     """
     calls = {}
-    for index, variant in enumerate(found):
+    for index in range(len(found)):  # `enumerate` would hold on to the variant
+        variant = found[index]
         if variant.call is None:
             continue
         call = partial(variant.call, batch(images, n, variant))
