@@ -27,8 +27,8 @@ TAIL = timing.TAILS["p99"][1]
 class Machine:
     """A clock that only the timed functions move, the order in which they ran, and when each ran last."""
 
-    def __init__(self):
-        self.now, self.ran, self.last = 0.0, [], {}
+    def __init__(self, drift=0.0):
+        self.now, self.ran, self.last, self.drift = 0.0, [], {}, drift  # drift: how much slower it is each second
 
     def clock(self):
         return self.now
@@ -37,7 +37,7 @@ class Machine:
         def call():
             self.ran.append(name)
             self.last[name] = self.now
-            self.now += seconds
+            self.now += seconds * (1 + self.drift * self.now)
 
         return call
 
@@ -67,6 +67,12 @@ def test_without_a_limit_in_seconds_every_turn_has_a_share_of_the_batches():
     assert [len(times) for times in found.values()] == [3, 3, 3]
     turns = ["".join(m.ran[6:][i : i + 6 : 2]) for i in range(0, 18, 6)]  # after two calls each: one untimed, one timed
     assert {"".join(sorted(turn)) for turn in turns} == {"abc"} and len(set(turns)) > 1
+
+
+def test_a_machine_that_drifts_moves_every_model():
+    found = Machine(drift=1.0).time({"a": 0.01, "b": 0.01})
+    assert np.mean(found["a"]) == pytest.approx(np.mean(found["b"]), rel=0.1)
+    assert max(found["a"]) > 2 * min(found["a"])
 
 
 def test_a_slow_model_ends_early_but_not_before_its_median_can_be_bounded():

@@ -438,6 +438,18 @@ def scales(model):
     return {name: value.clone() for name, value in state.items() if name.endswith((".scale", "zero_point"))}
 
 
+@pytest.mark.parametrize("name", INT8)
+def test_frozen_observers_and_batch_norm_stay_as_they_are(name):
+    model = static.prepare_training(copy.deepcopy(trained()), name, 32)
+    model(batch())
+    static.observe(model, False)
+    finetune.freeze_batch_norm(model)
+    frozen = scales(model) | {k: v.clone() for k, v in model.state_dict().items() if "running_" in k}
+    model(3 * batch() + 1)
+    assert len(frozen) > 8
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in frozen.items())
+
+
 def test_training_freezes_at_the_points_of_the_profile(runs, monkeypatch):
     qat = {"epochs": 5, "freeze_observers": 0.6, "freeze_batch_norm": 0.4}
     params, here = cell("qat-fbgemm", qat=qat)
@@ -519,3 +531,20 @@ def test_fake_quantization_has_the_values_and_gradients_of_pytorchs_own(low, hig
         found.append((y.detach(), leaf.grad))
     assert all(torch.equal(a, b) for a, b in zip(*found))
     assert 0 < (found[0][1] == 0).sum() < len(x)
+
+
+def test_quantization_aware_training_keeps_what_it_learned():
+    torch.manual_seed(0)
+    model = static.prepare_training(copy.deepcopy(trained()), "fbgemm", 32)
+    optimizer, labels = torch.optim.Adam(model.parameters(), lr=1e-3), torch.from_numpy(part().labels[:128])
+    for _ in range(5):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(batch(128)), labels).backward()
+        optimizer.step()
+    static.observe(model, False)
+    held_out = part().images[part().held_out]
+    simulated, integer = (
+        evaluate.probabilities(m, held_out) for m in (model.eval(), static.convert(model.eval(), "fbgemm"))
+    )
+    assert np.abs(simulated - integer).max() < 0.1
+    assert metrics.accuracy(part().labels[part().held_out], integer) > 0.8

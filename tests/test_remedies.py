@@ -122,6 +122,18 @@ def test_equalization_keeps_the_function_and_balances_the_ranges():
     assert spread(balanced.get_submodule("a")[0].weight) < 30
 
 
+def test_equalization_rescues_one_scale_for_all_channels():
+    torch.manual_seed(0)
+    model, recipe = Unbalanced(nn.ReLU()).eval(), Recipe(title="", weights="per-tensor", batch_norm="fused")
+    with torch.inference_mode():
+        exact = model(batch())
+        plain, balanced = (
+            kernels.sqnr_db(exact, integer_model(m, "qnnpack", recipe)(batch()) - exact)
+            for m in (model, remedies.equalized(model))
+        )
+    assert balanced > plain + 6
+
+
 def test_equalization_replaces_relu6_only_between_the_layers_it_balances():
     balanced = remedies.equalized(Unbalanced(nn.ReLU6()).eval())
     assert not any(isinstance(module, nn.ReLU6) for module in balanced.modules())
