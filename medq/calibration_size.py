@@ -26,21 +26,26 @@ def measure(params, cell, part):
     try:
         fresh = static.prepare(float_model(params, cell, part), engine_name, DEFAULT, params.image_size)
         for subset in range(params.calibration.subsets):
-            order, prepared = calibration_rows(part, sizes[-1], params.seed, draw=subset), copy.deepcopy(fresh)
-            # The observers go on from the smaller set, so that all sizes cost as much as the largest.
-            for seen, size in zip([0, *sizes], sizes):
-                static.calibrate(prepared, calibration_batches(part, order[seen:size]))
-                try:
-                    quantized = static.convert(prepared, engine_name)
-                    probability = evaluate.probabilities(quantized, part.images[part.held_out])
-                except (Unsupported, FloatingPointError) as error:
-                    reasons.append(f"{size} images: {error}")
-                    continue
-                auprc = metrics.auprc(part.labels[part.held_out], probability)
+            order = calibration_rows(part, sizes[-1], params.seed, draw=subset)
+            for size, auprc in _sweep(fresh, engine_name, part, order, sizes, reasons):
                 rows.append({"n_calibration": size, "subset": subset, "auprc": auprc})
     except Unsupported as error:
         reasons.append(str(error))
     return {TABLE: tidy(rows, cell, TABLE)}, outcome(reasons, rows)
+
+
+def _sweep(fresh, engine_name, part, order, sizes, reasons):
+    """(size, AUPRC) for each size: the observers go on from the smaller set, so all cost as much as the largest."""
+    prepared = copy.deepcopy(fresh)
+    for seen, size in zip([0, *sizes], sizes):
+        static.calibrate(prepared, calibration_batches(part, order[seen:size]))
+        try:
+            quantized = static.convert(prepared, engine_name)
+            probability = evaluate.probabilities(quantized, part.images[part.held_out])
+        except (Unsupported, FloatingPointError) as error:
+            reasons.append(f"{size} images: {error}")
+            continue
+        yield size, metrics.auprc(part.labels[part.held_out], probability)
 
 
 run = study("calibration_size", measure)

@@ -56,10 +56,7 @@ def export(cell_folder, output, *, format="onnx", precision="fp32", temperature=
     missing package, a temperature that is not above 0 or cannot be fitted, or an FP32 export whose probabilities differ by
     more than 1e-4.
     """
-    import torch
-
     from medq import evaluate, metrics, peers, remedies
-    from medq.quantize.stage import calibration_rows
 
     runtime = next(r for r in peers.RUNTIMES if (r.runtime, r.precision) == (FORMATS[format], precision))
     if lacking := peers.missing(runtime.packages):
@@ -82,21 +79,7 @@ def export(cell_folder, output, *, format="onnx", precision="fp32", temperature=
     except OSError as error:
         raise UserError(f"{output}: cannot be a folder ({error.strerror}); choose another.") from None
     path = output / f"model{runtime.suffix}"
-    rows = calibration_rows(part, min(params.calibration.images, len(part.train)), params.seed)
-    task = peers.Task(
-        whole,
-        [torch.from_numpy(x) for x in _planar(part.images[rows])],
-        cell.backbone,
-        profiles.backbones()[cell.backbone].family,
-        len(part.classes),
-        params.image_size,
-        batch_sizes=(),
-        threads=1,
-        names=("images", "probabilities"),
-        keep=_KEEP[format],
-        origin=_identity(params, cell, precision),
-    )
-    runtime.save(task, path)
+    runtime.save(_task(params, cell, part, whole, format, precision), path)
     found, exact = load(path)(held), evaluate.probabilities(whole.logits, held)
     facts = _facts(params, cell, part, path, precision, found, exact) | {"temperature_fitted": fit}
     facts["temperature"] = temperature
@@ -112,6 +95,29 @@ def export(cell_folder, output, *, format="onnx", precision="fp32", temperature=
     artefacts.write_json(output / FACTS, facts)
     artefacts.write_text(output / CARD, card(facts, scores, reference, profiles.datasets()[facts["dataset"]]))
     return facts
+
+
+def _task(params, cell, part, whole, format, precision):
+    """What a runtime of `medq.peers` is given to write `whole`, on the profile's calibration images."""
+    import torch
+
+    from medq.peers import Task
+    from medq.quantize.stage import calibration_rows
+
+    rows = calibration_rows(part, min(params.calibration.images, len(part.train)), params.seed)
+    return Task(
+        whole,
+        [torch.from_numpy(x) for x in _planar(part.images[rows])],
+        cell.backbone,
+        profiles.backbones()[cell.backbone].family,
+        len(part.classes),
+        params.image_size,
+        batch_sizes=(),
+        threads=1,
+        names=("images", "probabilities"),
+        keep=_KEEP[format],
+        origin=_identity(params, cell, precision),
+    )
 
 
 def _opened(folder):
