@@ -39,6 +39,7 @@ def main():
     for module in theirs.modules():
         if type(module) is fake.ObservedFakeQuantize:
             module.__class__ = FusedMovingAvgObsFakeQuantize
+        vars(module).pop("_forward_approximate", None)
     models, times = {"PyTorch": theirs, "medq": ours}, {"PyTorch": [], "medq": []}
     optimizers = {name: torch.optim.Adam(model.parameters(), 1e-5, fused=True) for name, model in models.items()}
     size = (BATCH, 3, options.image_size, options.image_size)

@@ -117,7 +117,8 @@ def test_fake_quantized_linear_has_a_straight_through_gradient():
     layer = dynamic.prepare_training(nn.Sequential(nn.Linear(8, 3)), "qnnpack")
     x = torch.randn(5, 8, requires_grad=True)
     layer(x).sum().backward()
-    assert layer[0].weight.grad.abs().min() > 0 and x.grad.abs().min() > 0
+    # A weight of the largest magnitude may be rounded beyond the last step, and then it has no gradient.
+    assert (layer[0].weight.grad != 0).sum() >= layer[0].weight.numel() - 1 and x.grad.abs().min() > 0
 
 
 @pytest.mark.parametrize("name", INT8)
@@ -502,7 +503,8 @@ def test_fake_quantization_trains_to_the_weights_of_pytorchs_own(name, layout):
     ours = static.prepare_training(copy.deepcopy(trained()), name, 32).to(memory_format=layout)
     theirs, labels = copy.deepcopy(ours), torch.from_numpy(part().labels[:64])
     replaced = [module for module in theirs.modules() if type(module) is fake.ObservedFakeQuantize]
-    assert len(replaced) > 8
+    fused = [module for module in theirs.modules() if vars(module).pop("_forward_approximate", None)]
+    assert len(replaced) > 8 and len(fused) > 1
     for module in replaced:
         module.__class__ = FusedMovingAvgObsFakeQuantize
     states = []

@@ -1,11 +1,24 @@
-"""Fake quantization in training on a CPU: PyTorch's values and gradients, by operators that use the processor's vectors.
+"""Quantization-aware training on a CPU: PyTorch's values and gradients, with fewer passes through memory.
 
-PyTorch's own operators go through a tensor value by value, which is most of the time of quantization-aware training
-(`benchmarks/fake.py`).
+PyTorch's fake quantization goes through a tensor value by value, and the division that fuses batch norm into a convolution
+makes five large tensors in each backward pass: together most of the time of training (`benchmarks/fake.py`).
 """
 
+import types
+
 import torch
+from torch.ao.nn.intrinsic import qat
 from torch.ao.quantization import FusedMovingAvgObsFakeQuantize
+
+PIECE = 2**16  # values that stay in a core's cache while several operators go through them
+
+
+def _pieces(*tensors):
+    """Tensors of one shape as tuples of pieces, in the order of memory where they share it, else whole."""
+    first = tensors[0]
+    if any(x.stride() != first.stride() for x in tensors) or not torch.ops.aten.is_non_overlapping_and_dense(first):
+        return [tensors]
+    return zip(*(x.as_strided((x.numel(),), (1,)).split(PIECE) for x in tensors))
 
 
 class _Rounded(torch.autograd.Function):
@@ -13,17 +26,42 @@ class _Rounded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, scale, low, high):
-        steps = (x * scale.reciprocal()).round_()
-        if ctx.needs_input_grad[0]:
-            # Of a step only its side of the bounds is needed: bfloat16 is exact up to 256 and keeps what is beyond there.
-            ctx.save_for_backward(steps.bfloat16())
-            ctx.bounds = low - 0.5, high + 0.5
-        return steps.clamp_(low, high).mul_(scale)
+        result, inverse = torch.empty_like(x), scale.reciprocal()
+        # Of a step only its side of the bounds is needed: bfloat16 is exact up to 256 and keeps what is beyond there.
+        rounded = torch.empty_like(result, dtype=torch.bfloat16)
+        for value, step, kept in _pieces(result, x, rounded):
+            torch.mul(step, inverse, out=value).round_()
+            kept.copy_(value)
+            value.clamp_(low, high).mul_(scale)
+        ctx.save_for_backward(rounded)
+        ctx.bounds = low - 0.5, high + 0.5
+        return result
 
     @staticmethod
     def backward(ctx, gradient):
-        (steps,) = ctx.saved_tensors
-        return torch.ops.aten.hardtanh_backward(gradient, steps.float(), *ctx.bounds), None, None, None
+        (rounded,) = ctx.saved_tensors
+        if gradient.stride() != rounded.stride():  # the operator decides on the layout, and with it on the order of sums
+            return torch.ops.aten.hardtanh_backward(gradient, rounded.float(), *ctx.bounds), None, None, None
+        passed = torch.empty_like(gradient)
+        for out, step, incoming in _pieces(passed, rounded, gradient):
+            torch.ops.aten.hardtanh_backward(incoming, step.float(), *ctx.bounds, grad_input=out)
+        return passed, None, None, None
+
+
+class _Unscaled(torch.autograd.Function):
+    """`x` divided by the `scale` of each channel, in place."""
+
+    @staticmethod
+    def forward(ctx, x, scale):
+        ctx.mark_dirty(x.div_(scale))
+        ctx.save_for_backward(x, scale)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        quotient, scale = ctx.saved_tensors
+        # -g * (x / s / s), of which the quotient is there; the sign passes through product and sum without rounding.
+        return gradient / scale, (quotient / scale).mul_(gradient).sum_to_size(scale.shape).neg_()
 
 
 def fake_quantize(x, scale, zero_point, low, high):
@@ -52,9 +90,19 @@ class ObservedFakeQuantize(FusedMovingAvgObsFakeQuantize):
         return fake_quantize(x, self.scale, self.zero_point, observer.quant_min, observer.quant_max)
 
 
+def _fused(self, x):
+    """What a convolution with its batch norm computes: `_forward_approximate` of PyTorch's own module."""
+    scale = self.bn.weight / torch.sqrt(self.bn.running_var + self.bn.eps)
+    weight = self.weight_fake_quant(self.weight * scale.reshape(-1, 1, 1, 1))
+    convolved = _Unscaled.apply(self._conv_forward(x, weight, torch.zeros_like(scale)), scale.reshape(1, -1, 1, 1))
+    return self.bn(convolved if self.bias is None else convolved + self.bias.reshape(1, -1, 1, 1))
+
+
 def accelerate(prepared):
-    """`prepared` (of `prepare_qat_fx`), in place, with each of its fused fake quantizations as `ObservedFakeQuantize`."""
+    """`prepared` (of `prepare_qat_fx`), in place, with the operators of this module."""
     for module in prepared.modules():
         if type(module) is FusedMovingAvgObsFakeQuantize:
             module.__class__ = ObservedFakeQuantize
+        elif isinstance(module, qat.ConvBn2d):
+            module._forward_approximate = types.MethodType(_fused, module)
     return prepared
