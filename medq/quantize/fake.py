@@ -40,7 +40,7 @@ class _Rounded(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         (rounded,) = ctx.saved_tensors
-        if gradient.stride() != rounded.stride():  # the operator decides on the layout, and with it on the order of sums
+        if gradient.stride() != rounded.stride():  # the operator chooses the layout, and with it the order of sums
             return torch.ops.aten.hardtanh_backward(gradient, rounded.float(), *ctx.bounds), None, None, None
         passed = torch.empty_like(gradient)
         for out, step, incoming in _pieces(passed, rounded, gradient):
