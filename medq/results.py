@@ -408,6 +408,11 @@ def title(name):
     return REGIMES.get(name) or METRICS.get(name) or name.replace(PHANTOM, "phantom ")
 
 
+def words(name):
+    """How tables and figures print a remedy or recipe: `worst-3-in-fp32` as "worst 3 in FP32"."""
+    return name.replace("-", " ").replace("fp32", "FP32")
+
+
 def class_title(dataset, name):
     """How tables and figures print a class of a dataset."""
     return _catalogue("datasets").get(dataset, {}).get("titles", {}).get(name, name)

@@ -10,7 +10,7 @@ from medq.figures import style
 from medq.figures.paper import reliability_panels
 from medq.figures.style import GRID, INK, MUTED, backbone_style, described, empty, handle, regime_colour, styled
 from medq.regimes import REGIMES
-from medq.results import RUNTIMES, class_title, scores, title
+from medq.results import RUNTIMES, class_title, words, scores, title
 from medq.tables import of_cell, peers, recipe_means, reliability_bins, remedies, worst_layers
 
 # --- what each regime costs -----------------------------------------------------------------------
@@ -119,7 +119,7 @@ def ablation_figure(results, dataset):
     figure, axes = style.new(height=1.9 + 0.3 * len(change))
     values = change.to_numpy()
     losses = ("#7a0b10", "#ce0e17", "#f18102", "#f8d9b0", "#fbf3e6")  # light is good, dark is bad
-    columns, rows = [f"{title(b)}\n{base[b]:.1f}" for b in known], [r.replace("-", " ") for r in change.index]
+    columns, rows = [f"{title(b)}\n{base[b]:.1f}" for b in known], list(map(words, change.index))
     _heat(axes[0, 0], (values.clip(-60, 0) + 60) / 60, values, "+.1f", losses, columns, rows)
     axes[0, 0].set_title(f"{title(dataset)}, fbgemm")
     axes[0, 0].set_xlabel("Change in AUPRC (points);\nbelow each backbone its\nAUPRC by default (%)")
@@ -148,7 +148,7 @@ def recipe_figure(results, dataset):
         axis.set(title=title(backbone), xlabel=title("brier"))
         axis.set_xlim(left=0)
         style.few_ticks(axis.xaxis, 5)
-    axes[0, 0].set_yticks(range(len(order)), [recipe.replace("-", " ") for recipe in order])
+    axes[0, 0].set_yticks(range(len(order)), list(map(words, order)))
     axes[0, 0].set_ylim(len(order) - 0.5, -0.5)
     marks = [handle(title(f"ptq-{e}"), regime_colour(f"ptq-{e}"), marker) for e, marker in MARKERS.items()]
     style.legend(figure, handles=[*marks, handle("FP32", INK, "", linestyle="--")], ncols=3)
@@ -200,7 +200,7 @@ def remedies_figure(results, dataset):
         axis.margins(x=0.08)
         if closed.empty:
             axis.text(0.5, 0.5, "no gap to close", transform=axis.transAxes, ha="center", color=MUTED)
-    style.name_rows(axes[0], [n.replace("-", " ") for n in names])
+    style.name_rows(axes[0], list(map(words, names)))
     style.backbone_legend(figure, [b for b in results.backbones if b in set(frame["backbone"])])
     medians = frame.groupby("remedy", sort=False)[list(shown.values())].median()
     known = {f"{title(m)} {r}": v for m, column in shown.items() for r, v in medians[column].dropna().items()}

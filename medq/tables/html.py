@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from medq.results import REGIMES, class_title, title
+from medq.results import REGIMES, class_title, title, words
 from medq.tables.entries import DISAGREES, absent, is_outside
 
 STYLE = """<style>
@@ -187,4 +187,6 @@ def _name(kind, value, row):
         value = {"cnn": "CNN", "transformer": "Transformer"}.get(value, value)
     elif kind in ("dataset", "backbone", "regime", "metric", "regime_a", "regime_b"):
         value = title(value)
+    elif kind == "remedy":
+        value = words(value)
     return escape(str(value))
