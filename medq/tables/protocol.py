@@ -19,7 +19,8 @@ DESIGN = {  # result folder: weights and pixels of models of the same training i
     "pretrained-scratch-224": ("none", 224),
     "pretrained-scratch-64": ("none", 64),
 }
-WITH_TRAINING = ("pretrained", "pretrained-qat")  # result folders that hold quantization-aware training
+# Result folders that hold quantization-aware training; of a model that is in both, the first one's trainings count.
+WITH_TRAINING = ("pretrained", "pretrained-qat")
 LABELS = {  # of the columns, in print
     "fp32_brier": "FP32: Brier",
     "fp32_auroc": "FP32: ROC-AUC",
@@ -109,11 +110,13 @@ def _held(names, folder, *arguments):
 
 def with_training(form="fake-quant", folder=paths.RESULTS):
     """`under_protocol` of the models that also went through quantization-aware training, from the folders that hold some."""
-    parts, regimes = [pd.DataFrame(columns=["dataset", "backbone", "regime"])], [r for r in REGIMES if r != "fp32"]
+    parts, regimes = {}, [r for r in REGIMES if r != "fp32"]
     for _, table in _held(WITH_TRAINING, folder, regimes, form):
-        qat = table["regime"].map(method).eq("qat").groupby([table["dataset"], table["backbone"]]).transform("any")
-        parts.append(table[qat].drop(columns="verdict"))
-    return pd.concat(parts[1:] or parts).sort_values("dataset", kind="stable", ignore_index=True)
+        for model, part in table.drop(columns="verdict").groupby(["dataset", "backbone"], sort=False):
+            if part["regime"].map(method).eq("qat").any():
+                parts.setdefault(model, part)
+    empty = pd.DataFrame(columns=["dataset", "backbone", "regime"])
+    return pd.concat(parts.values() or [empty]).sort_values("dataset", kind="stable", ignore_index=True)
 
 
 def taken_back(engine, backbone="mobilenetv2", folder=paths.RESULTS):
@@ -122,7 +125,7 @@ def taken_back(engine, backbone="mobilenetv2", folder=paths.RESULTS):
     shares = {}
     for name in WITH_TRAINING:
         results = found.Results(name, folder / name)
-        for dataset in results.datasets if results.path.is_dir() else ():
+        for dataset in [d for d in results.datasets if d not in shares] if results.path.is_dir() else ():
             gain, left = (paired(results, "brier", *pair, dataset, backbone) for pair in ((ptq, qat), (qat, "fp32")))
             if gain and left:
                 shares[dataset] = gain["value"] / (gain["value"] + left["value"])
