@@ -26,15 +26,17 @@ class _Rounded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, scale, low, high):
-        result, inverse = torch.empty_like(x), scale.reciprocal()
+        result, inverse, trains = torch.empty_like(x), scale.reciprocal(), ctx.needs_input_grad[0]
         # Of a step only its side of the bounds is needed: bfloat16 is exact up to 256 and keeps what is beyond there.
-        rounded = torch.empty_like(result, dtype=torch.bfloat16)
+        rounded = torch.empty_like(result, dtype=torch.bfloat16) if trains else result
         for value, step, kept in _pieces(result, x, rounded):
             torch.mul(step, inverse, out=value).round_()
-            kept.copy_(value)
+            if trains:
+                kept.copy_(value)
             value.clamp_(low, high).mul_(scale)
-        ctx.save_for_backward(rounded)
-        ctx.bounds = low - 0.5, high + 0.5
+        if trains:
+            ctx.save_for_backward(rounded)
+            ctx.bounds = low - 0.5, high + 0.5
         return result
 
     @staticmethod
