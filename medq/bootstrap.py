@@ -379,14 +379,15 @@ def replicates(y_true, models, metrics, *, n_resamples=10_000, groups=None, seed
 
     def work(chunk):
         counts, lanes = draw(chunk), slice(chunk * LANES, (chunk + 1) * LANES)
+        total = counts.sum(axis=0, dtype=np.float64)
         for k, sweeps in enumerate(ranked):
             areas = np.empty((n_classes, 2, LANES))
             for sweep, out in zip(sweeps, areas):
-                _areas(counts, counts.sum(axis=0, dtype=np.float64), *sweep, out)
+                _areas(counts, total, *sweep, out)
             for area, metric in enumerate(RANKED):
                 if metric in values:
                     values[metric][lanes, k] = areas[:, area].T
-        weights = counts.T / counts.sum(axis=0, dtype=np.float64)[:, None] if scores else None
+        weights = counts.T / total[:, None] if scores else None
         for k, columns in enumerate(scores):  # one product for each model, so that equal models have equal values
             found = weights @ columns
             for metric, part in (("brier", slice(-2)), ("nll", slice(-2, -1)), ("accuracy", slice(-1, None))):
