@@ -50,9 +50,9 @@ def namespace(r):
         frame = frame[frame["dataset"] == dataset] if dataset else frame
         return frame[frame["backbone"] == backbone] if backbone else frame[frame["backbone"] != "mean"]
 
-    def runtimes(dataset, backbone, metric="brier"):
-        """A metric of one model in each runtime, as a Series by (runtime, precision)."""
-        frame = r.peers[(r.peers["dataset"] == dataset) & (r.peers["backbone"] == backbone)]
+    def runtimes(dataset, backbone, metric="brier", of=r):
+        """A metric of one model in each runtime, as a Series by (runtime, precision); `of` other results."""
+        frame = of.peers[(of.peers["dataset"] == dataset) & (of.peers["backbone"] == backbone)]
         return frame.drop_duplicates(["runtime", "precision"]).set_index(["runtime", "precision"])[metric]
 
     @cache
