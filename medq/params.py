@@ -245,6 +245,8 @@ class Recipe(Model):
 
     `batch_norm`: `traced` as FX graph mode finds it (timm's combined norm-and-activation layers stay apart from their
     convolutions), `fused` into the convolution wherever there is one before it, `unfused` nowhere.
+    `rounded`: activations behind each of the `operators`, as FX graph mode has it; behind `layers`, a ReLU6 that follows one
+    being the end of its range; or only the `inputs` of convolutions and linear layers, which no engine of PyTorch runs.
     `training_mode`: traced with the model left in training mode, as when `eval()` is forgotten.
     `run_engine`: `other` converts and runs under the engine that the recipe was not made for.
     """
@@ -254,9 +256,16 @@ class Recipe(Model):
     activations: Literal["minmax", "moving-average", "histogram", "percentile"] | None = None
     reduce_range: bool | None = None
     batch_norm: Literal["traced", "fused", "unfused"] = "traced"
+    rounded: Literal["operators", "layers", "inputs"] = "operators"
     training_mode: bool = False
     normalised: bool = True
     run_engine: Literal["same", "other"] = "same"
+
+    @model_validator(mode="after")
+    def _range_ends_with_the_grid(self):
+        if self.rounded == "layers" and self.reduce_range is not False:
+            raise ValueError("rounded: layers needs `reduce_range: false`: kernels clamp to all 8 bits, not to 7 of them")
+        return self
 
 
 def backbones(folder=paths.PARAMS):

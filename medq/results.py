@@ -56,7 +56,7 @@ KEYS = set(
     "dataset backbone regime regime_a regime_b method_a method_b fold recipe stage form metric class "
     "subset remedy layer runtime precision view measure moved image_id".split()
 )
-FACTORS = ("weights", "activations", "reduce_range", "fused", "training_mode", "normalised")  # of a recipe
+FACTORS = ("weights", "activations", "reduce_range", "fused", "rounded", "training_mode", "normalised")  # of a recipe
 TEXT = {
     *FACTORS,
     *"status reason engine_agrees engine_note baseline engine run_engine device operator cores governor".split(),

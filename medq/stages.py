@@ -68,7 +68,7 @@ _ROWS = (
         "recipes",
         {
             "ablation.csv": "dataset backbone recipe engine run_engine fold form weights activations reduce_range fused "
-            "training_mode normalised auprc auroc ece ece_top_label brier"
+            "rounded training_mode normalised auprc auroc ece ece_top_label brier"
         },
         calibrates=True,
         cnn=True,

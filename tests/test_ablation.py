@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from fixtures.quantize import batch, cell, integer_model, observed, part, trained
+from torch import nn
 from torch.ao.quantization import get_default_qconfig_mapping
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 from torch.nn import functional as F
@@ -90,6 +91,62 @@ def test_batch_norm():
     assert all(node.kwargs.get("training", node.args[5] if len(node.args) > 5 else None) is False for node in unfused)
     assert not any("BatchNorm" in type(module).__name__ for module in model.modules())
     assert not any("running_mean" in key for key in model.state_dict())
+
+
+@pytest.mark.parametrize("name", INT8)
+def test_relu6_in_its_layer_s_range_is_right_in_integers_and_alone(name):
+    """Behind a layer it fuses and saturates; behind a sum, or shared with one, it stays an operator of its own."""
+    x, recipe, given = batch(), profiles.recipes()["relu6-in-range"], []
+    prepared = observed(trained(), name, recipe)
+    with torch.inference_mode():
+        assert torch.allclose(prepared(x), trained()(x), atol=1e-4)  # calibrated with ReLU6, not with ReLU
+        integer, simulated = static.convert(prepared, name), static.simulate(prepared)
+        assert not any(isinstance(module, nn.ReLU6) for module in integer.model.modules())
+        stem = integer.model.get_submodule("stem.0")
+        stem.register_forward_hook(lambda *seen: given.append(seen[-1].dequantize()))
+        assert (integer(x).softmax(1) - simulated(x).softmax(1)).abs().max() < 0.02
+    assert given[0].max() <= (255 - stem.zero_point) * stem.scale + 1e-6 <= 6 + 1e-5
+
+    behind_a_sum = copy.deepcopy(trained())
+    behind_a_sum.relu = nn.ReLU6()
+    shared = copy.deepcopy(behind_a_sum)
+    shared.stem[2] = shared.relu
+    for model, left in ((behind_a_sum, 1), (shared, 2)):
+        nodes = observed(model, name, recipe).graph.nodes
+        assert sum(str(node.target) in ("relu", "stem.2") for node in nodes) == left
+
+
+def test_inputs_alone_round_what_layers_read_and_nothing_else():
+    """Against the folded network written out by hand, with ranges between the least and greatest value."""
+    model, x, ranges = copy.deepcopy(trained()), batch(), {}
+    recipe = profiles.recipes()["inputs-alone-best"].model_copy(update={"activations": "minmax"})
+    prepared = observed(model, "fbgemm", recipe)
+    for module in (model.stem[0], model.depthwise, model.mix, model.head):
+        module.register_forward_pre_hook(lambda module, given: ranges.update({module: given[0].aminmax()}))
+
+    def layer(module, norm, value):
+        low, high = ranges[module]
+        low = low.clamp(max=0)
+        scale = (high - low) / 255
+        value = ((value / scale).round() - (low / scale).round()).clamp(0, 255) + (low / scale).round()
+        weight, bias = module.weight, torch.zeros(len(module.weight)) if module.bias is None else module.bias
+        if norm is not None:
+            factor = norm.weight / (norm.running_var + norm.eps).sqrt()
+            weight, bias = weight * factor.reshape(-1, 1, 1, 1), norm.bias + (bias - norm.running_mean) * factor
+        step = weight.flatten(1).abs().amax(1).reshape(-1, *[1] * (weight.dim() - 1)) / 127.5
+        return value * scale, (weight / step).round().clamp(-128, 127) * step, bias
+
+    with torch.inference_mode():
+        exact = model(x)
+        y = F.relu6(F.conv2d(*layer(model.stem[0], model.stem[1], x), 2, 1))
+        z = F.relu(F.conv2d(*layer(model.depthwise, model.norm, y), 1, 1, 1, 16))
+        y = F.relu(y + F.conv2d(*layer(model.mix, None, z)))
+        expected = F.linear(*layer(model.head, None, y.mean((2, 3))))
+        simulated = static.simulate(prepared)(x)
+    apart = (simulated - expected).abs()  # a value at the edge of a step may fall on its other side
+    assert apart.median() < 1e-5 and apart.mean() < 0.1 * (simulated - exact).abs().mean()
+    with pytest.raises(Unsupported, match="no engine has kernels"):
+        static.convert(prepared, "fbgemm")
 
 
 def test_training_mode_makes_predictions_depend_on_the_batch_s_classes():

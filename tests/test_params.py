@@ -177,6 +177,12 @@ def test_all_mistakes_of_a_catalogue_are_named(tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_range_that_kernels_do_not_clamp_to_is_refused(tmp_path):
+    write(tmp_path, {"seven-bits": {"title": "X", "rounded": "layers"}}, "recipes.yaml")
+    with pytest.raises(UserError, match="seven-bits: rounded: layers needs `reduce_range: false`"):
+        params.recipes(tmp_path)
+
+
 def test_names_are_found_in_either_normal_form(tmp_path):
     entry = {"title": "X", "timm": "resnet18", "family": "cnn"}
     for form in ("NFC", "NFD"):

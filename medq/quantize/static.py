@@ -19,8 +19,9 @@ from torch.ao.quantization.quantize_fx import convert_fx, convert_to_reference_f
 from torch.nn import functional as F
 
 from medq.quantize import fake, kernels
-from medq.quantize.engines import DYNAMIC_INSTEAD, ENGINES, Quantized, engine, refusals, unsupported
+from medq.quantize.engines import DYNAMIC_INSTEAD, ENGINES, Quantized, Unsupported, engine, refusals, unsupported
 
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 TAIL = 0.0005  # share of the values beyond each end of the range of a `PercentileObserver`
 
 
@@ -139,8 +140,53 @@ def prepare(model, engine_name, recipe, image_size, keep=()):
     for name in keep:
         mapping.set_module_name(name, None)
     with _quiet(), engine(engine_name), _tracing(recipe.training_mode):
+        if recipe.rounded == "layers":
+            model = _relu6_in_range(_traced(model))
         prepared = prepare_fx(model, mapping, _example(image_size))
+    if recipe.rounded == "inputs":
+        _observe_inputs_alone(prepared)
     return without_dropout(prepared)
+
+
+def _traced(model):
+    return fx.GraphModule(model, QuantizationTracer([], []).trace(model))
+
+
+def _relu6_in_range(graph):
+    """`graph` whose ReLU6 behind a layer fuse with it, as only ReLU does, and go on computing ReLU6 in floating point.
+
+    The observer behind sees nothing above 6, so that the integer kernel, a ReLU, saturates where ReLU6 would.
+    """
+    modules, fuse = dict(graph.named_modules(remove_duplicate=False)), {}
+    for node in list(graph.graph.nodes):
+        if isinstance(modules.get(node.target), nn.Identity):  # as timm's norm has it before its activation
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+        elif type(modules.get(node.target)) is nn.ReLU6:
+            behind = isinstance(modules.get(node.args[0].target), (*LAYERS, nn.BatchNorm2d))
+            fuse[node.target] = fuse.get(node.target, True) and behind and len(node.args[0].users) == 1
+    for name in (name for name, fuses in fuse.items() if fuses):
+        relu = nn.ReLU().train(graph.training)
+        relu.forward = F.relu6
+        graph.set_submodule(name, relu)
+    graph.recompile()
+    return graph
+
+
+def _observe_inputs_alone(prepared):
+    """Take the observers out of `prepared` that no convolution and no linear layer reads."""
+    modules = dict(prepared.named_modules(remove_duplicate=False))
+    for node in list(prepared.graph.nodes):
+        if isinstance(modules.get(node.target), observers.ObserverBase):
+            for user in list(node.users):
+                layer = modules.get(user.target)
+                layer = layer[0] if isinstance(layer, nn.Sequential) else layer  # with the ReLU that it is fused with
+                if not isinstance(layer, LAYERS):
+                    user.replace_input_with(node, node.args[0])
+            if not node.users:
+                prepared.graph.erase_node(node)
+    prepared.recompile()
+    prepared.meta["no_kernel"] = "no engine has kernels of 8-bit inputs that leave their result in floating point"
 
 
 def without_dropout(graph):
@@ -203,6 +249,8 @@ def simulate(prepared):
 
 def convert(prepared, run_engine):
     """The integer model for `run_engine` (`Unsupported` where the engine refuses)."""
+    if "no_kernel" in prepared.meta:
+        raise Unsupported(prepared.meta["no_kernel"])
     with _quiet(), engine(run_engine), unsupported("the traced model cannot be converted", DYNAMIC_INSTEAD), refusals():
         return Quantized(convert_fx(copy.deepcopy(prepared)), run_engine)
 
@@ -215,7 +263,7 @@ def prepare_training(model, engine_name, image_size):
     """
     model = with_batch_norm(model, "fused").eval()
     with _quiet(), engine(engine_name), _tracing():
-        traced = without_dropout(fx.GraphModule(model, QuantizationTracer([], []).trace(model))).train()
+        traced = without_dropout(_traced(model)).train()
         mapping = get_default_qat_qconfig_mapping(engine_name)
         prepared = fake.accelerate(prepare_qat_fx(traced, mapping, _example(image_size)))
     calibrate(copy.deepcopy(prepared).eval(), _example(image_size))  # one that does not run is not trained
