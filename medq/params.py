@@ -264,7 +264,9 @@ class Recipe(Model):
     @model_validator(mode="after")
     def _range_ends_with_the_grid(self):
         if self.rounded == "layers" and self.reduce_range is not False:
-            raise ValueError("rounded: layers needs `reduce_range: false`: kernels clamp to all 8 bits, not to 7 of them")
+            raise ValueError(
+                "rounded: layers needs `reduce_range: false`: kernels clamp to all 8 bits, not to 7 of them"
+            )
         return self
 
 
