@@ -134,7 +134,7 @@ def read_table(path, needed=(), **options):
     return frame
 
 
-def _read(path, columns):
+def _read(path, columns, first_seed=False):
     """One tidy file as a DataFrame with exactly `columns`; empty where the file is missing."""
     kinds = {c: "str" if c in KEYS | TEXT else "float64" for c in columns}
     if not path.is_file():
@@ -155,11 +155,11 @@ def _read(path, columns):
                 place = f"{str(frame[column][wrong[0]])!r} in row {wrong[0] + 1} of the column {column!r}"
                 raise UserError(f"{path}: {place} is not a number; {AGAIN}.")
             frame[column] = numbers
-    return _of_seeds(frame)[columns]
+    return _of_seeds(frame, first_seed)[columns]
 
 
-def _of_seeds(frame):
-    """Of a table of several training seeds (column `seed`) the rows of their mean, else those of each cell's first seed.
+def _of_seeds(frame, first=False):
+    """Of a table of several training seeds (column `seed`) the rows of their mean, else (or if `first`) of each cell's first seed.
 
     What became of the cells concerns them all.
     """
@@ -167,7 +167,8 @@ def _of_seeds(frame):
         return frame
     seed = frame["seed"].astype("str")
     chosen = seed == "mean"
-    if not chosen.any():
+    if first or not chosen.any():
+        frame = frame[~chosen]
         cell = [frame[c] for c in CELL if c in frame] if "backbone" in frame else [frame["seed"].notna()]
         chosen = frame["seed"] == frame["seed"].groupby(cell).transform("min")
     return frame[chosen].reset_index(drop=True)
@@ -184,13 +185,20 @@ class Results:
 
     name: str
     path: Path
+    of_first_seed: bool = False
 
     def __getattr__(self, name):
         if name not in FILES:
             raise AttributeError(name)
         self.check(FILES[name])
-        frame = vars(self)[name] = _read(self.path / FILES[name], SCHEMA[FILES[name]])
+        frame = vars(self)[name] = _read(self.path / FILES[name], SCHEMA[FILES[name]], self.of_first_seed)
         return frame
+
+    @cached_property
+    def first_seed(self):
+        """The same folder with the first training of each cell in place of the mean of several: the model that is studied."""
+        several = (self.provenance.get("parameters") or {}).get("seeds")
+        return Results(self.name, self.path, of_first_seed=True) if several else self
 
     @cached_property
     def _checksums(self):

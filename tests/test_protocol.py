@@ -67,6 +67,19 @@ def test_changes_are_ptq_minus_fp32_with_their_interval_the_right_way_round(tmp_
     assert protocol.under_protocol(results.Results("pretrained", tmp_path))["verdict"].item() == "undecided"
 
 
+def test_a_study_is_of_the_first_training_not_of_the_mean(tmp_path):
+    row = {"dataset": "BrainMRI", "backbone": "mobilenetv2", "regime": "fp32", "form": "float", "recipe": "default"}
+    row |= {"fold": "pooled", "metric": "brier", "class": ""}
+    rows = [row | {"seed": seed, "value": value} for seed, value in (("42", 0.1), ("43", 0.3), ("mean", 0.2))]
+    artefacts.write_csv(tmp_path / "metrics.csv", pd.DataFrame(rows))
+    artefacts.write_json(tmp_path / "provenance.json", {"parameters": {"seeds": [42, 43]}})
+    both = results.Results("two-seeds", tmp_path)
+    assert [results.scores(r, "brier")["value"].item() for r in (both, both.first_seed)] == [0.2, 0.1]
+    artefacts.write_json(tmp_path / "provenance.json", {"parameters": {"seeds": None}})
+    one = results.Results("one-seed", tmp_path)
+    assert one.first_seed is one
+
+
 def test_results_that_are_not_there_give_empty_tables(tmp_path):
     assert protocol.under_protocol(results.Results("none", tmp_path)).empty
     assert protocol.weights_by_resolution(tmp_path).empty

@@ -137,7 +137,8 @@ def recipe_figure(results, dataset):
     frame = results.ablation[(results.ablation["form"] == "fake-quant") & (results.ablation["dataset"] == dataset)]
     if frame.empty:
         return empty(f"Recipes on {title(dataset)}: missing from these results.")
-    before = scores(results, "brier").query("regime == 'fp32' and dataset == @dataset").set_index("backbone")["value"]
+    before = scores(results.first_seed, "brier").query("regime == 'fp32' and dataset == @dataset")
+    before = before.set_index("backbone")["value"]
     wide = {b: part.pivot(index="recipe", columns="engine", values="brier") for b, part in frame.groupby("backbone")}
     order = next(iter(wide.values())).sort_values("fbgemm").index
     figure, axes = style.new(1, len(wide), height=1.3 + 0.22 * len(order), sharey=True)

@@ -125,7 +125,7 @@ def recipes_against_table1(results):
     frame, errors = recipe_means(results, "fake-quant"), {}
     keys = ["recipe", "dataset", "engine"]
     for metric in REPRODUCED:
-        fp32 = scores(results, metric).query("regime == 'fp32'").set_index(["dataset", "backbone"])["value"]
+        fp32 = scores(results.first_seed, metric).query("regime == 'fp32'").set_index(["dataset", "backbone"])["value"]
         before = fp32.reindex(pd.MultiIndex.from_frame(frame[["dataset", "backbone"]])).to_numpy()
         ours = (frame[metric] - before).groupby([frame[k] for k in keys], sort=False).agg(whole)
         paper = means(published(), metric, form="fake-quant").set_index(["dataset", "regime"])["value"]
@@ -154,7 +154,7 @@ def equal_recipe(results):
     wide = recipe_means(results, "fake-quant").pivot(index=MODEL, columns="recipe", values="brier")
     wide = wide.reindex(columns=["default", EQUAL]).set_axis(["ptq", "ptq_equal"], axis=1).reset_index()
     frame = wide[wide["ptq_equal"].notna()].reset_index(drop=True)
-    known = scores(results, "brier", form="fake-quant").set_index(CELL)["value"]
+    known = scores(results.first_seed, "brier", form="fake-quant").set_index(CELL)["value"]
     for name, regime in (("fp32", "fp32"), ("qat", "qat-" + frame["engine"])):
         cells = pd.MultiIndex.from_frame(frame[["dataset", "backbone"]].assign(regime=regime))
         frame[name] = known.reindex(cells).to_numpy()
