@@ -29,7 +29,7 @@ TIMES = ["p50_ms", "p50_bound_ms", "p99_ms", "speedup", "size_mb"]
 COLUMNS = ["dataset", "backbone", "candidate", *(name for cost in COSTS.values() for name in cost[:2]), *TIMES]
 COLUMNS += ["passes", "ship", "why", "beaten_by"]
 NOT_MEASURED = "not measured"
-CHANCE = "FP32 is no better than"
+CHANCE = "FP32 is not shown to be better than"
 
 
 Number = Annotated[float, Field(ge=-math.inf)]  # any but NaN

@@ -166,7 +166,7 @@ def test_nothing_is_recommended_for_a_model_that_names_the_largest_class_or_gues
     results = ptq(tmp_path, metrics=[row | {"fold": "pooled"} for row in scores], intervals=scores)
     table = decide(results)
     assert table["ship"].any() == (not reason) and reason in table["why"].iloc[0]
-    assert ("nothing: FP32 is no better than" in advise.text(table, Limits())) == bool(reason)
+    assert ("nothing: FP32 is not shown to be better than" in advise.text(table, Limits())) == bool(reason)
 
 
 def test_in_a_world_like_the_papers_ptq_never_ships():
