@@ -318,8 +318,9 @@ def _differing(part, standard):
     own, parts = part.run["parameters"], part.name.split("/")
     found = [key for key in SHARED if own.get(key) != standard.get(key)]
     if len(parts) > 2:
-        row = regimes.REGIMES.get(parts[2])
-        for key in ("train", "qat") if row and row.schedule == "qat" else ("train",):
+        row = regimes.REGIMES.get(parts[2].removeprefix(f"{part.stage}-"))  # `diagnosis-qat-fbgemm`: of that cell
+        reads = stages.STAGES[part.stage].reads if part.stage else ()
+        for key in ("train", "qat") if "qat" in reads or row and row.schedule == "qat" else ("train",):
             both = [(p.get(key), (p.get("overrides") or {}).get(parts[1], {}).get(key)) for p in (own, standard)]
             found += [key] if both[0] != both[1] else []
     return found[0] if found else ""

@@ -455,10 +455,10 @@ def batch_times(params, images, found, n, absent, share=1.0, errors=REFUSALS):
         seed=params.seed,
         synchronise=torch.cuda.synchronize if gpu else lambda: None,
     )
-    parts = []
+    parts, columns = [], ["variant", "regime", "baseline", "ms", "batch_size", "batch"]
     for index, ms in times.items():
         variant = found[index]
         name = variant.baseline if variant.device == "cpu" else variant.device
         part = pd.DataFrame({"variant": index, "regime": variant.regime, "baseline": name, "ms": ms})
         parts.append(part.assign(batch_size=n, batch=range(len(ms))))
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)

@@ -8,7 +8,7 @@ import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, create_model, field_validator, model_validator
+from pydantic import AfterValidator, Field, create_model, field_validator, model_validator
 
 from medq import paths, regimes, stages
 from medq.config import Model, catalogue, read_yaml, validate
@@ -111,13 +111,22 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Weights = Annotated[str, Field(min_length=1)]
 
 
+def _ascending(seeds):
+    if seeds != sorted(set(seeds)):
+        raise ValueError("must ascend, each seed once: the studies are made of the first")
+    return seeds
+
+
+Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_ascending)]
+
+
 class Override(Model):
     """What differs for one backbone."""
 
     train: dict[str, Any] = {}
     qat: dict[str, Any] = {}
     weights: Weights | None = None
-    seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
+    seeds: Seeds | None = None
 
     @field_validator("train")
     @classmethod
@@ -147,7 +156,7 @@ class Params(Model):
     deduplicate: bool = False
     weights: Weights = "imagenet"
     seed: Seed = 42
-    seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
+    seeds: Seeds | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool = False  # train compiled, except QAT: benchmarks/gpu.py says where that pays
     threads: Annotated[int, Field(gt=0, le=1024)] | None = None
@@ -165,7 +174,7 @@ class Params(Model):
     def _composed(cls, value):
         return [unicodedata.normalize("NFC", name) for name in value]  # as `config.check_name` returns them
 
-    @field_validator("datasets", "backbones", "regimes", "controls", "folds", "seeds")
+    @field_validator("datasets", "backbones", "regimes", "controls", "folds")
     @classmethod
     def _no_repeats(cls, value):
         if isinstance(value, list) and len(set(value)) < len(value):

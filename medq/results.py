@@ -165,12 +165,12 @@ def _of_seeds(frame, first=False):
     """
     if "seed" not in frame or "status" in frame:
         return frame
-    seed = frame["seed"].astype("str")
-    chosen = seed == "mean"
+    chosen = frame["seed"].astype("str") == "mean"
     if first or not chosen.any():
         frame = frame[~chosen]
-        cell = [frame[c] for c in CELL if c in frame] if "backbone" in frame else [frame["seed"].notna()]
-        chosen = frame["seed"] == frame["seed"].groupby(cell).transform("min")
+        seed = pd.to_numeric(frame["seed"], errors="coerce").fillna(-1)
+        cell = [frame[c] for c in CELL if c in frame] if "backbone" in frame else [seed.notna()]
+        chosen = seed == seed.groupby(cell).transform("min")
     return frame[chosen].reset_index(drop=True)
 
 

@@ -31,9 +31,10 @@ def _predictions(folder, form=""):
 def before_and_after(folder):
     """Calibration of the FP32 model and of this cell's."""
     folder = Path(folder)
-    regime = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["cell"]["regime"]
-    both = [_predictions(path) for path in (folder.parent.parent / "fp32" / folder.name, folder)]
-    return picture(figures.reliability(*both, labels=("FP32", "this cell"), regime=regime))
+    cell = paths.Cell(**json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["cell"])
+    start = folder.parents[len(Path(cell.place).parts)] / "fp32" / cell.place
+    both = [_predictions(start), _predictions(folder)]
+    return picture(figures.reliability(*both, labels=("FP32", "this cell"), regime=cell.regime))
 
 
 def scores(folder):

@@ -110,7 +110,7 @@ _ROWS = (
         "timings",
         {
             "latency.csv": "dataset backbone regime baseline engine device batch_size threads n_batches mean_ms p50_ms "
-            "p50_low p50_high p90_ms p99_ms p99_low p99_high throughput convert_seconds size_mb",
+            "p50_low p50_high p90_ms p99_ms throughput convert_seconds size_mb",
             "latency_raw.parquet": "dataset backbone regime baseline batch_size batch ms",
         },
         folder="latency/{backbone}",
@@ -121,7 +121,7 @@ _ROWS = (
         "other runtimes",
         {
             "peers.csv": "dataset backbone fold runtime precision image_size batch_size auroc auprc ece ece_top_label "
-            "brier p50_ms p99_ms p50_low p50_high p99_low p99_high size_mb convert_seconds",
+            "brier p50_ms p99_ms p50_low p50_high size_mb convert_seconds",
             "peers_raw.parquet": "dataset backbone fold runtime precision batch_size batch ms",
         },
         calibrates=True,

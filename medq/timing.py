@@ -52,5 +52,4 @@ def summary(ms, batch_size):
     found["p50_low"], found["p50_high"] = interval(block_medians(ms))
     for name, (q, least) in TAILS.items():
         found[f"{name}_ms"] = np.quantile(ms, q) if len(ms) >= least else math.nan
-        found[f"{name}_low"] = found[f"{name}_high"] = math.nan
     return {name: value if name == "n_batches" else float(value) for name, value in found.items()}

@@ -4,13 +4,14 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score
 
-from medq import artefacts, bootstrap, cli, collect, evaluate, paths, provenance, results
+from medq import artefacts, bootstrap, cli, collect, evaluate, paths, provenance, results, stages
 from medq.errors import UserError
 from medq.groups import connected
 
@@ -536,6 +537,15 @@ def test_what_is_new_must_have_the_settings_and_the_budget_of_what_stays(made, o
         add_cell(made, "resnet18", what, written=LATER, parameters={key: value})
     left_out = collect.collect(made, out, only={"stage": ["peers"]} if what == "peers" else None)
     assert key in left_out[f"BrainMRI/resnet18/{what}/fold0"] and contents(out) == before
+
+
+@pytest.mark.parametrize("name", ["qat-fbgemm", "diagnosis-qat-fbgemm", "attention", "diagnosis-fbgemm", "ptq-fbgemm"])
+def test_settings_of_training_with_quantization_are_compared_where_they_are_read(name):
+    part = SimpleNamespace(name=f"BrainMRI/resnet18/{name}/fold0", run={"parameters": {"qat": {"epochs": 3}}})
+    part.stage = stages.stage_of(part.name)
+    assert collect._differing(part, {"qat": {"epochs": 5}}) == (
+        "" if name.endswith(("ptq-fbgemm", "s-fbgemm")) else "qat"
+    )
 
 
 @pytest.mark.parametrize("only, n", [({"stage": ["peers"]}, 1), (None, 6)])

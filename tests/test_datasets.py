@@ -283,6 +283,11 @@ def test_accents_may_be_written_in_either_normal_form(root, form):
     touch(root, *(f"{written['données']}/{written[name]}/{k}.png" for name in ("bénin", "malin") for k in "12"))
     frame = index(folder_spec(classes=[other, "malin"], folder=["données"], pattern="{class}/*"), root)
     assert frame["label"].tolist() == [0, 0, 1, 1] and frame["image_id"][0] == "bénin/1"
+    named = folder_spec(classes=[other, "malin"], folder=["données"], pattern="{class}/Étude*.png")
+    with pytest.raises(UserError):
+        index(named, root)
+    touch(root, *(f"{written['données']}/{written[name]}/{written['étude']} 3.png" for name in ("bénin", "malin")))
+    assert index(named, root)["image_id"].tolist() == ["bénin/étude 3", "malin/étude 3"]
     touch(root, f"{written['étude']}/{written['Ångström']} 1.png", f"{written['étude']}/2.png")
     write_table(root, [f"L1,{unicodedata.normalize('NFC', 'Ångström')} 1,{other}", "L2,2,malin"])
     spec = table_spec(classes=["bénin", "malin"], table={"folders": ["étude"]})

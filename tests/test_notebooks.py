@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from medq import artefacts, paths, peers
+from medq import artefacts, paths, peers, show
 from medq.quantize import dynamic, static
 from medq.quantize.engines import Unsupported
 
@@ -37,6 +37,19 @@ def execute(name, **parameters):
         value = shown and eval(compile(shown, name, "eval"), variables)
         getattr(value, "_repr_html_", value.__repr__)()
     return variables
+
+
+@pytest.mark.parametrize("place", ["fold0", "seed42/fold1"])
+def test_a_cell_is_shown_beside_the_fp32_cell_of_its_seed_and_fold(tmp_path, monkeypatch, place):
+    asked = []
+    monkeypatch.setattr(show, "_predictions", lambda folder: asked.append(folder))
+    monkeypatch.setattr(show.figures, "reliability", lambda *_, **__: None)
+    monkeypatch.setattr(show, "picture", lambda figure: figure)
+    cell = paths.Cell.at("mine", f"BrainMRI/resnet18/ptq-fbgemm/{place}")
+    folder = tmp_path / "mine" / str(cell)
+    artefacts.write_json(folder / "manifest.json", {"cell": vars(cell)})
+    show.before_and_after(folder)
+    assert asked == [tmp_path / "mine" / str(cell.of("fp32")), folder]
 
 
 @pytest.mark.parametrize(

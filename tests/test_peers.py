@@ -108,6 +108,8 @@ def test_a_missing_package_or_a_converter_that_fails_leaves_a_reason_not_a_row(t
     assert "surely_not_installed not installed: pip install" in absent["absent-int8"]
     assert absent["broken-int8"].startswith("KeyError") and absent["refusing-int8"] == "no batch norm"
     assert set(pd.read_csv(folder / peers.TABLE)["runtime"]) == {"pytorch"}
+    alone = peers.run(params, cell, ["absent-int8"])
+    assert "not installed" in json.loads((alone / "done.json").read_text())["absent"]["absent-int8"]
 
 
 def test_times_are_taken_at_the_size_that_the_profile_asks_for(trained, monkeypatch):

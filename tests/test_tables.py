@@ -504,4 +504,6 @@ def test_an_interval_is_printed_below_its_value():
     html = tables.to_html(frame, tables.Look(formats={None: "{:.2f}"}))
     heads = re.findall(r'<th scope="col"[^>]*>([^<]*)', html)
     assert heads == ["Backbone", "Gain", "Value", "Band low", "Band high"]
+    odd = pd.DataFrame({"low": [1.0], "high": [2.0], "name": ["x"], "note": [None]})
+    assert "<span>" not in tables.to_html(odd, tables.Look()) and "–</td>" in tables.to_html(odd, tables.Look())
     assert "-0.50<span>(-1.00 to 0.25)</span>" in html and "2.00</td>" in html and "3.00<span>(2.00 to 4.00)" in html

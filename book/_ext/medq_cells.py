@@ -87,8 +87,10 @@ def _files(results, dataset, backbone, regime):
     """The executed notebook where there is one, the predictions, and the command that makes them again."""
     stem, found = page_name(dataset, backbone, regime), {}
     for root in (paths.runs() / results.name, results.path / "notebooks"):
-        for path in sorted((root / dataset / backbone / regime).glob("fold*/*.ipynb")):
-            found[f"Executed notebook, fold {path.parent.name.removeprefix('fold')}"] = path
+        for path in sorted((root / dataset / backbone / regime).glob("**/fold*/*.ipynb")):
+            place = paths.Cell.at("", path.parent.relative_to(root).as_posix())
+            of_seed = "" if place.seed is None else f"seed {place.seed}, "
+            found[f"Executed notebook, {of_seed}fold {place.fold}"] = path
     lines = [] if found else ["- The executed notebook is not among these results; the command below makes it again."]
     predictions = results.path / "predictions" / dataset / backbone / f"{regime}.parquet"
     if predictions.is_file():

@@ -526,7 +526,7 @@ def other_frameworks(results, *, native):
         for runtime in runtimes if e.low > native else ():
             if not runtime.startswith(("pytorch", "inductor")):
                 cost = harm(results, "brier", PEER_REFERENCE, runtime, dataset, backbone=backbone)
-                names = dataset, backbone, runtime.removesuffix("-int8")
+                names = dataset, backbone, runtime.replace("-int8", " int8")
                 found.append(cost._replace(label=", ".join(map(title, names))))
     none = "No other runtime was measured where PyTorch's own PTQ loses enough for a comparison."
     return found or Finding(OPEN, none)

@@ -195,7 +195,9 @@ def _scan(folder, problems, pattern="*"):
     for entry in _entries(folder, problems):
         if entry.name.startswith(".") or entry.name.lower() in IGNORED:
             continue
-        matches = fnmatch(entry.name.lower(), re.sub(r"([?[])", r"[\1]", pattern.lower()))  # only * has a meaning
+        matches = fnmatch(
+            composed(entry.name).lower(), re.sub(r"([?[])", r"[\1]", pattern.lower())
+        )  # only * has a meaning
         try:
             if entry.is_dir():
                 found["folders"] += [entry.name] if _holds_images(entry.path) else []

@@ -4,7 +4,6 @@
 interval, the paper's number and marks; any other table shows a value a cell, with its interval. Everything is escaped.
 """
 
-import math
 import re
 from html import escape
 from typing import NamedTuple
@@ -145,7 +144,8 @@ def _bounds(columns):
     """{column: those with the ends of its interval}: `x_low` and `x_high` of `x`, `low` and `high` of the one before."""
     found = {}
     for low, high in zip(columns, columns[1:]):
-        base = columns[columns.index(low) - 1] if low == "low" else low.removesuffix("_low")
+        before = columns[: columns.index(low)]
+        base = (before or [""])[-1] if low == "low" else low.removesuffix("_low")
         if low.endswith("low") and high == f"{low.removesuffix('low')}high" and base in columns:
             found[base] = (low, high)
     return found
@@ -153,14 +153,16 @@ def _bounds(columns):
 
 def _value(column, record, look, number):
     value = record[column]
+    if absent(value):
+        return ("–", "number" if number else "text")
     if isinstance(value, bool):
         return ("✓" if value else "", "number")
     if number:
         form = look.formats.get(column, look.formats.get(None, "{:.4g}"))
-        return ("–" if absent(value) else form.format(value + 0.0), "number")
+        return (form.format(value + 0.0), "number")
     if isinstance(value, str):
         return (STATUS.get(value) or VERDICTS.get(value) or _name(column, value, record), "text")
-    return ("–" if value is None or value is math.nan else escape(str(value)), "text")
+    return (escape(str(value)), "text")
 
 
 TERMS = {"auroc": "ROC-AUC", "brier": "Brier", "p50 ms": "p50 (ms)", "p99 ms": "p99 (ms)", "sqnr db": "SQNR (dB)"}
