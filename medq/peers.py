@@ -23,6 +23,7 @@ import torch
 from medq import artefacts, backbones, evaluate, finetune, keys, latency, metrics, params as profiles, provenance
 from medq.augment import normalise
 from medq.datasets.partition import lock, partition
+from medq.errors import UserError
 from medq.quantize import static, storage
 from medq.quantize.engines import Unsupported
 from medq.quantize.stage import DEFAULT, calibration, converted, float_model, prepared_model
@@ -340,6 +341,8 @@ def _run(params, cell, taking_part, target, given):
     absent = {r.name: NOT_COMPILED for r in RUNTIMES if r.runtime == COMPILES and r not in taking_part}
     with latency.conditions(latency.thread_count(params)) as machine:
         raw = _time(params, cell, taking_part, absent)
+    if raw.empty:
+        raise UserError(f"None of the runtimes could be run: {'; '.join(f'{k}: {why}' for k, why in absent.items())}.")
     model = ["runtime", "precision"]
     groups = raw.groupby([*model, "batch_size"], sort=False)["ms"]
     timed = [dict(zip(groups.keys, place)) | summary(ms, place[2]) for place, ms in groups]
