@@ -192,12 +192,11 @@ def _scan(folder, problems, pattern="*"):
     "unmatched": names of other images, "others": names of files that are not read, "folders": those that hold images}.
     """
     found, broken = {"images": [], "unmatched": [], "others": [], "folders": []}, []
+    pattern = re.sub(r"([?[])", r"[\1]", pattern.lower())  # only * has a meaning
     for entry in _entries(folder, problems):
         if entry.name.startswith(".") or entry.name.lower() in IGNORED:
             continue
-        matches = fnmatch(
-            composed(entry.name).lower(), re.sub(r"([?[])", r"[\1]", pattern.lower())
-        )  # only * has a meaning
+        matches = fnmatch(composed(entry.name).lower(), pattern)
         try:
             if entry.is_dir():
                 found["folders"] += [entry.name] if _holds_images(entry.path) else []

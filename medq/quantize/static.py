@@ -165,7 +165,7 @@ def _relu6_in_range(graph):
         elif type(modules.get(node.target)) is nn.ReLU6:
             behind = isinstance(modules.get(node.args[0].target), (*LAYERS, nn.BatchNorm2d))
             fuse[node.target] = fuse.get(node.target, True) and behind and len(node.args[0].users) == 1
-    for name in (name for name, fuses in fuse.items() if fuses):
+    for name in filter(fuse.get, fuse):
         relu = nn.ReLU().train(graph.training)
         relu.forward = F.relu6
         graph.set_submodule(name, relu)
