@@ -25,6 +25,7 @@ BETTER = Recipe(
     activations="histogram",
     batch_norm="fused",
 )
+IN_RANGE = BETTER.model_copy(update={"reduce_range": False, "rounded": "layers"})
 KEPT = (1, 3, 5)  # how many of the worst layers stay in FP32
 # Rows whose logits are divided by a temperature: the model that they start from; other rows have no temperature.
 TEMPERED = {"fp32-temperature": "fp32", "temperature": "none", "combined": "combined"}
@@ -84,6 +85,8 @@ def _worst_kept(model, batches, build, among):
 def _cnn(model, engine_name, batches, size):
     """{remedy: function of the models made so far} for static quantization, in the order of the table."""
 
+    relu6 = any(isinstance(module, nn.ReLU6) for module in model.modules())
+
     def quantized(recipe=DEFAULT, source=model, keep=()):
         prepared = static.prepare(source, engine_name, recipe, size, keep)
         static.calibrate(prepared, batches)
@@ -105,6 +108,7 @@ def _cnn(model, engine_name, batches, size):
         "bias-correction": lambda made: bias_corrected(model, quantized(), batches),
         "cross-layer-equalization": lambda made: quantized(latency.FUSED, equalized(model)),
         "better-recipe": lambda made: quantized(BETTER),
+        **({"relu6-in-range": lambda made: quantized(IN_RANGE)} if relu6 else {}),
         **({"mended": mended} if engine_name == "qnnpack" else {}),
         "combined": combined,
     }

@@ -168,7 +168,7 @@ def test_the_table_has_every_remedy_and_both_references(measured):
     name, written, facts = measured
     table = written["remedies.csv"].set_index("remedy")
     assert set(written["remedies.csv"].columns) == set(results.SCHEMA["remedies.csv"])
-    wanted = {*"fp32 fp32-temperature none temperature bias-correction better-recipe combined".split()}
+    wanted = {*"fp32 fp32-temperature none temperature bias-correction better-recipe relu6-in-range combined".split()}
     wanted |= {f"worst-{k}-in-fp32" for k in remedies.KEPT} | ({"mended"} if name == "qnnpack" else set())
     assert wanted <= set(table.index) <= wanted | {"cross-layer-equalization"}
     assert table[[*remedies.SCORES, "p50_ms"]].notna().all().all() and (table["p50_ms"] > 0).all()
