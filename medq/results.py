@@ -418,7 +418,7 @@ def title(name):
 
 def words(name):
     """How tables and figures print a remedy or recipe: `worst-3-in-fp32` as "worst 3 in FP32"."""
-    return name.replace("-", " ").replace("fp32", "FP32")
+    return name.replace("-", " ").replace("fp32", "FP32").replace("relu6", "ReLU6")
 
 
 def class_title(dataset, name):
