@@ -372,7 +372,7 @@ def replicates(y_true, models, metrics, *, n_resamples=10_000, groups=None, seed
             raise ValueError(f"{metric} has no bootstrap interval or test; metrics that have: {', '.join(TESTED)}.")
     draw, n_chunks = _drawing(len(labels), n_resamples, groups, seed)
     n_classes = models[0].shape[1]
-    ranked = [_sweeps(labels, probs) for probs in models] if set(metrics) & set(RANKED) else []
+    ranked = [[_sweep(p, labels == c) for c, p in enumerate(probs.T)] for probs in models if set(metrics) & set(RANKED)]
     scores = [_image_scores(labels, probs) for probs in models] if set(metrics) - set(RANKED) else []
     width = {metric: n_classes if m.TABLE[metric].per_class else 1 for metric in metrics}
     values = {metric: np.empty((n_chunks * LANES, len(models), width[metric])) for metric in metrics}
@@ -459,10 +459,6 @@ def _drawing(n, n_resamples, groups, seed):
 
 
 # Kernels: images are sorted once per model
-
-
-def _sweeps(labels, probs):
-    return [_sweep(column, labels == c) for c, column in enumerate(probs.T)]
 
 
 def _sweep(score, positive):

@@ -268,7 +268,9 @@ def baseline(model, name, images, batch_sizes):
     if name == "eager":
         return Variant("fp32", model, storage.state_dict_bytes(model) / 1e6, 0.0, name)
     start = time.perf_counter()
-    model = without_batch_norm(model) if name == "fused" else copy.deepcopy(model)
+    if name == "fused" and not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()):
+        raise Unsupported("there is no batch normalisation to fuse")
+    model = static.fused(model) if name == "fused" else copy.deepcopy(model)
     model = model.to(memory_format=torch.channels_last)
     size = storage.state_dict_bytes(model) / 1e6
     made = Variant("fp32", model, size, 0.0, name, layout=torch.channels_last)
@@ -276,19 +278,6 @@ def baseline(model, name, images, batch_sizes):
         made = replace(made, call=compiled(model, [batch(images, n, made) for n in batch_sizes]))
     seconds = 0.0 if name == "channels-last" else round(time.perf_counter() - start, 3)
     return replace(made, convert_seconds=seconds)
-
-
-def without_batch_norm(model):
-    """A copy of `model` (in evaluation mode) with each batch norm folded into the convolution before it.
-
-    Raises `Unsupported` where there is none, or where torch.fx cannot trace the model.
-    """
-    from torch.fx.experimental.optimization import fuse
-
-    if not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()):
-        raise Unsupported("there is no batch normalisation to fuse")
-    with unsupported("torch.fx cannot trace this model"):
-        return fuse(static.with_batch_norm(model, "fused").eval())
 
 
 def compiled(model, examples):

@@ -150,14 +150,16 @@ def test_fusing_batch_norm_changes_no_logit_and_is_refused_where_there_is_none()
     model = small_cnn()
     model[1].running_mean.normal_(), model[1].weight.data.uniform_(0.5, 2)
     model.eval()
-    x = torch.randn(2, 3, 16, 16)
-    fused = latency.without_batch_norm(model)
+    x, images = torch.randn(2, 3, 16, 16), np.zeros((1, 32, 32, 3), dtype=np.uint8)
+    fused = latency.baseline(model, "fused", images, [1]).call
     assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
     torch.testing.assert_close(fused(x), model(x), atol=1e-5, rtol=1e-4)
-    with pytest.raises(Unsupported, match="no batch normalisation"):
-        latency.without_batch_norm(nn.Sequential(nn.Conv2d(3, 8, 3)))
-    with pytest.raises(Unsupported, match="torch.fx cannot trace this model"):
-        latency.without_batch_norm(backbones.create("mobilevit_xxs", 3, 32).eval())
+    for other, reason in (
+        (nn.Sequential(nn.Conv2d(3, 8, 3)), "no batch normalisation"),
+        (backbones.create("mobilevit_xxs", 3, 32).eval(), "torch.fx cannot trace this model"),
+    ):
+        with pytest.raises(Unsupported, match=reason):
+            latency.baseline(other, "fused", images, [1])
 
 
 def test_what_an_engine_cannot_do_is_left_out_with_its_reason(monkeypatch):

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from medq import tables
+from medq.advise import incompetent
 from medq.claims.evidence import CONTRADICTED, MOST, NAN, OPEN, SUPPORTED, Entry, Finding, around, backbones, both
-from medq.claims.evidence import competent, contrast, entry, exists, exponential, harm, harms, is_published, judge, mean
+from medq.claims.evidence import contrast, entry, exists, exponential, harm, harms, is_published, judge, mean
 from medq.claims.evidence import minus, newcombe, ours, rank_correlation, regimes, spread_ratio, student
 from medq.claims.evidence import welch, welch_half
 from medq.regimes import INT8, PAPER_ENGINES
@@ -48,7 +49,7 @@ def change(results, *, kind, margins, bound, reference="fp32", datasets=(), form
                     a = f"{b.split('-')[0]}-{reference}"
                 models = backbones(results) if each is True else each or ["all"]
                 for backbone in [] if a == b else models:
-                    if backbone == "all" or not floor or competent(results, dataset, backbone):
+                    if backbone == "all" or not floor or not incompetent(results, dataset, backbone):
                         found.append(harm(results, metric, a, b, dataset, backbone=backbone, form=form))
         if is_published(results) and all(math.isnan(e.value) for e in found):
             continue  # the paper reports other metrics
@@ -238,7 +239,7 @@ def silent(results, *, accuracy, fewest):
     rows = tables.silent(results).set_index(["dataset", "backbone", "regime", "class"])
     found, members = [], {}
     for (dataset, backbone, regime, klass), row in rows.iterrows():
-        if regime not in INT8 or not competent(results, dataset, backbone):
+        if regime not in INT8 or incompetent(results, dataset, backbone):
             continue
         reference = "fp32-continued" if regime.startswith("qat") else "fp32"
         kept = harm(results, "accuracy", reference, regime, dataset, backbone=backbone)

@@ -154,11 +154,6 @@ def backbones(results):
     return [b for b in results.backbones if b in published().backbones] or results.backbones
 
 
-def competent(results, dataset, backbone):
-    """Whether FP32 is better than chance; what is below that floor is no evidence of a loss."""
-    return not incompetent(results, dataset, backbone)
-
-
 # --- differences ----------------------------------------------------------------------------------
 
 
@@ -194,7 +189,7 @@ def harms(results, metric, kind):
     found = {}
     for dataset in results.datasets:
         for backbone in backbones(results):
-            for regime in regimes(results, kind) if competent(results, dataset, backbone) else ():
+            for regime in () if incompetent(results, dataset, backbone) else regimes(results, kind):
                 e = harm(results, metric, "fp32", regime, dataset, backbone=backbone)
                 if not math.isnan(e.value):
                     found[dataset, backbone, regime] = e

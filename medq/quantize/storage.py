@@ -30,7 +30,6 @@ class Header(Model):
     n_classes: Positive
     image_size: Annotated[int, Field(ge=32, le=1024)]
     engine: Literal[tuple(ENGINES)]
-    run_engine: Literal[tuple(ENGINES)]
     recipe: Recipe | None
     mended: bool = False
 
@@ -44,7 +43,6 @@ def save(quantized, path, *, backbone, n_classes, image_size, recipe=None):
         n_classes=n_classes,
         image_size=image_size,
         engine=quantized.engine,
-        run_engine=quantized.engine,
         recipe=recipe,
         mended=quantized.mended,
     )
@@ -96,13 +94,13 @@ def state_dict_bytes(model):
 def _rebuild(header):
     model = backbones.create(header.backbone, header.n_classes, header.image_size).eval()
     if header.method == "dynamic":
-        return dynamic.convert(model, header.run_engine)
+        return dynamic.convert(model, header.engine)
     if header.method == "static":
         prepared = static.prepare(model, header.engine, header.recipe, header.image_size)
     else:
         prepared = static.prepare_training(model, header.engine, header.image_size).eval()
     static.calibrate(prepared, [torch.zeros(1, 3, header.image_size, header.image_size)])
-    return static.convert(prepared, header.run_engine)
+    return static.convert(prepared, header.engine)
 
 
 def _flat(state):
