@@ -1,5 +1,7 @@
 """What brings a quantized model back without retraining it, and what does that cost?"""
 
+import collections
+import contextlib
 import copy
 import math
 from functools import cache, partial
@@ -14,7 +16,7 @@ from medq.datasets.folds import inner_split
 from medq.errors import UserError
 from medq.params import Recipe
 from medq.quantize import dynamic, kernels, static
-from medq.quantize.engines import Unsupported, engine
+from medq.quantize.engines import Unsupported
 from medq.quantize.stage import DEFAULT, calibration, float_model, outcome, study, tidy
 
 TABLE = "remedies.csv"
@@ -85,8 +87,6 @@ def _worst_kept(model, batches, build, among):
 def _cnn(model, engine_name, batches, size):
     """{remedy: function of the models made so far} for static quantization, in the order of the table."""
 
-    relu6 = any(isinstance(module, nn.ReLU6) for module in model.modules())
-
     def quantized(recipe=DEFAULT, source=model, keep=()):
         prepared = static.prepare(source, engine_name, recipe, size, keep)
         static.calibrate(prepared, batches)
@@ -94,7 +94,12 @@ def _cnn(model, engine_name, batches, size):
 
     def combined(made):
         better = quantized(BETTER)
-        return bias_corrected(model, kernels.mended(better) or better, batches)
+        return bias_corrected(model, kernels.mended(better) or better, batches, "fused")
+
+    in_range = {
+        "relu6-in-range": lambda made: quantized(IN_RANGE),
+        "relu6-in-range-corrected": lambda made: bias_corrected(model, quantized(IN_RANGE), batches, "fused"),
+    }
 
     def mended(made):
         found = kernels.mended(untreated(made))
@@ -108,7 +113,7 @@ def _cnn(model, engine_name, batches, size):
         "bias-correction": lambda made: bias_corrected(model, quantized(), batches),
         "cross-layer-equalization": lambda made: quantized(latency.FUSED, equalized(model)),
         "better-recipe": lambda made: quantized(BETTER),
-        **({"relu6-in-range": lambda made: quantized(IN_RANGE)} if relu6 else {}),
+        **(in_range if any(isinstance(module, nn.ReLU6) for module in model.modules()) else {}),
         **({"mended": mended} if engine_name == "qnnpack" else {}),
         "combined": combined,
     }
@@ -190,28 +195,36 @@ def tempered(probability, labels, parts):
 # --- bias correction ------------------------------------------------------------------------------
 
 
-def bias_corrected(model, quantized, batches):
+def bias_corrected(model, quantized, batches, batch_norm="traced"):
     """`quantized` with the mean error of every channel of every weighted layer taken out of its bias, in place.
 
     Each layer is corrected on the inputs that the corrected layers before it give (Nagel et al., 2019, section 4.2,
-    the empirical form), on the first two calibration batches. `model` is the FP32 model that was quantized.
+    the empirical form), on the first two calibration batches. `model` is the FP32 model that was quantized by a recipe with
+    this `batch_norm`.
     """
-    graph = quantized.model
-    weights = static.float_weights(model, graph)
+    batch, exact, wanted = torch.cat(batches[:2]), static.fused(model, batch_norm), collections.defaultdict(list)
 
-    def correct(node, module, given):
-        weight, bias = weights.get(node.target, (None, None))
-        if weight is None:
-            return
-        packed, old = module.weight(), module.bias()
-        exact = kernels.weighted(module, given.exact, weight, bias)
-        now = kernels.weighted(module, given.integer.dequantize(), packed.dequantize(), old)
-        channel = exact.ndim - 1 if module.weight().ndim == 2 else 1
-        error = (exact - now).mean([d for d in range(exact.ndim) if d != channel])
-        module.set_weight_bias(packed, error if old is None else old + error)
+    def means(values, weight):
+        return values.mean([d for d in range(values.ndim) if d != (values.ndim - 1 if weight.ndim == 2 else 1)])
 
-    with engine(quantized.engine), torch.inference_mode():
-        kernels.SideBySide(graph, weights, before=correct).run(torch.cat(batches[:2]))
+    def see(name, layer, given, output):
+        wanted[name].append(means(output, layer.weight))
+
+    def correct(name, layer, given):
+        packed, old = layer.weight(), layer.bias()
+        now = kernels.weighted(layer, given[0].dequantize(), packed.dequantize(), old)
+        error = wanted[name].pop(0) - means(now, packed)
+        layer.set_weight_bias(packed, error if old is None else old + error)
+
+    with torch.inference_mode(), contextlib.ExitStack() as hooks:
+        for name, layer in quantized.model.named_modules():
+            if isinstance(layer, kernels.WEIGHTED):
+                original = exact.get_submodule(name)
+                original = original[0] if isinstance(original, nn.Sequential) else original
+                original.register_forward_hook(partial(see, name))
+                hooks.enter_context(layer.register_forward_pre_hook(partial(correct, name)))
+        exact(batch)
+        quantized(batch)
     return quantized
 
 

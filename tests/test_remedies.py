@@ -87,6 +87,21 @@ def test_bias_correction_takes_the_mean_error_away(name, layers):
     assert torch.equal(*integers)
 
 
+@pytest.mark.parametrize("name", INT8)
+def test_bias_correction_aims_at_the_means_of_relu6_where_integers_saturate_in_its_place(name):
+    """The second layer's mean error against the float network, whose ReLU6 clips most of its inputs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 8, 3)).eval()
+    model[1].weight.data.fill_(30)
+    before = integer_model(model, name, remedies.IN_RANGE)
+    after = remedies.bias_corrected(model, integer_model(model, name, remedies.IN_RANGE), [batch(16)], "fused")
+    with torch.inference_mode():
+        exact = model(batch(16))
+        errors = [(q(batch(16)) - exact).mean((0, 2, 3)).abs().max() for q in (before, after)]
+        assert (model[:3](batch(16)) == 6).double().mean() > 0.2
+    assert errors[1] < errors[0] and errors[1] < after.model.get_submodule("3").scale
+
+
 # --- cross-layer equalization ---------------------------------------------------------------------
 
 
@@ -168,7 +183,8 @@ def test_the_table_has_every_remedy_and_both_references(measured):
     name, written, facts = measured
     table = written["remedies.csv"].set_index("remedy")
     assert set(written["remedies.csv"].columns) == set(results.SCHEMA["remedies.csv"])
-    wanted = {*"fp32 fp32-temperature none temperature bias-correction better-recipe relu6-in-range combined".split()}
+    wanted = {*"fp32 fp32-temperature none temperature bias-correction better-recipe combined".split()}
+    wanted |= {"relu6-in-range", "relu6-in-range-corrected"}  # the network has a ReLU6
     wanted |= {f"worst-{k}-in-fp32" for k in remedies.KEPT} | ({"mended"} if name == "qnnpack" else set())
     assert wanted <= set(table.index) <= wanted | {"cross-layer-equalization"}
     assert table[[*remedies.SCORES, "p50_ms"]].notna().all().all() and (table["p50_ms"] > 0).all()

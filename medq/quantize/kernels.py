@@ -157,14 +157,13 @@ class SideBySide(fx.Interpreter):
 
     The twin is the graph itself without quantize and dequantize, with `weights` {module path: (weight, bias)} of the float
     model; a layer that is not there takes its own, dequantized. `visit(node, result, known, integer)` is called with the
-    `Pair` that every operator gives, `before(node, module, given)` ahead of every weighted module. Where an operator's
-    floating-point counterpart is not known, `known` is False and the twin goes on from the integer result. `integer` is
-    True where the operator takes and gives quantized tensors.
+    `Pair` that every operator gives. Where an operator's floating-point counterpart is not known, `known` is False and the
+    twin goes on from the integer result. `integer` is True where the operator takes and gives quantized tensors.
     """
 
-    def __init__(self, model, weights, visit=None, before=None):
+    def __init__(self, model, weights, visit=None):
         super().__init__(model)
-        self.weights, self.visit, self.before = weights, visit, before
+        self.weights, self.visit = weights, visit
 
     def run_node(self, node):
         if node.op == "placeholder":
@@ -174,9 +173,6 @@ class SideBySide(fx.Interpreter):
         if not node.op.startswith("call"):
             return super().run_node(node)
         args, kwargs = self.fetch_args_kwargs_from_env(node)
-        module = self.module.get_submodule(node.target) if node.op == "call_module" else None
-        if self.before and isinstance(module, WEIGHTED):
-            self.before(node, module, args[0])
         (integer_args, integer_kwargs), (exact_args, exact_kwargs) = (
             map_aggregate((args, kwargs), lambda v, side=side: getattr(v, side) if isinstance(v, Pair) else v)
             for side in ("integer", "exact")
