@@ -19,7 +19,7 @@ DESIGN = {  # result folder: weights and pixels of models of the same training i
     "pretrained-scratch-224": ("none", 224),
     "pretrained-scratch-64": ("none", 64),
 }
-# Result folders that hold quantization-aware training; of a model that is in both, the first one's trainings count.
+# Result folders that hold quantization-aware training; a model that is in both counts where it was trained with more seeds.
 WITH_TRAINING = ("pretrained", "pretrained-qat")
 LABELS = {  # of the columns, in print
     "fp32_brier": "FP32: Brier",
@@ -109,26 +109,27 @@ def _held(names, folder, *arguments):
 
 
 def with_training(form="fake-quant", folder=paths.RESULTS):
-    """`under_protocol` of the models that also went through quantization-aware training, from the folders that hold some."""
-    parts, regimes = {}, [r for r in REGIMES if r != "fp32"]
-    for _, table in _held(WITH_TRAINING, folder, regimes, form):
-        for model, part in table.drop(columns="verdict").groupby(["dataset", "backbone"], sort=False):
-            if part["regime"].map(method).eq("qat").any():
-                parts.setdefault(model, part)
-    empty = pd.DataFrame(columns=["dataset", "backbone", "regime"])
-    return pd.concat(parts.values() or [empty]).sort_values("dataset", kind="stable", ignore_index=True)
+    """`under_protocol` of the models that also went through quantization-aware training, and the column `results`: its folder."""
+    regimes = [r for r in REGIMES if r != "fp32"]
+    held = [table.assign(results=name) for name, table in _held(WITH_TRAINING, folder, regimes, form)]
+    parts = [pd.DataFrame(columns=["dataset", "backbone", "regime", "results"])]
+    for _, part in pd.concat(held or parts).groupby(["dataset", "backbone"], sort=False):
+        trained = part[part["regime"].map(method).eq("qat")].set_index("results")["seeds"]
+        if len(trained):
+            parts.append(part[part["results"] == trained.idxmax()].drop(columns="verdict"))
+    return pd.concat(parts[1:] or parts).sort_values("dataset", kind="stable", ignore_index=True)
 
 
 def taken_back(engine, backbone="mobilenetv2", folder=paths.RESULTS):
     """A Series {dataset: share} of the rise of the Brier score under PTQ, simulated, that QAT takes back in the same trainings."""
     ptq, qat = (f"{method}-{engine}{found.SIMULATED}" for method in ("ptq", "qat"))
     shares = {}
-    for name in WITH_TRAINING:
+    models = with_training(folder=folder).query("backbone == @backbone")
+    for dataset, name in models.drop_duplicates("dataset").set_index("dataset")["results"].items():
         results = found.Results(name, folder / name)
-        for dataset in [d for d in results.datasets if d not in shares] if results.path.is_dir() else ():
-            gain, left = (paired(results, "brier", *pair, dataset, backbone) for pair in ((ptq, qat), (qat, "fp32")))
-            if gain and left:
-                shares[dataset] = gain["value"] / (gain["value"] + left["value"])
+        gain, left = (paired(results, "brier", *pair, dataset, backbone) for pair in ((ptq, qat), (qat, "fp32")))
+        if gain and left:
+            shares[dataset] = gain["value"] / (gain["value"] + left["value"])
     return pd.Series(shares, dtype=float)
 
 
