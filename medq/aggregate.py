@@ -18,6 +18,7 @@ VARIANTS = {  # suffix of a file of predictions: (recipe, form; empty: float or 
     "": ("default", ""),
     SIMULATED: ("default", "fake-quant"),
     ".mended": ("mended", "converted"),
+    ".as-trained": ("as-trained", "converted"),
 }
 LEAK = (*metrics.SCORES, "accuracy")
 SUBSETS = {"without-identical": ("identical",), "without-twins": None}  # kinds of copies that are left out; None: all

@@ -256,7 +256,7 @@ class Results:
     def predictions(self, dataset, backbone, regime, variant=""):
         """Stored predictions of a cell (of several seeds the first), all folds: image_id, fold, label, `p_<class>` in label order.
 
-        `variant` is "" (what would be deployed), "fake-quant" or "mended". Empty where the folder lacks them.
+        `variant` is "" (what would be deployed), "fake-quant", "mended" or "as-trained". Empty where the folder lacks them.
         """
         name = f"predictions/{dataset}/{backbone}/{regime}{'.' if variant else ''}{variant}.parquet"
         columns = ["image_id", "fold", "label"]

@@ -13,7 +13,12 @@ from medq import artefacts, figures, metrics, paths
 from medq.datasets.audit import summary
 from medq.params import datasets
 
-FORMS = {"": "as deployed", ".fake-quant": "simulated", ".mended": "patched engine"}  # predictions{}.parquet
+FORMS = {  # predictions{}.parquet
+    "": "as deployed",
+    ".fake-quant": "simulated",
+    ".mended": "patched engine",
+    ".as-trained": "converted with the trained scales",
+}
 
 
 def picture(figure):

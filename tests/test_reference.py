@@ -47,7 +47,7 @@ def test_metrics_are_those_of_the_predictions(folder):
         regime, _, variant = path.name.removesuffix(".parquet").partition(".")
         classes = [name.removeprefix("p_") for name in frame if name.startswith("p_")]
         form = "fake-quant" if variant == "fake-quant" else "converted" if regime[:3] in ("ptq", "qat") else "float"
-        recipe = "mended" if variant == "mended" else "default"
+        recipe = variant if variant in ("mended", "as-trained") else "default"
         for (fold, seed), part in frame.assign(seed=frame.get("seed", "")).groupby(["fold", "seed"]):
             key = (*folder.parts[-2:], regime, form, recipe, str(fold), str(seed))
             values = stored(folder.parents[2])[key]

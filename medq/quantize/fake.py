@@ -100,6 +100,18 @@ def _fused(self, x):
     return self.bn(convolved if self.bias is None else convolved + self.bias.reshape(1, -1, 1, 1))
 
 
+def keep_scales(prepared):
+    """`prepared`, in place: its conversion takes the scales and zero points that training rounded with.
+
+    PyTorch computes them anew, and divides the range of symmetric weights by 127.5 where the training divided it by 127
+    (pytorch/pytorch#194816): every weight moves to another grid.
+    """
+    for module in prepared.modules():
+        if isinstance(module, FusedMovingAvgObsFakeQuantize):
+            module.calculate_qparams = lambda module=module: (module.scale, module.zero_point)
+    return prepared
+
+
 def accelerate(prepared):
     """`prepared` (of `prepare_qat_fx`), in place, with the operators of this module."""
     for module in prepared.modules():

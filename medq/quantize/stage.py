@@ -31,7 +31,8 @@ def run(params, cell):
     """Quantize `cell` (regime `ptq-…` or `qat-…`) and write its folder; returns the folder.
 
     Writes predictions of the integer model, of its simulation and, where the engine's kernels are wrong and can be
-    mended, of the mended model; the quantized state, the kernels' agreement, and the ids of the calibration images.
+    mended, of the mended model; of a convolutional model after QAT also of what is converted with the trained scales,
+    with mended kernels. Writes the quantized state, the kernels' agreement, and the ids of the calibration images.
     What the engine cannot do ends in status `unsupported` with the reason. The FP32 cell is trained first if need be.
     """
     if artefacts.record(cell.of("fp32").folder) is None:
@@ -67,7 +68,15 @@ def _quantize(params, cell, part, inputs):
         with unsupported("the converted model does not run"), torch.inference_mode():
             quantized(batches[0][:2])
         artefacts.write_text(cell.folder / CALIBRATION, "image_id\n" + "".join(f"{i}\n" for i in part.image_id[rows]))
-        files += [CALIBRATION, *_predict(params, cell, part, quantized, simulated(prepared, family, method))]
+        models = {
+            "predictions.fake-quant.parquet": simulated(prepared, family, method),
+            finetune.PREDICTIONS: quantized,
+            "predictions.mended.parquet": kernels.mended(quantized),
+        }
+        if (family, method) == ("cnn", "qat"):
+            kept = static.convert(prepared, engine_name, as_trained=True)
+            models["predictions.as-trained.parquet"] = kernels.mended(kept) or kept
+        files += [CALIBRATION, *_predict(cell, part, models)]
         table, agrees, note = judged(quantized, batches[0])
         artefacts.write_csv(cell.folder / KERNELS, table)
         facts |= {"engine_agrees": agrees, "engine_note": note, "int8_bytes": storage.state_dict_bytes(quantized.model)}
@@ -254,15 +263,10 @@ def _train(params, cell, part, model, family, engine_name, key):
     return prepared.cpu().eval(), history
 
 
-def _predict(params, cell, part, quantized, simulation):
-    """Write predictions of the simulation, the integer model and the mended one; returns the files' names."""
-    models = {
-        "predictions.fake-quant.parquet": simulation,
-        finetune.PREDICTIONS: quantized,
-        "predictions.mended.parquet": kernels.mended(quantized),
-    }
+def _predict(cell, part, models):
+    """Write the predictions of `models` {file: model or None}; returns the files' names."""
+    models = {name: model for name, model in models.items() if model is not None}
     for name, model in models.items():
-        if model is not None:
-            probability = evaluate.probabilities(model, part.images[part.held_out])
-            artefacts.write_parquet(cell.folder / name, finetune.held_out_table(part, cell.fold, probability))
-    return [name for name, model in models.items() if model is not None]
+        probability = evaluate.probabilities(model, part.images[part.held_out])
+        artefacts.write_parquet(cell.folder / name, finetune.held_out_table(part, cell.fold, probability))
+    return list(models)

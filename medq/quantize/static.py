@@ -247,12 +247,16 @@ def simulate(prepared):
         return convert_to_reference_fx(copy.deepcopy(prepared)).eval()
 
 
-def convert(prepared, run_engine):
-    """The integer model for `run_engine` (`Unsupported` where the engine refuses)."""
+def convert(prepared, run_engine, as_trained=False):
+    """The integer model for `run_engine` (`Unsupported` where the engine refuses).
+
+    `as_trained`: with the scales that quantization-aware training rounded with, which PyTorch replaces by others.
+    """
     if "no_kernel" in prepared.meta:
         raise Unsupported(prepared.meta["no_kernel"])
     with _quiet(), engine(run_engine), unsupported("the traced model cannot be converted", DYNAMIC_INSTEAD), refusals():
-        return Quantized(convert_fx(copy.deepcopy(prepared)), run_engine)
+        prepared = copy.deepcopy(prepared)
+        return Quantized(convert_fx(fake.keep_scales(prepared) if as_trained else prepared), run_engine)
 
 
 def prepare_training(model, engine_name, image_size):
