@@ -30,6 +30,7 @@ LABELS = {  # of the columns, in print
     "all_weights": "Median convolution: weights, widest / narrowest",
     "stem_outputs": "First convolution: outputs, widest / median",
     "last_db": "Logits: signal to noise (dB)",
+    "results": "Results",
 }
 CHANGES = [f"{metric}{end}" for metric in ("brier", "auroc") for end in ("", "_low", "_high")]
 
@@ -60,16 +61,16 @@ def _over_images(results, dataset, backbone, regime):
     return {f"{m}_{end}": row[f"images_{end}"] for m, row in rows.items() if row for end in ("low", "high")}
 
 
-def of_seeds(results, dataset, backbone, regime, form):
-    """Change of the Brier score of each seed, from metrics.csv; empty where there is one seed."""
+def of_seeds(results, dataset, backbone, regime, form, recipe="default"):
+    """A Series {seed: change of the Brier score against its FP32 model}, from metrics.csv; empty where that has no seeds."""
     frame = pd.read_csv(results.path / "metrics.csv", dtype={"seed": "str", "fold": "str"}, keep_default_na=False)
     if "seed" not in frame:
-        return ()
+        return pd.Series(dtype=float)
     frame = frame.query("metric == 'brier' and fold == 'pooled' and seed not in ('', 'mean') and `class` == ''")
-    frame = frame.query("recipe == 'default' and dataset == @dataset and backbone == @backbone")
-    after = frame[(frame["regime"] == regime) & frame["form"].isin([form, "float"])].set_index("seed")["value"]
-    before = frame[frame["regime"] == "fp32"].set_index("seed")["value"]
-    return tuple((after.astype(float) - before.astype(float)).dropna())
+    frame = frame.query("dataset == @dataset and backbone == @backbone").set_index("seed")
+    after = frame.query("recipe == @recipe and regime == @regime and form in (@form, 'float')")["value"]
+    before = frame.query("recipe == 'default' and regime == 'fp32'")["value"]
+    return (after.astype(float) - before.astype(float)).dropna()
 
 
 def under_protocol(results, regimes=("ptq-fbgemm", "ptq-qnnpack"), form="fake-quant"):
