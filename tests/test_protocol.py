@@ -132,6 +132,19 @@ def test_what_training_takes_back_is_that_of_the_stored_predictions(engine):
         assert share[dataset] == pytest.approx(1 - (qat - before) / (ptq - before), abs=1e-6)
 
 
+def test_forms_after_training_are_those_of_the_stored_predictions():
+    table = protocol.by_conversion(results.Results("pretrained-qat", paths.RESULTS / "pretrained-qat"))
+    assert len(table) and table["mended"].notna().all()
+    for row in table.itertuples():
+        folder = paths.RESULTS / "pretrained-qat" / "predictions" / row.dataset / "mobilenetv2"
+        files = {"simulated": ".fake-quant", "converted": "", "as_trained": ".as-trained"}
+        files = {"fp32": "fp32"} | {name: row.regime + suffix for name, suffix in files.items()}
+        tables = {name: pd.read_parquet(folder / f"{file}.parquet") for name, file in files.items()}
+        score = {name: brier(t[t["seed"].astype(str) == row.seed]) for name, t in tables.items()}
+        for name in list(files)[1:]:
+            assert getattr(row, name) == pytest.approx(score[name] - score["fp32"], abs=1e-9)
+
+
 def trained(name, dataset, backbone, engine="fbgemm"):
     """Seeds that a result folder holds quantization-aware training of."""
     path = paths.RESULTS / name / "predictions" / dataset / backbone / f"qat-{engine}.fake-quant.parquet"

@@ -31,6 +31,16 @@ LABELS = {  # of the columns, in print
     "stem_outputs": "First convolution: outputs, widest / median",
     "last_db": "Logits: signal to noise (dB)",
     "results": "Results",
+    "simulated": "Simulated",
+    "converted": "As PyTorch converts it",
+    "mended": "The same, ReLU6 mended",
+    "as_trained": "With the scales of training",
+}
+FORMS = {  # of a model after QAT: (form, recipe) in metrics.csv
+    "simulated": ("fake-quant", "default"),
+    "converted": ("converted", "default"),
+    "mended": ("converted", "mended"),
+    "as_trained": ("converted", "as-trained"),
 }
 CHANGES = [f"{metric}{end}" for metric in ("brier", "auroc") for end in ("", "_low", "_high")]
 
@@ -132,6 +142,21 @@ def taken_back(engine, backbone="mobilenetv2", folder=paths.RESULTS):
         if gain and left:
             shares[dataset] = gain["value"] / (gain["value"] + left["value"])
     return pd.Series(shares, dtype=float)
+
+
+def by_conversion(results, backbone="mobilenetv2"):
+    """Change of the Brier score after QAT, by form, of each training that was also converted with the scales of training.
+
+    Columns: dataset, regime, seed, simulated, converted, mended (as converted where no kernel is wrong), as_trained.
+    """
+    parts = [pd.DataFrame(columns=["dataset", "regime", "seed", *FORMS])]
+    for dataset in results.datasets:
+        for regime in [r for r in REGIMES if method(r) == "qat"]:
+            values = {name: of_seeds(results, dataset, backbone, regime, *form) for name, form in FORMS.items()}
+            parts.append(pd.DataFrame(values).rename_axis("seed").reset_index().assign(dataset=dataset, regime=regime))
+    table = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)[parts[0].columns]
+    table["mended"] = table["mended"].fillna(table["converted"])
+    return table.dropna(subset="as_trained").reset_index(drop=True)
 
 
 def weights_by_resolution(folder=paths.RESULTS):
