@@ -12,21 +12,15 @@ import pandas as pd
 
 from medq import bootstrap, metrics, regimes
 from medq.groups import connected
-from medq.results import PEER_REFERENCE, SIMULATED
+from medq.results import PEER_REFERENCE, SIMULATED, VARIANTS
 
-VARIANTS = {  # suffix of a file of predictions: (recipe, form; empty: float or converted)
-    "": ("default", ""),
-    SIMULATED: ("default", "fake-quant"),
-    ".mended": ("mended", "converted"),
-    ".as-trained": ("as-trained", "converted"),
-}
 LEAK = (*metrics.SCORES, "accuracy")
 SUBSETS = {"without-identical": ("identical",), "without-twins": None}  # kinds of copies that are left out; None: all
 
 
 def recipe_and_form(regime, suffix):
     """(recipe, form) of a variant of a regime."""
-    recipe, form = VARIANTS[suffix]
+    recipe, form, _ = VARIANTS[suffix]
     return recipe, form or ("converted" if regime in regimes.INT8 else "float")
 
 

@@ -23,6 +23,12 @@ from medq.params import Positive
 REGIMES = {name: row.title for name, row in regimes.REGIMES.items()}  # the paper's titles, and our controls'
 CONTROL = "fp32-continued"
 SIMULATED = ".fake-quant"  # the fake-quantized form: suffix of its predictions, and of methods in bootstrap.csv
+VARIANTS = {  # suffix of a file of predictions: (recipe, form; empty: float or converted, in print)
+    "": ("default", "", "as deployed"),
+    SIMULATED: ("default", "fake-quant", "simulated"),
+    ".mended": ("mended", "converted", "patched engine"),
+    ".as-trained": ("as-trained", "converted", "converted with the trained scales"),
+}
 PEER_REFERENCE = "pytorch-fp32"  # the runtime that the others of the same checkpoint are compared with
 STUDY_TITLES = {name: row.title for name, row in stages.STAGES.items() if row.title}
 RUNTIMES = {"pytorch": "PyTorch", "inductor": "Inductor", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}

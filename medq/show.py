@@ -12,13 +12,7 @@ from matplotlib.figure import Figure
 from medq import artefacts, figures, metrics, paths
 from medq.datasets.audit import summary
 from medq.params import datasets
-
-FORMS = {  # predictions{}.parquet
-    "": "as deployed",
-    ".fake-quant": "simulated",
-    ".mended": "patched engine",
-    ".as-trained": "converted with the trained scales",
-}
+from medq.results import VARIANTS
 
 
 def picture(figure):
@@ -48,8 +42,8 @@ def scores(folder):
     if record.get("status") != "done":
         return f"{record.get('status', 'unfinished')}: {record.get('reason', '')}"
     rows, shown = {}, (*metrics.SCORES, "accuracy")
-    for form, label in FORMS.items():
-        frame = _predictions(folder, form)
+    for suffix, (_, _, label) in VARIANTS.items():
+        frame = _predictions(folder, suffix)
         if len(frame):
             given = frame["label"].to_numpy(), frame.filter(regex="^p_").to_numpy()
             rows[label] = {metrics.TABLE[name].title: metrics.METRICS[name](*given) for name in shown}

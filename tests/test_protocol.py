@@ -135,14 +135,14 @@ def test_what_training_takes_back_is_that_of_the_stored_predictions(engine):
 def test_forms_after_training_are_those_of_the_stored_predictions():
     table = protocol.by_conversion(results.Results("pretrained-qat", paths.RESULTS / "pretrained-qat"))
     assert len(table) and table["mended"].notna().all()
-    for row in table.itertuples():
-        folder = paths.RESULTS / "pretrained-qat" / "predictions" / row.dataset / "mobilenetv2"
-        files = {"simulated": ".fake-quant", "converted": "", "as_trained": ".as-trained"}
-        files = {"fp32": "fp32"} | {name: row.regime + suffix for name, suffix in files.items()}
+    for row in table.to_dict("records"):
+        folder = paths.RESULTS / "pretrained-qat" / "predictions" / row["dataset"] / "mobilenetv2"
+        files = {"fake-quant": ".fake-quant", "converted": "", "as-trained": ".as-trained"}
+        files = {"fp32": "fp32"} | {name: row["regime"] + suffix for name, suffix in files.items()}
         tables = {name: pd.read_parquet(folder / f"{file}.parquet") for name, file in files.items()}
-        score = {name: brier(t[t["seed"].astype(str) == row.seed]) for name, t in tables.items()}
+        score = {name: brier(t[t["seed"].astype(str) == row["seed"]]) for name, t in tables.items()}
         for name in list(files)[1:]:
-            assert getattr(row, name) == pytest.approx(score[name] - score["fp32"], abs=1e-9)
+            assert row[name] == pytest.approx(score[name] - score["fp32"], abs=1e-9)
 
 
 def trained(name, dataset, backbone, engine="fbgemm"):

@@ -4,12 +4,13 @@ The margins stand here and on that page, and were there before the first result.
 """
 
 import math
+from functools import lru_cache
 
 import pandas as pd
 
 from medq import paths, results as found
 from medq.changes import changes, paired
-from medq.regimes import REGIMES, method
+from medq.regimes import INT8, REGIMES, method
 
 NONE = {"brier": 0.02, "auroc": 0.01}  # a change whose whole interval is smaller than this is none
 SHARE = 0.5  # of the paper's own rise of the Brier score: a change above it is the paper's collapse
@@ -19,7 +20,7 @@ DESIGN = {  # result folder: weights and pixels of models of the same training i
     "pretrained-scratch-224": ("none", 224),
     "pretrained-scratch-64": ("none", 64),
 }
-# Result folders that hold quantization-aware training; a model that is in both counts where it was trained with more seeds.
+# Result folders that hold quantization-aware training; a model that is in both counts where it has more of it.
 WITH_TRAINING = ("pretrained", "pretrained-qat")
 LABELS = {  # of the columns, in print
     "fp32_brier": "FP32: Brier",
@@ -31,17 +32,12 @@ LABELS = {  # of the columns, in print
     "stem_outputs": "First convolution: outputs, widest / median",
     "last_db": "Logits: signal to noise (dB)",
     "results": "Results",
-    "simulated": "Simulated",
-    "converted": "As PyTorch converts it",
-    "mended": "The same, ReLU6 mended",
-    "as_trained": "With the scales of training",
 }
-FORMS = {  # of a model after QAT: (form, recipe) in metrics.csv
-    "simulated": ("fake-quant", "default"),
-    "converted": ("converted", "default"),
-    "mended": ("converted", "mended"),
-    "as_trained": ("converted", "as-trained"),
+FORMS = {  # of INT8 models, as a column: (form, recipe) in metrics.csv
+    form or "converted" if recipe == "default" else recipe: (form or "converted", recipe)
+    for recipe, form, _ in found.VARIANTS.values()
 }
+LABELS |= dict(zip(FORMS, (title.capitalize() for _, _, title in found.VARIANTS.values())))
 CHANGES = [f"{metric}{end}" for metric in ("brier", "auroc") for end in ("", "_low", "_high")]
 
 
@@ -71,16 +67,24 @@ def _over_images(results, dataset, backbone, regime):
     return {f"{m}_{end}": row[f"images_{end}"] for m, row in rows.items() if row for end in ("low", "high")}
 
 
-def of_seeds(results, dataset, backbone, regime, form, recipe="default"):
-    """A Series {seed: change of the Brier score against its FP32 model}, from metrics.csv; empty where that has no seeds."""
-    frame = pd.read_csv(results.path / "metrics.csv", dtype={"seed": "str", "fold": "str"}, keep_default_na=False)
+@lru_cache(maxsize=16)
+def _brier_of_seeds(results):
+    """{(dataset, backbone, regime, form, recipe): Series {seed: Brier score}} of metrics.csv; empty without seeds."""
+    results.check("metrics.csv")
+    keys = ["dataset", "backbone", "regime", "form", "recipe"]
+    options = {"dtype": dict.fromkeys(["seed", "fold"], "str"), "keep_default_na": False}
+    frame = found.read_table(results.path / "metrics.csv", [*keys, "metric", "class", "value"], **options)
     if "seed" not in frame:
-        return pd.Series(dtype=float)
-    frame = frame.query("metric == 'brier' and fold == 'pooled' and seed not in ('', 'mean') and `class` == ''")
-    frame = frame.query("dataset == @dataset and backbone == @backbone").set_index("seed")
-    after = frame.query("recipe == @recipe and regime == @regime and form in (@form, 'float')")["value"]
-    before = frame.query("recipe == 'default' and regime == 'fp32'")["value"]
-    return (after.astype(float) - before.astype(float)).dropna()
+        return {}
+    frame = frame.query("metric == 'brier' and fold == 'pooled' and `class` == '' and seed not in ('', 'mean')")
+    return {key: part.set_index("seed")["value"].astype(float) for key, part in frame.groupby(keys)}
+
+
+def of_seeds(results, dataset, backbone, regime, form, recipe="default"):
+    """A Series {seed: change of the Brier score against its FP32 model}; empty where the folder has no seeds or no such form."""
+    scores, none = _brier_of_seeds(results), pd.Series(dtype=float)
+    after = scores.get((dataset, backbone, regime, form if regime in INT8 else "float", recipe), none)
+    return (after - scores.get((dataset, backbone, "fp32", "float", "default"), none)).dropna()
 
 
 def under_protocol(results, regimes=("ptq-fbgemm", "ptq-qnnpack"), form="fake-quant"):
@@ -119,15 +123,25 @@ def _held(names, folder, *arguments):
             yield name, under_protocol(found.Results(name, folder / name), *arguments)
 
 
+def _trained(folder):
+    """{(dataset, backbone): Results} of the models that went through quantization-aware training, where it has most trainings."""
+    held, most = {}, {}
+    for name in WITH_TRAINING:
+        results = found.Results(name, folder / name)
+        cells = results.cells[results.cells["status"] == "done"]
+        for model, n in cells[cells["regime"].map(method) == "qat"].groupby(["dataset", "backbone"]).size().items():
+            if n > most.get(model, 0):
+                held[model], most[model] = results, n
+    return held
+
+
 def with_training(form="fake-quant", folder=paths.RESULTS):
     """`under_protocol` of the models that also went through quantization-aware training, and the column `results`: its folder."""
-    regimes = [r for r in REGIMES if r != "fp32"]
-    held = [table.assign(results=name) for name, table in _held(WITH_TRAINING, folder, regimes, form)]
-    parts = [pd.DataFrame(columns=["dataset", "backbone", "regime", "results"])]
-    for _, part in pd.concat(held or parts).groupby(["dataset", "backbone"], sort=False):
-        trained = part[part["regime"].map(method).eq("qat")].set_index("results")["seeds"]
-        if len(trained):
-            parts.append(part[part["results"] == trained.idxmax()].drop(columns="verdict"))
+    held, parts = _trained(folder), [pd.DataFrame(columns=["dataset", "backbone", "regime", "results"])]
+    for results in dict.fromkeys(held.values()):
+        table = under_protocol(results, [r for r in REGIMES if r != "fp32"], form).drop(columns="verdict")
+        chosen = [held.get(model) is results for model in zip(table["dataset"], table["backbone"])]
+        parts.append(table[chosen].assign(results=results.name))
     return pd.concat(parts[1:] or parts).sort_values("dataset", kind="stable", ignore_index=True)
 
 
@@ -135,28 +149,25 @@ def taken_back(engine, backbone="mobilenetv2", folder=paths.RESULTS):
     """A Series {dataset: share} of the rise of the Brier score under PTQ, simulated, that QAT takes back in the same trainings."""
     ptq, qat = (f"{method}-{engine}{found.SIMULATED}" for method in ("ptq", "qat"))
     shares = {}
-    models = with_training(folder=folder).query("backbone == @backbone")
-    for dataset, name in models.drop_duplicates("dataset").set_index("dataset")["results"].items():
-        results = found.Results(name, folder / name)
-        gain, left = (paired(results, "brier", *pair, dataset, backbone) for pair in ((ptq, qat), (qat, "fp32")))
-        if gain and left:
+    for (dataset, name), results in _trained(folder).items():
+        gain, left = (paired(results, "brier", *pair, dataset, name) for pair in ((ptq, qat), (qat, "fp32")))
+        if name == backbone and gain and left:
             shares[dataset] = gain["value"] / (gain["value"] + left["value"])
-    return pd.Series(shares, dtype=float)
+    return pd.Series(shares, dtype=float).sort_index()
 
 
 def by_conversion(results, backbone="mobilenetv2"):
     """Change of the Brier score after QAT, by form, of each training that was also converted with the scales of training.
 
-    Columns: dataset, regime, seed, simulated, converted, mended (as converted where no kernel is wrong), as_trained.
+    Columns: dataset, regime, seed and `FORMS`; mended is as converted where no kernel is wrong.
     """
     parts = [pd.DataFrame(columns=["dataset", "regime", "seed", *FORMS])]
     for dataset in results.datasets:
-        for regime in [r for r in REGIMES if method(r) == "qat"]:
+        for regime in [r for r in INT8 if method(r) == "qat"]:
             values = {name: of_seeds(results, dataset, backbone, regime, *form) for name, form in FORMS.items()}
-            parts.append(pd.DataFrame(values).rename_axis("seed").reset_index().assign(dataset=dataset, regime=regime))
-    table = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)[parts[0].columns]
-    table["mended"] = table["mended"].fillna(table["converted"])
-    return table.dropna(subset="as_trained").reset_index(drop=True)
+            part = pd.DataFrame(values).dropna(subset="as-trained").rename_axis("seed").reset_index()
+            parts.append(part.assign(dataset=dataset, regime=regime, mended=part["mended"].fillna(part["converted"])))
+    return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)[parts[0].columns]
 
 
 def weights_by_resolution(folder=paths.RESULTS):
