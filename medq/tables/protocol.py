@@ -31,7 +31,6 @@ LABELS = {  # of the columns, in print
     "all_weights": "Median convolution: weights, widest / narrowest",
     "stem_outputs": "First convolution: outputs, widest / median",
     "last_db": "Logits: signal to noise (dB)",
-    "results": "Results",
 }
 FORMS = {  # of INT8 models, as a column: (form, recipe) in metrics.csv
     form or "converted" if recipe == "default" else recipe: (form or "converted", recipe)
